@@ -1,0 +1,1 @@
+"""What every stage shares and none owns: errors, settings, whole files, the terminal."""

@@ -1,0 +1,104 @@
+"""The terminal: results go to standard output, everything else (progress, notes, errors) to standard error."""
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from common.errors import StageError, UsageError
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(highlight=False, soft_wrap=True, stderr=True)
+
+# Lines that libraries write as they start, whatever their settings, and that tell a user nothing he could act on.
+CHATTER = re.compile(
+    rb"^I\d{4} "  # TensorFlow's C++: the CPU's features, no CUDA driver
+    rb"|^WARNING: All log messages before absl"  # the line that announces those
+    rb"|^INFO: Created TensorFlow Lite"
+    rb"|^Unable to import IPython|^TFDV visualization APIs"  # of use in a notebook only
+)
+
+
+def note(message: str) -> None:
+    """Says one thing that the user may want to know, on standard error."""
+    err.print(message, markup=False)
+
+
+def progress(unit: str = "") -> Progress:
+    """A progress bar on standard error, removed when done; where that is no terminal, nothing is drawn."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+
+
+def hush() -> None:
+    """Keeps what libraries tell each other (deprecations, gRPC's and TensorFlow's INFO and WARNING lines) out of sight.
+
+    Must run before they are imported. A user who set these variables himself keeps his values.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    if not sys.warnoptions:
+        for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
+            warnings.simplefilter("ignore", category)
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """`hush`, and for the block, in which TensorFlow is imported, its start-up chatter is taken out of standard error.
+
+    TensorFlow's C++ writes some lines to file descriptor 2 before it reads any setting. So what comes there during the
+    block is kept, and all but the lines known to be chatter is passed on when it ends.
+    """
+    hush()
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(real, 2)
+            os.close(real)
+            kept.seek(0)
+            lines = [line for line in kept if not CHATTER.search(line)]
+            os.write(2, b"".join(lines))
+
+
+def run(cli: Callable[..., object]) -> None:
+    """Runs a click command as a program: an error is one line; exit 2 for usage, 1 for failure, 130 for Ctrl-C."""
+    try:
+        code = cli.main(standalone_mode=False)  # type: ignore[attr-defined]
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        code = _fail("stopped", 130)
+    except click.ClickException as error:
+        code = _fail(error.format_message(), error.exit_code)
+    except UsageError as error:
+        code = _fail(str(error), 2)
+    except StageError as error:
+        code = _fail(str(error), 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> int:
+    one_line = " ".join(message.split())
+    err.print(f"error: {one_line}", style="red", markup=False)
+    return code

@@ -1,0 +1,150 @@
+"""What a data set is: manifest.json, written last, read first. A folder without it is no data set.
+
+data/NAME/manifest.json                   this file
+data/NAME/train-00000-of-00004.tokens     the shards (pipeline.shards)
+data/NAME/schema.pbtxt, report.html, ...  what validation leaves (pipeline.validate)
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import StageError
+from common.files import sha256_json, write_json
+from pipeline.vocab import Vocab
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file that the text came from, under a name that holds nothing of the machine it lay on."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A file of tokens in the data set's folder; sha256 is of the file's bytes."""
+
+    file: str
+    tokens: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A contiguous stretch of the corpus; its shards, joined in order, are its tokens."""
+
+    tokens: int
+    shards: tuple[Shard, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """All that a reader of the data set needs to know, and all that says where it came from.
+
+    settings: those that shape the data (pipeline.ingest).
+    splits: "train" and, unless their share is 0, "val" and "test".
+    tools: versions of what made it.
+    validation: None until pipeline.validate finds nothing wrong; then when, with what settings, and what was checked.
+    """
+
+    sources: tuple[Source, ...]
+    settings: dict[str, Any]
+    vocab: Vocab
+    splits: dict[str, Split]
+    tools: dict[str, str]
+    validation: dict[str, Any] | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """How a token is stored in the shards."""
+        return self.vocab.dtype
+
+    @property
+    def data_sha256(self) -> str:
+        """The hash of what a model can learn from: the vocabulary and every split's tokens.
+
+        It does not depend on names, on tools, or on whether the data has been validated.
+        """
+        shards = {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
+        return sha256_json({"vocab": self.vocab.sha256, "shards": shards})
+
+    def split(self, name: str) -> Split:
+        """The split of that name. Raises StageError, listing those there are."""
+        if name not in self.splits:
+            raise StageError(f"the data set has no split '{name}'; it has: {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes manifest.json, whole or not at all. The shards must be there already."""
+    value = {
+        "format_version": FORMAT_VERSION,
+        "data_sha256": manifest.data_sha256,
+        "dtype": manifest.dtype.name,
+        **dataclasses.asdict(manifest),
+        "vocab": manifest.vocab.to_json(),
+    }
+    write_json(folder / FILE_NAME, value)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads manifest.json and checks that every shard is there in its full size (not its hash: that takes a reading).
+
+    Raises StageError, with the way out, where the folder or the manifest is missing, broken, or of another format.
+    """
+    path = folder / FILE_NAME
+    if not folder.is_dir():
+        raise StageError(f"there is no data set {folder}: make it with python -m pipeline ingest ... --out {folder}")
+    if not path.is_file():
+        raise StageError(
+            f"{folder} has no {FILE_NAME}: it is half written or no data set; remove it and run ingest again"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        version = value["format_version"]
+        if version != FORMAT_VERSION:
+            rule = f"this program reads {FORMAT_VERSION}: run ingest again with --force"
+            raise StageError(f"{path} has format_version {version}, {rule}")
+        manifest = _from_json(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StageError(f"{path} is broken ({type(error).__name__}: {error}): run ingest again with --force") from None
+    if manifest.data_sha256 != value.get("data_sha256"):
+        raise StageError(f"{path} is broken (its data_sha256 does not fit its shards): run ingest again with --force")
+    _check_shards(folder, manifest)
+    return manifest
+
+
+def _from_json(value: dict[str, Any]) -> Manifest:
+    return Manifest(
+        sources=tuple(Source(**source) for source in value["sources"]),
+        settings=value["settings"],
+        vocab=Vocab.from_json(value["vocab"]),
+        splits={
+            name: Split(split["tokens"], tuple(Shard(**shard) for shard in split["shards"]))
+            for name, split in value["splits"].items()
+        },
+        tools=value["tools"],
+        validation=value["validation"],
+    )
+
+
+def _check_shards(folder: Path, manifest: Manifest) -> None:
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            path, expected = folder / shard.file, shard.tokens * manifest.dtype.itemsize
+            if not path.is_file():
+                raise StageError(f"the shard {path} is missing: run ingest again with --force")
+            if path.stat().st_size != expected:
+                came = path.stat().st_size
+                raise StageError(
+                    f"the shard {path} must have {expected} bytes, it has {came}: run ingest again with --force"
+                )

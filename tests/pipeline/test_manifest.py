@@ -1,0 +1,102 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_data import make_data
+
+from common.errors import StageError
+from pipeline.manifest import Source, read_manifest, write_manifest
+from pipeline.vocab import Vocab
+
+
+def change(folder: Path, **values: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_what_was_written_is_read(folder: Path) -> None:
+    manifest = dataclasses.replace(
+        make_data(folder, 3, train=b"abcdefg", val=b"hi"),
+        sources=(Source("é.txt", 9, "0" * 64),),
+        settings={"unit": "byte", "train": 0.8},
+        tools={"python": "3"},
+        validation={"result": "valid"},
+    )
+    write_manifest(folder, manifest)
+    assert read_manifest(folder) == manifest
+
+
+def test_the_file_says_what_others_need(folder: Path) -> None:
+    manifest = make_data(folder, 4, train=b"abcdef")
+    value = json.loads((folder / "manifest.json").read_text())
+    assert list(value) == [
+        "format_version", "data_sha256", "dtype", "sources", "settings", "vocab", "splits", "tools", "validation",
+    ]  # fmt: skip
+    assert (value["format_version"], value["dtype"], value["validation"]) == (1, "uint8", None)
+    assert value["data_sha256"] == manifest.data_sha256
+    shards = [(shard["file"], shard["tokens"]) for shard in value["splits"]["train"]["shards"]]
+    assert shards == [("train-00000-of-00002.tokens", 4), ("train-00001-of-00002.tokens", 2)]
+
+
+def test_the_hash_is_of_the_data_alone(folder: Path) -> None:
+    manifest = make_data(folder, 10, train=b"abc", val=b"de")
+    stamped = dataclasses.replace(manifest, validation={"result": "valid"}, tools={"python": "4"}, settings={"x": 1})
+    assert stamped.data_sha256 == manifest.data_sha256
+    assert make_data(folder / "b", 10, train=b"abc", val=b"de").data_sha256 == manifest.data_sha256
+    assert make_data(folder / "c", 10, train=b"abd", val=b"de").data_sha256 != manifest.data_sha256
+    assert make_data(folder / "d", 10, train=b"abc", test=b"de").data_sha256 != manifest.data_sha256
+    other_vocab = dataclasses.replace(manifest, vocab=Vocab("byte", (b"a",)))
+    assert other_vocab.data_sha256 != manifest.data_sha256
+
+
+def test_no_folder(folder: Path) -> None:
+    with pytest.raises(StageError, match=r"there is no data set .*/data: make it with python -m pipeline ingest"):
+        read_manifest(folder)
+
+
+def test_a_half_written_folder(folder: Path) -> None:
+    make_data(folder, 3, train=b"abcdefg")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(StageError, match=r"data has no manifest.json: it is half written or no data set; remove it"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [("{", "JSONDecodeError"), ("{}", "KeyError: 'format_version'"), ("[]", "TypeError"), ("1", "Type")],
+)
+def test_broken_json(text: str, what: str, folder: Path) -> None:
+    make_data(folder, 3, train=b"abcdefg")
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(StageError, match=rf"manifest.json is broken \({what}.*: run ingest again"):
+        read_manifest(folder)
+
+
+def test_another_format(folder: Path) -> None:
+    make_data(folder, 3, train=b"abcdefg")
+    change(folder, format_version=2)
+    with pytest.raises(StageError, match="has format_version 2, this program reads 1: run ingest again"):
+        read_manifest(folder)
+
+
+def test_a_hash_that_does_not_fit(folder: Path) -> None:
+    make_data(folder, 3, train=b"abcdefg")
+    change(folder, data_sha256="0" * 64)
+    with pytest.raises(StageError, match="data_sha256 does not fit its shards"):
+        read_manifest(folder)
+
+
+def test_a_missing_shard(folder: Path) -> None:
+    make_data(folder, 3, train=b"abcdefg")
+    (folder / "train-00001-of-00003.tokens").unlink()
+    with pytest.raises(StageError, match=r"train-00001-of-00003\.tokens is missing: run ingest again with --force"):
+        read_manifest(folder)
+
+
+def test_a_short_shard(folder: Path) -> None:
+    make_data(folder, 3, train=b"abcdefg")
+    (folder / "train-00001-of-00003.tokens").write_bytes(b"de")
+    with pytest.raises(StageError, match=r"train-00001-of-00003\.tokens must have 3 bytes, it has 2: run ingest again"):
+        read_manifest(folder)

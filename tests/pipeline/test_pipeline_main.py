@@ -1,0 +1,93 @@
+"""The command line, in this process: what each command hands on, what it says, and how it ends."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_data import make_data
+
+from common import console
+from pipeline.__main__ import cli
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+    with pytest.raises(SystemExit) as end:
+        console.run(cli)
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("to be or not to be\n" * 20)
+    return Path("text.txt")
+
+
+def test_ingest_and_info(text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--train", "0.8", "--val", "0.2", "--test", "0"]
+    assert run(monkeypatch, "ingest", str(text), "--out", "data/hamlet", *options) == 0
+    assert capsys.readouterr().out.startswith("data/hamlet: tokens: train 304, val 76; data ")
+    assert run(monkeypatch, "info", "data/hamlet") == 0
+    words = capsys.readouterr().out.split()
+    assert " ".join(words).startswith("sources text.txt bytes 380 vocabulary 256 symbols, unit byte data_sha256 ")
+    assert " ".join(words[-12:]) == "split tokens share shards train 304 80.0% 1 val 76 20.0% 1"
+
+
+def test_a_config_gives_sources_and_name_and_options_beat_it(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("hamlet.toml").write_text(f'[data]\nsource = ["{text}"]\ntrain = 0.5\nval = 0.25\ntest = 0.25\n')
+    assert run(monkeypatch, "ingest", "--config", "hamlet.toml", "--train", "0.4", "--val", "0.35") == 0
+    settings = json.loads(Path("data/hamlet/manifest.json").read_text())["settings"]
+    assert (settings["train"], settings["val"], settings["test"]) == (0.4, 0.35, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["ingest", "no.txt", "--out", "data/x"], 2, "'no.txt' is neither a file, nor a folder, nor a named corpus"),
+        (["ingest", "--out", "data/x"], 2, "nothing to read: name a file, a folder or a named corpus"),
+        (["ingest", "text.txt"], 2, "name the data set (--out data/NAME) or a config (--config configs/NAME.toml)"),
+        (["ingest", "text.txt", "--out", "x", "--train", "2"], 2, "command line: 'train': input should be less than"),
+        (
+            ["ingest", "text.txt", "--out", "x", "--unit", "word"],
+            2,
+            "command line: 'unit': input should be 'byte', got",
+        ),
+        (["ingest", "text.txt", "--out", "x", "--wrong"], 2, "No such option"),
+        (["ingest", "--config", "no.toml"], 2, "there is no config file no.toml"),
+        (["info", "data/x"], 1, "there is no data set data/x: make it with"),
+        (["info"], 2, "Missing argument"),
+        (["ingest", "text.txt", "--out", "."], 1, ". exists and is no data set (it has no manifest.json)"),
+    ],
+)
+def test_errors_are_one_line_with_the_right_code(
+    arguments: list[str],
+    code: int,
+    message: str,
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, *arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: {message}")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["ingest", "validate", "info"])
+def test_help_has_an_example(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, command, "--help") == 0
+    assert f"python -m pipeline {command} " in capsys.readouterr().out
+
+
+def test_a_process_says_nothing_but_the_result(folder: Path) -> None:
+    make_data(folder, 1000, train=b"to be or not to be\n" * 20)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "validate", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout == f"{folder} is valid; report: {folder}/validation/report.html\n"
+    assert done.returncode == 0
