@@ -1,0 +1,1 @@
+"""A run's best checkpoint as a SavedModel for TF Serving and as a .tflite for devices, each proven once written."""

@@ -1,0 +1,67 @@
+"""The command line: python -m export savedmodel | tflite | show."""
+
+from pathlib import Path
+
+import click
+
+from common import console
+
+FOLDER = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def cli() -> None:
+    """A trained run to the forms in which it is used."""
+
+
+@cli.command()
+@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.option("--out", type=FOLDER, help="TF Serving's base path. Default: served/NAME.")
+@click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="The version to write below it.")
+@click.option("--force", is_flag=True, help="Replace that version where another model lies there.")
+def savedmodel(run: Path, out: Path | None, version: int, force: bool) -> None:
+    """Writes the best checkpoint as a SavedModel for TF Serving, and proves it in a fresh process.
+
+    \b
+    Example:
+      python -m export savedmodel runs/stdlib --out served/stdlib
+    """
+    with console.hushed():
+        from export.saved_model import export_saved_model
+    export_saved_model(run, out or Path("served") / run.name, version, force)
+
+
+@cli.command()
+@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.option("--out", type=FOLDER, help="The folder to make. Default: devices/NAME.")
+@click.option("--force", is_flag=True, help="Replace it where another model lies there.")
+def tflite(run: Path, out: Path | None, force: bool) -> None:
+    """Writes the best checkpoint as a .tflite of one step, carry in and out, and proves it on its runtime.
+
+    \b
+    Example:
+      python -m export tflite runs/stdlib --out devices/stdlib
+    """
+    with console.hushed():
+        from export.lite import export_lite
+    export_lite(run, out or Path("devices") / run.name, force)
+
+
+@cli.command()
+@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.option("--served", type=FOLDER, help="The SavedModel's base path. Default: served/NAME.")
+@click.option("--devices", type=FOLDER, help="The .tflite's folder. Default: devices/NAME.")
+def show(run: Path, served: Path | None, devices: Path | None) -> None:
+    """Shows what was made from a run, its bits per character, and what each of the three writes.
+
+    \b
+    Example:
+      python -m export show runs/stdlib
+    """
+    with console.hushed():
+        from export.show import show as show_run
+    show_run(run, served or Path("served") / run.name, devices or Path("devices") / run.name)
+
+
+if __name__ == "__main__":
+    console.run(cli)

@@ -1,0 +1,110 @@
+"""A .tflite for devices: one step of the model, batch 1, the carry in and out, builtin ops only, the weights inside.
+
+devices/NAME/model.tflite      signature `serving_default`: token (int32 [1]), carry (float32 [1, L, 2, H])
+                               -> logits (float32 [1, V]), carry
+devices/NAME/model.json        the vocabulary and what the file was made from
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common import console
+from common.errors import StageError
+from common.files import whole_folder, write_json
+from export.lite_runner import LiteModel
+from export.saved_model import LOGITS_TOLERANCE
+from trainers import checkpoint
+from trainers.generate import Sampler
+from trainers.model import CharLSTM
+
+PROBE = b"def read(self, size=-1):\n    return self._buffer[:size]\n"
+
+
+def step_model(model: CharLSTM) -> keras.Model:
+    """One step as a functional Keras model with the trained weights: (token, carry) -> (logits, carry), batch 1.
+
+    Built from cells because the converter turns them into plain matrix products; a layer with a time axis would need
+    TensorList ops, which the runtime on devices does not have.
+    """
+    L, H = model.config.layers, model.config.units
+    token = keras.Input((), batch_size=1, dtype="int32", name="token")
+    carry_BxLx2xH = keras.Input((L, 2, H), batch_size=1, name="carry")
+    y, states = keras.ops.one_hot(token, model.vocab_size), []
+    for index, layer in enumerate(model.lstms):
+        cell = keras.layers.LSTMCell(H, name=layer.name)  # a functional model wants a name of its own for each
+        y, (h, c) = cell(y, [carry_BxLx2xH[:, index, 0], carry_BxLx2xH[:, index, 1]])
+        cell.set_weights(layer.cell.get_weights())
+        states.append(keras.ops.stack([h, c], 1))
+    outputs = {"logits": model.dense(y), "carry": keras.ops.stack(states, 1)}
+    return keras.Model({"token": token, "carry": carry_BxLx2xH}, outputs)
+
+
+def convert(model: CharLSTM) -> bytes:
+    """The step model as the bytes of a .tflite, float32."""
+    L, H = model.config.layers, model.config.units
+    # A fixed batch in the signature: left open, the file says -1, which browsers' runtimes refuse.
+    signature = {
+        "token": keras.InputSpec(shape=(1,), dtype="int32", name="token"),
+        "carry": keras.InputSpec(shape=(1, L, 2, H), dtype="float32", name="carry"),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        step_model(model).export(scratch, verbose=False, input_signature=[signature])
+        return tf.lite.TFLiteConverter.from_saved_model(scratch).convert()
+
+
+def export_lite(folder: Path, out: Path, force: bool) -> None:
+    """Writes out/model.tflite from a run's best checkpoint, proves it on its runtime, and only then puts it in place.
+
+    Raises StageError where `out` is there already and was made from something else (unless `force`), or where the file
+    needs more than builtin ops, or its logits differ from the checkpoint's.
+    """
+    run = checkpoint.read_run(folder)
+    chosen = checkpoint.best(run)
+    about = {
+        "format_version": 1,
+        "run": folder.name,
+        "step": chosen.step,
+        "val_nats": chosen.val_nats,
+        "weights_sha256": checkpoint.weights_sha256(chosen),
+        "vocab": run.vocab.to_json(),
+    }
+    described = out / "model.json"
+    if out.exists() and any(out.iterdir()) and not force:
+        if described.is_file() and json.loads(described.read_text(encoding="utf-8")) == about:
+            console.note(f"{out} is already made from {chosen.folder}")
+            return
+        raise StageError(f"{out} is full: another model lies there; give another --out or --force")
+    model = checkpoint.load_model(run, chosen)
+    with console.err.status(f"writing {out}"), whole_folder(out) as partial:
+        (partial / "model.tflite").write_bytes(convert(model))
+        write_json(partial / "model.json", about)
+        prove(partial, Sampler(model, run.vocab))
+    size = (out / "model.tflite").stat().st_size
+    console.out.print(
+        f"{out / 'model.tflite'}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB, builtin ops only; its runtime's "
+        f"logits are the checkpoint's to {LOGITS_TOLERANCE:g}",
+        markup=False,
+    )
+
+
+def prove(folder: Path, sampler: Sampler) -> None:
+    """Raises StageError unless the file runs on ai_edge_litert with builtin ops and gives the sampler's logits."""
+    lite = LiteModel(folder)
+    foreign = sorted(op for op in lite.ops if op.startswith("Flex") or op in ("CUSTOM", "VAR_HANDLE"))
+    if foreign:
+        raise StageError(f"the written .tflite needs more than builtin ops: {', '.join(foreign)}")
+    expected_TxV: Any = sampler.logits(tf.constant([PROBE]))[0][0].numpy()
+    carry, difference = lite.initial_carry(), 0.0
+    for token, expected_V in zip(lite.vocab.encode(PROBE), expected_TxV, strict=True):
+        logits_V, carry = lite.step(int(token), carry)
+        difference = max(difference, float(np.max(np.abs(logits_V - expected_V))))
+    if not difference <= LOGITS_TOLERANCE:
+        raise StageError(
+            f"the written .tflite's logits differ by {difference:.1g}; at most {LOGITS_TOLERANCE:g} is allowed"
+        )

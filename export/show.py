@@ -1,0 +1,108 @@
+"""What a run came to: what was made and where, its bits per character, and text from each thing that was made."""
+
+import json
+from pathlib import Path
+
+import tensorflow as tf
+from rich.table import Table
+
+from common import console
+from common.errors import StageError
+from export.lite_runner import LiteModel
+from export.saved_model import tensors
+from trainers import checkpoint
+from trainers.generate import Sampler
+
+TEMPERATURES = (0.4, 0.7, 1.0)
+PROMPT = "def "
+LENGTH = 240
+
+
+def show(folder: Path, served: Path, devices: Path) -> None:
+    """Prints the table and the samples. Raises StageError for a part that has not been made."""
+    run = checkpoint.read_run(folder)
+    chosen = checkpoint.best(run)
+    _samples(
+        {
+            f"checkpoint  {chosen.folder}": _from_checkpoint(run, chosen),
+            f"SavedModel  {served}": _from_saved_model(served),
+            f".tflite  {devices}": _from_lite(devices),
+        }
+    )
+    console.out.print(_made(run, chosen, served, devices))
+    console.out.print(_bits(folder, run))
+
+
+def _made(run: checkpoint.Run, chosen: checkpoint.Checkpoint, served: Path, devices: Path) -> Table:
+    table = Table(title="What was made", title_justify="left", box=None)
+    for name in ("", "where", "MB"):
+        table.add_column(name, justify="right" if name == "MB" else "left", no_wrap=True)
+    for name, path in (
+        ("data", run.data),
+        ("data report", run.data / "validation" / "report.html"),
+        ("run", run.folder),
+        (f"checkpoint, step {chosen.step:,}", chosen.folder),
+        ("SavedModel", served),
+        (".tflite", devices / "model.tflite"),
+    ):
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        table.add_row(name, str(path), f"{sum(file.stat().st_size for file in files) / 1e6:.1f}")
+    return table
+
+
+def _bits(folder: Path, run: checkpoint.Run) -> Table:
+    table = Table(title=f"Bits per {run.vocab.unit} on held-out text", title_justify="left", box=None)
+    for name in ("", "bits", "nats"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    rows = [json.loads(line) for line in (folder / checkpoint.METRICS).read_text(encoding="utf-8").splitlines()]
+    best = min(rows, key=lambda row: row["val_nats"])
+    table.add_row("before training (val)", f"{rows[0]['val_bits']:.3f}", f"{rows[0]['val_nats']:.3f}")
+    table.add_row(f"after step {best['step']:,} (val)", f"{best['val_bits']:.3f}", f"{best['val_nats']:.3f}")
+    test = folder / "evaluation-test.json"
+    if test.is_file():
+        score = json.loads(test.read_text(encoding="utf-8"))
+        table.add_row(f"after step {score['inputs']['step']:,} (test)", f"{score['bits']:.3f}", f"{score['nats']:.3f}")
+    return table
+
+
+def _samples(sources: dict[str, list[str]]) -> None:
+    for name, texts in sources.items():
+        for temperature, text in zip(TEMPERATURES, texts, strict=True):
+            console.out.rule(f"[bold]{name}[/bold]  temperature {temperature}", align="left")
+            console.out.print(PROMPT + text, markup=False)
+
+
+def _requests() -> dict[str, tf.Tensor]:
+    rows = len(TEMPERATURES)
+    return tensors(
+        {
+            "prompt": [PROMPT.encode()] * rows,
+            "length": [LENGTH] * rows,
+            "temperature": list(TEMPERATURES),
+            "seed": list(range(rows)),
+        }
+    )
+
+
+def _texts(drawn_B: tf.Tensor) -> list[str]:
+    return [row.decode("utf-8", errors="replace") for row in drawn_B.numpy()]
+
+
+def _from_checkpoint(run: checkpoint.Run, chosen: checkpoint.Checkpoint) -> list[str]:
+    sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab)
+    inputs = _requests()
+    return _texts(tf.function(sampler.generate)(*(inputs[n] for n in ("prompt", "length", "temperature", "seed"))))
+
+
+def _from_saved_model(served: Path) -> list[str]:
+    versions = sorted((path for path in served.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+    if not versions:
+        raise StageError(f"there is no SavedModel in {served}: make it with python -m export savedmodel")
+    loaded = tf.saved_model.load(str(versions[-1]))
+    return _texts(loaded.signatures["serving_default"](**_requests())["text_bytes"])
+
+
+def _from_lite(devices: Path) -> list[str]:
+    lite = LiteModel(devices)
+    texts = [lite.generate(PROMPT.encode(), LENGTH, warm, seed) for seed, warm in enumerate(TEMPERATURES)]
+    return [text.decode("utf-8", errors="replace") for text in texts]

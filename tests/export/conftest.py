@@ -1,0 +1,25 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from pipeline.manifest import Manifest
+from trainers import checkpoint
+from trainers.config import RunConfig
+from trainers.devices import Devices
+from trainers.loop import Training
+
+TEXT = b"def spam(eggs):\n    return eggs * 2\n\n\n" * 10
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
+    """A small run, trained for a few steps: 2 layers of 9 units."""
+    folder = tmp_path_factory.mktemp("exported")
+    manifest = make_data(folder / "data", 1000, train=TEXT, val=TEXT[:100])
+    config = RunConfig.from_tables({"units": 9}, {"lanes": 4, "window": 10, "learning_rate": 0.05}, "test")
+    opened = checkpoint.open_run(folder / "runs" / "tiny", config, folder / "data", manifest)
+    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1, towers=1)
+    Training(opened, manifest, devices, an_epoch=10, total=12).go()
+    return opened.folder

@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import pytest
+
+from common.errors import UsageError
+from trainers.config import RunConfig, TrainConfig
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    return path
+
+
+def test_sections_and_overrides_fill_the_dataclasses(tmp_path: Path) -> None:
+    path = write(tmp_path, "[data]\nsource = ['x']\n[model]\nunits = 64\n[train]\nlanes = 8\nlearning_rate = 1\n")
+    config = RunConfig.read(path, ("train.lanes=4", "train.precision=bfloat16", "model.dropout=0.25"))
+    assert (config.model.units, config.model.layers, config.model.dropout) == (64, 2, 0.25)
+    assert (config.train.lanes, config.train.learning_rate, config.train.precision) == (4, 1.0, "bfloat16")
+    assert RunConfig.from_tables(**config.to_json(), where="again") == config
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(AttributeError):
+        TrainConfig().lanes = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "message"),
+    [
+        (
+            "[model]\nunit = 3",
+            "",
+            "no setting is called 'unit' (did you mean 'units'?); there are: units, layers, dropout",
+        ),
+        ("[model]\nunits = '3'", "", "[model]: 'units': input should be a valid integer, got '3'"),
+        ("[model]\nunits = 0", "", "'units': input should be greater than 0, got 0"),
+        ("[train]\nlanes = 2.5", "", "'lanes': input should be a valid integer, got 2.5"),
+        ("[train]\nlanes = true", "", "'lanes': input should be a valid integer, got True"),
+        ("[train]\nprecision = 'half'", "", "'precision': input should be 'float32' or 'bfloat16', got 'half'"),
+        ("[trian]\nlanes = 2", "", "no section is called 'trian' (did you mean 'train'?); there are: data, validate,"),
+        ("lanes = 2", "", "no section is called 'lanes'"),
+        ("train = 2", "", "[train] must be a section, got 2"),
+        ("[train", "", "cannot be read as TOML"),
+        ("", "lanes=3", "--set wants section.setting=value (such as train.epochs=3), got 'lanes=3'"),
+        ("", "train.lane=3", "no setting is called 'lane' (did you mean 'lanes'?)"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, override: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UsageError) as error:
+        RunConfig.read(path, (override,) if override else ())
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no config file .*b\.toml"):
+        RunConfig.read(tmp_path / "b.toml")

@@ -1,0 +1,84 @@
+"""The loop against the equations in NumPy, and against keras.layers.LSTM with the same weights, gradients included."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainers import lstm
+from trainers.model import CharLSTM
+
+# T, B, H: one of everything, T below, at, above and far off a multiple of the unrolling, odd units.
+SIZES = [(1, 1, 1), (3, 2, 5), (10, 1, 4), (13, 3, 7), (29, 2, 9)]
+
+
+def equations(z_TxBxG: np.ndarray, h: np.ndarray, c: np.ndarray, r_HxG: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The LSTM's equations in float64; gate columns i, f, o, c."""
+
+    def sigmoid(x: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-x))
+
+    hs = []
+    for z_BxG in z_TxBxG.astype(np.float64):
+        i, f, o, g = np.split(z_BxG + h @ r_HxG, 4, axis=1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        hs.append(h)
+    return np.stack(hs), h, c
+
+
+@pytest.mark.parametrize(("T", "B", "H"), SIZES)
+def test_the_loop_computes_the_equations(rng: np.random.Generator, T: int, B: int, H: int) -> None:
+    z, h, c = rng.normal(size=(T, B, 4 * H)), rng.normal(size=(B, H)), rng.normal(size=(B, H))
+    r = rng.normal(size=(H, 4 * H)) / np.sqrt(H)
+    expected = equations(z, h, c, r)
+    inputs = [tf.constant(x, tf.float32) for x in (z, h, c, r)]
+    for got, want in zip(tf.function(lstm.recur)(*inputs, tf.float32), expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_step_is_a_window_of_one(rng: np.random.Generator) -> None:
+    z, h, c, r = (tf.constant(rng.normal(size=s), tf.float32) for s in ((3, 20), (3, 5), (3, 5), (5, 20)))
+    _, window_h, window_c = lstm.recur(z[None], h, c, r, tf.float32)
+    step_h, step_c = lstm.step(z, h, c, r)
+    np.testing.assert_allclose(step_h, window_h, atol=1e-6)
+    np.testing.assert_allclose(step_c, window_c, atol=1e-6)
+
+
+@pytest.mark.parametrize(("T", "B", "H"), SIZES)
+def test_the_loop_is_keras_lstm_in_value_and_gradient(
+    rng: np.random.Generator, make_model: Callable[..., CharLSTM], T: int, B: int, H: int
+) -> None:
+    model = make_model(units=H, layers=2, vocab=11)
+    ids = rng.integers(0, 11, (B, T))
+    carry = tf.constant(rng.normal(size=(B, 2, 2, H)), tf.float32)
+    weigh_logits = tf.constant(rng.normal(size=(B, T, 11)), tf.float32)
+    weigh_carry = tf.constant(rng.normal(size=carry.shape), tf.float32)
+
+    def run(stock: bool) -> list[np.ndarray]:
+        model.use_stock_layers = stock
+
+        @tf.function
+        def outputs_and_gradients() -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                tape.watch(carry)
+                logits, after = model(ids, carry)
+                loss = tf.reduce_sum(logits * weigh_logits) + tf.reduce_sum(after * weigh_carry)
+            return [logits, after, *tape.gradient(loss, [carry, *model.trainable_variables])]
+
+        return [value.numpy() for value in outputs_and_gradients()]
+
+    for loop, stock in zip(run(stock=False), run(stock=True), strict=True):
+        np.testing.assert_allclose(loop, stock, rtol=1e-5, atol=2e-5)
+
+
+def test_bfloat16_products_stay_near_float32(rng: np.random.Generator, make_model: Callable[..., CharLSTM]) -> None:
+    model = make_model(units=16)
+    ids, carry = rng.integers(0, 11, (4, 12)), model.initial_carry(4)
+    exact, _ = model(ids, carry)
+    model.matmul_dtype = tf.bfloat16
+    rough, _ = model(ids, carry)
+    assert rough.dtype == tf.float32
+    difference = np.abs(exact - rough).max()
+    assert 0 < difference < 0.02

@@ -1,0 +1,85 @@
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from trainers.model import CharLSTM, join_carry, split_carry
+
+MakeModel = Callable[..., CharLSTM]
+
+
+def test_with_the_carry_short_windows_are_one_long_window(rng: np.random.Generator, make_model: MakeModel) -> None:
+    model = make_model()
+    ids = rng.integers(0, 11, (3, 24))
+    long_logits, long_carry = model(ids, model.initial_carry(3))
+    carry, pieces, cold = model.initial_carry(3), [], []
+    for start, stop in ((0, 5), (5, 6), (6, 17), (17, 24)):
+        logits, carry = model(ids[:, start:stop], carry)
+        pieces.append(logits)
+        cold.append(model(ids[:, start:stop], model.initial_carry(3))[0])
+    np.testing.assert_allclose(tf.concat(pieces, 1), long_logits, atol=1e-5)
+    np.testing.assert_allclose(carry, long_carry, atol=1e-5)
+    assert np.abs(tf.concat(cold, 1) - long_logits)[:, 5:].max() > 1e-3, "without the carry the past must be missed"
+
+
+def test_the_stepper_is_the_window_one_character_at_a_time(rng: np.random.Generator, make_model: MakeModel) -> None:
+    model = make_model(layers=3)
+    ids = rng.integers(0, 11, (2, 9))
+    logits, carry = model(ids, model.initial_carry(2))
+    step, states = model.stepper(), split_carry(model.initial_carry(2))
+    for t in range(9):
+        step_logits, states = step(tf.constant(ids[:, t]), states)
+        np.testing.assert_allclose(step_logits, logits[:, t], atol=1e-5)
+    np.testing.assert_allclose(join_carry(states), carry, atol=1e-5)
+
+
+def test_lanes_do_not_see_each_other(rng: np.random.Generator, make_model: MakeModel) -> None:
+    model = make_model()
+    ids = rng.integers(0, 11, (3, 8))
+    together, _ = model(ids, model.initial_carry(3))
+    alone, _ = model(ids[1:2], model.initial_carry(1))
+    np.testing.assert_allclose(together[1:2], alone, atol=1e-6)
+
+
+def test_the_first_weights_are_a_function_of_the_seed(make_model: MakeModel) -> None:
+    one, same, other = (make_model(seed=seed).get_weights() for seed in (5, 5, 6))
+    for a, b in zip(one, same, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.abs(one[0] - other[0]).max() > 0
+    kernels = [weight for weight in one if weight.shape == (7, 28)]
+    assert np.abs(kernels[0] - kernels[-1]).max() > 0, "layers must not start alike"
+
+
+def test_first_weights_remember_and_keep_norms(make_model: MakeModel) -> None:
+    cell = make_model(units=6).lstms[1].cell
+    np.testing.assert_array_equal(cell.bias.numpy(), np.repeat([0, 1, 0, 0], 6))
+    recurrent_HxG = cell.recurrent_kernel.numpy()
+    np.testing.assert_allclose(recurrent_HxG @ recurrent_HxG.T, np.eye(6), atol=1e-5)
+    rows_VxG = make_model(units=40, vocab=100).lstms[0].cell.kernel.numpy()
+    assert abs(rows_VxG.std() - 1) < 0.05, "a one-hot input must move the gates by one"
+
+
+def test_dropout_masks_repeat_and_hide_their_share(make_model: MakeModel) -> None:
+    model = make_model(units=50, layers=3, dropout=0.25)
+    masks, same, other = (model.dropout_masks(20, 30, tf.constant([1, step])) for step in (7, 7, 8))
+    assert [mask.shape for mask in masks] == [(20, 30, 50)] * 2
+    for mask, again in zip(masks, same, strict=True):
+        np.testing.assert_array_equal(mask, again)
+    assert np.any(masks[0] != other[0])
+    assert np.any(masks[0] != masks[1])
+    np.testing.assert_allclose(np.unique(masks[0]), [0, 1 / 0.75])
+    assert abs(np.mean(masks[0] == 0) - 0.25) < 0.02
+    assert make_model(layers=3).dropout_masks(2, 3, tf.constant([1, 1])) == []
+    assert make_model(layers=1, dropout=0.5).dropout_masks(2, 3, tf.constant([1, 1])) == []
+
+
+def test_masks_hide_the_same_in_both_ways_to_run(rng: np.random.Generator, make_model: MakeModel) -> None:
+    model = make_model(dropout=0.5)
+    ids, carry = rng.integers(0, 11, (2, 13)), model.initial_carry(2)
+    masks = model.dropout_masks(2, 13, tf.constant([3, 4]))
+    loop, _ = model(ids, carry, masks)
+    plain, _ = model(ids, carry)
+    model.use_stock_layers = True
+    stock, _ = model(ids, carry, masks)
+    np.testing.assert_allclose(loop, stock, atol=1e-5)
+    assert np.abs(loop - plain).max() > 1e-3

@@ -1,0 +1,110 @@
+"""The command line: python -m trainers train | evaluate | sample | info."""
+
+from pathlib import Path
+
+import click
+
+from common import console
+
+FOLDER = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def cli() -> None:
+    """A data set to a model: train it, judge it, let it write."""
+
+
+@cli.command()
+@click.argument("config", type=FOLDER, metavar="configs/NAME.toml")
+@click.option("--data", type=FOLDER, help="The data set. Default: data/NAME.")
+@click.option("--out", type=FOLDER, help="The run's folder. Default: runs/NAME.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
+)
+@click.option("--replicas", type=click.IntRange(1), help="GPUs to use, or logical CPUs. Default: all GPUs, else 1.")
+@click.option("--unvalidated", is_flag=True, help="Train on data that `pipeline validate` has not passed.")
+def train(
+    config: Path,
+    data: Path | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    replicas: int | None,
+    unvalidated: bool,
+) -> None:
+    """Trains the model of a config, or goes on where a stopped run left off: the same command does both.
+
+    \b
+    Examples:
+      python -m trainers train configs/stdlib.toml
+      python -m trainers train configs/stdlib.toml --out runs/wide --set model.units=256 --set train.epochs=3
+    """
+    from trainers.config import RunConfig
+
+    settings = RunConfig.read(config, overrides)
+    with console.hushed():
+        from trainers import loop
+
+        loop.tf.config.list_physical_devices()
+    loop.train(settings, data or Path("data") / config.stem, out or Path("runs") / config.stem, replicas, unvalidated)
+
+
+@cli.command()
+@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.option("--split", default="test", show_default=True, help="train, val or test.")
+@click.option("--data", type=FOLDER, help="The data set, where it has moved since training.")
+@click.option(
+    "--lanes", type=click.IntRange(1), default=50, show_default=True, help="Streams that the split is read in."
+)
+@click.option("--force", is_flag=True, help="Evaluate again.")
+def evaluate(run: Path, split: str, data: Path | None, lanes: int, force: bool) -> None:
+    """Measures the loss of a run's best checkpoint over a whole split, every target once.
+
+    \b
+    Example:
+      python -m trainers evaluate runs/stdlib --split test
+    """
+    with console.hushed():
+        from trainers.evaluate import evaluate_run
+    evaluate_run(run, split, data, lanes, force)
+
+
+@cli.command()
+@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.option("--prompt", default="", help="The text to continue; none starts as after a newline.")
+@click.option("--length", type=click.IntRange(0), default=500, show_default=True, help="Characters to write.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.8,
+    show_default=True,
+    help="0 is the likeliest text, 1 the model's own.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="The same seed writes the same text.")
+def sample(run: Path, prompt: str, length: int, temperature: float, seed: int) -> None:
+    """Writes text with a run's best checkpoint, the prompt first.
+
+    \b
+    Example:
+      python -m trainers sample runs/stdlib --prompt "def " --temperature 0.5
+    """
+    with console.hushed():
+        from trainers.generate import sample_run
+    console.out.print(prompt + sample_run(run, prompt, length, temperature, seed), markup=False)
+
+
+@cli.command()
+@click.argument("run", type=FOLDER, metavar="runs/NAME")
+def info(run: Path) -> None:
+    """Shows what a run is: config, vocabulary, parameters, steps, losses, sizes.
+
+    \b
+    Example:
+      python -m trainers info runs/stdlib
+    """
+    with console.hushed():
+        from trainers.info import show
+    show(run)
+
+
+if __name__ == "__main__":
+    console.run(cli)
