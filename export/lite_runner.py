@@ -27,9 +27,9 @@ class LiteModel:
             self.vocab = Vocab.from_json(about["vocab"])
             with console.hushed():
                 self._interpreter = Interpreter(model_path=str(folder / "model.tflite"), num_threads=threads)
-        except (OSError, KeyError, ValueError) as error:
+                self._interpreter.allocate_tensors()
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise StageError(f"{folder} holds no whole .tflite model: {error}") from None
-        self._interpreter.allocate_tensors()
         self._run = self._interpreter.get_signature_runner("serving_default")
 
     @property

@@ -13,7 +13,7 @@ from export.saved_model import tensors
 from trainers import checkpoint
 from trainers.generate import Sampler
 
-TEMPERATURES = (0.4, 0.7, 1.0)
+TEMPERATURES = (0.5, 0.8, 1.0)
 PROMPT = "def "
 LENGTH = 240
 

@@ -21,6 +21,9 @@ if [ ! -x "$venv/bin/python" ] || [ ! -e "$venv/tools/bin/uv" ]; then
         python=
     done
     [ -n "$python" ] || fail "no Python 3.11, 3.12 or 3.13 found (looked for: ${PYTHON:-python3 python3.13 python3.12 python3.11}); install one or set PYTHON=/path/to/python."
+    "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' &&
+        command -v c++ >/dev/null ||
+        fail "a C++ compiler and Python's headers are needed (pyfarmhash, under tensorflow-data-validation, comes as source); on Debian and Ubuntu: apt install g++ python3-dev"
     echo "setup: making $venv with $("$python" --version)"
     # Copies, not links: private_glibc.sh may have to change them. They are of the environment, the original is not.
     "$python" -m venv --copies "$venv" || fail "could not make $venv; on Debian and Ubuntu: apt install python3-venv"
