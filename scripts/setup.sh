@@ -35,7 +35,7 @@ fi
 
 for lock in "$@"; do
     # uv is several times faster; pip is tried where uv cannot reach what pip can (a proxy or a mirror set for pip alone).
-    "$venv/tools/bin/uv" pip install --python "$venv/bin/python" --compile-bytecode --require-hashes -r "$lock" ||
+    "$venv/tools/bin/uv" pip install --system-certs --python "$venv/bin/python" --compile-bytecode --require-hashes -r "$lock" ||
         { echo "setup: uv failed; trying pip"
           "$venv/bin/python" -m pip install --disable-pip-version-check --require-hashes -r "$lock"; } ||
         fail "could not install $lock."
