@@ -20,7 +20,9 @@ def cli() -> None:
 @click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="The version to write below it.")
 @click.option("--force", is_flag=True, help="Replace that version where another model lies there.")
 def savedmodel(run: Path, out: Path | None, version: int, force: bool) -> None:
-    """Writes the best checkpoint as a SavedModel for TF Serving, and proves it in a fresh process.
+    """Writes a SavedModel for TF Serving.
+
+    The run's best checkpoint, proven by a fresh process that answers from the files alone.
 
     \b
     Example:
@@ -36,7 +38,9 @@ def savedmodel(run: Path, out: Path | None, version: int, force: bool) -> None:
 @click.option("--out", type=FOLDER, help="The folder to make. Default: devices/NAME.")
 @click.option("--force", is_flag=True, help="Replace it where another model lies there.")
 def tflite(run: Path, out: Path | None, force: bool) -> None:
-    """Writes the best checkpoint as a .tflite of one step, carry in and out, and proves it on its runtime.
+    """Writes a .tflite for devices.
+
+    The run's best checkpoint as one step, carry in and out, proven on the runtime that devices have.
 
     \b
     Example:
@@ -52,7 +56,7 @@ def tflite(run: Path, out: Path | None, force: bool) -> None:
 @click.option("--served", type=FOLDER, help="The SavedModel's base path. Default: served/NAME.")
 @click.option("--devices", type=FOLDER, help="The .tflite's folder. Default: devices/NAME.")
 def show(run: Path, served: Path | None, devices: Path | None) -> None:
-    """Shows what was made from a run, its bits per character, and what each of the three writes.
+    """Shows what a run came to, and what it writes.
 
     \b
     Example:

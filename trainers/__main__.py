@@ -31,7 +31,9 @@ def train(
     replicas: int | None,
     unvalidated: bool,
 ) -> None:
-    """Trains the model of a config, or goes on where a stopped run left off: the same command does both.
+    """Trains the model of a config.
+
+    A run that was stopped goes on from its last checkpoint: the same command does both.
 
     \b
     Examples:
@@ -57,7 +59,9 @@ def train(
 )
 @click.option("--force", is_flag=True, help="Evaluate again.")
 def evaluate(run: Path, split: str, data: Path | None, lanes: int, force: bool) -> None:
-    """Measures the loss of a run's best checkpoint over a whole split, every target once.
+    """Measures a run's loss on held-out text.
+
+    The best checkpoint by validation is scored over a whole split, every target once.
 
     \b
     Example:
@@ -81,7 +85,7 @@ def evaluate(run: Path, split: str, data: Path | None, lanes: int, force: bool) 
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed writes the same text.")
 def sample(run: Path, prompt: str, length: int, temperature: float, seed: int) -> None:
-    """Writes text with a run's best checkpoint, the prompt first.
+    """Writes text with a run's best checkpoint.
 
     \b
     Example:
@@ -95,7 +99,7 @@ def sample(run: Path, prompt: str, length: int, temperature: float, seed: int) -
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 def info(run: Path) -> None:
-    """Shows what a run is: config, vocabulary, parameters, steps, losses, sizes.
+    """Shows what a run is, and how far it has come.
 
     \b
     Example:

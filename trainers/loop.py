@@ -90,7 +90,11 @@ class Training:
                 console.note(f"going on from step {start:,}")
             else:
                 self._look(0, [], 0.0, bar)
-            self._run(start, bar)
+            try:
+                self._run(start, bar)
+            except KeyboardInterrupt:
+                console.note(f"stopped; the same command goes on from step {checkpoint.checkpoints(run)[-1].step:,}")
+                raise
 
     def _run(self, start: int, bar: Progress) -> None:
         carry = self.steps.scatter(self.state.carry_BxLx2xH)

@@ -1,0 +1,91 @@
+"""A finished run as one JSON file, with all that a figure needs beside it: config, data, machine, commit, date."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from common.errors import StageError
+from common.files import write_json
+from pipeline.manifest import read_manifest
+from trainers import checkpoint
+
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def record(folder: Path, out: Path) -> dict[str, Any]:
+    """Writes out/NAME.json for a run that has been trained and evaluated on its test split.
+
+    Raises StageError for a run without evaluation-test.json, or with uncommitted changes in the project: a figure
+    belongs to a commit.
+    """
+    run = checkpoint.read_run(folder)
+    chosen = checkpoint.best(run)
+    test = folder / "evaluation-test.json"
+    if not test.is_file():
+        raise StageError(f"{folder} has not been evaluated: run python -m trainers evaluate {folder}")
+    rows = [json.loads(line) for line in (folder / checkpoint.METRICS).read_text(encoding="utf-8").splitlines()]
+    manifest = read_manifest(run.data)
+    trained = [row for row in rows if "seconds" in row]
+    result = {
+        "format_version": 1,
+        "name": folder.name,
+        "sources": _sources([source.name for source in manifest.sources]),
+        "bytes": {name: split.tokens for name, split in manifest.splits.items()},
+        "data_sha256": run.data_sha256,
+        "config": run.config.to_json(),
+        "parameters": run.build().count_params(),
+        "step": chosen.step,
+        "steps": rows[-1]["step"],
+        "training_seconds": sum(row["seconds"] for row in trained),
+        "val_nats_before": rows[0]["val_nats"],
+        "val_nats": chosen.val_nats,
+        "test_nats": json.loads(test.read_text(encoding="utf-8"))["nats"],
+        "machine": machine(),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+    write_json(out / f"{folder.name}.json", result)
+    return result
+
+
+def row(result: dict[str, Any]) -> str:
+    """A result as a row of README.md's table."""
+    model = result["config"]["model"]
+    cells = [
+        result["sources"],
+        f"[{result['name']}](configs/{result['name']}.toml): {model['layers']} x {model['units']}",
+        f"{result['parameters']:,}",
+        *(f"{result[split]:.3f} nats, {result[split] / 0.6931471805599453:.3f} bits" for split in ("val_nats", "test_nats")),
+        f"{result['training_seconds']:.0f} s",
+        f"{result['machine']}, {result['date']}, {result['commit'][:7]}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def machine() -> str:
+    """The processor, its cores, and the instructions that matter here."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    names = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = [flag for flag in CPU_FLAGS if flag in names.get("flags", "").split()]
+    return f"{len(os.sched_getaffinity(0))} cores of {names.get('model name', platform.machine())} ({', '.join(flags)})"
+
+
+def commit() -> str:
+    """The commit that the project stands at. Raises StageError where tracked files differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    if changed:
+        raise StageError(f"a figure belongs to a commit, and there are changes that are not committed: {changed}")
+    return git("rev-parse", "HEAD")
+
+
+def _sources(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
