@@ -59,7 +59,10 @@ def row(result: dict[str, Any]) -> str:
         result["sources"],
         f"[{result['name']}](configs/{result['name']}.toml): {model['layers']} x {model['units']}",
         f"{result['parameters']:,}",
-        *(f"{result[split]:.3f} nats, {result[split] / 0.6931471805599453:.3f} bits" for split in ("val_nats", "test_nats")),
+        *(
+            f"{result[split]:.3f} nats, {result[split] / 0.6931471805599453:.3f} bits"
+            for split in ("val_nats", "test_nats")
+        ),
         f"{result['training_seconds']:.0f} s",
         f"{result['machine']}, {result['date']}, {result['commit'][:7]}",
     ]

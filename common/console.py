@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import tempfile
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -29,6 +30,15 @@ CHATTER = re.compile(
 def note(message: str) -> None:
     """Says one thing that the user may want to know, on standard error."""
     err.print(message, markup=False)
+
+
+def write_text(text: str) -> None:
+    """Puts a model's text and a newline on standard output: as it is into a file or a pipe; on a terminal with U+FFFD
+    for the control characters that it could otherwise drive the terminal with."""
+    if out.is_terminal:
+        text = "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def progress(unit: str = "") -> Progress:

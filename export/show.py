@@ -69,7 +69,7 @@ def _samples(sources: dict[str, list[str]]) -> None:
     for name, texts in sources.items():
         for temperature, text in zip(TEMPERATURES, texts, strict=True):
             console.out.rule(f"[bold]{name}[/bold]  temperature {temperature}", align="left")
-            console.out.print(PROMPT + text, markup=False)
+            console.write_text(PROMPT + text)
 
 
 def _requests() -> dict[str, tf.Tensor]:

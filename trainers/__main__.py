@@ -93,7 +93,7 @@ def sample(run: Path, prompt: str, length: int, temperature: float, seed: int) -
     """
     with console.hushed():
         from trainers.generate import sample_run
-    console.out.print(prompt + sample_run(run, prompt, length, temperature, seed), markup=False)
+    console.write_text(prompt + sample_run(run, prompt, length, temperature, seed))
 
 
 @cli.command()

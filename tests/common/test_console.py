@@ -1,0 +1,65 @@
+"""What reaches the terminal, and the exit codes."""
+
+import os
+from collections.abc import Callable
+
+import click
+import pytest
+
+from common import console
+from common.errors import StageError, UsageError
+
+TEXT = "a\x1b[31mb\r\x07\x9bc\td\né\x00"
+
+
+def test_a_models_text_is_exact_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    console.write_text(TEXT)
+    assert capsys.readouterr().out == TEXT + "\n"
+
+
+def test_a_models_text_cannot_drive_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.out, "_force_terminal", True)
+    console.write_text(TEXT)
+    assert capsys.readouterr().out == "a\ufffd[31mb\ufffd\ufffd\ufffdc\td\né\ufffd\n"
+
+
+def fail_with(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UsageError("a wrong\n  setting"), 2, "error: a wrong setting\n"),
+        (StageError("no data [in] x"), 1, "error: no data [in] x\n"),
+        (KeyboardInterrupt(), 130, "\nerror: stopped\n"),  # on a line of its own, after the ^C
+        (click.BadParameter("not a number"), 2, "error: Invalid value: not a number\n"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["program"])
+    with pytest.raises(SystemExit) as exit:
+        console.run(click.command(fail_with(error)))
+    assert (exit.value.code, capsys.readouterr().err) == (code, message)
+
+
+def test_chatter_is_dropped_and_the_rest_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    with console.hushed():
+        os.write(
+            2, b"I0000 00:00:17 port.cc:153] oneDNN\nW0000 what matters\nWARNING: All log messages before absl::\nx\n"
+        )
+    assert capfd.readouterr().err == "W0000 what matters\nx\n"
+
+
+def test_what_was_kept_is_passed_on_when_an_import_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ImportError), console.hushed():
+        os.write(2, b"the reason\n")
+        raise ImportError
+    assert capfd.readouterr().err == "the reason\n"

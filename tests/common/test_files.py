@@ -1,0 +1,57 @@
+"""Whole or not at all: for files, for folders, and for folders that take another's place."""
+
+from pathlib import Path
+
+import pytest
+
+from common.files import sha256_file, sha256_json, whole_file, whole_folder, write_json
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "deep" / "a.txt") as partial:
+        partial.write_text("new")
+        assert not (tmp_path / "deep" / "a.txt").exists()
+    assert (tmp_path / "deep" / "a.txt").read_text() == "new"
+    assert names(tmp_path) == ["a.txt", "deep"]
+
+
+def test_a_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "a.txt") as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert ((tmp_path / "a.txt").read_text(), names(tmp_path)) == ("old", ["a.txt"])
+
+
+@pytest.mark.parametrize("before", [[], ["old.txt", "older.txt"]])
+def test_a_folder_takes_the_place_of_another_when_it_is_whole(tmp_path: Path, before: list[str]) -> None:
+    target = tmp_path / "data"
+    for name in before:
+        target.mkdir(exist_ok=True)
+        (target / name).touch()
+    with whole_folder(target) as partial:
+        (partial / "new.txt").touch()
+        assert names(target) == before
+    assert names(tmp_path) == ["data", "new.txt"]
+    assert target.stat().st_mode == tmp_path.stat().st_mode
+
+
+def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "old.txt").touch()
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "data") as partial:
+        (partial / "new.txt").touch()
+        raise RuntimeError
+    assert names(tmp_path) == ["data", "old.txt"]
+
+
+def test_hashes_are_of_content(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": 1, "a": "é"})
+    assert (tmp_path / "a.json").read_text() == '{\n  "b": 1,\n  "a": "é"\n}\n'
+    (tmp_path / "empty").touch()
+    assert sha256_file(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert sha256_json({"b": 1, "a": 2}) == sha256_json({"a": 2, "b": 1}) != sha256_json({"a": 2, "b": 2})
