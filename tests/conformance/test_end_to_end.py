@@ -105,6 +105,25 @@ def test_every_stage_does_its_work_and_says_so(made: dict[str, tuple[str, str]],
         assert chatter not in out + notes
 
 
+def test_make_run_types_these_commands_in_this_order() -> None:
+    asked = ["make", "-n", "run", "CONFIG=configs/tiny.toml"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+    stages = [line.partition(" -m ")[2] for line in done.stdout.splitlines() if "/python -m " in line]
+    assert [" ".join(stage.split()[:2]) for stage in stages] == [
+        "pipeline ingest",
+        "pipeline validate",
+        "trainers train",
+        "trainers evaluate",
+        "export savedmodel",
+        "export tflite",
+        "export show",
+    ]
+    typed = {line for line, _ in PATH}
+    for stage in stages:
+        # A default that make writes out is left out here: served/tiny, devices/tiny, test.
+        assert any(stage.startswith(line) for line in typed), stage
+
+
 def test_it_learns_and_keeps_count(home: Path, made: dict[str, tuple[str, str]]) -> None:
     rows = [json.loads(row) for row in (home / "runs/tiny/metrics.jsonl").read_text().splitlines()]
     before, after = rows[0]["val_bits"], rows[-1]["val_bits"]
