@@ -27,5 +27,29 @@ def results(run: Path, out: Path) -> None:
     console.out.print(results.row(results.record(run, out)), markup=False)
 
 
+@cli.command()
+@click.option("--units", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--layers", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--lanes", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--window", type=click.IntRange(1), default=50, show_default=True)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each; medians are shown."
+)
+@click.option("--seconds", type=float, default=5, show_default=True, help="The length of a turn.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
+def train(units: int, layers: int, lanes: int, window: int, rounds: int, seconds: float, out: Path) -> None:
+    """Training speed beside Keras and PyTorch.
+
+    Peers take turns in one run. PyTorch's rows want torch installed beside the project: pip install torch.
+
+    \b
+    Example:
+      python -m bench train --units 512
+    """
+    from bench.train import compare
+
+    compare(units, layers, lanes, window, rounds, seconds, out)
+
+
 if __name__ == "__main__":
     console.run(cli)

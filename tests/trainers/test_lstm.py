@@ -73,6 +73,12 @@ def test_the_loop_is_keras_lstm_in_value_and_gradient(
         np.testing.assert_allclose(loop, stock, rtol=1e-5, atol=2e-5)
 
 
+def test_products_are_made_in_the_precision_asked_for() -> None:
+    nearly_one = tf.constant([[1 + 2**-10]])  # bfloat16 has 8 bits of it
+    assert float(lstm.matmul(nearly_one, tf.constant([[1.0]]), tf.float32)[0, 0]) == 1 + 2**-10
+    assert float(lstm.matmul(nearly_one, tf.constant([[1.0]]), tf.bfloat16)[0, 0]) == 1
+
+
 def test_bfloat16_products_stay_near_float32(rng: np.random.Generator, make_model: Callable[..., CharLSTM]) -> None:
     model = make_model(units=16)
     ids, carry = rng.integers(0, 11, (4, 12)), model.initial_carry(4)
