@@ -13,35 +13,34 @@ VENV := .venv
 PY := $(VENV)/bin/python
 UV := $(VENV)/tools/bin/uv
 CONFIG ?= configs/stdlib.toml
-NAME = $(notdir $(basename $(CONFIG)))
+NAME = $(shell basename "$(CONFIG)" .toml)
 # Nothing of the project may write beside its sources.
 export PYTHONDONTWRITEBYTECODE := 1
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
-LOCKS := requirements.lock $(if $(GPU),requirements-gpu.lock)
 SETUP := scripts/setup.sh scripts/private_glibc.sh scripts/tools.lock
 
-# A stamp a set of locks: made again when a lock changes, and not otherwise.
-$(VENV)/.installed$(if $(GPU),-gpu): $(LOCKS) $(SETUP)
-	@scripts/setup.sh $(VENV) $(LOCKS)
+# A stamp a lock: made again when the lock changes, and not otherwise.
+$(VENV)/.installed: requirements.lock $(SETUP)
+	@scripts/setup.sh $(VENV) requirements.lock
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
-	@scripts/setup.sh $(VENV) requirements-dev.lock
+$(VENV)/.installed-%: requirements-%.lock $(VENV)/.installed
+	@scripts/setup.sh $(VENV) $<
 	@touch $@
 
-setup: $(VENV)/.installed$(if $(GPU),-gpu)
+setup: $(VENV)/.installed $(if $(GPU),$(VENV)/.installed-gpu)
 
 run: setup
-	@$(PY) -m pipeline ingest --config $(CONFIG)
-	@$(PY) -m pipeline validate --config $(CONFIG)
-	@$(PY) -m trainers train $(CONFIG)
-	@$(PY) -m trainers evaluate runs/$(NAME) --split test
-	@$(PY) -m export savedmodel runs/$(NAME) --out served/$(NAME)
-	@$(PY) -m export tflite runs/$(NAME) --out devices/$(NAME)
-	@$(PY) -m export show runs/$(NAME) --served served/$(NAME) --devices devices/$(NAME)
+	@$(PY) -m pipeline ingest --config "$(CONFIG)"
+	@$(PY) -m pipeline validate --config "$(CONFIG)"
+	@$(PY) -m trainers train "$(CONFIG)"
+	@$(PY) -m trainers evaluate "runs/$(NAME)" --split test
+	@$(PY) -m export savedmodel "runs/$(NAME)" --out "served/$(NAME)"
+	@$(PY) -m export tflite "runs/$(NAME)" --out "devices/$(NAME)"
+	@$(PY) -m export show "runs/$(NAME)" --served "served/$(NAME)" --devices "devices/$(NAME)"
 
 demo:
 	@$(MAKE) --no-print-directory run CONFIG=configs/stdlib.toml

@@ -24,7 +24,7 @@ def results(run: Path, out: Path) -> None:
     """
     with console.hushed():
         from bench import results
-    console.out.print(results.row(results.record(run, out)), markup=False)
+    console.out.print(results.row(results.record(run, out)))
 
 
 @cli.command()
@@ -35,7 +35,7 @@ def results(run: Path, out: Path) -> None:
 @click.option(
     "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each; medians are shown."
 )
-@click.option("--seconds", type=float, default=5, show_default=True, help="The length of a turn.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=5, show_default=True, help="The length of a turn.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
 def train(units: int, layers: int, lanes: int, window: int, rounds: int, seconds: float, out: Path) -> None:
     """Training speed beside Keras and PyTorch.

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import os
 import platform
 import subprocess
@@ -13,21 +14,28 @@ from common.files import write_json
 from pipeline.manifest import read_manifest
 from trainers import checkpoint
 
+ROOT = Path(__file__).parent.parent
+CODE = ("common", "pipeline", "trainers", "export", "bench", "configs", "requirements.lock")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def record(folder: Path, out: Path) -> dict[str, Any]:
     """Writes out/NAME.json for a run that has been trained and evaluated on its test split.
 
-    Raises StageError for a run without evaluation-test.json, or with uncommitted changes in the project: a figure
-    belongs to a commit.
+    Machine, commit and date are those of the recording, so record on the machine and at the commit that trained.
+    Raises StageError where the evaluation is missing or of another checkpoint, and where the code is not committed.
     """
     run = checkpoint.read_run(folder)
     chosen = checkpoint.best(run)
     test = folder / "evaluation-test.json"
     if not test.is_file():
         raise StageError(f"{folder} has not been evaluated: run python -m trainers evaluate {folder}")
-    rows = [json.loads(line) for line in (folder / checkpoint.METRICS).read_text(encoding="utf-8").splitlines()]
+    score = json.loads(test.read_text(encoding="utf-8"))
+    if score["inputs"]["weights_sha256"] != checkpoint.weights_sha256(chosen):
+        raise StageError(
+            f"{test} is of another checkpoint than {chosen.folder}: run python -m trainers evaluate {folder}"
+        )
+    rows = checkpoint.read_metrics(run)
     manifest = read_manifest(run.data)
     trained = [row for row in rows if "seconds" in row]
     result = {
@@ -43,7 +51,7 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
         "training_seconds": sum(row["seconds"] for row in trained),
         "val_nats_before": rows[0]["val_nats"],
         "val_nats": chosen.val_nats,
-        "test_nats": json.loads(test.read_text(encoding="utf-8"))["nats"],
+        "test_nats": score["nats"],
         "machine": machine(),
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
@@ -59,10 +67,7 @@ def row(result: dict[str, Any]) -> str:
         result["sources"],
         f"[{result['name']}](configs/{result['name']}.toml): {model['layers']} x {model['units']}",
         f"{result['parameters']:,}",
-        *(
-            f"{result[split]:.3f} nats, {result[split] / 0.6931471805599453:.3f} bits"
-            for split in ("val_nats", "test_nats")
-        ),
+        *(f"{result[split]:.3f} nats, {result[split] / math.log(2):.3f} bits" for split in ("val_nats", "test_nats")),
         f"{result['training_seconds']:.0f} s",
         f"{result['machine']}, {result['date']}, {result['commit'][:7]}",
     ]
@@ -79,12 +84,15 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The commit that the project stands at. Raises StageError where tracked files differ from it."""
+    """The commit that the code stands at. Raises StageError where code and configs are not as they are committed."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise StageError(f"a figure belongs to a commit, and git does not know one: {done.stderr.strip()}")
+        return done.stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("status", "--porcelain", "--", *CODE)
     if changed:
         raise StageError(f"a figure belongs to a commit, and there are changes that are not committed: {changed}")
     return git("rev-parse", "HEAD")

@@ -28,9 +28,13 @@ def compare(units: int, layers: int, lanes: int, window: int, rounds: int, secon
     there = {name for name in PEERS if "torch" not in name or importlib.util.find_spec("torch")}
     for name in PEERS.keys() - there:
         console.note(f"{name}: torch is not installed (pip install torch), left out")
-    processes = {name: _start(name, size) for name in PEERS if name in there}
-    rates: dict[str, list[float]] = {name: [] for name in processes}
+    processes: dict[str, subprocess.Popen[str]] = {}
     try:
+        with console.err.status("warming up"):
+            for name in (name for name in PEERS if name in there):
+                processes[name] = _start(name, size)
+                _read(processes[name], name)
+        rates: dict[str, list[float]] = {name: [] for name in processes}
         with console.progress("turns") as bar:
             for name in bar.track(list(processes) * rounds, description=f"{layers} x {units}"):
                 rates[name].append(_turn(processes[name], name, seconds))
@@ -57,9 +61,7 @@ def compare(units: int, layers: int, lanes: int, window: int, rounds: int, secon
 def _start(name: str, size: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "bench.peers", name, *size]
     pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True)
-    _read(process, name)
-    return process
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True)
 
 
 def _turn(process: subprocess.Popen[str], name: str, seconds: float) -> float:

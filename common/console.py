@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common.errors import StageError, UsageError
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(highlight=False, soft_wrap=True, stderr=True)
+# No markup: what is printed holds names that users chose, brackets and all.
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
 
 # Lines that libraries write as they start, whatever their settings, and that tell a user nothing he could act on.
 CHATTER = re.compile(
@@ -29,16 +30,18 @@ CHATTER = re.compile(
 
 def note(message: str) -> None:
     """Says one thing that the user may want to know, on standard error."""
-    err.print(message, markup=False)
+    err.print(message)
 
 
-def write_text(text: str) -> None:
-    """Puts a model's text and a newline on standard output: as it is into a file or a pipe; on a terminal with U+FFFD
-    for the control characters that it could otherwise drive the terminal with."""
+def write_text(text: bytes) -> None:
+    """Puts a model's text and a newline on standard output: byte for byte into a file or a pipe; on a terminal with
+    U+FFFD for what is not UTF-8, and for the control characters that could drive the terminal."""
     if out.is_terminal:
-        text = "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
-    sys.stdout.write(text + "\n")
+        shown = text.decode("utf-8", errors="replace")
+        text = "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in shown).encode()
     sys.stdout.flush()
+    sys.stdout.buffer.write(text + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def progress(unit: str = "") -> Progress:
@@ -99,16 +102,21 @@ def run(cli: Callable[..., object]) -> None:
         code = error.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
         code = _fail("stopped", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help(), err=True)
+        code = error.exit_code
     except click.ClickException as error:
         code = _fail(error.format_message(), error.exit_code)
     except UsageError as error:
         code = _fail(str(error), 2)
     except StageError as error:
         code = _fail(str(error), 1)
+    except OSError as error:
+        code = _fail(f"{error.filename or 'output'}: {error.strerror or error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> int:
     one_line = " ".join(message.split())
-    err.print(f"error: {one_line}", style="red", markup=False)
+    err.print(f"error: {one_line}", style="red")
     return code

@@ -1,6 +1,7 @@
 """Files that are whole or not there at all: written beside their final name, renamed into place at the end."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -9,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from common.errors import StageError
 
 
 @contextlib.contextmanager
@@ -23,15 +26,41 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_replaceable(folder: Path, marker: str, kind: str) -> None:
+    """Raises StageError where `folder` is a file, or a folder of other things than the `kind` that has a file `marker`:
+    neither is ours to take away, whatever was asked for."""
+    if folder.exists() and not folder.is_dir():
+        raise StageError(f"{folder} is a file, {kind} is a folder: give another --out")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
+        raise StageError(f"{folder} exists and is not {kind} (it has no {marker}): remove it, or give another --out")
+
+
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `path`; it replaces `path`, old content and all, if the block ends well."""
+def only_one(folder: Path) -> Iterator[None]:
+    """Holds a lock on a folder for the block. Raises StageError where another process holds it."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(f"another process is at work in {folder}: wait for it, or give another --out") from None
+        yield
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, replace: bool = True) -> Iterator[Path]:
+    """Gives an empty folder beside `path`; it replaces `path`, old content and all, if the block ends well.
+
+    Raises StageError where `path` is full by then and `replace` is not set: another process was quicker.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # mkdtemp makes private folders; what a stage hands on is to be read by whoever may read its parent.
+    # mkdtemp makes private folders; what a stage hands on is as open as any other folder of the user's.
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-    partial.chmod(path.parent.stat().st_mode & 0o777)
+    os.umask(umask := os.umask(0))
+    partial.chmod(0o777 & ~umask)
     try:
         yield partial
+        if not replace and path.exists() and any(path.iterdir()):
+            raise StageError(f"{path} was made by another process meanwhile: look at it before you make it again")
         if path.exists():
             # rename() cannot replace a full folder: the old one steps aside first, and is deleted only after the swap.
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))

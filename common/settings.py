@@ -30,7 +30,7 @@ T = TypeVar("T")
 def settings(cls: type[T]) -> type[T]:
     """Makes a class a frozen dataclass whose fields are checked at construction: no unknown name, no silent conversion
     of types."""
-    config = pydantic.ConfigDict(extra="forbid", strict=True)
+    config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[return-value]
 
 

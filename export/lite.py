@@ -5,7 +5,6 @@ devices/NAME/model.tflite      signature `serving_default`: token (int32 [1]), c
 devices/NAME/model.json        the vocabulary and what the file was made from
 """
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import tensorflow as tf
 
 from common import console
 from common.errors import StageError
-from common.files import whole_folder, write_json
+from common.files import check_replaceable, whole_folder, write_json
 from export.lite_runner import LiteModel
-from export.saved_model import LOGITS_TOLERANCE
+from export.saved_model import LOGITS_TOLERANCE, read_made_from
 from trainers import checkpoint
 from trainers.generate import Sampler
 from trainers.model import CharLSTM
@@ -74,14 +73,14 @@ def export_lite(folder: Path, out: Path, force: bool) -> None:
         "weights_sha256": checkpoint.weights_sha256(chosen),
         "vocab": run.vocab.to_json(),
     }
-    described = out / "model.json"
+    check_replaceable(out, "model.json", "a device model")
     if out.exists() and any(out.iterdir()) and not force:
-        if described.is_file() and json.loads(described.read_text(encoding="utf-8")) == about:
+        if read_made_from(out / "model.json") == about:
             console.note(f"{out} is already made from {chosen.folder}")
             return
         raise StageError(f"{out} is full: another model lies there; give another --out or --force")
     model = checkpoint.load_model(run, chosen)
-    with console.err.status(f"writing {out}"), whole_folder(out) as partial:
+    with console.err.status(f"writing {out}"), whole_folder(out, replace=force) as partial:
         (partial / "model.tflite").write_bytes(convert(model))
         write_json(partial / "model.json", about)
         prove(partial, Sampler(model, run.vocab))
@@ -89,7 +88,6 @@ def export_lite(folder: Path, out: Path, force: bool) -> None:
     console.out.print(
         f"{out / 'model.tflite'}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB, builtin ops only; its runtime's "
         f"logits are the checkpoint's to {LOGITS_TOLERANCE:g}",
-        markup=False,
     )
 
 

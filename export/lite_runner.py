@@ -1,4 +1,4 @@
-"""Text from a .tflite with NumPy and ai_edge_litert alone, no TensorFlow: what an application on a device does.
+"""Text from a .tflite with NumPy and ai_edge_litert, no TensorFlow: what an application on a device does.
 
 Legend: L layers, H units, V vocabulary; batch 1 throughout.
 """
@@ -28,9 +28,9 @@ class LiteModel:
             with console.hushed():
                 self._interpreter = Interpreter(model_path=str(folder / "model.tflite"), num_threads=threads)
                 self._interpreter.allocate_tensors()
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            self._run = self._interpreter.get_signature_runner("serving_default")
+        except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise StageError(f"{folder} holds no whole .tflite model: {error}") from None
-        self._run = self._interpreter.get_signature_runner("serving_default")
 
     @property
     def ops(self) -> set[str]:
@@ -61,7 +61,7 @@ class LiteModel:
 
 def choose(logits_V: Floats, temperature: float, uniform: float) -> int:
     """Draws an id from softmax(logits / temperature): trainers.generate.choose, in NumPy, for one row."""
-    if temperature < GREEDY:
+    if not temperature >= GREEDY:  # NaN as well
         return int(np.argmax(logits_V))
     scaled_V = logits_V.astype(np.float64) / temperature
     cumulated_V = np.cumsum(np.exp(scaled_V - scaled_V.max()))

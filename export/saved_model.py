@@ -24,11 +24,12 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from common import console
 from common.errors import StageError
-from common.files import whole_folder, write_json
+from common.files import check_replaceable, whole_folder, write_json
 from trainers import checkpoint
 from trainers.generate import Sampler
 
 LOGITS_TOLERANCE = 1e-4
+MADE_FROM = "assets.extra/export.json"
 
 Inputs = dict[str, list[Any]]
 
@@ -106,30 +107,31 @@ def export_saved_model(folder: Path, out: Path, version: int, force: bool) -> No
         "config": run.config.to_json(),
         "vocab": run.vocab.to_json(),
     }
+    check_replaceable(target, "saved_model.pb", "a SavedModel")
     if target.exists() and any(target.iterdir()) and not force:
-        if read_made_from(target) == made_from:
+        if read_made_from(target / MADE_FROM) == made_from:
             console.note(f"{target} is already made from {chosen.folder}")
             return
         raise StageError(f"{target} is full: another model lies there; give --version {next_version(out)} or --force")
     served = Served(Sampler(checkpoint.load_model(run, chosen), run.vocab))
-    with console.err.status(f"writing {target}"), whole_folder(target) as partial:
+    with console.err.status(f"writing {target}"), whole_folder(target, replace=force) as partial:
         tf.saved_model.save(served, str(partial), signatures=served.functions)
-        extra = partial / "assets.extra"
-        write_warmup(extra / "tf_serving_warmup_requests", out.name)
-        write_json(extra / "export.json", made_from)
+        write_warmup(partial / "assets.extra" / "tf_serving_warmup_requests", out.name)
+        write_json(partial / MADE_FROM, made_from)
         prove(served, partial)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     console.out.print(
         f"{target}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB; a fresh process answers with the checkpoint's "
         f"text, and its logits to {LOGITS_TOLERANCE:g}",
-        markup=False,
     )
 
 
-def read_made_from(version_folder: Path) -> dict[str, Any] | None:
-    """What a version was made from; None where it does not say."""
-    path = version_folder / "assets.extra" / "export.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def read_made_from(path: Path) -> dict[str, Any] | None:
+    """What an export was made from, by the JSON that lies with it; None where it does not say."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def next_version(out: Path) -> int:

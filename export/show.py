@@ -9,12 +9,12 @@ from rich.table import Table
 from common import console
 from common.errors import StageError
 from export.lite_runner import LiteModel
-from export.saved_model import tensors
+from export.saved_model import MADE_FROM, read_made_from, tensors
 from trainers import checkpoint
 from trainers.generate import Sampler
 
 TEMPERATURES = (0.5, 0.8, 1.0)
-PROMPT = "def "
+PROMPT = b"def "
 LENGTH = 240
 
 
@@ -22,10 +22,14 @@ def show(folder: Path, served: Path, devices: Path) -> None:
     """Prints the table and the samples. Raises StageError for a part that has not been made."""
     run = checkpoint.read_run(folder)
     chosen = checkpoint.best(run)
+    weights, latest = checkpoint.weights_sha256(chosen), _latest(served)
+    for made, about in ((latest, latest / MADE_FROM), (devices, devices / "model.json")):
+        if (read_made_from(about) or {}).get("weights_sha256") != weights:
+            raise StageError(f"{made} was not made from {chosen.folder}, the best of {folder} now: export it again")
     _samples(
         {
             f"checkpoint  {chosen.folder}": _from_checkpoint(run, chosen),
-            f"SavedModel  {served}": _from_saved_model(served),
+            f"SavedModel  {latest}": _from_saved_model(latest),
             f".tflite  {devices}": _from_lite(devices),
         }
     )
@@ -36,7 +40,7 @@ def show(folder: Path, served: Path, devices: Path) -> None:
 def _made(run: checkpoint.Run, chosen: checkpoint.Checkpoint, served: Path, devices: Path) -> Table:
     table = Table(title="What was made", title_justify="left", box=None)
     for name in ("", "where", "MB"):
-        table.add_column(name, justify="right" if name == "MB" else "left", no_wrap=True)
+        table.add_column(name, justify="right" if name == "MB" else "left", overflow="fold")
     for name, path in (
         ("data", run.data),
         ("data report", run.data / "validation" / "report.html"),
@@ -54,7 +58,7 @@ def _bits(folder: Path, run: checkpoint.Run) -> Table:
     table = Table(title=f"Bits per {run.vocab.unit} on held-out text", title_justify="left", box=None)
     for name in ("", "bits", "nats"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    rows = [json.loads(line) for line in (folder / checkpoint.METRICS).read_text(encoding="utf-8").splitlines()]
+    rows = checkpoint.read_metrics(run)
     best = min(rows, key=lambda row: row["val_nats"])
     table.add_row("before training (val)", f"{rows[0]['val_bits']:.3f}", f"{rows[0]['val_nats']:.3f}")
     table.add_row(f"after step {best['step']:,} (val)", f"{best['val_bits']:.3f}", f"{best['val_nats']:.3f}")
@@ -65,18 +69,19 @@ def _bits(folder: Path, run: checkpoint.Run) -> Table:
     return table
 
 
-def _samples(sources: dict[str, list[str]]) -> None:
+def _samples(sources: dict[str, list[bytes]]) -> None:
     for name, texts in sources.items():
         for temperature, text in zip(TEMPERATURES, texts, strict=True):
-            console.out.rule(f"[bold]{name}[/bold]  temperature {temperature}", align="left")
-            console.write_text(PROMPT + text)
+            console.out.rule(f"{name}  temperature {temperature}", align="left")
+            # For people, so text: a character that the cut at LENGTH bytes broke is shown as broken.
+            console.write_text((PROMPT + text).decode("utf-8", errors="replace").encode())
 
 
 def _requests() -> dict[str, tf.Tensor]:
     rows = len(TEMPERATURES)
     return tensors(
         {
-            "prompt": [PROMPT.encode()] * rows,
+            "prompt": [PROMPT] * rows,
             "length": [LENGTH] * rows,
             "temperature": list(TEMPERATURES),
             "seed": list(range(rows)),
@@ -84,25 +89,25 @@ def _requests() -> dict[str, tf.Tensor]:
     )
 
 
-def _texts(drawn_B: tf.Tensor) -> list[str]:
-    return [row.decode("utf-8", errors="replace") for row in drawn_B.numpy()]
-
-
-def _from_checkpoint(run: checkpoint.Run, chosen: checkpoint.Checkpoint) -> list[str]:
+def _from_checkpoint(run: checkpoint.Run, chosen: checkpoint.Checkpoint) -> list[bytes]:
     sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab)
     inputs = _requests()
-    return _texts(tf.function(sampler.generate)(*(inputs[n] for n in ("prompt", "length", "temperature", "seed"))))
+    drawn_B = tf.function(sampler.generate)(*(inputs[n] for n in ("prompt", "length", "temperature", "seed")))
+    return drawn_B.numpy().tolist()
 
 
-def _from_saved_model(served: Path) -> list[str]:
+def _latest(served: Path) -> Path:
     versions = sorted((path for path in served.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
     if not versions:
         raise StageError(f"there is no SavedModel in {served}: make it with python -m export savedmodel")
-    loaded = tf.saved_model.load(str(versions[-1]))
-    return _texts(loaded.signatures["serving_default"](**_requests())["text_bytes"])
+    return versions[-1]
 
 
-def _from_lite(devices: Path) -> list[str]:
+def _from_saved_model(version: Path) -> list[bytes]:
+    loaded = tf.saved_model.load(str(version))
+    return loaded.signatures["serving_default"](**_requests())["text_bytes"].numpy().tolist()
+
+
+def _from_lite(devices: Path) -> list[bytes]:
     lite = LiteModel(devices)
-    texts = [lite.generate(PROMPT.encode(), LENGTH, warm, seed) for seed, warm in enumerate(TEMPERATURES)]
-    return [text.decode("utf-8", errors="replace") for text in texts]
+    return [lite.generate(PROMPT, LENGTH, warm, seed) for seed, warm in enumerate(TEMPERATURES)]

@@ -18,7 +18,7 @@ import pydantic
 
 from common import console, settings
 from common.errors import StageError, UsageError
-from common.files import sha256_file, whole_folder, write_json
+from common.files import check_replaceable, sha256_file, whole_folder, write_json
 from pipeline.beam import run
 from pipeline.corpora import TextFile, resolve
 from pipeline.manifest import FILE_NAME, Manifest, Shard, Source, Split, read_manifest, write_manifest
@@ -89,17 +89,17 @@ def ingest(settings: IngestSettings, out: Path, force: bool = False) -> Manifest
         raise UsageError("nothing to read: name a file, a folder or a named corpus, or a config with [data] source")
     files = [file for source in settings.source for file in resolve(source)]
     splits = split_ranges(sum(file.bytes for file in files), settings)
-    check_replaceable(out)
+    check_replaceable(out, FILE_NAME, "a data set")
     sources = hash_sources(files)
     if out.exists() and not force and any(out.iterdir()):
         manifest = read_manifest(out)
         check_same(out, manifest, sources, settings)
-        console.out.print(f"{out} is already made from these sources and settings", markup=False)
+        console.out.print(f"{out} is already made from these sources and settings")
         return manifest
-    with whole_folder(out) as partial:
+    with whole_folder(out, replace=force) as partial:
         manifest = write_data_set(partial, files, sources, splits, settings)
     tokens = ", ".join(f"{name} {split.tokens:,}" for name, split in manifest.splits.items())
-    console.out.print(f"{out}: tokens: {tokens}; data {manifest.data_sha256[:12]}", markup=False)
+    console.out.print(f"{out}: tokens: {tokens}; data {manifest.data_sha256[:12]}")
     return manifest
 
 
@@ -123,14 +123,6 @@ def split_ranges(total: int, settings: IngestSettings) -> dict[str, range]:
             f"and needs 2 (an input and its target); {enough} bytes are enough for these shares"
         )
     return ranges
-
-
-def check_replaceable(out: Path) -> None:
-    """Raises StageError where `out` is a file, or a folder of other things, which must not be taken away."""
-    if out.exists() and not out.is_dir():
-        raise StageError(f"{out} is a file, a data set is a folder: give another --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / FILE_NAME).is_file():
-        raise StageError(f"{out} exists and is no data set (it has no {FILE_NAME}): remove it, or give another --out")
 
 
 def check_same(out: Path, manifest: Manifest, sources: tuple[Source, ...], settings: IngestSettings) -> None:
@@ -159,7 +151,7 @@ def hash_sources(files: list[TextFile]) -> tuple[Source, ...]:
     """The files by name, size and SHA-256. Raises StageError for one that cannot be read."""
     sources = []
     with console.progress("bytes") as bar:
-        task = bar.add_task("hashing the sources", total=sum(file.bytes for file in files), status="")
+        task = bar.add_task("hashing the sources", total=sum(file.bytes for file in files))
         for file in files:
             try:
                 sources.append(Source(file.name, file.bytes, sha256_file(file.path)))
@@ -246,7 +238,7 @@ def _show_growth(folder: Path, total: int) -> Iterator[None]:
 
     def watch() -> None:
         with console.progress("bytes") as bar:
-            task = bar.add_task("writing tokens", total=total, status="")
+            task = bar.add_task("writing tokens", total=total)
             while not done.wait(0.2):
                 # A partial file may become whole, and so change its name, between the listing and the look.
                 with contextlib.suppress(FileNotFoundError):

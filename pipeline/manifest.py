@@ -2,7 +2,7 @@
 
 data/NAME/manifest.json                   this file
 data/NAME/train-00000-of-00004.tokens     the shards (pipeline.shards)
-data/NAME/schema.pbtxt, report.html, ...  what validation leaves (pipeline.validate)
+data/NAME/validation/                     statistics, schema and report (pipeline.validate)
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import StageError
-from common.files import sha256_json, write_json
+from common.files import sha256_file, sha256_json, write_json
 from pipeline.vocab import Vocab
 
 FORMAT_VERSION = 1
@@ -121,6 +121,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise StageError(f"{path} is broken (its data_sha256 does not fit its shards): run ingest again with --force")
     _check_shards(folder, manifest)
     return manifest
+
+
+def check_hashes(folder: Path, manifest: Manifest) -> None:
+    """Reads every shard in full. Raises StageError for one whose bytes are not those that were written."""
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            if sha256_file(folder / shard.file) != shard.sha256:
+                raise StageError(f"the shard {folder / shard.file} is damaged: run ingest again with --force")
 
 
 def _from_json(value: dict[str, Any]) -> Manifest:

@@ -27,7 +27,7 @@ from common import console, settings
 from common.errors import StageError
 from common.files import sha256_json, whole_folder
 from pipeline.beam import run
-from pipeline.manifest import Manifest, Split, read_manifest, write_manifest
+from pipeline.manifest import Manifest, Split, check_hashes, read_manifest, write_manifest
 from pipeline.records import CODE_POINTS, cut_at_characters, record_batch
 from pipeline.report import Finding, write_report
 from pipeline.shards import read_tokens
@@ -66,8 +66,9 @@ def validate(folder: Path, settings: ValidateSettings, force: bool = False) -> M
     report = folder / FOLDER / "report.html"
     asked = sha256_json({"settings": settings.as_json(), "data": manifest.data_sha256})
     if manifest.validation and manifest.validation["asked_sha256"] == asked and report.exists() and not force:
-        console.out.print(f"{folder} is already valid under these settings; report: {report}", markup=False)
+        console.out.print(f"{folder} is already valid under these settings; report: {report}")
         return manifest
+    check_hashes(folder, manifest)
     if manifest.validation:
         # A stamp speaks of the report beside it, so it goes before the report changes.
         manifest = dataclasses.replace(manifest, validation=None)
@@ -88,7 +89,7 @@ def validate(folder: Path, settings: ValidateSettings, force: bool = False) -> M
             console.note(f"{finding.split}: {finding.feature}: {finding.what}")
         what = ", ".join(f"{finding.feature} of {finding.split}" for finding in findings)
         raise StageError(f"{folder} is not valid ({what}): see {report}")
-    console.out.print(f"{folder} is valid; report: {report}", markup=False)
+    console.out.print(f"{folder} is valid; report: {report}")
     return manifest
 
 

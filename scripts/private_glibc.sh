@@ -59,7 +59,8 @@ find "$work/root" -path '*linux-gnu*' \( -name '*.so.*' -o -name '*.so' \) -exec
 loader=$(find "$lib" -name 'ld-linux*.so.*' | head -n 1)
 [ -n "$loader" ] || fail "libc6 of $ID $release holds no loader."
 
-for python in "$venv"/bin/python*; do
+# bin/python last: it is the one that the check above asks, so an interruption is made good by the next call.
+for python in "$venv"/bin/python3* "$venv"/bin/python; do
     [ -f "$python" ] && [ ! -L "$python" ] || continue
     cp "$python" "$python.new"
     rpath=$("$patchelf" --print-rpath "$python")

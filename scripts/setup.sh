@@ -15,7 +15,8 @@ fail() { echo "setup: $1" >&2; exit 1; }
 fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 
 if [ ! -x "$venv/bin/python" ] || [ ! -e "$venv/tools/bin/uv" ]; then
-    rm -rf "$venv"
+    [ ! -e "$venv" ] || [ -e "$venv/.made-by-setup" ] ||
+        fail "$venv is there already and was not made by this script; move it away, or choose another: make VENV=..."
     for python in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
         if fits "$python"; then break; fi
         python=
@@ -25,6 +26,9 @@ if [ ! -x "$venv/bin/python" ] || [ ! -e "$venv/tools/bin/uv" ]; then
         command -v c++ >/dev/null ||
         fail "a C++ compiler and Python's headers are needed (pyfarmhash, under tensorflow-data-validation, comes as source); on Debian and Ubuntu: apt install g++ python3-dev"
     echo "setup: making $venv with $("$python" --version)"
+    rm -rf "$venv"
+    mkdir -p "$venv"
+    touch "$venv/.made-by-setup"
     # Copies, not links: private_glibc.sh may have to change them. They are of the environment, the original is not.
     "$python" -m venv --copies "$venv" || fail "could not make $venv; on Debian and Ubuntu: apt install python3-venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location \

@@ -1,5 +1,7 @@
 """The command line: python -m trainers train | evaluate | sample | info."""
 
+import math
+import os
 from pathlib import Path
 
 import click
@@ -44,21 +46,20 @@ def train(
 
     settings = RunConfig.read(config, overrides)
     with console.hushed():
+        import tensorflow as tf
+
         from trainers import loop
 
-        loop.tf.config.list_physical_devices()
+        tf.config.list_physical_devices()  # where TensorFlow says that it found no GPU
     loop.train(settings, data or Path("data") / config.stem, out or Path("runs") / config.stem, replicas, unvalidated)
 
 
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--split", default="test", show_default=True, help="train, val or test.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
 @click.option("--data", type=FOLDER, help="The data set, where it has moved since training.")
-@click.option(
-    "--lanes", type=click.IntRange(1), default=50, show_default=True, help="Streams that the split is read in."
-)
 @click.option("--force", is_flag=True, help="Evaluate again.")
-def evaluate(run: Path, split: str, data: Path | None, lanes: int, force: bool) -> None:
+def evaluate(run: Path, split: str, data: Path | None, force: bool) -> None:
     """Measures a run's loss on held-out text.
 
     The best checkpoint by validation is scored over a whole split, every target once.
@@ -69,13 +70,13 @@ def evaluate(run: Path, split: str, data: Path | None, lanes: int, force: bool) 
     """
     with console.hushed():
         from trainers.evaluate import evaluate_run
-    evaluate_run(run, split, data, lanes, force)
+    evaluate_run(run, split, data, force)
 
 
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 @click.option("--prompt", default="", help="The text to continue; none starts as after a newline.")
-@click.option("--length", type=click.IntRange(0), default=500, show_default=True, help="Characters to write.")
+@click.option("--length", type=click.IntRange(0, 1 << 20), default=500, show_default=True, help="Characters to write.")
 @click.option(
     "--temperature",
     type=click.FloatRange(0),
@@ -83,7 +84,13 @@ def evaluate(run: Path, split: str, data: Path | None, lanes: int, force: bool) 
     show_default=True,
     help="0 is the likeliest text, 1 the model's own.",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="The same seed writes the same text.")
+@click.option(
+    "--seed",
+    type=click.IntRange(-(1 << 63), (1 << 63) - 1),
+    default=1,
+    show_default=True,
+    help="The same seed writes the same text.",
+)
 def sample(run: Path, prompt: str, length: int, temperature: float, seed: int) -> None:
     """Writes text with a run's best checkpoint.
 
@@ -93,7 +100,10 @@ def sample(run: Path, prompt: str, length: int, temperature: float, seed: int) -
     """
     with console.hushed():
         from trainers.generate import sample_run
-    console.write_text(prompt + sample_run(run, prompt, length, temperature, seed))
+    if math.isnan(temperature):
+        raise click.BadParameter("nan is no temperature: give 0 or more")
+    start = os.fsencode(prompt)  # as it was typed, whatever its encoding
+    console.write_text(start + sample_run(run, start, length, temperature, seed))
 
 
 @cli.command()

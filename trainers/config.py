@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from common.errors import UsageError
 from common.settings import make, read_config, settings
 
 
@@ -16,6 +17,12 @@ class ModelConfig:
     units: int = Field(128, gt=0)  # H, the cells of a layer
     layers: int = Field(2, gt=0)  # L
     dropout: float = Field(0.0, ge=0, lt=1)  # the share of a layer's outputs hidden from the next layer while training
+
+    def __post_init__(self) -> None:
+        if self.dropout and self.layers == 1:
+            raise ValueError(
+                f"dropout lies between layers, so it needs 2 of them or more, got dropout={self.dropout}, layers=1"
+            )
 
 
 @settings
@@ -31,9 +38,7 @@ class TrainConfig:
     )  # the learning rate at the last step as a share of the first: exponential; 1 is constant
     clip: float = Field(5.0, gt=0)  # the largest global norm of the gradient
     seed: int = Field(1, ge=0, lt=2**31)  # of the initial weights and of dropout
-    precision: Literal["float32", "bfloat16"] = (
-        "float32"  # of the matrix products; state, gates and weights are float32
-    )
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the layers' products on a CPU; all else is float32
     evaluate_every: int = Field(500, gt=0)  # steps from one validation, and checkpoint, to the next
     keep: int = Field(2, gt=0)  # the last checkpoints that stay on disk; the best by validation stays besides
 
@@ -63,4 +68,7 @@ class RunConfig:
         Raises UsageError for an unknown section or setting, a wrong type, or a value out of its bounds.
         """
         tables = read_config(path, overrides)
+        for override in overrides:
+            if not override.strip().startswith(("model.", "train.")):
+                raise UsageError(f"--set changes [model] and [train] here, got '{override}': data is made by ingest")
         return cls.from_tables(tables["model"], tables["train"], str(path))

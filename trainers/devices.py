@@ -14,34 +14,47 @@ class Devices:
 
     strategy: tf.distribute.Strategy
     replicas: int
-    towers: int
+    cores: int = 1  # that a replica may use for towers
+    gpu: bool = False
 
-    def describe(self) -> str:
-        kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-        towers = f", {self.towers} towers" if self.towers > 1 else ""
-        return f"{self.replicas} {kind} replica{'s' if self.replicas > 1 else ''}{towers}"
+    def towers(self, lanes: int) -> int:
+        """The towers that a replica of so many lanes is split into: as many as its cores, if the lanes divide."""
+        return max(towers for towers in range(1, self.cores + 1) if lanes % towers == 0)
+
+    def describe(self, lanes: int) -> str:
+        """The devices in a few words, for `lanes` over all replicas."""
+        towers = self.towers(lanes // self.replicas)
+        kind = f"{'GPU' if self.gpu else 'CPU'} replica{'s' if self.replicas > 1 else ''}"
+        return f"{self.replicas} {kind}" + (f" of {towers} towers" if towers > 1 else "")
 
 
-def prepare(lanes: int, replicas: int | None = None) -> Devices:
-    """Sets up MirroredStrategy over all GPUs, or over `replicas` logical CPUs (default 1) where there is none.
+def plan(lanes: int, replicas: int | None = None) -> int:
+    """How many replicas there will be: all GPUs, or where there is none, 1 CPU, unless `replicas` says otherwise.
 
-    On a CPU the kernels of one step are too small to be worth splitting over cores. So each core is given a tower of
-    its own, a share of the lanes, and runs it with single-threaded kernels: as many towers as cores, if lanes divide.
-
-    Raises UsageError when the lanes do not divide over the replicas, with the numbers of replicas that work, or when
-    more replicas are asked for than there are GPUs.
+    Raises UsageError when the lanes do not divide over them, with the numbers that work, or when more are asked for
+    than there are GPUs.
     """
     gpus = tf.config.list_physical_devices("GPU")
     count = replicas or len(gpus) or 1
     if lanes % count:
         fits = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
         raise UsageError(f"{lanes} lanes do not divide over {count} replicas; numbers that do: {fits}")
+    if gpus and count > len(gpus):
+        raise UsageError(f"{count} replicas asked for, but there are {len(gpus)} GPUs")
+    return count
+
+
+def prepare(count: int) -> Devices:
+    """Sets up MirroredStrategy over so many GPUs, or logical CPUs where there is none. Once a process.
+
+    On a CPU the kernels of one step are too small to be worth splitting over cores. So each core is given a tower of
+    its own, a share of the lanes, and runs it with single-threaded kernels.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        if count > len(gpus):
-            raise UsageError(f"{count} replicas asked for, but there are {len(gpus)} GPUs")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-        return Devices(tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(count)]), count, towers=1)
+        return Devices(tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(count)]), count, gpu=True)
     cores = len(os.sched_getaffinity(0))
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(cores)
@@ -49,6 +62,4 @@ def prepare(lanes: int, replicas: int | None = None) -> Devices:
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * count
     )
     strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
-    share = lanes // count
-    towers = max(n for n in range(1, max(1, cores // count) + 1) if share % n == 0)
-    return Devices(strategy, count, towers)
+    return Devices(strategy, count, cores=max(1, cores // count))

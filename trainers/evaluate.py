@@ -22,6 +22,8 @@ from pipeline.manifest import Manifest, read_manifest
 from trainers import checkpoint, devices
 from trainers.step import Steps
 
+LANES = 50  # that a finished run is scored in, where they fit: one number for all, so that figures compare
+
 
 class Score(NamedTuple):
     """Mean loss in nats a target, and how many targets it is the mean of."""
@@ -35,17 +37,17 @@ class Score(NamedTuple):
         return self.nats / math.log(2)
 
 
-def lanes_and_window(targets: int, lanes: int, window: int, shares: int) -> tuple[int, int]:
-    """The most lanes, up to those wanted, that fill one window each and divide into equal `shares` (one a tower of each
-    replica); a shorter window where even one lane a share would not fill it."""
-    B = max(shares, min(lanes, targets // window) // shares * shares)
+def lanes_and_window(targets: int, lanes: int, window: int, replicas: int) -> tuple[int, int]:
+    """The most lanes, up to those wanted, that fill one window each and divide over the replicas; a shorter window
+    where even one lane a replica would not fill it."""
+    B = max(replicas, min(lanes, targets // window) // replicas * replicas)
     return B, max(1, min(window, targets // B))
 
 
 def evaluate(steps: Steps, data: Path, manifest: Manifest, split: str, lanes: int, window: int, bar: Progress) -> Score:
     """Scores a split, with a task of its own on the progress bar. Touches no state but its own carry."""
     tokens = manifest.split(split).tokens
-    B, T = lanes_and_window(tokens - 1, lanes, window, steps.devices.replicas * steps.devices.towers)
+    B, T = lanes_and_window(tokens - 1, lanes, window, steps.devices.replicas)
     batches = steps.distribute(batches_of(data, manifest, split, B, T))
     carry = steps.scatter(steps.model.initial_carry(B))
     nats, targets = 0.0, 0
@@ -58,7 +60,7 @@ def evaluate(steps: Steps, data: Path, manifest: Manifest, split: str, lanes: in
     return Score(nats / targets, targets)
 
 
-def evaluate_run(folder: Path, split: str, data: Path | None, lanes: int, force: bool) -> None:
+def evaluate_run(folder: Path, split: str, data: Path | None, force: bool) -> None:
     """Scores a run's best checkpoint on a split and writes evaluation-SPLIT.json into the run's folder.
 
     Raises StageError where the data is not what the run was trained on.
@@ -66,22 +68,30 @@ def evaluate_run(folder: Path, split: str, data: Path | None, lanes: int, force:
     run = checkpoint.read_run(folder)
     chosen = checkpoint.best(run)
     data = data or run.data
+    if not data.is_dir():
+        raise StageError(f"the data that {folder} was trained on is not in {data}: say with --data where it lies now")
     manifest = read_manifest(data)
     if manifest.data_sha256 != run.data_sha256:
         raise StageError(f"{data} is not the data that {folder} was trained on: its held-out text may have been seen")
     manifest.split(split)
-    inputs = {"step": chosen.step, "split": split, "data_sha256": run.data_sha256, "lanes": lanes}
+    inputs = {
+        "step": chosen.step,
+        "weights_sha256": checkpoint.weights_sha256(chosen),
+        "split": split,
+        "data_sha256": run.data_sha256,
+        "lanes": LANES,
+    }
     report = folder / f"evaluation-{split}.json"
     done = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
     if not force and done.get("inputs") == inputs:
         console.note(f"{report} is already made from checkpoint {chosen.step}: {done['bits']:.3f} bits per character")
         return
-    # One replica, so that the figure does not depend on how many the host has.
-    placed = devices.prepare(lanes, replicas=1)
+    # One replica: the lanes that fit, and with them the figure, must not depend on how many devices the host has.
+    placed = devices.prepare(1)
     with placed.strategy.scope():
         model = checkpoint.load_model(run, chosen)
     with console.progress("windows") as bar:
-        score = evaluate(Steps(placed, model), data, manifest, split, lanes, run.config.train.window, bar)
+        score = evaluate(Steps(placed, model), data, manifest, split, LANES, run.config.train.window, bar)
     write_json(
         report,
         {"format_version": 1, "inputs": inputs, "nats": score.nats, "bits": score.bits, "targets": score.targets},
@@ -89,5 +99,4 @@ def evaluate_run(folder: Path, split: str, data: Path | None, lanes: int, force:
     console.out.print(
         f"{folder} at step {chosen.step} on {data}'s {split} split: {score.nats:.4f} nats = {score.bits:.4f} bits per "
         f"{run.vocab.unit} over {score.targets:,} {run.vocab.unit}s -> {report}",
-        markup=False,
     )

@@ -16,17 +16,19 @@ from trainers import checkpoint
 from trainers.model import CharLSTM, split_carry
 
 GREEDY = 1e-3  # temperatures below this take the likeliest character, with nothing left to chance
+LONGEST = 1 << 20  # characters that one call writes at most; part of the graph, so that no caller can ask for more
 
 
 def choose(logits_BxV: tf.Tensor, temperature_B: tf.Tensor, uniform_B: tf.Tensor) -> tf.Tensor:
     """Draws ids_B from softmax(logits / temperature): where `uniform` (0 to 1) falls in the cumulated probabilities."""
-    warm_B = tf.maximum(temperature_B, GREEDY)
-    cumulated_BxV = tf.cumsum(tf.nn.softmax(logits_BxV / warm_B[:, None]), axis=1)
+    warm_B = temperature_B >= GREEDY  # false for NaN as well
+    divisor_B = tf.where(warm_B, temperature_B, 1)
+    cumulated_BxV = tf.cumsum(tf.nn.softmax(logits_BxV / divisor_B[:, None]), axis=1)
     # Scaled by the sum as it was rounded, so that the last character is reached and none beyond it.
     below_BxV = cumulated_BxV <= uniform_B[:, None] * cumulated_BxV[:, -1:]
     last = logits_BxV.shape[1] - 1
     drawn_B = tf.minimum(tf.reduce_sum(tf.cast(below_BxV, tf.int32), axis=1), last)
-    return tf.where(temperature_B < GREEDY, tf.argmax(logits_BxV, axis=1, output_type=tf.int32), drawn_B)
+    return tf.where(warm_B, drawn_B, tf.argmax(logits_BxV, axis=1, output_type=tf.int32))
 
 
 class Sampler:
@@ -65,11 +67,12 @@ class Sampler:
     ) -> tf.Tensor:
         """Continues each prompt by `length` characters. Gives the new text alone, as bytes.
 
-        prompt: string; length: int32, characters, below 0 counts as 0; temperature: float32, 0 is greedy; seed: int64.
+        prompt: string; length: int32, 0 to LONGEST, outside them the nearer of the two; temperature: float32, greedy at
+        0, below and at NaN; seed: int64.
         The first n characters are the same whatever length is asked for.
         """
         prompt_BxP, prompt_length_B = self.encode(prompt_B)
-        length_B = tf.maximum(length_B, 0)
+        length_B = tf.clip_by_value(length_B, 0, LONGEST)
         longest = tf.reduce_max(length_B)
         # All randomness is drawn ahead of the loop, from each row's own seed.
         uniform_BxN = tf.map_fn(
@@ -118,16 +121,15 @@ class Sampler:
         return tf.transpose(logits.stack(), [1, 0, 2]), length_B
 
 
-def sample_run(folder: Path, prompt: str, length: int, temperature: float, seed: int) -> str:
+def sample_run(folder: Path, prompt: bytes, length: int, temperature: float, seed: int) -> bytes:
     """What a run's best checkpoint writes after `prompt`. Raises StageError for a prompt outside the vocabulary."""
     run = checkpoint.read_run(folder)
-    text = prompt.encode("utf-8", errors="surrogateescape")
-    run.vocab.encode(text)
+    run.vocab.encode(prompt)
     sampler = Sampler(checkpoint.load_model(run), run.vocab)
     drawn = tf.function(sampler.generate)(
-        tf.constant([text]),
+        tf.constant([prompt]),
         tf.constant([length]),
         tf.constant([temperature], tf.float32),
         tf.constant([seed], tf.int64),
     )
-    return drawn.numpy()[0].decode("utf-8", errors="replace")
+    return drawn.numpy()[0]

@@ -1,6 +1,5 @@
 """What a run is, as a table in the terminal."""
 
-import json
 from pathlib import Path
 
 from rich.table import Table
@@ -19,13 +18,11 @@ def show(folder: Path) -> None:
     table.add_row("parameters", f"{run.build().count_params():,}")
     for section, settings in run.config.to_json().items():
         table.add_row(section, ", ".join(f"{name}={value}" for name, value in settings.items()))
-    metrics = folder / checkpoint.METRICS
-    if metrics.exists():
-        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-        for name, row in (("first", rows[0]), ("last", rows[-1])):
-            table.add_row(
-                f"{name} validation", f"step {row['step']:,}: {row['val_nats']:.4f} nats, {row['val_bits']:.4f} bits"
-            )
+    rows = checkpoint.read_metrics(run)
+    for name, row in (("first", rows[0]), ("last", rows[-1])) if rows else ():
+        table.add_row(
+            f"{name} validation", f"step {row['step']:,}: {row['val_nats']:.4f} nats, {row['val_bits']:.4f} bits"
+        )
     for one in found:
         size = sum(file.stat().st_size for file in one.folder.iterdir())
         table.add_row(f"checkpoint {one.step:,}", f"{one.val_nats:.4f} nats on val, {size / 1e6:.1f} MB, {one.folder}")

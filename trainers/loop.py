@@ -6,7 +6,6 @@ Where a run stands is its step alone: epoch and position follow from it, so goin
     window = step %  windows of an epoch          batch `window` of the epoch's lanes comes next
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -18,14 +17,14 @@ import tensorflow as tf
 from rich.progress import Progress
 
 from common import console
-from common.errors import StageError
-from common.files import whole_file
+from common.errors import StageError, UsageError
+from common.files import only_one
 from pipeline.lanes import batches, check_fits, windows_per_epoch
 from pipeline.manifest import Manifest, read_manifest
 from trainers import checkpoint
 from trainers.checkpoint import Run, State
 from trainers.config import RunConfig, TrainConfig
-from trainers.devices import Devices, prepare
+from trainers.devices import Devices, plan, prepare
 from trainers.evaluate import Score, evaluate
 from trainers.step import Steps, Totals
 
@@ -47,14 +46,21 @@ def train(config: RunConfig, data: Path, folder: Path, replicas: int | None, unv
     manifest.split("val")
     tokens = manifest.split("train").tokens
     check_fits(tokens, train.lanes, train.window, "train")
+    # All that can be refused is refused before the run's folder is made: else a mended setting would be another run's.
+    count = plan(train.lanes, replicas)
+    if tf.config.list_physical_devices("GPU") and train.precision != "float32":
+        raise UsageError(f"precision {train.precision} is for the CPU; a GPU trains in float32: leave it out")
     run = checkpoint.open_run(folder, config, data, manifest)
     an_epoch = windows_per_epoch(tokens, train.lanes, train.window)
-    total = max(1, math.ceil(train.epochs * an_epoch))
+    total = max(
+        1, math.ceil(round(train.epochs * an_epoch, 6))
+    )  # 1.1 epochs of 10 windows are 11, not 11.000000000000002
     found = checkpoint.checkpoints(run)
     if found and found[-1].step >= total:
         console.note(f"{folder} is already trained to step {found[-1].step:,} of {total:,}")
         return
-    Training(run, manifest, prepare(train.lanes, replicas), an_epoch, total).go()
+    with only_one(folder):
+        Training(run, manifest, prepare(count), an_epoch, total).go()
 
 
 class Training:
@@ -79,11 +85,13 @@ class Training:
         console.note(
             f"{run.folder}: LSTM of {run.config.model.layers} x {run.config.model.units} units, "
             f"{self.steps.model.count_params():,} parameters; {self.total:,} steps of {config.lanes} lanes x "
-            f"{config.window} {run.vocab.unit}s; {self.devices.describe()}"
+            f"{config.window} {run.vocab.unit}s; {self.devices.describe(config.lanes)}"
         )
         found = checkpoint.checkpoints(run)
         start = found[-1].step if found else 0
-        _drop_metrics_after(run, start)
+        # What was reported after the checkpoint that the run goes on from is taken back: those steps are made again.
+        reported = [row for row in checkpoint.read_metrics(run) if found and row["step"] <= start]
+        checkpoint.write_metrics(run, reported)
         with console.progress("steps") as bar:
             if found:
                 self.state.restore(found[-1])
@@ -128,6 +136,11 @@ class Training:
         """Validates, reports to the terminal and to metrics.jsonl, and writes a checkpoint."""
         config, run = self.config, self.run
         val = evaluate(self.steps, run.data, self.manifest, "val", config.lanes, config.window, bar)
+        if not math.isfinite(val.nats):
+            raise StageError(
+                f"{run.folder}: the loss at step {step:,} is {val.nats}; the last checkpoint is whole: "
+                f"try a lower learning rate than {config.learning_rate} in another --out"
+            )
         row: dict[str, Any] = {"step": step, "epoch": step / self.an_epoch, "val_nats": val.nats, "val_bits": val.bits}
         line = f"step {step:>6,}  epoch {step / self.an_epoch:5.2f}  val {val.nats:.3f} nats {val.bits:.3f} bits"
         if seen:
@@ -143,8 +156,7 @@ class Training:
             }
             line += f"  train {train.nats:.3f} nats  {targets / seconds:,.0f} {run.vocab.unit}s/s"
         console.note(line)
-        with (run.folder / checkpoint.METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        checkpoint.write_metrics(run, [*checkpoint.read_metrics(run), row])
         self.state.save(run, step, val.nats)
 
 
@@ -153,12 +165,3 @@ def schedule(config: TrainConfig, total: int) -> float | keras.optimizers.schedu
     if config.decay == 1:
         return config.learning_rate
     return keras.optimizers.schedules.ExponentialDecay(config.learning_rate, decay_steps=total, decay_rate=config.decay)
-
-
-def _drop_metrics_after(run: Run, step: int) -> None:
-    """Takes back what was reported after the checkpoint that the run goes on from: those steps are made again."""
-    path = run.folder / checkpoint.METRICS
-    if path.exists():
-        rows = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-        with whole_file(path) as partial:
-            partial.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")

@@ -110,8 +110,9 @@ class Steps:
 
     def _towers(self, batch: Batch) -> list[slice]:
         """The rows of each tower: equal shares of a replica's lanes, independent, so that they run side by side."""
-        share = batch.ids_BxT.shape[0] // self.devices.towers
-        return [slice(tower * share, (tower + 1) * share) for tower in range(self.devices.towers)]
+        B = batch.ids_BxT.shape[0]
+        towers = self.devices.towers(B)
+        return [slice(tower * B // towers, (tower + 1) * B // towers) for tower in range(towers)]
 
     def _tower(
         self, batch: Batch, carry_BxLx2xH: tf.Tensor, masks: list[tf.Tensor], targets_a_step: int

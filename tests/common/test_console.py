@@ -9,12 +9,12 @@ import pytest
 from common import console
 from common.errors import StageError, UsageError
 
-TEXT = "a\x1b[31mb\r\x07\x9bc\td\né\x00"
+TEXT = "a\x1b[31mb\r\x07\x9bc\td\né\x00".encode() + b"\xff"
 
 
-def test_a_models_text_is_exact_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_models_text_is_exact_in_a_pipe(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     console.write_text(TEXT)
-    assert capsys.readouterr().out == TEXT + "\n"
+    assert capfdbinary.readouterr().out == TEXT + b"\n"
 
 
 def test_a_models_text_cannot_drive_a_terminal(
@@ -22,7 +22,7 @@ def test_a_models_text_cannot_drive_a_terminal(
 ) -> None:
     monkeypatch.setattr(console.out, "_force_terminal", True)
     console.write_text(TEXT)
-    assert capsys.readouterr().out == "a\ufffd[31mb\ufffd\ufffd\ufffdc\td\né\ufffd\n"
+    assert capsys.readouterr().out == "a\ufffd[31mb\ufffd\ufffd\ufffdc\td\né\ufffd\ufffd\n"
 
 
 def fail_with(error: BaseException) -> Callable[[], None]:
@@ -38,6 +38,11 @@ def fail_with(error: BaseException) -> Callable[[], None]:
         (UsageError("a wrong\n  setting"), 2, "error: a wrong setting\n"),
         (StageError("no data [in] x"), 1, "error: no data [in] x\n"),
         (KeyboardInterrupt(), 130, "\nerror: stopped\n"),  # on a line of its own, after the ^C
+        (
+            FileNotFoundError(2, "No such file or directory", "a[b]:c:.txt"),
+            1,
+            "error: a[b]:c:.txt: No such file or directory\n",
+        ),
         (click.BadParameter("not a number"), 2, "error: Invalid value: not a number\n"),
     ],
 )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from common.files import sha256_file, sha256_json, whole_file, whole_folder, write_json
+from common.errors import StageError
+from common.files import check_replaceable, sha256_file, sha256_json, whole_file, whole_folder, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -37,7 +38,27 @@ def test_a_folder_takes_the_place_of_another_when_it_is_whole(tmp_path: Path, be
         (partial / "new.txt").touch()
         assert names(target) == before
     assert names(tmp_path) == ["data", "new.txt"]
-    assert target.stat().st_mode == tmp_path.stat().st_mode
+    (tmp_path / "plain").mkdir()
+    assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_left(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="was made by another process meanwhile"):  # noqa: SIM117
+        with whole_folder(tmp_path / "data", replace=False):
+            (tmp_path / "data").mkdir()
+            (tmp_path / "data" / "theirs.txt").touch()
+    assert names(tmp_path) == ["data", "theirs.txt"]
+
+
+def test_only_what_is_ours_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(StageError, match=r"exists and is not a run \(it has no run.json\): remove it, or give another"):
+        check_replaceable(tmp_path, "run.json", "a run")
+    with pytest.raises(StageError, match=r"thesis.txt is a file, a run is a folder: give another --out"):
+        check_replaceable(tmp_path / "thesis.txt", "run.json", "a run")
+    (tmp_path / "run.json").touch()
+    check_replaceable(tmp_path, "run.json", "a run")
+    check_replaceable(tmp_path / "new", "run.json", "a run")
 
 
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:

@@ -50,7 +50,13 @@ def command(home: Path, line: str) -> subprocess.CompletedProcess[str]:
     """Types `python -m LINE` in a folder of the user's."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     return subprocess.run(
-        [sys.executable, "-m", *line.split()], cwd=home, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", *line.split()],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
 
 
@@ -108,7 +114,7 @@ def test_every_stage_does_its_work_and_says_so(made: dict[str, tuple[str, str]],
 def test_make_run_types_these_commands_in_this_order() -> None:
     asked = ["make", "-n", "run", "CONFIG=configs/tiny.toml"]
     done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
-    stages = [line.partition(" -m ")[2] for line in done.stdout.splitlines() if "/python -m " in line]
+    stages = [line.partition(" -m ")[2].replace('"', "") for line in done.stdout.splitlines() if "/python -m " in line]
     assert [" ".join(stage.split()[:2]) for stage in stages] == [
         "pipeline ingest",
         "pipeline validate",
@@ -214,14 +220,28 @@ MISTAKES = [
         "are of another vocabulary",
     ),
     ("a full version folder", "export savedmodel runs/tiny --out served/full", 1, "served/full/1 is full"),
+    (
+        "a folder of other things",
+        "export tflite runs/tiny --out configs --force",
+        1,
+        "configs exists and is not a device",
+    ),
+    (
+        "a file for a folder",
+        "trainers train configs/tiny.toml --out text.py",
+        1,
+        "text.py is a file, a run is a folder",
+    ),
+    ("no number", "trainers sample runs/tiny --temperature nan", 2, "nan is no temperature"),
+    ("data that has moved", "trainers evaluate runs/tiny --data data/gone", 1, "say with --data where it lies now"),
     ("no such run", "trainers sample runs/none", 1, "there is no run in runs/none"),
     ("no such command", "trainers tarin", 2, "No such command 'tarin'"),
     ("an option's value", "trainers sample runs/tiny --temperature warm", 2, "'warm' is not a valid float"),
     (
         "no such split",
         "trainers evaluate runs/tiny --split nowhere",
-        1,
-        "has no split 'nowhere'; it has: train, val, test",
+        2,
+        "'nowhere' is not one of 'train', 'val', 'test'",
     ),
     (
         "replicas that do not divide",

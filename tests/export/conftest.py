@@ -20,6 +20,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manif
     manifest = make_data(folder / "data", 1000, train=TEXT, val=TEXT[:100])
     config = RunConfig.from_tables({"units": 9}, {"lanes": 4, "window": 10, "learning_rate": 0.05}, "test")
     opened = checkpoint.open_run(folder / "runs" / "tiny", config, folder / "data", manifest)
-    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1, towers=1)
+    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
     Training(opened, manifest, devices, an_epoch=10, total=12).go()
     return opened.folder

@@ -59,7 +59,7 @@ def test_a_config_gives_sources_and_name_and_options_beat_it(text: Path, monkeyp
         (["ingest", "--config", "no.toml"], 2, "there is no config file no.toml"),
         (["info", "data/x"], 1, "there is no data set data/x: make it with"),
         (["info"], 2, "Missing argument"),
-        (["ingest", "text.txt", "--out", "."], 1, ". exists and is no data set (it has no manifest.json)"),
+        (["ingest", "text.txt", "--out", "."], 1, ". exists and is not a data set (it has no manifest.json)"),
     ],
 )
 def test_errors_are_one_line_with_the_right_code(

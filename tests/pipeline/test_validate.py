@@ -89,3 +89,12 @@ def test_a_data_set_of_train_alone(folder: Path) -> None:
 def test_no_data_set(folder: Path) -> None:
     with pytest.raises(StageError, match="there is no data set"):
         validate(folder, ValidateSettings())
+
+
+def test_damaged_data_is_not_stamped(folder: Path) -> None:
+    make_data(folder, 1000, train=b"abc\n" * 100, val=b"abc\n" * 20)
+    shard = next(folder.glob("val-*"))
+    shard.write_bytes(b"#" + shard.read_bytes()[1:])
+    with pytest.raises(StageError, match=r"the shard .*val-00000-of-00001.tokens is damaged: run ingest again"):
+        validate(folder, ValidateSettings())
+    assert read_manifest(folder).validation is None

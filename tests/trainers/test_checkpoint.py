@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import StageError
+from common.files import only_one
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab
 from trainers import checkpoint
@@ -114,9 +115,23 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, data: Path, on: On) -> No
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(StageError, match=r"step-00000001 is damaged"):
         checkpoint.load_model(one.run)
+    about = (saved.folder / "checkpoint.json").read_text()
+    for broken in ("", "{}", about.replace('"format_version": 1', '"format_version": 9')):
+        (saved.folder / "checkpoint.json").write_text(broken)
+        with pytest.raises(StageError, match=r"step-00000001 is damaged"):
+            checkpoint.best(one.run)
     shutil.rmtree(saved.folder)
     with pytest.raises(StageError, match=r"has no checkpoint yet: train it with"):
         checkpoint.load_model(one.run)
+
+
+def test_a_checkpoint_of_another_structure_is_damage(tmp_path: Path, data: Path, on: On) -> None:
+    one = training(tmp_path / "run", data, on(), total=10)
+    saved = one.state.save(one.run, 1, 3.0)
+    deeper = RunConfig.from_tables({"units": 8, "layers": 3}, {"lanes": 4, "window": 9}, "test")
+    other = Training(dataclasses.replace(one.run, config=deeper), read_manifest(data), on(), an_epoch=15, total=10)
+    with pytest.raises(StageError, match=r"step-00000001 is damaged"):
+        other.state.restore(saved)
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, data: Path, on: On) -> None:
@@ -133,10 +148,55 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, data: Pat
         checkpoint.load_model(one.run)
 
 
+def test_the_carry_starts_empty_at_each_epoch_and_goes_on_within(
+    tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, empty = training(tmp_path / "run", data, on(), total=32), []
+    step = one.steps.train
+
+    def spy(batch: object, carry: object, count: object) -> object:
+        empty.append(not np.any(one.steps.gather(carry)))
+        return step(batch, carry, count)
+
+    monkeypatch.setattr(one.steps, "train", spy)
+    one.go()
+    assert [step for step, was in enumerate(empty) if was] == [0, 15, 30]
+
+
+def test_what_was_reported_after_the_last_checkpoint_is_taken_back(tmp_path: Path, data: Path, on: On) -> None:
+    training(tmp_path / "run", data, on(), total=10).go()
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(
+        whole + '{"step": 15, "val_nats": 1.0}\n{"step": 2'
+    )  # killed before checkpoint 15, and in a line
+    rest = training(tmp_path / "run", data, on(), total=15)
+    rest.go()
+    assert [row["step"] for row in checkpoint.read_metrics(rest.run)] == [0, 5, 10, 15]
+    assert metrics.read_text().startswith(whole)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
+    one = training(tmp_path / "run", data, on(), total=20)
+    one.state.save(one.run, 5, 3.0)
+    one.steps.model.dense.bias.assign(np.full(256, np.nan, np.float32))
+    one.state.save(one.run, 10, 2.0)
+    with pytest.raises(StageError, match=r"the loss at step 15 is nan; the last checkpoint is whole: try a lower"):
+        training(tmp_path / "run", data, on(), total=20).go()
+    assert [c.step for c in checkpoint.checkpoints(one.run)] == [5, 10]
+
+
+def test_one_process_trains_a_run(tmp_path: Path) -> None:
+    with only_one(tmp_path), pytest.raises(StageError, match="another process is at work in"), only_one(tmp_path):
+        pass
+
+
 def test_other_data_or_settings_are_refused(tmp_path: Path, data: Path, make_data: Callable[..., Manifest]) -> None:
     manifest = read_manifest(data)
     run = checkpoint.open_run(tmp_path / "run", config(), data, manifest)
-    assert checkpoint.open_run(tmp_path / "run", config(epochs=9.0, keep=7), data, manifest).config.train.epochs == 9.0
+    longer = config(epochs=9.0, keep=7)
+    assert checkpoint.open_run(tmp_path / "run", longer, data, manifest).config == longer
+    assert checkpoint.read_run(tmp_path / "run").config == longer, "what the run is now is what run.json says"
     other = make_data(tmp_path / "other", 1000, train=TEXT[1:], val=TEXT[:101])
     with pytest.raises(StageError, match=r"was begun on other data than .*other now holds; give another --out"):
         checkpoint.open_run(run.folder, config(), tmp_path / "other", other)

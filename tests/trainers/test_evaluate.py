@@ -49,7 +49,7 @@ def test_devices_do_not_change_the_score(
 
 
 @pytest.mark.parametrize(
-    ("targets", "lanes", "window", "shares", "expected"),
+    ("targets", "lanes", "window", "replicas", "expected"),
     [
         (1000, 5, 10, 1, (5, 10)),  # as wanted
         (49, 5, 10, 1, (4, 10)),  # fewer lanes
@@ -59,6 +59,6 @@ def test_devices_do_not_change_the_score(
     ],
 )
 def test_lanes_and_window_fit_the_split(
-    targets: int, lanes: int, window: int, shares: int, expected: tuple[int, int]
+    targets: int, lanes: int, window: int, replicas: int, expected: tuple[int, int]
 ) -> None:
-    assert lanes_and_window(targets, lanes, window, shares) == expected
+    assert lanes_and_window(targets, lanes, window, replicas) == expected

@@ -93,6 +93,12 @@ def test_temperature_zero_and_nearly_zero_are_greedy(sampler: Sampler, generate:
     assert generate([text] * 2, [20] * 2, [0.0, 1e-4], [1, 2]) == [expected, expected]
 
 
+def test_temperatures_without_meaning_have_one(generate: Generate) -> None:
+    greedy, nan, negative, infinite = generate([b"ab"] * 4, [20] * 4, [0.0, np.nan, -1.0, np.inf], [1] * 4)
+    assert greedy == nan == negative
+    assert len(set(infinite)) > 10, "all characters alike"
+
+
 def test_lengths_of_nothing(generate: Generate) -> None:
     assert generate([b"abc", b"a"], [0, -5], [1.0, 1.0], [1, 1]) == [b"", b""]
 

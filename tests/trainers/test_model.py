@@ -70,7 +70,6 @@ def test_dropout_masks_repeat_and_hide_their_share(make_model: MakeModel) -> Non
     np.testing.assert_allclose(np.unique(masks[0]), [0, 1 / 0.75])
     assert abs(np.mean(masks[0] == 0) - 0.25) < 0.02
     assert make_model(layers=3).dropout_masks(2, 3, tf.constant([1, 1])) == []
-    assert make_model(layers=1, dropout=0.5).dropout_masks(2, 3, tf.constant([1, 1])) == []
 
 
 def test_masks_hide_the_same_in_both_ways_to_run(rng: np.random.Generator, make_model: MakeModel) -> None:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from common.errors import UsageError
 from pipeline.lanes import Batch
 from trainers.config import ModelConfig
-from trainers.devices import Devices, prepare
+from trainers.devices import Devices, plan
 from trainers.model import CharLSTM
 from trainers.step import Steps, total_nats
 
@@ -124,4 +124,4 @@ def test_scatter_and_gather_are_inverse(rng: np.random.Generator, on: On) -> Non
 
 def test_lanes_that_do_not_divide_are_refused() -> None:
     with pytest.raises(UsageError, match=r"6 lanes do not divide over 4 replicas; numbers that do: 1, 2, 3, 6$"):
-        prepare(6, replicas=4)
+        plan(6, replicas=4)
