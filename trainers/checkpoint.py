@@ -159,6 +159,12 @@ def best(run: Run) -> Checkpoint:
     return min(found, key=lambda checkpoint: checkpoint.val_nats)
 
 
+def sweep(run: Run) -> None:
+    """Removes what a process that was killed while it wrote a checkpoint left behind. Call it under the run's lock."""
+    for left in (run.folder / "checkpoints").glob(".step-*"):
+        shutil.rmtree(left)
+
+
 def weights_sha256(checkpoint: Checkpoint) -> str:
     """The hash of a checkpoint's tensors: what an export was made from."""
     try:

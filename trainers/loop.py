@@ -52,14 +52,14 @@ def train(config: RunConfig, data: Path, folder: Path, replicas: int | None, unv
         raise UsageError(f"precision {train.precision} is for the CPU; a GPU trains in float32: leave it out")
     run = checkpoint.open_run(folder, config, data, manifest)
     an_epoch = windows_per_epoch(tokens, train.lanes, train.window)
-    total = max(
-        1, math.ceil(round(train.epochs * an_epoch, 6))
-    )  # 1.1 epochs of 10 windows are 11, not 11.000000000000002
+    # Rounded first: 1.1 epochs of 10 windows are 11, not the 12 above 11.000000000000002.
+    total = max(1, math.ceil(round(train.epochs * an_epoch, 6)))
     found = checkpoint.checkpoints(run)
     if found and found[-1].step >= total:
         console.note(f"{folder} is already trained to step {found[-1].step:,} of {total:,}")
         return
     with only_one(folder):
+        checkpoint.sweep(run)
         Training(run, manifest, prepare(count), an_epoch, total).go()
 
 
@@ -72,9 +72,8 @@ class Training:
         self.an_epoch, self.total = an_epoch, total
         with devices.strategy.scope():
             model = run.build()
-            optimizer = keras.optimizers.Adam(
-                schedule(self.config, total), name="adam"
-            )  # named: checkpoints hold the name
+            # Named: checkpoints hold the name, and Keras would number a second optimizer of a process.
+            optimizer = keras.optimizers.Adam(schedule(self.config, total), name="adam")
             optimizer.build(model.trainable_variables)
         self.steps = Steps(devices, model, optimizer, self.config.clip, self.config.seed)
         self.state = State(model, optimizer, self.config.lanes)

@@ -108,6 +108,14 @@ def test_a_checkpoint_cut_short_in_writing_is_not_seen(
     assert [path.name for path in (one.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
 
 
+def test_what_a_kill_left_behind_is_swept_away(tmp_path: Path, data: Path, on: On) -> None:
+    one = training(tmp_path / "run", data, on(), total=10)
+    one.state.save(one.run, 1, 3.0)
+    (one.run.folder / "checkpoints" / ".step-00000002.partial-x").mkdir()
+    checkpoint.sweep(one.run)
+    assert [path.name for path in (one.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, data: Path, on: On) -> None:
     one = training(tmp_path / "run", data, on(), total=10)
     saved = one.state.save(one.run, 1, 3.0)
