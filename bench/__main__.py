@@ -46,7 +46,8 @@ def train(units: int, layers: int, lanes: int, window: int, rounds: int, seconds
     Example:
       python -m bench train --units 512
     """
-    from bench.train import compare
+    with console.hushed():
+        from bench.train import compare
 
     compare(units, layers, lanes, window, rounds, seconds, out)
 
