@@ -60,9 +60,10 @@ def progress(unit: str = "") -> Progress:
 
 
 def hush() -> None:
-    """Keeps what libraries tell each other (deprecations, gRPC's and TensorFlow's INFO and WARNING lines) out of sight.
+    """Keeps what libraries tell each other (deprecations, the log lines of gRPC and of TensorFlow's C++) out of sight.
 
-    Must run before they are imported. A user who set these variables himself keeps his values.
+    What goes wrong in C++ is raised in Python as well; TensorFlow's Python warnings stay. Must run before they are
+    imported. A user who set these variables himself keeps his values.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

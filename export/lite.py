@@ -17,7 +17,7 @@ from common import console
 from common.errors import StageError
 from common.files import check_replaceable, whole_folder, write_json
 from export.lite_runner import LiteModel
-from export.saved_model import LOGITS_TOLERANCE, read_made_from
+from export.made import LOGITS_TOLERANCE, already_made, check_logits, made_from
 from trainers import checkpoint
 from trainers.generate import Sampler
 from trainers.model import CharLSTM
@@ -65,24 +65,14 @@ def export_lite(folder: Path, out: Path, force: bool) -> None:
     """
     run = checkpoint.read_run(folder)
     chosen = checkpoint.best(run)
-    about = {
-        "format_version": 1,
-        "run": folder.name,
-        "step": chosen.step,
-        "val_nats": chosen.val_nats,
-        "weights_sha256": checkpoint.weights_sha256(chosen),
-        "vocab": run.vocab.to_json(),
-    }
+    origin = made_from(run, chosen)
     check_replaceable(out, "model.json", "a device model")
-    if out.exists() and any(out.iterdir()) and not force:
-        if read_made_from(out / "model.json") == about:
-            console.note(f"{out} is already made from {chosen.folder}")
-            return
-        raise StageError(f"{out} is full: another model lies there; give another --out or --force")
+    if not force and already_made(out, "model.json", origin, "another --out"):
+        return
     model = checkpoint.load_model(run, chosen)
     with console.err.status(f"writing {out}"), whole_folder(out, replace=force) as partial:
         (partial / "model.tflite").write_bytes(convert(model))
-        write_json(partial / "model.json", about)
+        write_json(partial / "model.json", origin)
         prove(partial, Sampler(model, run.vocab))
     size = (out / "model.tflite").stat().st_size
     console.out.print(
@@ -102,7 +92,4 @@ def prove(folder: Path, sampler: Sampler) -> None:
     for token, expected_V in zip(lite.vocab.encode(PROBE), expected_TxV, strict=True):
         logits_V, carry = lite.step(int(token), carry)
         difference = max(difference, float(np.max(np.abs(logits_V - expected_V))))
-    if not difference <= LOGITS_TOLERANCE:
-        raise StageError(
-            f"the written .tflite's logits differ by {difference:.1g}; at most {LOGITS_TOLERANCE:g} is allowed"
-        )
+    check_logits(difference, "the written .tflite")

@@ -25,10 +25,10 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from common import console
 from common.errors import StageError
 from common.files import check_replaceable, whole_folder, write_json
+from export.made import LOGITS_TOLERANCE, already_made, check_logits, made_from
 from trainers import checkpoint
 from trainers.generate import Sampler
 
-LOGITS_TOLERANCE = 1e-4
 MADE_FROM = "assets.extra/export.json"
 
 Inputs = dict[str, list[Any]]
@@ -97,27 +97,15 @@ def export_saved_model(folder: Path, out: Path, version: int, force: bool) -> No
     run = checkpoint.read_run(folder)
     chosen = checkpoint.best(run)
     target = out / str(version)
-    made_from = {
-        "format_version": 1,
-        "run": folder.name,
-        "step": chosen.step,
-        "val_nats": chosen.val_nats,
-        "weights_sha256": checkpoint.weights_sha256(chosen),
-        "data_sha256": run.data_sha256,
-        "config": run.config.to_json(),
-        "vocab": run.vocab.to_json(),
-    }
+    origin = made_from(run, chosen)
     check_replaceable(target, "saved_model.pb", "a SavedModel")
-    if target.exists() and any(target.iterdir()) and not force:
-        if read_made_from(target / MADE_FROM) == made_from:
-            console.note(f"{target} is already made from {chosen.folder}")
-            return
-        raise StageError(f"{target} is full: another model lies there; give --version {next_version(out)} or --force")
+    if not force and already_made(target, MADE_FROM, origin, f"--version {next_version(out)}"):
+        return
     served = Served(Sampler(checkpoint.load_model(run, chosen), run.vocab))
     with console.err.status(f"writing {target}"), whole_folder(target, replace=force) as partial:
         tf.saved_model.save(served, str(partial), signatures=served.functions)
         write_warmup(partial / "assets.extra" / "tf_serving_warmup_requests", out.name)
-        write_json(partial / MADE_FROM, made_from)
+        write_json(partial / MADE_FROM, origin)
         prove(served, partial)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     console.out.print(
@@ -126,17 +114,9 @@ def export_saved_model(folder: Path, out: Path, version: int, force: bool) -> No
     )
 
 
-def read_made_from(path: Path) -> dict[str, Any] | None:
-    """What an export was made from, by the JSON that lies with it; None where it does not say."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 def next_version(out: Path) -> int:
     """The first number above every version that is there."""
-    return 1 + max((int(path.name) for path in out.iterdir() if path.name.isdigit()), default=0)
+    return 1 + max((int(path.name) for path in out.glob("*") if path.name.isdigit()), default=0)
 
 
 def write_warmup(path: Path, model: str) -> None:
@@ -173,7 +153,4 @@ def prove(served: Served, folder: Path) -> None:
         )
     logits = served.answer("logits", REQUESTS["logits"])["logits"]
     difference = float(np.max(np.abs(np.array(got["logits"]) - logits)))
-    if not difference <= LOGITS_TOLERANCE:
-        raise StageError(
-            f"the written SavedModel's logits differ by {difference:.1g}; at most {LOGITS_TOLERANCE:g} is allowed"
-        )
+    check_logits(difference, "the written SavedModel")

@@ -9,7 +9,8 @@ from rich.table import Table
 from common import console
 from common.errors import StageError
 from export.lite_runner import LiteModel
-from export.saved_model import MADE_FROM, read_made_from, tensors
+from export.made import read_made_from
+from export.saved_model import MADE_FROM, tensors
 from trainers import checkpoint
 from trainers.generate import Sampler
 
