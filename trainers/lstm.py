@@ -142,68 +142,72 @@ def _loop(
     The gradient is written out because tf.while_loop's own stacks every intermediate of every step; this one keeps h, c
     and the gates, and multiplies the recurrent kernel's gradient once, after the loop, over all steps at a time.
     """
-    T, H = z_TxBxG.shape[0], h_BxH.shape[-1]
-    turns = T // unroll
-
-    def forward(
-        z_TxBxG: tf.Tensor, h_BxH: tf.Tensor, c_BxH: tf.Tensor, recurrent_HxG: tf.Tensor
-    ) -> tuple[tf.Tensor, ...]:
-        r_HxG = tf.cast(recurrent_HxG, dtype)
-        z_N = _turns(z_TxBxG, unroll)
-
-        def turn(t: Any, h_BxH: Any, c_BxH: Any, hs: Any, cs: Any, gates: Any) -> tuple[Any, ...]:
-            z_UxBxG, h_U, c_U, gates_U = z_N.read(t), [], [], []
-            for u in range(unroll):
-                hr_BxG = tf.cast(tf.matmul(tf.cast(h_BxH, dtype), r_HxG), tf.float32)
-                c_BxH, h_BxH, gates_BxG = _cell(z_UxBxG[u] + hr_BxG, c_BxH)
-                h_U.append(h_BxH)
-                c_U.append(c_BxH)
-                gates_U.append(gates_BxG)
-            arrays = (hs.write(t, tf.stack(h_U)), cs.write(t, tf.stack(c_U)), gates.write(t, tf.stack(gates_U)))
-            return t + 1, h_BxH, c_BxH, *arrays
-
-        arrays = [_array(turns, tf.float32) for _ in range(3)]
-        _, h_BxH, c_BxH, *arrays = tf.while_loop(
-            lambda t, *_: t < turns, turn, (0, h_BxH, c_BxH, *arrays), parallel_iterations=1, maximum_iterations=turns
-        )
-        return h_BxH, c_BxH, *(_time(array, k) for array, k in zip(arrays, (H, H, 4 * H), strict=True))
-
-    def backward(
-        dhs_TxBxH: tf.Tensor, dh_BxH: tf.Tensor, dc_BxH: tf.Tensor, kept: tuple[tf.Tensor, ...]
-    ) -> tuple[tf.Tensor, ...]:
-        h_0, c_0, recurrent_HxG, h_TxBxH, c_TxBxH, gates_TxBxG = kept
-        r_GxH = tf.cast(tf.transpose(recurrent_HxG), dtype)
-        before = [tf.concat([first[None], x[:-1]], 0) for first, x in ((h_0, h_TxBxH), (c_0, c_TxBxH))]
-        reads = [_turns(x, unroll) for x in (dhs_TxBxH, before[1], c_TxBxH, gates_TxBxG)]
-
-        def turn(t: Any, dh_BxH: Any, dc_BxH: Any, dzs: Any) -> tuple[Any, ...]:
-            dhs_U, c_prev_U, c_U, gates_U = (array.read(t) for array in reads)
-            dz_U = []
-            for u in reversed(range(unroll)):
-                dz_BxG, dc_BxH = _cell_grad(dhs_U[u] + dh_BxH, dc_BxH, c_prev_U[u], c_U[u], gates_U[u])
-                dz_BxG = tf.cast(dz_BxG, dtype)
-                dh_BxH = tf.cast(tf.matmul(dz_BxG, r_GxH), tf.float32)
-                dz_U.append(dz_BxG)
-            return t - 1, dh_BxH, dc_BxH, dzs.write(t, tf.stack(dz_U[::-1]))
-
-        _, dh_BxH, dc_BxH, dzs = tf.while_loop(
-            lambda t, *_: t >= 0,
-            turn,
-            (turns - 1, dh_BxH, dc_BxH, _array(turns, dtype)),
-            parallel_iterations=1,
-            maximum_iterations=turns,
-        )
-        dz_TxBxG = _time(dzs, 4 * H)
-        h_prev_NxH = tf.cast(tf.reshape(before[0], [-1, H]), dtype)
-        dr_HxG = tf.matmul(h_prev_NxH, tf.reshape(dz_TxBxG, [-1, 4 * H]), transpose_a=True)
-        return tf.cast(dz_TxBxG, tf.float32), dh_BxH, dc_BxH, tf.cast(dr_HxG, tf.float32)
 
     @tf.custom_gradient
     def loop(
         z_TxBxG: tf.Tensor, h_0: tf.Tensor, c_0: tf.Tensor, recurrent_HxG: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, ...], Callable[..., tuple[tf.Tensor, ...]]]:
-        h_BxH, c_BxH, h_TxBxH, c_TxBxH, gates_TxBxG = forward(z_TxBxG, h_0, c_0, recurrent_HxG)
-        kept = (h_0, c_0, recurrent_HxG, h_TxBxH, c_TxBxH, gates_TxBxG)
-        return (h_TxBxH, h_BxH, c_BxH), lambda dhs, dh, dc: backward(dhs, dh, dc, kept)
+        h_BxH, c_BxH, *kept = _forward(z_TxBxG, h_0, c_0, recurrent_HxG, unroll, dtype)
+        kept = [h_0, c_0, recurrent_HxG, *kept]
+        return (kept[3], h_BxH, c_BxH), lambda dhs, dh, dc: _backward(dhs, dh, dc, kept, unroll, dtype)
 
     return loop(z_TxBxG, h_BxH, c_BxH, recurrent_HxG)
+
+
+def _forward(
+    z_TxBxG: tf.Tensor, h_BxH: tf.Tensor, c_BxH: tf.Tensor, recurrent_HxG: tf.Tensor, unroll: int, dtype: tf.DType
+) -> tuple[tf.Tensor, ...]:
+    """The carry after the last step, and what the gradient needs: h_TxBxH, c_TxBxH, gates_TxBxG."""
+    H, turns = h_BxH.shape[-1], z_TxBxG.shape[0] // unroll
+    r_HxG = tf.cast(recurrent_HxG, dtype)
+    z_N = _turns(z_TxBxG, unroll)
+
+    def turn(t: Any, h_BxH: Any, c_BxH: Any, hs: Any, cs: Any, gates: Any) -> tuple[Any, ...]:
+        z_UxBxG, h_U, c_U, gates_U = z_N.read(t), [], [], []
+        for u in range(unroll):
+            hr_BxG = tf.cast(tf.matmul(tf.cast(h_BxH, dtype), r_HxG), tf.float32)
+            c_BxH, h_BxH, gates_BxG = _cell(z_UxBxG[u] + hr_BxG, c_BxH)
+            h_U.append(h_BxH)
+            c_U.append(c_BxH)
+            gates_U.append(gates_BxG)
+        arrays = (hs.write(t, tf.stack(h_U)), cs.write(t, tf.stack(c_U)), gates.write(t, tf.stack(gates_U)))
+        return t + 1, h_BxH, c_BxH, *arrays
+
+    arrays = [_array(turns, tf.float32) for _ in range(3)]
+    _, h_BxH, c_BxH, *arrays = tf.while_loop(
+        lambda t, *_: t < turns, turn, (0, h_BxH, c_BxH, *arrays), parallel_iterations=1, maximum_iterations=turns
+    )
+    return h_BxH, c_BxH, *(_time(array, k) for array, k in zip(arrays, (H, H, 4 * H), strict=True))
+
+
+def _backward(
+    dhs_TxBxH: tf.Tensor, dh_BxH: tf.Tensor, dc_BxH: tf.Tensor, kept: list[tf.Tensor], unroll: int, dtype: tf.DType
+) -> tuple[tf.Tensor, ...]:
+    """The gradients of z, h, c and the recurrent kernel, from those of every h and of the carry after the last step."""
+    h_0, c_0, recurrent_HxG, h_TxBxH, c_TxBxH, gates_TxBxG = kept
+    H, turns = h_0.shape[-1], h_TxBxH.shape[0] // unroll
+    r_GxH = tf.cast(tf.transpose(recurrent_HxG), dtype)
+    before = [tf.concat([first[None], x[:-1]], 0) for first, x in ((h_0, h_TxBxH), (c_0, c_TxBxH))]
+    reads = [_turns(x, unroll) for x in (dhs_TxBxH, before[1], c_TxBxH, gates_TxBxG)]
+
+    def turn(t: Any, dh_BxH: Any, dc_BxH: Any, dzs: Any) -> tuple[Any, ...]:
+        dhs_U, c_prev_U, c_U, gates_U = (array.read(t) for array in reads)
+        dz_U = []
+        for u in reversed(range(unroll)):
+            dz_BxG, dc_BxH = _cell_grad(dhs_U[u] + dh_BxH, dc_BxH, c_prev_U[u], c_U[u], gates_U[u])
+            dz_BxG = tf.cast(dz_BxG, dtype)
+            dh_BxH = tf.cast(tf.matmul(dz_BxG, r_GxH), tf.float32)
+            dz_U.append(dz_BxG)
+        return t - 1, dh_BxH, dc_BxH, dzs.write(t, tf.stack(dz_U[::-1]))
+
+    _, dh_BxH, dc_BxH, dzs = tf.while_loop(
+        lambda t, *_: t >= 0,
+        turn,
+        (turns - 1, dh_BxH, dc_BxH, _array(turns, dtype)),
+        parallel_iterations=1,
+        maximum_iterations=turns,
+    )
+    dz_TxBxG = _time(dzs, 4 * H)
+    h_prev_NxH = tf.cast(tf.reshape(before[0], [-1, H]), dtype)
+    dr_HxG = tf.matmul(h_prev_NxH, tf.reshape(dz_TxBxG, [-1, 4 * H]), transpose_a=True)
+    return tf.cast(dz_TxBxG, tf.float32), dh_BxH, dc_BxH, tf.cast(dr_HxG, tf.float32)
