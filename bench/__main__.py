@@ -1,4 +1,4 @@
-"""The command line: python -m bench results."""
+"""The command line: python -m bench results | train | data."""
 
 from pathlib import Path
 
@@ -50,6 +50,27 @@ def train(units: int, layers: int, lanes: int, window: int, rounds: int, seconds
         from bench.train import compare
 
     compare(units, layers, lanes, window, rounds, seconds, out)
+
+
+@cli.command()
+@click.option("--size", type=click.IntRange(1_000_000), default=474_000_000, show_default=True, help="Bytes of text.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of each; medians are shown.")
+@click.option(
+    "--scratch", type=click.Path(path_type=Path), default=Path("data/bench"), show_default=True, help="Where."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
+def data(size: int, rounds: int, scratch: Path, out: Path) -> None:
+    """Ingest, validate and lanes at full scale, beside cat with sha256sum, and a dict in Python.
+
+    The corpus is kernel source, where this machine's package manager has it: 5 GB of disk, some ten minutes.
+
+    \b
+    Example:
+      python -m bench data
+    """
+    from bench.data import compare
+
+    compare(size, rounds, scratch, out)
 
 
 if __name__ == "__main__":

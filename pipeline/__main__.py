@@ -1,4 +1,4 @@
-"""The command line: python -m pipeline ingest | validate | info."""
+"""The command line: python -m pipeline fetch | corpora | ingest | validate | verify | info."""
 
 from pathlib import Path
 from typing import Any
@@ -17,35 +17,111 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("sources", nargs=-1, metavar="[FILE_OR_FOLDER_OR_NAME]...")
+def corpora() -> None:
+    """Lists the corpora known by name: those of the essay, and where they come from."""
+    from pipeline.fetch import listing
+
+    console.out.print(listing())
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--from", "source", metavar="FILE|FOLDER|URL", help="Your own copy; it must pass the same checks.")
+@click.option("--to", type=click.Path(path_type=Path), help="The folder to make. Default data/raw/NAME.")
+@click.option("--force", is_flag=True, help="Fetch it again.")
+def fetch(name: str, source: str | None, to: Path | None, force: bool) -> None:
+    """Brings a named corpus here: input.txt and provenance.json in data/raw/NAME.
+
+    A download that breaks off goes on where it stopped, in this call or the next. Size and SHA-256 are checked where
+    they are known; nothing is there until it is whole.
+
+    \b
+    Examples:
+      python -m pipeline fetch tinyshakespeare
+      python -m pipeline fetch linux --from linux-6.1.tar.xz
+      python -m pipeline ingest tinyshakespeare --out data/tinyshakespeare
+    """
+    from pipeline.fetch import fetch as run
+
+    folder = run(name, source, to, force)
+    console.out.print(f"next: python -m pipeline ingest {folder if to else name} --out data/{name}")
+
+
+class Amount(click.ParamType):
+    """A share of the text, 0 to 1, or a number of bytes."""
+
+    name = "share|bytes"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | float:
+        try:
+            return int(value) if value.isdigit() else float(value)
+        except ValueError:
+            self.fail(f"expected a share such as 0.9 or a number of bytes, got {value!r}", param, ctx)
+
+
+def _choice(*names: str) -> click.Choice[str]:
+    return click.Choice(names)
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, metavar="[FILE|FOLDER|PATTERN|NAME|-]...")
 @click.option("--out", type=click.Path(path_type=Path), help="The folder to make, such as data/NAME.")
 @click.option("--config", type=click.Path(path_type=Path), help=CONFIG_HELP)
-@click.option("--unit", help="What a token is: byte.")
-@click.option("--train", type=float, help="The share of the text to train on, its beginning. Default 0.9.")
-@click.option("--val", type=float, help="The share to measure progress on, the middle. Default 0.05.")
-@click.option("--test", type=float, help="The share to judge the finished model by, the end. Default 0.05.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Of a folder, take only the files named so (*.c).")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Of a folder, leave out the files named so.")
+@click.option("--encoding", help="Of the files: utf-8 (the default), latin-1, utf-16, ...; raw: bytes, unchecked.")
+@click.option("--errors", type=_choice("strict", "replace", "skip"), help="What becomes of bytes that are no text.")
+@click.option("--newlines", type=_choice("keep", "lf"), help="lf makes CR LF and CR into LF.")
+@click.option("--bom", type=_choice("keep", "strip"), help="What becomes of a byte-order mark.")
+@click.option("--unit", type=_choice("byte", "char"), help="What a token is. Default byte.")
+@click.option("--max-vocab", type=int, help="Of char: the most tokens there may be.")
+@click.option("--min-count", type=int, help="Of char: how often a character must occur in train.")
+@click.option("--unknown", type=_choice("error", "replace", "skip"), help="Of char: what becomes of the others.")
+@click.option("--documents", type=_choice("none", "line", "file"), help="What is a text of its own. Default none.")
+@click.option("--split", type=_choice("contiguous", "document", "char-rnn"), help="How. Default contiguous.")
+@click.option("--streams", type=int, help="Of split char-rnn: how many streams the text lies in. Default 50.")
+@click.option("--train", type=Amount(), help="To train on. Default 0.9 of the text.")
+@click.option("--val", type=Amount(), help="To measure progress on. Default 0.05.")
+@click.option("--test", type=Amount(), help="To judge the finished model by. Default 0.05.")
+@click.option("--beam", default="", metavar="OPTIONS", help="Beam's own options, such as '--runner=FlinkRunner'.")
 @click.option("--force", is_flag=True, help="Make it again, also over a data set made from something else.")
-def ingest(sources: tuple[str, ...], out: Path | None, config: Path | None, force: bool, **options: Any) -> None:
+def ingest(
+    sources: tuple[str, ...], out: Path | None, config: Path | None, beam: str, force: bool, **options: Any
+) -> None:
     """Turns text into a data set: token shards and a manifest.
 
-    The text is one or more files, folders (every file below them) or named corpora (stdlib: 5 MB of Python source that
-    is on this machine already), joined in the order given.
+    The text is files, folders (every file below them), patterns, named corpora (python -m pipeline corpora) or, as -,
+    standard input, joined in the order given. Files may be compressed (gzip, bz2, xz, zstd). What is not text in the
+    encoding is refused, by name and offset, unless --errors says otherwise.
+
+    --split contiguous gives train the beginning, val the middle and test the end; document gives each document to one
+    of them by its hash; char-rnn does it as char-rnn did, with the end of each of its streams.
 
     \b
     Examples:
       python -m pipeline ingest shakespeare.txt --out data/shakespeare
-      python -m pipeline ingest stdlib --out data/python
+      python -m pipeline ingest src --include '*.py' --exclude 'test_*' --documents file --split document --out data/src
+      python -m pipeline ingest wikipedia --train 90000000 --val 5000000 --test 5000000 --out data/wikipedia
+      zcat poems.gz | python -m pipeline ingest - --unit char --unknown replace --out data/poems
       python -m pipeline ingest --config configs/NAME.toml       (sources from the config, into data/NAME)
     """
     with console.hushed():
         from pipeline.ingest import IngestSettings
         from pipeline.ingest import ingest as run
+        from pipeline.sources import defaults
 
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    given = {name: value for name, value in given.items() if value not in (None, [])}
     if sources:
         given["source"] = list(sources)
     values = _section(config, "data") | given
-    run(settings.make(IngestSettings, values, _where(config, "data")), _folder(out, config, "--out data/NAME"), force)
+    values = defaults(values.get("source", [])) | values
+    run(
+        settings.make(IngestSettings, values, _where(config, "data")),
+        _folder(out, config, "--out data/NAME"),
+        force,
+        beam,
+    )
 
 
 @cli.command()
@@ -85,6 +161,20 @@ def info(folder: Path) -> None:
         from pipeline.info import show
 
     show(folder)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="data/NAME")
+def verify(folder: Path) -> None:
+    """Reads a data set in full and compares every shard with its checksum.
+
+    \b
+    Example:
+      python -m pipeline verify data/shakespeare
+    """
+    from pipeline.info import verify as run
+
+    run(folder)
 
 
 def _section(config: Path | None, name: str) -> dict[str, Any]:

@@ -1,74 +1,272 @@
-"""Where text comes from: files, folders, and corpora known by name."""
+"""Corpora known by name: where each comes from, under which licence, and how it becomes one text."""
 
 import dataclasses
+import hashlib
 import os
-import sysconfig
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from common.errors import StageError, UsageError
+from pipeline.archives import is_archive, members, open_text
 
-
-@dataclasses.dataclass(frozen=True)
-class TextFile:
-    """A file of a corpus, under a name that is the same on every machine."""
-
-    name: str
-    path: Path
-    bytes: int
+Key = tuple[int, bytes]  # the place of a file in a text: which expression it matches, path
+HTML = r"(?i)\.html?$"
+BLOCKS = [
+    "blockquote",
+    "div",
+    "dd",
+    "dt",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "li",
+    "p",
+    "pre",
+    "table",
+    "td",
+    "ul",
+    "ol",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A text known by name. `about` says what it is and its licence; `files` gives its files in their fixed order."""
+    """A text known by name: one file in the end, whatever it comes as.
+
+    about: what it is. licence: whose terms it stands under. essay: what the essay did with it.
+    address: where it is published; None: it must be given (or, of stdlib, it is on this machine).
+    bytes, sha256: of the file at that address, where they are known.
+    files: regular expressions on the paths of an archive's or folder's files. The text is the files that match one, in
+        order of the first that they match, then in byte order of path. None: the text is not made.
+    without: the same, of files that are left out.
+    cut: bytes after which the text is cut off.
+    text_bytes, text_sha256, text_git: the finished text's size, SHA-256 and git's blob name, where they are known.
+    ceiling: bytes; more is neither downloaded nor unpacked.
+    settings: how it is meant to be ingested, as in a config's [data].
+    """
 
     about: str
-    files: Callable[[], list[TextFile]]
-
-
-def resolve(source: str) -> list[TextFile]:
-    """The files of a source: a file, a folder (every file below it, sorted by path, hidden ones left out), or a corpus.
-
-    A path that exists wins over a corpus of that name. Raises UsageError for neither, StageError if there is no text.
-    """
-    path = Path(source)
-    if path.is_file():
-        files = [_text_file(path, path.name)]
-    elif path.is_dir():
-        # The folder's own name leads, also where it was given as "." or "..".
-        files = [_text_file(file, f"{path.resolve().name}/{name}") for name, file in _files_below(path)]
-    elif source in CORPORA:
-        files = CORPORA[source].files()
-    else:
-        raise UsageError(f"'{source}' is neither a file, nor a folder, nor a named corpus ({', '.join(CORPORA)})")
-    if not sum(file.bytes for file in files):
-        raise StageError(f"{source} is empty: there is nothing to learn from; name a file or folder that holds text")
-    return files
-
-
-def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
-    found = ((file.relative_to(folder), file) for file in folder.rglob("*") if file.is_file())
-    return ((name.as_posix(), file) for name, file in sorted(found) if not any(part[0] == "." for part in name.parts))
-
-
-def _text_file(path: Path, name: str) -> TextFile:
-    # A file's name may be any bytes; what goes into the manifest must be text.
-    return TextFile(os.fsencode(name).decode(errors="replace"), path, path.stat().st_size)
-
-
-def _standard_library() -> list[TextFile]:
-    """The modules that lie directly in the standard library's folder, up to the file that takes them past 5 MB."""
-    files: list[TextFile] = []
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        if sum(file.bytes for file in files) >= 5_000_000:
-            break
-        files.append(_text_file(path, f"stdlib/{path.name}"))
-    return files
+    licence: str
+    essay: str
+    address: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    files: tuple[str, ...] = ()
+    without: str | None = None
+    cut: int | None = None
+    text_bytes: int | None = None
+    text_sha256: str | None = None
+    text_git: str | None = None
+    ceiling: int = 200_000_000
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 CORPORA = {
     "stdlib": Corpus(
-        about="some 5 MB of the Python standard library that runs this program (PSF licence); nothing is downloaded",
-        files=_standard_library,
+        about="some 5 MB of the Python standard library that runs this program; nothing is downloaded",
+        licence="PSF",
+        essay="not in it",
+    ),
+    "tinyshakespeare": Corpus(
+        about="40,000 lines of Shakespeare's plays, the first example of char-rnn; 65 distinct characters",
+        licence="public domain",
+        essay="not in it; char-rnn, the essay's code, trains on it unless told otherwise",
+        address="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        bytes=1_115_394,
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        files=(r"(^|/)input\.txt$",),
+        text_bytes=1_115_394,
+        text_sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+    "shakespeare": Corpus(
+        about="all works of Shakespeare; 67 distinct characters",
+        licence="public domain",
+        essay="a 3-layer RNN of 512 units a layer wrote the scenes of Pandarus and of Vincentio",
+        address="https://cs.stanford.edu/people/karpathy/char-rnn/shakespeare_input.txt",
+        bytes=4_573_338,
+        files=(r"(^|/)shakespeare_input\.txt$",),
+        text_bytes=4_573_338,
+        text_git="9b164024154db21fc8c833cde26b408486393a00",
+    ),
+    "wikipedia": Corpus(
+        about="enwik8, the first 100 MB of English Wikipedia's XML of 2006, of the Hutter Prize; literature on it "
+        "compares models on the last 5 MB, after 90 for training and 5 for validation: train = 90_000_000, "
+        "val = 5_000_000, test = 5_000_000",
+        licence="CC BY-SA 3.0 and GFDL",
+        essay="following Graves, trained on the first 96 MB and validated on the other 4: links, tables, XML came out",
+        address="http://mattmahoney.net/dc/enwik8.zip",
+        bytes=36_445_475,
+        sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+        files=(r"(^|/)enwik8$",),
+        text_bytes=100_000_000,
+        text_sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+        settings={"train": 96_000_000, "val": 4_000_000, "test": 0},
+    ),
+    "linux": Corpus(
+        about="474 MB of the C source and headers of the Linux kernel, in order of path; from another kernel's tar or "
+        "folder by --from",
+        licence="GPL-2.0",
+        essay="3-layer LSTMs of some 10 million parameters wrote C for days, on 474 MB of all *.c and *.h of 2015",
+        address="https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.1.tar.xz",
+        sha256="2ca1f17051a430f6fed1196e4952717507171acfd97d96577212502703b25deb",
+        files=(r"\.[ch]$",),
+        # Register maps that a program wrote: 395 MB of #define in 6.1, a third of all.
+        without=r"(^|/)drivers/gpu/drm/amd/include/",
+        cut=474_000_000,
+        ceiling=4_000_000_000,
+    ),
+    "latex": Corpus(
+        about="the Stacks project, a book on algebraic geometry in LaTeX, as of the day before the essay",
+        licence="GFDL 1.2",
+        essay="a multilayer LSTM on the 16 MB wrote LaTeX that almost compiled",
+        address="https://github.com/stacks/stacks-project/archive/aca856f4523fc2b4dca6925cfd7480ccb3e8d0b0.tar.gz",
+        files=(r"\.tex$",),
+        text_bytes=16_689_022,
+        text_sha256="d085437a2022aedb523c471f4608654bd2dd72895419e3bdfae7b7ea28c66c40",
+    ),
+    "warpeace": Corpus(
+        about="Tolstoy's War and Peace, Maudes' translation; with byte order mark and CRLF",
+        licence="public domain",
+        essay="samples after 100 to 2,000 iterations show how a model learns; its neurons were looked at",
+        address="https://cs.stanford.edu/people/karpathy/char-rnn/warpeace_input.txt",
+        bytes=3_258_246,
+        sha256="fb66ba999dafe24017cdd59e04c56d385a9c8466993d374fd4c6f08b2142985e",
+        files=(r"(^|/)warpeace_input\.txt$",),
+        text_bytes=3_258_246,
+        text_sha256="fb66ba999dafe24017cdd59e04c56d385a9c8466993d374fd4c6f08b2142985e",
+    ),
+    "paul-graham": Corpus(
+        about="essays by Paul Graham, about 1 MB, from pages that you saved (HTML or text, by --from)",
+        licence="copyright Paul Graham, all rights reserved",
+        essay="a 2-layer LSTM of 512 units, dropout 0.5, batches of 100 sequences of 100 characters",
+        files=(r"(?i)\.(html?|txt)$",),
+    ),
+    "names": Corpus(
+        about="2,943 male and 5,001 female first names, one a line (Mark Kantrowitz's corpus 1.3)",
+        licence="free to use and to pass on with its README and credit to Mark Kantrowitz; not public domain",
+        essay="8,000 names; 90 % of those that came out were not in them: Rudi, Levette, Berice, Lussa",
+        address="https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/corpora/names.zip",
+        bytes=21_326,
+        files=(r"(^|/)male\.txt$", r"(^|/)female\.txt$"),
+        text_bytes=55_869,
+        text_sha256="5ab97d2b30bd6d718d28f93651662585d44b4f7c28186435e3e1b616de71c784",
+        settings={"documents": "line"},
     ),
 }
+
+
+def find(name: str) -> Corpus:
+    """The corpus of that name. Raises UsageError, which lists them, where there is none."""
+    if name not in CORPORA:
+        raise UsageError(f"no corpus is called '{name}'; there are {', '.join(CORPORA)}")
+    return CORPORA[name]
+
+
+def make_text(corpus: Corpus, source: Path, text: Path) -> None:
+    """Writes the corpus's `text` out of `source`: an archive, a folder, or one file, compressed or not.
+
+    An archive is streamed once, into a spool beside `text`, and never unpacked. Raises StageError where it holds none
+    of the corpus's files, where it is damaged (pipeline.archives), and where the text is not the one that is known.
+    """
+    spool = text.with_name(f".{text.name}.spool")
+    with spool.open("wb+") as file:
+        pieces = list(_collect(corpus, source, file))
+        if not pieces:
+            raise StageError(
+                f"{source} has none of the corpus's files: expected paths like {' or '.join(corpus.files)}"
+            )
+        if pieces != sorted(pieces):
+            with text.open("wb") as in_order:
+                for _, start, count in sorted(pieces):
+                    file.seek(start)
+                    in_order.write(file.read(count))
+            os.replace(text, spool)
+    if corpus.cut and spool.stat().st_size > corpus.cut:
+        os.truncate(spool, corpus.cut)
+    os.replace(spool, text)
+    _check(corpus, source, text)
+
+
+def _collect(corpus: Corpus, source: Path, spool: BinaryIO) -> Iterator[tuple[Key, int, int]]:
+    """Adds the files of the text to `spool` as they come; for each, its place in the order, first byte and bytes."""
+    last: Key | None = None
+    highest: Key = (0, b"")
+    for rank, name, file in _files(corpus, source):
+        key = (rank, os.fsencode(name))
+        if last and key > last:
+            continue
+        start = spool.tell()
+        if re.search(HTML, name):
+            spool.write(_plain(file.read(corpus.ceiling)))
+        else:
+            while data := file.read(1 << 20):
+                spool.write(data)
+                if spool.tell() > corpus.ceiling:
+                    raise StageError(f"{source} gives more than {corpus.ceiling:,} bytes: it is not the corpus")
+        yield key, start, spool.tell() - start
+        highest = max(highest, key)
+        if corpus.cut and not last and spool.tell() >= corpus.cut:
+            last = highest  # there is text enough up to here: what is later in the order is not needed
+
+
+def _files(corpus: Corpus, source: Path) -> Iterator[tuple[int, str, BinaryIO]]:
+    """The files of the text as they come: which of the corpus's expressions they match, path, content."""
+    if source.is_dir() or is_archive(source):
+        for name, _, file in members(source, corpus.ceiling):
+            rank = _rank(corpus, name)
+            if rank is not None and not (corpus.without and re.search(corpus.without, name)):
+                yield rank, name, file
+    # One file may be the finished text; where that cannot be told from its content, its name must be right.
+    elif corpus.text_bytes or _rank(corpus, source.name) is not None:
+        with open_text(source) as file:
+            yield 0, source.name, file
+
+
+def _rank(corpus: Corpus, name: str) -> int | None:
+    return next((rank for rank, expression in enumerate(corpus.files) if re.search(expression, name)), None)
+
+
+def _check(corpus: Corpus, source: Path, text: Path) -> None:
+    size = text.stat().st_size
+    if corpus.text_bytes not in (None, size):
+        raise StageError(f"{source} is not this corpus: expected a text of {corpus.text_bytes:,} bytes, got {size:,}")
+    blob = hashlib.sha1(b"blob %d\0" % size)  # how git names a file
+    for kind, known, digest in (
+        ("SHA-256", corpus.text_sha256, hashlib.sha256()),
+        ("git blob", corpus.text_git, blob),
+    ):
+        if known and (got := _digest(text, digest)) != known:
+            raise StageError(f"{source} is not this corpus: expected a text of {kind} {known}, got {got}")
+
+
+def _digest(path: Path, digest: Any) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
+
+
+def _plain(page: bytes) -> bytes:
+    """What a reader sees of an HTML page, in UTF-8: paragraphs with a blank line between them."""
+    from bs4 import BeautifulSoup, NavigableString  # only pages need it
+
+    try:
+        html = page.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        html = page.decode("cp1252", errors="replace")  # as browsers do
+    soup = BeautifulSoup(html, "html.parser")
+    for tag in soup(["script", "style", "title"]):
+        tag.decompose()
+    for string in soup.find_all(string=True):
+        if type(string) is NavigableString and not string.find_parent("pre"):  # a comment is another type
+            string.replace_with(re.sub(r"\s+", " ", string))
+    for tag in soup("br"):
+        tag.replace_with("\n")
+    for tag in soup(BLOCKS):
+        tag.insert(0, "\n\n")
+        tag.append("\n\n")
+    lines = re.sub(r" *\n(?: (?! ))?", "\n", soup.get_text())
+    return (re.sub(r"\n{3,}", "\n\n", lines).strip() + "\n\n").encode()

@@ -1,128 +1,146 @@
-"""Text to token shards, with Beam. What travels between its steps is places in files, never text."""
+"""Text to token shards, with Beam, in three stages: read every file, count characters, write tokens.
+
+What travels between Beam's steps is places in files and counts, never text:
+
+    read    each file: its hash, and whether it is text; what needs it becomes UTF-8 in a scratch file   (pipeline.text)
+    count   the characters of train, where the vocabulary is made of them                               (pipeline.vocab)
+    write   each stretch of a split becomes a shard                                                    (pipeline.shards)
+
+The manifest is written last.
+"""
 
 import contextlib
+import dataclasses
 import importlib.metadata
-import json
-import math
 import platform
-import threading
-from collections.abc import Iterator
-from fractions import Fraction
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 import pydantic
 
 from common import console, settings
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, sha256_file, whole_folder, write_json
-from pipeline.beam import run
-from pipeline.corpora import TextFile, resolve
+from common.files import check_replaceable, sha256_file, whole_folder
+from pipeline import beam, splits
 from pipeline.manifest import FILE_NAME, Manifest, Shard, Source, Split, read_manifest, write_manifest
-from pipeline.shards import shard_name, write_shard
-from pipeline.vocab import Vocab, byte_vocab
+from pipeline.shards import ShardWriter, shard_name
+from pipeline.sources import SourceFile, opened
+from pipeline.splits import Layout, Piece, Stretch
+from pipeline.text import RAW, READ_BYTES, Rules, Text, check_encoding, read_text
+from pipeline.vocab import Vocab, byte_vocab, char_vocab, characters, count_characters, describe
 
-READ_BYTES = 4 << 20  # what a worker holds of the text at a time
-RESULTS = "shards.json"  # the writers' reports, until the manifest has taken them up
+SCRATCH = ".text"  # holds the texts that had to be written anew, until their tokens are
+GROUP_BYTES, GROUP_FILES = 32 << 20, 500  # what a worker takes of the files at a time
+ENDS: dict[str, Literal["newline", "token"] | None] = {"none": None, "line": "newline", "file": "token"}
 
 
 @settings.settings
 class IngestSettings:
     """[data]
 
-    source: files, folders, or named corpora (pipeline.corpora), joined in this order with nothing between them.
-    unit: what a token is. "byte": every text fits, whatever its encoding.
-    train, val, test: shares of the text, which are its beginning, middle and end; exact decimals that sum to 1.
-        val or test may be 0: then the data set has no such split.
-    shard_bytes: bytes of text in a shard, at most; a shard is written by one worker.
+    source: files, folders, patterns, "-" or named corpora (pipeline.sources), joined in this order.
+    include, exclude: patterns on the names of a folder's files.
+    unit: what a token is. "byte": every text fits; "char": a Unicode code point.
+    max_vocab, min_count: of char: the most tokens there may be, and how often a character must occur in train.
+    unknown: of char: what becomes of a character that is not in the vocabulary: "error", "replace" (by U+FFFD), "skip".
+    encoding, errors, newlines, bom, unpacked_bytes: how files are read (pipeline.text.Rules).
+    documents: "none"; "line": each line is a text of its own; "file": each file is. The end of one is a token.
+    split: "contiguous": beginning, middle and end of the text; "document": each document to a split by its hash;
+        "char-rnn": the beginning, middle and end of each of `streams` equal streams.
+    train, val, test: shares that sum to 1, exact decimals; or, not of documents, numbers of bytes. val or test may be
+        0: then the data set has no such split.
+    shard_bytes: bytes of text in a shard, about; a shard is written by one worker.
     """
 
     source: list[str] = pydantic.Field(default_factory=list)
-    unit: Literal["byte"] = "byte"
-    train: float = pydantic.Field(0.9, gt=0, le=1)
-    val: float = pydantic.Field(0.05, ge=0, lt=1)
-    test: float = pydantic.Field(0.05, ge=0, lt=1)
+    include: list[str] = pydantic.Field(default_factory=list)
+    exclude: list[str] = pydantic.Field(default_factory=list)
+    unit: Literal["byte", "char"] = "byte"
+    max_vocab: int | None = pydantic.Field(None, ge=1)
+    min_count: int = pydantic.Field(1, ge=1)
+    unknown: Literal["error", "replace", "skip"] = "error"
+    encoding: str = "utf-8"
+    errors: Literal["strict", "replace", "skip"] = "strict"
+    newlines: Literal["keep", "lf"] = "keep"
+    bom: Literal["keep", "strip"] = "keep"
+    unpacked_bytes: int = pydantic.Field(64 << 30, gt=0)
+    documents: Literal["none", "line", "file"] = "none"
+    split: Literal["contiguous", "document", "char-rnn"] = "contiguous"
+    streams: int = pydantic.Field(50, ge=1)
+    train: int | float = pydantic.Field(0.9, gt=0)
+    val: int | float = pydantic.Field(0.05, ge=0)
+    test: int | float = pydantic.Field(0.05, ge=0)
     shard_bytes: int = pydantic.Field(64 << 20, gt=0)
 
     def __post_init__(self) -> None:
-        total = sum(self.shares().values())
-        if total != 1:
-            raise ValueError(
-                f"train, val and test must sum to 1, got {self.train} + {self.val} + {self.test} = {total}"
-            )
+        check_encoding(self.encoding)
+        asked = (self.unit, self.errors, self.newlines, self.bom)
+        if self.encoding == RAW and asked != ("byte", "strict", "keep", "keep"):
+            raise ValueError("encoding raw takes bytes as they are: unit byte, and nothing to replace, skip or strip")
+        if self.unit == "byte" and (self.max_vocab, self.min_count, self.unknown) != (None, 1, "error"):
+            raise ValueError("max_vocab, min_count and unknown are of unit char: all bytes are in a byte vocabulary")
+        if self.split == "document" and self.documents == "none":
+            raise ValueError("split document needs documents: line or file")
+        values = self.parts()
+        if splits.in_bytes(values):
+            if self.split != "contiguous" or any(value != int(value) for value in values.values()):
+                raise ValueError("train, val and test are shares, 0 to 1, or whole bytes of a contiguous split")
+        elif (total := sum(map(splits.as_decimal, values.values()))) != 1:
+            written = " + ".join(str(value) for value in values.values())
+            raise ValueError(f"train, val and test must sum to 1 (or be numbers of bytes), got {written} = {total}")
 
-    def shares(self) -> dict[str, Fraction]:
-        """The share of every split, as the decimal that was written: 0.7 + 0.1 is 0.8 here, and is not in floats."""
-        return {name: Fraction(str(getattr(self, name))) for name in ("train", "val", "test")}
+    def parts(self) -> dict[str, int | float]:
+        """What each split wants."""
+        return {name: getattr(self, name) for name in splits.SPLITS}
+
+    def rules(self) -> Rules:
+        """How files are read."""
+        return Rules(self.encoding, self.errors, self.newlines, self.bom, self.unpacked_bytes)
 
     def shaping(self) -> dict[str, Any]:
         """The settings that shape the data, for the manifest; the sources stand there by their content."""
-        return {name: getattr(self, name) for name in ("unit", "train", "val", "test", "shard_bytes")}
+        names = settings.field_names(IngestSettings)
+        return {name: getattr(self, name) for name in names if name not in ("source", "include", "exclude")}
 
 
-class Piece(NamedTuple):
-    """A stretch of a file, in bytes."""
-
-    path: str
-    offset: int
-    length: int
-
-
-class Plan(NamedTuple):
-    """A shard to write, and the stretches of text that make it."""
-
-    split: str
-    file: str
-    pieces: list[Piece]
-
-
-def ingest(settings: IngestSettings, out: Path, force: bool = False) -> Manifest:
+def ingest(settings: IngestSettings, out: Path, force: bool = False, options: str = "") -> Manifest:
     """Makes the data set `out`, or finds it made from the same bytes with the same settings, and says which.
 
-    Raises UsageError for a source that is not there; StageError for a text that is empty or too short, for an `out`
-    that was made from something else (unless `force`), and for one that is no data set at all (whatever `force` says).
+    options: Beam's (pipeline.beam). Raises UsageError for a source that is not there; StageError for what is no text,
+    for a text that is empty or too short, for an `out` that was made from something else (unless `force`), and for one
+    that is no data set at all (whatever `force` says).
     """
     if not settings.source:
         raise UsageError("nothing to read: name a file, a folder or a named corpus, or a config with [data] source")
-    files = [file for source in settings.source for file in resolve(source)]
-    splits = split_ranges(sum(file.bytes for file in files), settings)
     check_replaceable(out, FILE_NAME, "a data set")
-    sources = hash_sources(files)
-    if out.exists() and not force and any(out.iterdir()):
-        manifest = read_manifest(out)
-        check_same(out, manifest, sources, settings)
-        console.out.print(f"{out} is already made from these sources and settings")
-        return manifest
-    with whole_folder(out, replace=force) as partial:
-        manifest = write_data_set(partial, files, sources, splits, settings)
-    tokens = ", ".join(f"{name} {split.tokens:,}" for name, split in manifest.splits.items())
-    console.out.print(f"{out}: tokens: {tokens}; data {manifest.data_sha256[:12]}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with opened(settings.source, settings.include, settings.exclude, out.parent) as sources:
+        if out.exists() and not force and any(out.iterdir()):
+            manifest = read_manifest(out)
+            check_same(out, manifest, hash_sources(sources.files), settings)
+            console.out.print(f"{out} is already made from these sources and settings")
+            return manifest
+        with whole_folder(out, replace=force) as partial:
+            made = DataSet(settings, partial, options).make(sources.files)
+            manifest = dataclasses.replace(made, provenance=tuple(sources.provenance))
+            write_manifest(partial, manifest)
+    report(out, manifest)
     return manifest
 
 
-def split_ranges(total: int, settings: IngestSettings) -> dict[str, range]:
-    """The bytes of each split, in order: a split ends where its share, added to those before it, ends (rounded down).
-
-    Raises StageError where a split would have fewer than two bytes: an input and its target.
-    """
-    ranges, share, start = {}, Fraction(0), 0
-    for name, part in settings.shares().items():
-        share += part
-        stop = math.floor(total * share)
-        if part:
-            ranges[name] = range(start, stop)
-        start = stop
-    name = min(ranges, key=lambda name: len(ranges[name]))
-    if len(ranges[name]) < 2:
-        enough = math.ceil(3 / min(part for part in settings.shares().values() if part))
-        raise StageError(
-            f"the text is too short: of {total} bytes the {name} split would get {len(ranges[name])}, "
-            f"and needs 2 (an input and its target); {enough} bytes are enough for these shares"
-        )
-    return ranges
+def report(out: Path, manifest: Manifest) -> None:
+    """Says what was made, and what is in it that is not in the sources."""
+    for what, count in manifest.cleaned.items():
+        console.note(f"{what}: {count:,}")
+    for name, split in manifest.splits.items():
+        if outside := split.counts.get("outside"):
+            done = "replaced by U+FFFD" if manifest.vocab.unknown_id is not None else "left out"
+            console.note(f"{name}: {outside:,} characters that are not in the vocabulary were {done}")
+    tokens = ", ".join(f"{name} {split.tokens:,}" for name, split in manifest.splits.items())
+    console.out.print(f"{out}: tokens: {tokens}; data {manifest.data_sha256[:12]}")
 
 
 def check_same(out: Path, manifest: Manifest, sources: tuple[Source, ...], settings: IngestSettings) -> None:
@@ -147,7 +165,7 @@ def _summary(sources: tuple[Source, ...]) -> str:
     return f"{names} ({sum(source.bytes for source in sources)} bytes)"
 
 
-def hash_sources(files: list[TextFile]) -> tuple[Source, ...]:
+def hash_sources(files: list[SourceFile]) -> tuple[Source, ...]:
     """The files by name, size and SHA-256. Raises StageError for one that cannot be read."""
     sources = []
     with console.progress("bytes") as bar:
@@ -161,93 +179,258 @@ def hash_sources(files: list[TextFile]) -> tuple[Source, ...]:
     return tuple(sources)
 
 
-def write_data_set(
-    folder: Path,
-    files: list[TextFile],
-    sources: tuple[Source, ...],
-    splits: dict[str, range],
-    settings: IngestSettings,
-) -> Manifest:
-    """Writes the shards and, last, the manifest."""
-    vocab = byte_vocab()
-    plans = [plan for name, span in splits.items() for plan in plan_split(name, span, files, settings.shard_bytes)]
-    with _show_growth(folder, sum(file.bytes for file in files)), run("ingest") as pipeline:
-        _ = (
-            pipeline
-            | "Plan" >> beam.Create(plans)
-            | "Spread" >> beam.Reshuffle()
-            | "Write" >> beam.Map(_write, folder=folder, vocab=vocab)
-            | "Gather" >> beam.combiners.ToList()
-            | "Report" >> beam.Map(lambda shards: write_json(folder / RESULTS, shards))
+class DataSet:
+    """A data set in the making, in the folder `folder`."""
+
+    def __init__(self, settings: IngestSettings, folder: Path, options: str):
+        self.settings, self.folder, self.options = settings, folder, options
+        self.end = ENDS[settings.documents]
+        self.total = 0
+
+    def make(self, files: list[SourceFile]) -> Manifest:
+        """Reads, counts and writes. Gives the manifest, not yet written."""
+        scratch = self.folder / SCRATCH
+        scratch.mkdir()
+        texts = self.read(files, scratch)
+        layout = Layout(texts, self.settings.documents, self.settings.unit)
+        self.total = layout.total
+        plan = self.plan(layout)
+        vocab = self.vocabulary(plan)
+        made = self.write(plan, vocab)
+        for file in scratch.iterdir():
+            file.unlink()
+        scratch.rmdir()
+        changes = sum((Counter(text.changes) for text in texts), Counter[str]())
+        return Manifest(
+            sources=tuple(Source(f.name, t.source_bytes, t.sha256) for f, t in zip(files, texts, strict=True)),
+            settings=self.settings.shaping(),
+            vocab=vocab,
+            splits=made,
+            tools={"python": platform.python_version(), "apache-beam": importlib.metadata.version("apache-beam")},
+            cleaned=dict(changes),
         )
-    written = {shard["file"]: Shard(**shard) for shard in json.loads((folder / RESULTS).read_text())}
-    (folder / RESULTS).unlink()
-    shards_of = {name: tuple(written[plan.file] for plan in plans if plan.split == name) for name in splits}
-    manifest = Manifest(
-        sources=sources,
-        settings=settings.shaping(),
-        vocab=vocab,
-        splits={name: Split(sum(shard.tokens for shard in shards), shards) for name, shards in shards_of.items()},
-        tools={"python": platform.python_version(), "apache-beam": importlib.metadata.version("apache-beam")},
-    )
-    write_manifest(folder, manifest)
-    return manifest
+
+    def read(self, files: list[SourceFile], scratch: Path) -> list[Text]:
+        """Each file as checked text, in order."""
+        rules = self.settings.rules()
+
+        def work(group: list[tuple[int, SourceFile]]) -> list[tuple[int, dict[str, Any]]]:
+            return [
+                (index, dataclasses.asdict(read_text(file.path, file.name, rules, scratch / str(index), beam.advance)))
+                for index, file in group
+            ]
+
+        read = self._each("reading the text", work, _groups(files), sum(file.bytes for file in files))
+        texts = {index: Text(**text) for group in read for index, text in group}
+        return [texts[index] for index in range(len(files))]
+
+    def plan(self, layout: Layout) -> list[Stretch]:
+        """The shards to write. Raises StageError where a split would have fewer than two tokens."""
+        settings, values = self.settings, self.settings.parts()
+        if settings.split == "document" and settings.documents == "line":
+            # Which lines a split gets is known when they are read: each stretch gives every split a shard.
+            parts = layout.stretches(range(layout.total), settings.shard_bytes, "line")
+            return [Stretch("", index, tuple(layout.pieces(part))) for index, part in enumerate(parts)]
+        if settings.split == "document":
+            spans = splits.files_by_hash(layout, values)
+        elif settings.split == "char-rnn":
+            spans = splits.of_each_stream(layout, values, settings.streams)
+        else:
+            spans = splits.contiguous(layout, values)
+        self._check_lengths({name: sum(map(len, parts)) for name, parts in spans.items()}, "positions")
+        return [stretch for name, parts in spans.items() for stretch in self._shards(layout, name, parts)]
+
+    def _shards(self, layout: Layout, split: str, spans: list[range]) -> list[Stretch]:
+        """The spans of a split, cut where they are long and joined where they are short."""
+        shards: list[list[range]] = []
+        for span in spans:
+            for part in layout.stretches(span, self.settings.shard_bytes, "none"):
+                if shards and sum(map(len, shards[-1])) + len(part) <= self.settings.shard_bytes:
+                    shards[-1].append(part)
+                else:
+                    shards.append([part])
+        return [
+            Stretch(split, index, tuple(piece for part in parts for piece in layout.pieces(part)))
+            for index, parts in enumerate(shards)
+        ]
+
+    def vocabulary(self, plan: list[Stretch]) -> Vocab:
+        """All bytes, or the characters of train."""
+        settings = self.settings
+        if settings.unit == "byte":
+            return byte_vocab(self.end)
+        bounds = splits.hash_bounds(settings.parts())
+
+        def work(stretch: Stretch) -> dict[str, int]:
+            texts = (text for split, text in _texts(stretch, bounds) if split == "train" and text)
+            counts = count_characters(texts)
+            found = np.flatnonzero(counts).astype(np.uint32)
+            return dict(zip(characters(found), counts[found].tolist(), strict=True))
+
+        wanted = [stretch for stretch in plan if stretch.split in ("train", "")]
+        parts = self._each("counting characters", work, wanted, _length(wanted))
+        counts = sum((Counter(part) for part in parts), Counter[str]())
+        replace = settings.unknown == "replace"
+        try:
+            return char_vocab(counts, settings.max_vocab, settings.min_count, self.end, replace)
+        except ValueError as error:
+            raise StageError(
+                f"no vocabulary can be made of train: {error}; lower min_count or raise max_vocab"
+            ) from None
+
+    def write(self, plan: list[Stretch], vocab: Vocab) -> dict[str, Split]:
+        """The shards, and the splits that they make. Raises StageError as `unknown` says, and for too short a split."""
+        folder, unknown = self.folder, self.settings.unknown
+        bounds, total = splits.hash_bounds(self.settings.parts()), Counter(stretch.split for stretch in plan)
+
+        def work(stretch: Stretch) -> list[dict[str, Any]]:
+            with contextlib.ExitStack() as stack:
+                encoders = {}
+                for name in [stretch.split] if stretch.split else bounds:
+                    path = folder / shard_name(name, stretch.index, total[stretch.split])
+                    encoders[name] = Encoder(vocab, unknown, stack.enter_context(ShardWriter(path)))
+                for name, text in _texts(stretch, bounds):
+                    encoders[name].write(text)
+            return [{"split": name} | encoder.report() for name, encoder in encoders.items()]
+
+        written = [shard for made in self._each("writing tokens", work, plan, _length(plan)) for shard in made]
+        if unknown == "error":
+            _refuse_unknown(written, vocab.unit)
+        written.sort(key=lambda shard: shard["file"])
+        made = {name: self._split([shard for shard in written if shard["split"] == name]) for name in splits.SPLITS}
+        made = {name: split for name, split in made.items() if self.settings.parts()[name]}
+        self._check_lengths({name: split.tokens for name, split in made.items()}, "tokens")
+        return made
+
+    def _split(self, written: list[dict[str, Any]]) -> Split:
+        """The split of these shards; one that came out empty is taken away."""
+        shards = tuple(Shard(shard["file"], shard["tokens"], shard["sha256"]) for shard in written if shard["tokens"])
+        for shard in written:
+            if not shard["tokens"]:
+                (self.folder / shard["file"]).unlink()
+        counts = {"bytes": sum(shard["bytes"] for shard in written)}
+        if self.end:
+            counts["documents"] = sum(shard["documents"] for shard in written)
+        if outside := sum(sum(shard["outside"].values()) for shard in written):
+            counts["outside"] = outside
+        return Split(sum(shard.tokens for shard in shards), shards, counts)
+
+    def _each(self, what: str, work: Callable[..., Any], places: list[Any], total: int) -> list[Any]:
+        return beam.each("ingest", work, places, self.folder, what, total, self.options)
+
+    def _check_lengths(self, lengths: dict[str, int], what: str) -> None:
+        name = min(lengths, key=lambda name: lengths[name])
+        if lengths[name] < 2:
+            raise StageError(
+                f"the text is too short: of {self.total} bytes the {name} split would get {lengths[name]} {what}, and "
+                f"needs 2 (an input and its target): take a longer text, or other shares"
+            )
 
 
-def plan_split(name: str, span: range, files: list[TextFile], shard_bytes: int) -> list[Plan]:
-    """The shards of a split: as many as it takes, all full but the last."""
-    parts = [span[start : start + shard_bytes] for start in range(0, len(span), shard_bytes)]
-    return [Plan(name, shard_name(name, index, len(parts)), pieces_of(part, files)) for index, part in enumerate(parts)]
+class Encoder:
+    """Texts to the ids of a shard, and what is counted on the way."""
+
+    def __init__(self, vocab: Vocab, unknown: str, shard: ShardWriter):
+        self.vocab, self.keep_unknown, self.shard = vocab, unknown != "skip", shard
+        self.bytes, self.documents, self.outside = 0, 0, Counter[str]()
+
+    def write(self, text: bytes | None) -> None:
+        """Writes the ids of a text; of None, the end of a document."""
+        if text is None:
+            ids, outside = np.array([self.vocab.end_id], self.vocab.dtype), Counter[str]()
+        else:
+            ids, outside = self.vocab.encode_known(text, self.keep_unknown)
+            self.bytes += len(text)
+        self.shard.write(ids)
+        self.outside += outside
+        if self.vocab.end_id is not None:
+            self.documents += int(np.count_nonzero(ids == self.vocab.end_id))
+
+    def report(self) -> dict[str, Any]:
+        """The finished shard, its text's bytes, the documents that end in it, the characters that the vocabulary lacks."""
+        written = dataclasses.asdict(self.shard.shard)
+        return written | {"bytes": self.bytes, "documents": self.documents, "outside": dict(self.outside)}
 
 
-def pieces_of(span: range, files: list[TextFile]) -> list[Piece]:
-    """The stretches of files that make the bytes `span` of the files joined."""
-    ends = np.cumsum([file.bytes for file in files])
-    pieces, first = [], int(np.searchsorted(ends, span.start, side="right"))
-    for file, end in zip(files[first:], ends[first:].tolist(), strict=True):
-        file_start = end - file.bytes
-        start, stop = max(span.start, file_start), min(span.stop, end)
-        if start < stop:
-            pieces.append(Piece(str(file.path), start - file_start, stop - start))
-        if end >= span.stop:
-            break
-    return pieces
+def _refuse_unknown(written: list[dict[str, Any]], unit: str) -> None:
+    for shard in written:
+        if shard["outside"]:
+            character, count = max(shard["outside"].items(), key=lambda item: item[1])
+            more = f" and {len(shard['outside']) - 1:,} others" if len(shard["outside"]) > 1 else ""
+            raise StageError(
+                f"{shard['split']} holds {describe(character, unit)}, {count:,} times{more}, which train's vocabulary "
+                "does not: --unknown replace or skip, or another split"
+            )
 
 
-def _write(plan: Plan, folder: Path, vocab: Vocab) -> dict[str, Any]:
-    shard = write_shard(folder / plan.file, (ids for piece in plan.pieces for ids in _read(piece, vocab)))
-    return {"file": shard.file, "tokens": shard.tokens, "sha256": shard.sha256}
+def _groups(files: Iterable[SourceFile]) -> list[list[tuple[int, SourceFile]]]:
+    """The files, numbered, some at a time: one element a file would cost more than most files do."""
+    groups: list[list[tuple[int, SourceFile]]] = []
+    room = 0
+    for index, file in enumerate(files):
+        if not groups or file.bytes > room or len(groups[-1]) == GROUP_FILES:
+            groups.append([])
+            room = GROUP_BYTES
+        groups[-1].append((index, file))
+        room -= file.bytes
+    return groups
 
 
-def _read(piece: Piece, vocab: Vocab) -> Iterator[npt.NDArray[np.uint8]]:
-    with open(piece.path, "rb") as file:
+def _length(plan: list[Stretch]) -> int:
+    return sum(piece.length for stretch in plan for piece in stretch.pieces)
+
+
+def _texts(stretch: Stretch, bounds: dict[str, int]) -> Iterator[tuple[str, bytes | None]]:
+    """The stretch in pieces of whole characters, each with its split; None is the end of a document."""
+    for piece in stretch.pieces:
+        if stretch.split:
+            for text in _read(piece):
+                yield stretch.split, text
+            if piece.end:
+                yield stretch.split, None
+        else:
+            yield from _lines(piece, bounds)
+
+
+def _lines(piece: Piece, bounds: dict[str, int]) -> Iterator[tuple[str, bytes | None]]:
+    """The lines of a piece with the split of each; in each part that is read, those of a split are joined."""
+    begun: list[bytes] = []  # of a line that goes on in the next part
+    for text in _read(piece):
+        *lines, rest = text.split(b"\n")
+        if lines:
+            lines[0], begun = b"".join([*begun, lines[0]]), []
+        begun.append(rest)
+        joined: dict[str, list[bytes]] = {name: [] for name in bounds}
+        for line in lines:
+            joined[splits.split_of_line(line, bounds)].append(line)
+        yield from ((name, b"\n".join(own) + b"\n") for name, own in joined.items() if own)
+    if piece.end:
+        line = b"".join(begun)
+        name = splits.split_of_line(line, bounds)
+        yield from ((name, line), (name, None))
+
+
+def _read(piece: Piece) -> Iterator[bytes]:
+    """The bytes of a piece, in parts that end between two characters of UTF-8."""
+    left, rest = piece.length, b""
+    with open(piece.path or "/dev/null", "rb") as file:
         file.seek(piece.offset)
-        left = piece.length
         while left:
             text = file.read(min(left, READ_BYTES))
             if not text:
                 raise StageError(f"{piece.path} became shorter while it was read")
-            yield vocab.encode(text)
             left -= len(text)
+            beam.advance(len(text))
+            text = rest + text
+            cut = _last_character(text) if left else len(text)
+            yield text[:cut]
+            rest = text[cut:]
 
 
-@contextlib.contextmanager
-def _show_growth(folder: Path, total: int) -> Iterator[None]:
-    """A progress bar of the bytes that lie in `folder`: it needs nothing of the workers, wherever they run."""
-    done = threading.Event()
-
-    def watch() -> None:
-        with console.progress("bytes") as bar:
-            task = bar.add_task("writing tokens", total=total)
-            while not done.wait(0.2):
-                # A partial file may become whole, and so change its name, between the listing and the look.
-                with contextlib.suppress(FileNotFoundError):
-                    bar.update(task, completed=sum(file.stat().st_size for file in folder.iterdir()))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
+def _last_character(text: bytes) -> int:
+    """Where the last character begins: no later part of the text is needed to decode what comes before it. A text that
+    is no UTF-8 may be cut anywhere, so only the last four bytes are looked at."""
+    for cut in range(len(text) - 1, max(len(text) - 5, 0), -1):
+        if text[cut] & 0xC0 != 0x80:
+            return cut
+    return len(text)

@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from common import console
 from common.errors import StageError
 from common.files import sha256_file, sha256_json, write_json
 from pipeline.vocab import Vocab
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file that the text came from, under a name that holds nothing of the machine it lay on."""
+    """A file that the text came from, under a name that holds nothing of the machine it lay on; sha256 is of the file
+    as it lay there, compressed or not."""
 
     name: str
     bytes: int
@@ -40,10 +42,15 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A contiguous stretch of the corpus; its shards, joined in order, are its tokens."""
+    """A part of the corpus; its shards, joined in order, are its tokens.
+
+    counts: of its text: "bytes"; "documents", where it is one of documents; "outside", where there are any: characters
+        that the vocabulary does not have, replaced or left out.
+    """
 
     tokens: int
     shards: tuple[Shard, ...]
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Manifest:
     settings: those that shape the data (pipeline.ingest).
     splits: "train" and, unless their share is 0, "val" and "test".
     tools: versions of what made it.
+    cleaned: what was changed in the text as it was read, counted: {"bytes replaced": 3}; empty: nothing.
+    provenance: of each named corpus that it was made from, where that came from (pipeline.fetch).
     validation: None until pipeline.validate finds nothing wrong; then when, with what settings, and what was checked.
     """
 
@@ -61,6 +70,8 @@ class Manifest:
     vocab: Vocab
     splits: dict[str, Split]
     tools: dict[str, str]
+    cleaned: dict[str, int] = dataclasses.field(default_factory=dict)
+    provenance: tuple[dict[str, Any], ...] = ()
     validation: dict[str, Any] | None = None
 
     @property
@@ -125,10 +136,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 def check_hashes(folder: Path, manifest: Manifest) -> None:
     """Reads every shard in full. Raises StageError for one whose bytes are not those that were written."""
-    for split in manifest.splits.values():
-        for shard in split.shards:
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    with console.progress("tokens") as bar:
+        task = bar.add_task("verifying", total=sum(shard.tokens for shard in shards))
+        for shard in shards:
             if sha256_file(folder / shard.file) != shard.sha256:
                 raise StageError(f"the shard {folder / shard.file} is damaged: run ingest again with --force")
+            bar.advance(task, shard.tokens)
 
 
 def _from_json(value: dict[str, Any]) -> Manifest:
@@ -137,10 +151,12 @@ def _from_json(value: dict[str, Any]) -> Manifest:
         settings=value["settings"],
         vocab=Vocab.from_json(value["vocab"]),
         splits={
-            name: Split(split["tokens"], tuple(Shard(**shard) for shard in split["shards"]))
+            name: Split(split["tokens"], tuple(Shard(**shard) for shard in split["shards"]), split["counts"])
             for name, split in value["splits"].items()
         },
         tools=value["tools"],
+        cleaned=value["cleaned"],
+        provenance=tuple(value["provenance"]),
         validation=value["validation"],
     )
 

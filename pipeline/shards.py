@@ -1,5 +1,6 @@
 """The token format: ids one after another, unsigned, little-endian, with no header, so an offset is arithmetic."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,16 +18,40 @@ def shard_name(split: str, index: int, count: int) -> str:
     return f"{split}-{index:05d}-of-{count:05d}.tokens"
 
 
+class ShardWriter:
+    """Writes a shard, a context manager: the file is there, whole, when the block has ended well."""
+
+    def __init__(self, path: Path):
+        self.path, self.tokens = path, 0
+        self._digest, self._stack = hashlib.sha256(), contextlib.ExitStack()
+
+    def __enter__(self) -> "ShardWriter":
+        partial = self._stack.enter_context(whole_file(self.path))
+        self._file = self._stack.enter_context(partial.open("wb"))
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def write(self, ids: npt.NDArray[Any]) -> None:
+        """Appends ids, in their own dtype."""
+        data = np.ascontiguousarray(ids).data
+        self._file.write(data)
+        self._digest.update(data)
+        self.tokens += ids.size
+
+    @property
+    def shard(self) -> Shard:
+        """What was written."""
+        return Shard(self.path.name, self.tokens, self._digest.hexdigest())
+
+
 def write_shard(path: Path, pieces: Iterable[npt.NDArray[Any]]) -> Shard:
-    """Writes the ids of `pieces`, joined, in their own dtype; says what was written. Holds one piece at a time."""
-    tokens, digest = 0, hashlib.sha256()
-    with whole_file(path) as partial, partial.open("wb") as file:
+    """Writes the ids of `pieces`, joined; says what was written."""
+    with ShardWriter(path) as writer:
         for ids in pieces:
-            data = np.ascontiguousarray(ids).data
-            file.write(data)
-            digest.update(data)
-            tokens += ids.size
-    return Shard(path.name, tokens, digest.hexdigest())
+            writer.write(ids)
+    return writer.shard
 
 
 def read_tokens(folder: Path, split: Split, dtype: npt.DTypeLike, start: int, stop: int) -> npt.NDArray[Any]:

@@ -1,10 +1,15 @@
-import os
+import dataclasses
+import hashlib
+import io
+import subprocess
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from common.errors import StageError, UsageError
-from pipeline.corpora import TextFile, resolve
+from pipeline.corpora import CORPORA, Corpus, find, make_text
 
 
 def write(path: Path, text: str) -> Path:
@@ -13,57 +18,160 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_file(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt", "abc")
-    assert resolve(str(path)) == [TextFile("a.txt", path, 3)]
+# The registry: how texts are made.
+
+KERNEL = {
+    "b/z.c": b"z is C;\n",
+    "b.c": b"b is C;\n",  # "." comes before "/"
+    "a/x.h": b"x is C;\n",
+    "a/Y.h": b"Y is C;\n",  # capitals come first
+    "a/notes.txt": b"no C",
+    "a/c": b"no C either",
+    "drivers/gpu/drm/amd/include/deep/regs.h": b"#define A 1\n",
+    "drivers/gpu/drm/amd/amd.c": b"amd is C;\n",
+}
+KERNEL_TEXT = b"Y is C;\nx is C;\nb is C;\nz is C;\namd is C;\n"
 
 
-def test_a_folder_is_its_files_in_path_order_without_hidden_ones(tmp_path: Path) -> None:
-    books = tmp_path / "books"
-    wanted = [write(books / name, name) for name in ("a/z.txt", "b.txt", "c/a/b.txt", "c/b.txt")]
-    for hidden in (".git/config", "c/.hidden"):
-        write(books / hidden, "no")
-    names = ["books/a/z.txt", "books/b.txt", "books/c/a/b.txt", "books/c/b.txt"]
-    assert resolve(str(books)) == [
-        TextFile(name, path, path.stat().st_size) for name, path in zip(names, wanted, strict=True)
-    ]
+def make_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
 
 
-def test_an_empty_file_in_a_folder_does_no_harm(tmp_path: Path) -> None:
-    write(tmp_path / "a", "")
-    write(tmp_path / "b", "text")
-    assert [file.bytes for file in resolve(str(tmp_path))] == [0, 4]
+def make_folder(path: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
 
 
-def test_a_name_that_is_no_text(tmp_path: Path) -> None:
-    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
-    path.write_text("x")
-    assert resolve(str(path)) == [TextFile("caf\ufffd.txt", path, 1)]
+def text_of(corpus: Corpus, source: Path) -> bytes:
+    text = source.parent / "made" / "input.txt"
+    text.parent.mkdir(exist_ok=True)
+    make_text(corpus, source, text)
+    assert [path.name for path in text.parent.iterdir()] == ["input.txt"], "no spool is left"
+    return text.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["empty.txt", "empty"])
-def test_nothing_to_learn_from(name: str, tmp_path: Path) -> None:
-    write(tmp_path / "empty.txt", "")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(StageError, match=rf"{name} is empty: there is nothing to learn from"):
-        resolve(str(tmp_path / name))
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+@pytest.mark.parametrize("turn", [1, -1])
+def test_the_kernel_of_a_tar_in_whatever_order(mode: str, turn: int, tmp_path: Path) -> None:
+    files = {f"linux-9.9/{name}": data for name, data in list(KERNEL.items())[::turn]}
+    assert text_of(CORPORA["linux"], make_tar(tmp_path / "x", files, mode)) == KERNEL_TEXT
 
 
-def test_what_is_not_there() -> None:
-    with pytest.raises(UsageError, match=r"'no/such' is neither a file, nor a folder, nor a named corpus \(stdlib"):
-        resolve("no/such")
+def test_the_kernel_of_a_tar_in_order(tmp_path: Path) -> None:
+    files = {f"./{name}": KERNEL[name] for name in sorted(KERNEL)}
+    assert text_of(CORPORA["linux"], make_tar(tmp_path / "x", files)) == KERNEL_TEXT
 
 
-def test_the_standard_library() -> None:
-    files = resolve("stdlib")
-    total = sum(file.bytes for file in files)
-    assert files[0].name == "stdlib/__future__.py"
-    assert [file.name for file in files] == sorted(file.name for file in files)
-    assert total - files[-1].bytes < 5_000_000
-    assert 3_000_000 < total < 5_500_000
+def test_the_kernel_of_a_folder(tmp_path: Path) -> None:
+    assert text_of(CORPORA["linux"], make_folder(tmp_path / "linux", KERNEL)) == KERNEL_TEXT
 
 
-def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "stdlib", "mine")
-    assert resolve("stdlib") == [TextFile("stdlib", Path("stdlib"), 4)]
+MIXED = ["drivers/gpu/drm/amd/amd.c", "a/x.h", "b/z.c", "a/Y.h", "b.c"]
+
+
+@pytest.mark.parametrize("cut", range(1, len(KERNEL_TEXT) + 2))
+@pytest.mark.parametrize("order", [sorted(KERNEL), sorted(KERNEL)[::-1], list(KERNEL), MIXED])
+def test_the_kernel_is_cut(cut: int, order: list[str], tmp_path: Path) -> None:
+    corpus = dataclasses.replace(CORPORA["linux"], cut=cut)
+    assert text_of(corpus, make_tar(tmp_path / "x", {name: KERNEL[name] for name in order})) == KERNEL_TEXT[:cut]
+
+
+def test_what_is_beyond_the_cut_is_not_read(tmp_path: Path) -> None:
+    corpus = dataclasses.replace(CORPORA["linux"], cut=5, ceiling=1000)
+    folder = make_folder(tmp_path / "x", {"a.c": b"int a;", "b.c": bytes(2000)})
+    assert text_of(corpus, folder) == b"int a"
+
+
+def test_a_tar_without_the_files(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"x has none of the corpus's files: expected paths like \\\.\[ch\]\$"):
+        text_of(CORPORA["linux"], make_tar(tmp_path / "x", {"readme": b""}))
+
+
+def test_one_file_that_is_no_kernel(tmp_path: Path) -> None:
+    (tmp_path / "kernel.iso").write_bytes(b"text")
+    with pytest.raises(StageError, match=r"kernel.iso has none of the corpus's files"):
+        text_of(CORPORA["linux"], tmp_path / "kernel.iso")
+
+
+ONE = Corpus(about="", licence="", essay="", files=(r"(^|/)two$", r"(^|/)one$"), text_bytes=6, ceiling=100_000)
+
+
+def test_files_are_in_the_order_of_the_expressions(tmp_path: Path) -> None:
+    assert text_of(ONE, make_tar(tmp_path / "x", {"d/one": b"one", "d/two": b"two", "d/not-one": b"no"})) == b"twoone"
+
+
+def test_the_finished_text_is_taken_too_compressed_or_not(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"twoone")
+    subprocess.run(["gzip", "-k", tmp_path / "x"], check=True)
+    assert text_of(ONE, tmp_path / "x") == b"twoone"
+    assert text_of(ONE, tmp_path / "x.gz") == b"twoone"
+
+
+def test_a_text_of_another_size_or_hash(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"oneone")
+    for field, hash in (("text_sha256", hashlib.sha256(b"twoone").hexdigest()), ("text_git", "0" * 40)):
+        with pytest.raises(StageError, match=rf"x is not this corpus: expected a text of [\w -]+ {hash}, got \w+$"):
+            text_of(dataclasses.replace(ONE, **{field: hash}), tmp_path / "x")
+    (tmp_path / "x").write_bytes(b"more text")
+    with pytest.raises(StageError, match=r"x is not this corpus: expected a text of 6 bytes, got 9"):
+        text_of(ONE, tmp_path / "x")
+
+
+def test_git_names_a_text_as_git_does(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"twoone")
+    command = ["git", "hash-object", tmp_path / "x"]
+    blob = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    assert text_of(dataclasses.replace(ONE, text_git=blob), tmp_path / "x") == b"twoone"
+
+
+def test_a_compressed_bomb(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(2_000_000))
+    subprocess.run(["gzip", tmp_path / "x"], check=True)
+    with pytest.raises(StageError, match=r"x.gz gives more than 100,000 bytes"):
+        text_of(dataclasses.replace(ONE, text_bytes=2_000_000), tmp_path / "x.gz")
+
+
+PAGE = b"""<html><head><title>Title</title><style>p {}</style><script>var a;</script></head>
+<body><!-- no comment --><table><tr><td><font>First &amp; <b>bold</b>
+   line<br><br>Second \x97 line</font></td></tr></table>
+<p>Third</p>Fourth<pre>(code
+    here)</pre></body></html>"""
+PAGE_TEXT = "First & bold line\n\nSecond \u2014 line\n\nThird\n\nFourth\n\n(code\n    here)\n\n"
+
+
+def test_pages_become_text(tmp_path: Path) -> None:
+    pages = {"b.html": PAGE, "a.txt": b"plain\n", "c.HTM": "<p>caf\u00e9".encode(), "image.gif": b"GIF89a"}
+    expected = "plain\n" + PAGE_TEXT + "caf\u00e9\n\n"
+    corpus = CORPORA["paul-graham"]
+    assert text_of(corpus, make_folder(tmp_path / "folder", pages)).decode() == expected
+    assert text_of(corpus, make_tar(tmp_path / "x.tar", pages)).decode() == expected
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name, data in pages.items():
+            archive.writestr(name, data)
+    assert text_of(corpus, tmp_path / "x.zip").decode() == expected
+    assert text_of(corpus, tmp_path / "folder" / "b.html").decode() == PAGE_TEXT
+
+
+def test_names_of_corpora() -> None:
+    assert find("linux") is CORPORA["linux"]
+    with pytest.raises(UsageError, match=r"no corpus is called 'lynx'; there are stdlib, tinyshakespeare"):
+        find("lynx")
+
+
+def test_what_is_known_of_the_corpora_is_consistent() -> None:
+    for name, corpus in CORPORA.items():
+        assert all((corpus.about, corpus.licence, corpus.essay)), name
+        for hash in (corpus.sha256, corpus.text_sha256):
+            assert hash is None or len(bytes.fromhex(hash)) == 32, name
+        assert corpus.address is None or corpus.address.startswith(("https://", "http://mattmahoney.net/")), name
+        assert bool(corpus.files) == (name != "stdlib")
+        # A text that comes as it is is as long as its download.
+        if corpus.sha256 and corpus.sha256 == corpus.text_sha256:
+            assert corpus.bytes == corpus.text_bytes, name

@@ -1,21 +1,32 @@
+"""Whole data sets against a slow, plain reading of the same rules."""
+
+import bz2
+import gzip
 import hashlib
 import importlib.metadata
+import lzma
 import platform
 import tempfile
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+import zstandard
+from distributed import LocalCluster
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from common import settings
 from common.errors import StageError, UsageError
-from pipeline.ingest import IngestSettings, ingest, split_ranges
+from pipeline.ingest import IngestSettings, ingest
 from pipeline.manifest import Manifest, Shard, Source, Split, read_manifest
-from pipeline.vocab import byte_vocab
+from pipeline.shards import read_tokens
+from pipeline.vocab import Vocab, byte_vocab
 
-TEXT = bytes(range(100))
+TEXT = bytes(range(1, 101))
+HALVES = {"train": 0.5, "val": 0.25, "test": 0.25}
 
 
 def make(tmp_path: Path, *texts: bytes, out: str = "data", force: bool = False, **values: object) -> Manifest:
@@ -29,12 +40,27 @@ def text_of(folder: Path, manifest: Manifest, split: str) -> bytes:
     return b"".join((folder / shard.file).read_bytes() for shard in manifest.splits[split].shards)
 
 
+def ids_of(folder: Path, manifest: Manifest, split: str) -> list[int]:
+    found = manifest.splits[split]
+    return read_tokens(folder, found, manifest.dtype, 0, found.tokens).tolist()
+
+
+def written(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """The text of each split, as the vocabulary reads it; ¶ for the end of a document that has no sign of its own."""
+    texts = {}
+    for name in manifest.splits:
+        symbols = [manifest.vocab.symbols[i] or "¶".encode() for i in ids_of(folder, manifest, name)]
+        texts[name] = b"".join(symbols).decode()
+    return texts
+
+
 def sha256(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
 def test_the_whole_data_set(tmp_path: Path) -> None:
-    manifest = make(tmp_path, TEXT[:30], TEXT[30:], train=0.5, val=0.3, test=0.2, shard_bytes=20)
+    values = {"train": 0.5, "val": 0.3, "test": 0.2, "shard_bytes": 20}
+    manifest = make(tmp_path, TEXT[:30], TEXT[30:], **values)
     wanted = {
         "train": [("train-00000-of-00003", 0, 20), ("train-00001-of-00003", 20, 40), ("train-00002-of-00003", 40, 50)],
         "val": [("val-00000-of-00002", 50, 70), ("val-00001-of-00002", 70, 80)],
@@ -42,12 +68,13 @@ def test_the_whole_data_set(tmp_path: Path) -> None:
     }
     assert manifest == Manifest(
         sources=(Source("0.txt", 30, sha256(TEXT[:30])), Source("1.txt", 70, sha256(TEXT[30:]))),
-        settings={"unit": "byte", "train": 0.5, "val": 0.3, "test": 0.2, "shard_bytes": 20},
+        settings=IngestSettings(**values).shaping(),
         vocab=byte_vocab(),
         splits={
             split: Split(
                 shards[-1][2] - shards[0][1],
                 tuple(Shard(f"{name}.tokens", b - a, sha256(TEXT[a:b])) for name, a, b in shards),
+                {"bytes": shards[-1][2] - shards[0][1]},
             )
             for split, shards in wanted.items()
         },
@@ -59,57 +86,198 @@ def test_the_whole_data_set(tmp_path: Path) -> None:
     assert came == files
 
 
-@hypothesis_settings(max_examples=15, deadline=None)
-@given(st.lists(st.binary(min_size=1), min_size=1, max_size=4), st.integers(1, 50))
-def test_the_splits_joined_are_the_files_joined(texts: list[bytes], shard_bytes: int) -> None:
-    texts[-1] += b"long enough for three splits: " * 2
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = make(Path(folder), *texts, shard_bytes=shard_bytes)
-        joined = b"".join(text_of(Path(folder) / "data", manifest, split) for split in ("train", "val", "test"))
-        assert manifest.vocab.decode(manifest.vocab.encode(joined)) == b"".join(texts)
+def cleaned(text: str, newlines: str, bom: str) -> str:
+    text = text.removeprefix("\ufeff") if bom == "strip" else text
+    return text.replace("\r\n", "\n").replace("\r", "\n") if newlines == "lf" else text
 
 
-@pytest.mark.parametrize(
-    ("total", "shares", "wanted"),
-    [
-        (1_115_394, (0.9, 0.05, 0.05), (1_003_854, 55_770, 55_770)),
-        (1_115_394, (0.9, 0.1, 0), (1_003_854, 111_540)),
-        (10, (0.7, 0.1, 0.2), None),
-        (20, (0.7, 0.1, 0.2), (14, 2, 4)),  # in floats 0.7 + 0.1 < 0.8, and val would get 1
-        (2, (1, 0, 0), (2,)),
-    ],
+@hypothesis_settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    texts=st.lists(st.text(alphabet="ab\r\né\ufeff世😀", min_size=1, max_size=15), min_size=1, max_size=4),
+    shard_bytes=st.integers(1, 50),
+    unit=st.sampled_from(["byte", "char"]),
+    encoding=st.sampled_from(["utf-8", "utf-16", "utf-32"]),
+    pack=st.sampled_from([bytes, gzip.compress, bz2.compress, lzma.compress, zstandard.compress]),
+    newlines=st.sampled_from(["keep", "lf"]),
+    bom=st.sampled_from(["keep", "strip"]),
+    documents=st.sampled_from(["none", "line", "file"]),
 )
-def test_split_ranges(total: int, shares: tuple[float, float, float], wanted: tuple[int, ...] | None) -> None:
-    train, val, test = shares
-    how = IngestSettings(train=train, val=val, test=test)
-    if wanted is None:
-        with pytest.raises(StageError, match="too short"):
-            split_ranges(total, how)
-        return
-    ranges = list(split_ranges(total, how).values())
-    assert tuple(map(len, ranges)) == wanted
-    assert [i for span in ranges for i in span] == list(range(total))
+def test_any_text_comes_back(
+    texts: list[str], shard_bytes: int, unit: str, encoding: str, pack, newlines: str, bom: str, documents: str
+) -> None:
+    texts = [*texts, "long enough for three splits\n" * 3, "of any kind\n", "and more\n" * 3]
+    data = [pack(text.encode(encoding)) for text in texts]
+    values = {"unit": unit, "shard_bytes": shard_bytes, "documents": documents, "newlines": newlines, "bom": bom}
+    values |= {"unknown": "replace"} if unit == "char" else {}
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = make(Path(folder), *data, encoding=encoding, train=1, val=0, test=0, **values)
+        text = manifest.vocab.decode(ids_of(Path(folder) / "data", manifest, "train")).decode()
+        marked = written(Path(folder) / "data", manifest)["train"]
+    wanted = [cleaned(text, newlines, bom) for text in texts]
+    if documents == "line":
+        wanted = [text if text[-1:] in ("\n", "") else text + "\n" for text in wanted]
+    assert text == "".join(wanted)
+    ends = [text + "¶" for text in wanted if text] if documents == "file" else wanted
+    assert marked == "".join(ends)
+    if documents != "none":
+        count = text.count("\n") if documents == "line" else sum(map(bool, wanted))
+        assert manifest.splits["train"].counts["documents"] == count
+
+
+@hypothesis_settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=3),
+    st.sampled_from(["byte", "char"]),
+    st.sampled_from(["strict", "replace", "skip"]),
+    st.integers(1, 9),
+)
+def test_any_bytes_make_a_data_set_or_one_sentence(
+    texts: list[bytes], unit: str, errors: str, shard_bytes: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        values = {"unknown": "skip"} if unit == "char" else {}
+        try:
+            made = make(Path(folder), *texts, unit=unit, errors=errors, shard_bytes=shard_bytes, **HALVES, **values)
+        except StageError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            assert not (Path(folder) / "data").exists()
+        else:
+            assert read_manifest(Path(folder) / "data") == made
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_splits_of_bytes_joined_are_the_files_joined(tmp_path: Path, raw: bool) -> None:
+    texts = [bytes(range(256)) * 3, b"\xff\xfe" * 40] if raw else [b"ab" * 100, b"\xe4\xb8\x96" * 50]
+    manifest = make(tmp_path, *texts, encoding="raw" if raw else "utf-8", shard_bytes=37)
+    joined = b"".join(text_of(tmp_path / "data", manifest, split) for split in ("train", "val", "test"))
+    assert joined == b"".join(texts)
+
+
+def test_characters_are_counted_in_train_alone(tmp_path: Path) -> None:
+    text = "aaaa bbb cc d 世世é" + "abz世" + "zzéa"
+    manifest = make(tmp_path, text.encode(), unit="char", unknown="skip", train=22, val=6, test=5)
+    assert manifest.vocab == Vocab("char", tuple(c.encode() for c in sorted(set("aaaa bbb cc d 世世é"))))
+    assert written(tmp_path / "data", manifest) == {"train": "aaaa bbb cc d 世世é", "val": "ab世", "test": "éa"}
+    assert {name: split.counts for name, split in manifest.splits.items()} == {
+        "train": {"bytes": 22}, "val": {"bytes": 6, "outside": 1}, "test": {"bytes": 5, "outside": 2},
+    }  # fmt: skip
+
+
+def test_a_small_vocabulary_replaces_the_rest(tmp_path: Path) -> None:
+    text = "aaaaa bbbb ccc ddé世"
+    manifest = make(tmp_path, text.encode() * 3, unit="char", unknown="replace", max_vocab=4, train=1, val=0, test=0)
+    assert manifest.vocab == Vocab("char", (b" ", b"a", b"b", "\ufffd".encode()), unknown_id=3)
+    assert written(tmp_path / "data", manifest)["train"] == "aaaaa bbbb \ufffd\ufffd\ufffd \ufffd\ufffd\ufffd\ufffd" * 3
+    assert manifest.splits["train"].counts == {"bytes": 66, "outside": 21}
+    manifest = make(
+        tmp_path, text.encode(), unit="char", unknown="skip", min_count=3, train=1, val=0, test=0, out="counted"
+    )
+    assert written(tmp_path / "counted", manifest)["train"] == "aaaaa bbbb ccc "
+
+
+def test_an_unknown_character_is_an_error_unless_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(StageError) as error:
+        make(tmp_path, b"abcabcabz!z", unit="char", train=6, val=2, test=3)
+    assert str(error.value) == (
+        "test holds the character 'z' (U+007A), 2 times and 1 others, which train's vocabulary does not: "
+        "--unknown replace or skip, or another split"
+    )
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("symbols", "dtype"), [(256, "uint8"), (257, "uint16"), (65_537, "uint32")])
+def test_tokens_are_as_small_as_they_can_be(tmp_path: Path, symbols: int, dtype: str) -> None:
+    text = "".join(chr(code) for code in range(0x20, 0x20 + symbols + 2048) if not 0xD800 <= code < 0xE000)[:symbols]
+    manifest = make(tmp_path, text.encode(), unit="char", train=1, val=0, test=0)
+    assert (manifest.vocab.size, manifest.dtype.name) == (symbols, dtype)
+    assert ids_of(tmp_path / "data", manifest, "train") == list(range(symbols))
+
+
+NAMES = "".join(f"name{number}\n" for number in range(300))
+
+
+def test_lines_go_to_splits_by_their_hash(tmp_path: Path) -> None:
+    values = {"documents": "line", "split": "document", **HALVES}
+    first = make(tmp_path, (NAMES + "last").encode(), shard_bytes=100, **values)
+    lines = {name: text.splitlines() for name, text in written(tmp_path / "data", first).items()}
+    assert sorted(line for part in lines.values() for line in part) == sorted([*NAMES.split(), "last"])
+    assert all(abs(len(lines[name]) / 301 - share) < 0.1 for name, share in HALVES.items())
+    assert {name: split.counts["documents"] for name, split in first.splits.items()} == {
+        name: len(part) for name, part in lines.items()
+    }
+    # In another order, from two files, with every line twice, the same lines are on the same sides.
+    turned = "".join(f"{line}\n" for line in reversed(NAMES.split()))
+    again = make(tmp_path, b"last\n" + turned.encode(), (NAMES + "last").encode(), out="again", **values)
+    for name, text in written(tmp_path / "again", again).items():
+        assert Counter(text.splitlines()) == Counter(lines[name] * 2)
+
+
+def test_files_go_to_splits_by_their_hash(tmp_path: Path) -> None:
+    texts = [f"file {number}\n".encode() * 3 for number in range(40)]
+    manifest = make(tmp_path, *texts, documents="file", split="document", shard_bytes=50, **HALVES)
+    parts = {name: text.split("¶")[:-1] for name, text in written(tmp_path / "data", manifest).items()}
+    assert sorted(text for part in parts.values() for text in part) == sorted(text.decode() for text in texts)
+    assert all(abs(len(parts[name]) / 40 - share) < 0.25 for name, share in HALVES.items())
+    assert manifest.vocab == byte_vocab("token")
+    assert manifest.dtype == np.uint16
+    assert len(manifest.splits["train"].shards) < len(parts["train"])  # short files share a shard
+
+
+def test_as_char_rnn_split(tmp_path: Path) -> None:
+    manifest = make(tmp_path, b"abcdefghijklmnop", split="char-rnn", streams=4, **HALVES)
+    assert written(tmp_path / "data", manifest) == {"train": "abefijmn", "val": "cgko", "test": "dhlp"}
+
+
+def test_what_was_changed_is_counted(tmp_path: Path) -> None:
+    texts = [b"\xef\xbb\xbfone\r\n" * 2, b"tw\xffo\r", b"gone\0"]
+    manifest = make(tmp_path, *texts, errors="skip", newlines="lf", bom="strip", train=1, val=0, test=0)
+    assert written(tmp_path / "data", manifest) == {"train": "one\n\ufeffone\ntwo\n"}
+    assert manifest.cleaned == {
+        "byte-order marks taken away": 1,
+        "carriage returns made LF": 3,
+        "bytes left out": 1,
+        "files that are not text, left out": 1,
+    }
+    assert [source.bytes for source in manifest.sources] == [16, 5, 5]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "manifest.json", "train-00000-of-00001.tokens",
+    ]  # fmt: skip
 
 
 def test_a_share_of_nothing_is_no_split(tmp_path: Path) -> None:
-    assert list(make(tmp_path, TEXT, train=0.9, val=0.1, test=0.0).splits) == ["train", "val"]
+    assert list(make(tmp_path, TEXT, train=0.9, val=0.1, test=0).splits) == ["train", "val"]
 
 
-def test_too_short_names_what_is_enough(tmp_path: Path) -> None:
+def test_too_short_a_text(tmp_path: Path) -> None:
     with pytest.raises(StageError) as error:
         make(tmp_path, b"0123456789")
     assert str(error.value) == (
-        "the text is too short: of 10 bytes the val split would get 0, and needs 2 (an input and its target); "
-        "60 bytes are enough for these shares"
+        "the text is too short: of 10 bytes the val split would get 0 positions, and needs 2 (an input and its "
+        "target): take a longer text, or other shares"
     )
     make(tmp_path, b"x" * 60)
+    with pytest.raises(StageError, match="the test split would get 1 tokens"):
+        make(tmp_path, b"ababababxa", unit="char", unknown="skip", train=6, val=2, test=2, out="short")
 
 
-@pytest.mark.parametrize("shares", [(0.9, 0.05, 0.06), (0.5, 0.1, 0.1)])
-def test_shares_must_sum_to_one(shares: tuple[float, float, float]) -> None:
-    train, val, test = shares
-    with pytest.raises(UsageError, match=r"here: train, val and test must sum to 1, got \d"):
-        settings.make(IngestSettings, {"train": train, "val": val, "test": test}, "here")
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"val": 0.05, "test": 0.06}, r"train, val and test must sum to 1 \(or be numbers of bytes\), got 0.9 \+ 0.05"),
+        ({"train": 0.5, "val": 0.1, "test": 0.1}, "must sum to 1"),
+        ({"train": 96, "val": 0.5, "test": 4}, "are shares, 0 to 1, or whole bytes of a contiguous split"),
+        ({"train": 96, "val": 0, "test": 4, "split": "char-rnn"}, "whole bytes of a contiguous split"),
+        ({"encoding": "nonsense"}, "no text encoding is called 'nonsense'"),
+        ({"encoding": "raw", "unit": "char"}, "encoding raw takes bytes as they are"),
+        ({"encoding": "raw", "newlines": "lf"}, "encoding raw takes bytes as they are"),
+        ({"max_vocab": 10}, "max_vocab, min_count and unknown are of unit char"),
+        ({"split": "document"}, "split document needs documents: line or file"),
+        ({"unit": "word"}, "'unit': input should be 'byte' or 'char', got 'word'"),
+    ],
+)
+def test_impossible_settings(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=rf"here: .*{message}"):
+        settings.make(IngestSettings, values, "here")
 
 
 def test_made_again_from_the_same_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +323,7 @@ def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fail(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("pipeline.ingest.write_shard", fail)
+    monkeypatch.setattr("pipeline.shards.ShardWriter.write", fail)
     with pytest.raises(StageError, match="ingest failed: No space left on device"):
         make(tmp_path, TEXT)
     assert [path.name for path in tmp_path.iterdir()] == ["0.txt"]
@@ -164,3 +332,47 @@ def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_nothing_named() -> None:
     with pytest.raises(UsageError, match="nothing to read: name a file"):
         ingest(IngestSettings(), Path("unused"))
+
+
+@pytest.mark.parametrize("options", ["", "--direct_num_workers=2 --direct_running_mode=multi_threading"])
+def test_what_is_no_text_is_one_sentence_wherever_it_was_read(tmp_path: Path, options: str) -> None:
+    (tmp_path / "a.txt").write_bytes(b"abc\xff")
+    with pytest.raises(StageError) as error:
+        ingest(IngestSettings(source=[str(tmp_path / "a.txt")]), tmp_path / "data", options=options)
+    assert str(error.value) == (
+        "a.txt: byte 0xff at offset 3 is not utf-8 (invalid start byte): name the encoding (such as --encoding "
+        "latin-1), or take --errors replace or --errors skip"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_threads_make_the_same_data(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("né 世\n".encode() * 500)
+    values = IngestSettings(source=[str(tmp_path / "a.txt")], unit="char", shard_bytes=300)
+    options = "--direct_num_workers=2 --direct_running_mode=multi_threading"
+    one = ingest(values, tmp_path / "one")
+    assert ingest(values, tmp_path / "two", options=options) == one
+
+
+def test_a_cluster_makes_the_same_data(tmp_path: Path) -> None:
+    """Beam's Dask runner, over two worker processes."""
+    for index in range(3):
+        (tmp_path / f"{index}.txt").write_bytes("né 世\r\n".encode() * 500)
+    source = [str(tmp_path / "*.txt")]
+    values = IngestSettings(source=source, unit="char", newlines="lf", documents="line", shard_bytes=300)
+    one = ingest(values, tmp_path / "one")
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        assert len(cluster.workers) == 2
+        runner = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
+        options = f"{runner} --dask_client_address={cluster.scheduler_address}"
+        assert ingest(values, tmp_path / "two", options=options) == one
+    names = [shard.file for split in one.splits.values() for shard in split.shards]
+    assert len(names) > 30
+    assert all((tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes() for name in names)
+
+
+def test_a_runner_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(TEXT)
+    with pytest.raises(UsageError, match="Beam has no runner 'NoSuch': Unexpected pipeline runner"):
+        ingest(IngestSettings(source=[str(tmp_path / "a.txt")]), tmp_path / "data", options="--runner=NoSuch")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -22,6 +22,8 @@ def test_what_was_written_is_read(folder: Path) -> None:
         sources=(Source("é.txt", 9, "0" * 64),),
         settings={"unit": "byte", "train": 0.8},
         tools={"python": "3"},
+        cleaned={"bytes replaced": 3},
+        provenance=({"name": "names"},),
         validation={"result": "valid"},
     )
     write_manifest(folder, manifest)
@@ -32,9 +34,10 @@ def test_the_file_says_what_others_need(folder: Path) -> None:
     manifest = make_data(folder, 4, train=b"abcdef")
     value = json.loads((folder / "manifest.json").read_text())
     assert list(value) == [
-        "format_version", "data_sha256", "dtype", "sources", "settings", "vocab", "splits", "tools", "validation",
+        "format_version", "data_sha256", "dtype", "sources", "settings", "vocab", "splits", "tools", "cleaned",
+        "provenance", "validation",
     ]  # fmt: skip
-    assert (value["format_version"], value["dtype"], value["validation"]) == (1, "uint8", None)
+    assert (value["format_version"], value["dtype"], value["validation"]) == (2, "uint8", None)
     assert value["data_sha256"] == manifest.data_sha256
     shards = [(shard["file"], shard["tokens"]) for shard in value["splits"]["train"]["shards"]]
     assert shards == [("train-00000-of-00002.tokens", 4), ("train-00001-of-00002.tokens", 2)]
@@ -76,8 +79,8 @@ def test_broken_json(text: str, what: str, folder: Path) -> None:
 
 def test_another_format(folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
-    change(folder, format_version=2)
-    with pytest.raises(StageError, match="has format_version 2, this program reads 1: run ingest again"):
+    change(folder, format_version=1)
+    with pytest.raises(StageError, match="has format_version 1, this program reads 2: run ingest again"):
         read_manifest(folder)
 
 

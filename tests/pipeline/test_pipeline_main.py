@@ -33,7 +33,17 @@ def test_ingest_and_info(text: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert run(monkeypatch, "info", "data/hamlet") == 0
     words = capsys.readouterr().out.split()
     assert " ".join(words).startswith("sources text.txt bytes 380 vocabulary 256 symbols, unit byte data_sha256 ")
-    assert " ".join(words[-12:]) == "split tokens share shards train 304 80.0% 1 val 76 20.0% 1"
+    assert " ".join(words[-15:]) == "split tokens share shards bytes train 304 80.0% 1 304 val 76 20.0% 1 76"
+
+
+def test_verify(text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "ingest", str(text), "--out", "data/hamlet") == 0
+    assert run(monkeypatch, "verify", "data/hamlet") == 0
+    assert "data/hamlet is whole: 3 shards, 380 tokens, data " in capsys.readouterr().out
+    shard = Path("data/hamlet/val-00000-of-00001.tokens")
+    shard.write_bytes(b"x" * shard.stat().st_size)
+    assert run(monkeypatch, "verify", "data/hamlet") == 1
+    assert capsys.readouterr().err == f"error: the shard {shard} is damaged: run ingest again with --force\n"
 
 
 def test_a_config_gives_sources_and_name_and_options_beat_it(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,12 +59,14 @@ def test_a_config_gives_sources_and_name_and_options_beat_it(text: Path, monkeyp
         (["ingest", "no.txt", "--out", "data/x"], 2, "'no.txt' is neither a file, nor a folder, nor a named corpus"),
         (["ingest", "--out", "data/x"], 2, "nothing to read: name a file, a folder or a named corpus"),
         (["ingest", "text.txt"], 2, "name the data set (--out data/NAME) or a config (--config configs/NAME.toml)"),
-        (["ingest", "text.txt", "--out", "x", "--train", "2"], 2, "command line: 'train': input should be less than"),
         (
-            ["ingest", "text.txt", "--out", "x", "--unit", "word"],
+            ["ingest", "text.txt", "--out", "x", "--train", "2"],
             2,
-            "command line: 'unit': input should be 'byte', got",
+            "command line: train, val and test are shares, 0 to 1,",
         ),
+        (["ingest", "text.txt", "--out", "x", "--train", "a"], 2, "Invalid value for '--train': expected a share such"),
+        (["ingest", "text.txt", "--out", "x", "--unit", "word"], 2, "Invalid value for '--unit': 'word' is not one of"),
+        (["verify", "data/x"], 1, "there is no data set data/x: make it with"),
         (["ingest", "text.txt", "--out", "x", "--wrong"], 2, "No such option"),
         (["ingest", "--config", "no.toml"], 2, "there is no config file no.toml"),
         (["info", "data/x"], 1, "there is no data set data/x: make it with"),

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import StageError
-from pipeline.vocab import Vocab, byte_vocab
+from pipeline.vocab import Vocab, byte_vocab, char_vocab, characters, count_characters
 
 SMALL = Vocab("byte", (b"b", b"\n", b"a"))
+CHARS = Vocab("char", tuple(c.encode() for c in "\nabé世\ufffd😀"), end_id=0, unknown_id=5)
+WITH_END = Vocab("char", (b"a", "é".encode(), b""), end_id=2)
 
 
 @given(st.binary())
@@ -50,7 +53,7 @@ def test_start_is_the_newline() -> None:
     assert Vocab("byte", (b"a", b"b")).start_id == 0
 
 
-@pytest.mark.parametrize("vocab", [byte_vocab(), SMALL])
+@pytest.mark.parametrize("vocab", [byte_vocab(), SMALL, byte_vocab("newline"), byte_vocab("token"), CHARS, WITH_END])
 def test_json_round_trip(vocab: Vocab) -> None:
     again = Vocab.from_json(json.loads(json.dumps(vocab.to_json())))
     assert again == vocab
@@ -68,7 +71,11 @@ def test_hash_depends_on_the_order() -> None:
 @pytest.mark.parametrize(
     ("unit", "symbols", "message"),
     [
-        ("word", (b"a",), "no unit is called 'word'; there are: byte"),
+        ("word", (b"a",), "no unit is called 'word'; there are: byte, char"),
+        ("char", (b"b", b"a"), "one character, in the order of code points"),
+        ("char", (b"ab", b"c"), "one character, in the order of code points"),
+        ("char", (b"", b"a"), "only the last symbol may be empty"),
+        ("byte", (b"a", b""), "only the last symbol may be empty"),
         ("byte", (), "one symbol or more, all different, got 0"),
         ("byte", (b"a", b"a"), "one symbol or more, all different, got 2"),
         ("byte", (b"ab",), "every symbol of a byte vocabulary must be one byte"),
@@ -87,3 +94,76 @@ def test_vocab_and_manifest_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ids_that_are_none() -> None:
+    for name in ("end_id", "unknown_id"):
+        with pytest.raises(ValueError, match=f"{name} must be an id, 0 to 0, got 1"):
+            Vocab("char", (b"a",), **{name: 1})
+    with pytest.raises(ValueError, match="a byte vocabulary has no id for the unknown"):
+        Vocab("byte", (b"a",), unknown_id=0)
+
+
+@given(st.text(alphabet="\nabé世😀xyß\ufffd", max_size=40))
+def test_characters_against_a_dict(text: str) -> None:
+    ids = {c: i for i, c in enumerate("\nabé世\ufffd😀")}
+    kept, outside = CHARS.encode_known(text.encode(), keep_unknown=True)
+    np.testing.assert_array_equal(kept, np.array([ids.get(c, 5) for c in text], np.uint8))
+    assert outside == Counter(c for c in text if c not in ids)
+    np.testing.assert_array_equal(CHARS.encode(text.encode()), kept)
+    left, outside_again = CHARS.encode_known(text.encode(), keep_unknown=False)
+    np.testing.assert_array_equal(left, np.array([ids[c] for c in text if c in ids], np.uint8))
+    assert outside_again == outside
+    assert CHARS.decode(kept).decode() == "".join(c if c in ids else "\ufffd" for c in text)
+
+
+def test_a_large_vocabulary_and_ascii_text() -> None:
+    symbols = "".join(map(chr, [*range(0x20, 0x7F), *range(0x4E00, 0x4E00 + 300), 0xFFFD]))
+    vocab = Vocab("char", tuple(c.encode() for c in symbols), unknown_id=395)
+    for text in ("plain\tASCII", "plain\tand 一"):
+        ids = vocab.encode(text.encode())
+        assert ids.dtype == np.uint16
+        assert ids.tolist() == [symbols.index(c) if c in symbols else 395 for c in text]
+
+
+def test_an_end_without_a_sign() -> None:
+    assert (WITH_END.size, WITH_END.start_id) == (3, 2)
+    assert WITH_END.decode([0, 2, 1, 2]) == "aé".encode()
+    assert byte_vocab("token").decode([104, 256, 105]) == b"hi"
+    assert (byte_vocab("token").dtype, byte_vocab("newline").dtype) == (np.uint16, np.uint8)
+    assert (byte_vocab("token").start_id, byte_vocab("newline").end_id) == (256, 10)
+
+
+def test_a_character_outside_is_named_with_its_offset() -> None:
+    for text in ("aéxé", "aéßé"):
+        with pytest.raises(StageError, match=r"the character '[xß]' \(U\+00..\) at offset 3 is not in the vocabulary"):
+            WITH_END.encode(text.encode())
+    with pytest.raises(StageError, match="byte 0xff at offset 1 is not UTF-8"):
+        WITH_END.encode(b"a\xff")
+
+
+def test_which_characters_make_a_vocabulary() -> None:
+    counts = Counter("bbbaaccé\n")
+    assert char_vocab(counts).symbols == (b"\n", b"a", b"b", b"c", "é".encode())
+    assert char_vocab(counts, max_size=2).symbols == (b"a", b"b")  # of a and c, equally frequent, the lower
+    assert char_vocab(counts, min_count=2).symbols == (b"a", b"b", b"c")
+    assert char_vocab(counts, max_size=3, end="newline") == Vocab("char", (b"\n", b"a", b"b"), end_id=0)
+    assert char_vocab(Counter("b"), end="newline") == Vocab("char", (b"\n", b"b"), end_id=0)
+    wanted = Vocab("char", (b"b", "\ufffd".encode(), b""), end_id=2, unknown_id=1)
+    assert char_vocab(counts, max_size=3, end="token", replace=True) == wanted
+    with pytest.raises(ValueError, match="one symbol or more"):
+        char_vocab(counts, min_count=4)
+    with pytest.raises(ValueError, match="a vocabulary of 1 has no room"):
+        char_vocab(counts, max_size=1, end="newline", replace=True)
+
+
+@given(st.lists(st.text(max_size=9), max_size=5))
+def test_counting_characters(texts: list[str]) -> None:
+    counts = count_characters(text.encode() for text in texts)
+    found = np.flatnonzero(counts)
+    assert dict(zip(characters(found), counts[found].tolist(), strict=True)) == Counter("".join(texts))
+
+
+def test_char_json_is_exact() -> None:
+    assert CHARS.to_json() == {"unit": "char", "symbols": "\nabé世\ufffd😀", "end_id": 0, "unknown_id": 5}
+    assert WITH_END.to_json() == {"unit": "char", "symbols": "aé", "end_id": 2}

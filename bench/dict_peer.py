@@ -1,0 +1,19 @@
+"""What the popular scripts do with a corpus: read it whole, map its characters through a Python dict, write ids.
+
+    python bench/dict_peer.py FILE OUT
+
+The same work as `ingest --unit char`: a vocabulary, 90/5/5 contiguous splits, two bytes a token.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+source, out = Path(sys.argv[1]), Path(sys.argv[2])
+out.mkdir(parents=True, exist_ok=True)
+text = source.read_text(encoding="utf-8", newline="")
+ids = {character: index for index, character in enumerate(sorted(set(text)))}
+first, second = int(len(text) * 0.9), int(len(text) * 0.95)
+for name, part in (("train", text[:first]), ("val", text[first:second]), ("test", text[second:])):
+    np.array([ids[character] for character in part], dtype=np.uint16).tofile(out / f"{name}.bin")

@@ -1,0 +1,50 @@
+"""How fast lanes come, in a process of its own: python -m bench.lanes data/NAME LANES WINDOW SECONDS
+
+Prints JSON: tokens a second, bytes of memory above what was held before the first batch, and the seconds to the first
+batch at the first and at the last step of an epoch.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+from common import console
+
+with console.hushed():
+    import tensorflow as tf
+
+    from pipeline.lanes import batches, windows_per_epoch
+    from pipeline.manifest import read_manifest
+
+
+def main(folder: Path, lanes: int, window: int, seconds: float) -> dict[str, float]:
+    """Measures the train split."""
+    manifest = read_manifest(folder)
+    steps = windows_per_epoch(manifest.split("train").tokens, lanes, window)
+    tf.constant(0) + 1  # TensorFlow's own start
+    before = _peak()
+    _first_batch(folder, manifest, lanes, window, 0)  # the graph's first trace, which later starts share
+    first, last = (_first_batch(folder, manifest, lanes, window, start) for start in (0, steps - 1))
+    taken, start = 0, time.perf_counter()
+    for _ in batches(folder, manifest, "train", lanes, window):
+        taken += 1
+        if taken % 100 == 0 and time.perf_counter() - start > seconds:
+            break
+    rate = taken * lanes * window / (time.perf_counter() - start)
+    return {"tokens_per_second": rate, "bytes": _peak() - before, "first_batch_s": first, "last_batch_s": last}
+
+
+def _first_batch(folder: Path, manifest: object, lanes: int, window: int, start: int) -> float:
+    begin = time.perf_counter()
+    next(iter(batches(folder, manifest, "train", lanes, window, start)))  # type: ignore[arg-type]
+    return time.perf_counter() - begin
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))))

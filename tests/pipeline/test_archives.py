@@ -1,0 +1,330 @@
+import bz2
+import gzip
+import io
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from common.errors import StageError
+from pipeline.archives import compression, is_archive, members, open_text
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": zstandard.ZstdCompressor(write_checksum=True).compress,
+}
+TEXT = bytes(range(256)) * 1000
+CEILING = 10_000_000
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def read(path: Path) -> bytes:
+    with open_text(path) as file:
+        return file.read()
+
+
+def contents(path: Path, ceiling: int = CEILING) -> list[tuple[str, int, bytes]]:
+    return [(name, size, file.read()) for name, size, file in members(path, ceiling)]
+
+
+def tar(*files: tuple[str, bytes] | tarfile.TarInfo, format: int = tarfile.PAX_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=format) as archive:
+        for file in files:
+            if isinstance(file, tarfile.TarInfo):
+                archive.addfile(file)
+            else:
+                info = tarfile.TarInfo(file[0])
+                info.size = len(file[1])
+                archive.addfile(info, io.BytesIO(file[1]))
+    return out.getvalue()
+
+
+def special(name: str, type: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = type, target
+    return info
+
+
+def make_zip(path: Path, *files: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files:
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
+class TestCompressed:
+    def test_is_read_whatever_its_name(self, kind: str, tmp_path: Path) -> None:
+        path = write(tmp_path / "text.txt", COMPRESS[kind](TEXT))
+        assert compression(path) == kind
+        assert read(path) == TEXT
+
+    def test_can_be_read_in_small_pieces_and_by_line(self, kind: str, tmp_path: Path) -> None:
+        path = write(tmp_path / "text", COMPRESS[kind](b"first\nsecond\n" + TEXT))
+        with open_text(path) as file:
+            assert [file.read(3), file.readline(), file.readline()] == [b"fir", b"st\n", b"second\n"]
+            assert b"".join(iter(lambda: file.read(777), b"")) == TEXT
+
+    @pytest.mark.parametrize("between", [b"", b"\0" * 512])
+    def test_several_joined_are_read_to_the_end(self, kind: str, between: bytes, tmp_path: Path) -> None:
+        compress = COMPRESS[kind]
+        joined = between.join([compress(b"one "), compress(TEXT), compress(b""), compress(b" two")])
+        assert read(write(tmp_path / "text", joined + between)) == b"one " + TEXT + b" two"
+
+    def test_nothing(self, kind: str, tmp_path: Path) -> None:
+        assert read(write(tmp_path / "text", COMPRESS[kind](b""))) == b""
+
+    @pytest.mark.parametrize("missing", [1, 5, 100])
+    def test_cut_short(self, kind: str, missing: int, tmp_path: Path) -> None:
+        noise = os.urandom(5000)
+        path = write(tmp_path / "text", COMPRESS[kind](noise)[:-missing])
+        with pytest.raises(StageError, match=rf"text is cut short: its {kind} data do not end"):
+            read(path)
+
+    def test_the_second_of_two_is_cut_short(self, kind: str, tmp_path: Path) -> None:
+        compressed = COMPRESS[kind](b"text")
+        for length in range(1, len(compressed)):
+            path = write(tmp_path / "text", compressed + compressed[:length])
+            with pytest.raises(StageError, match="is cut short"):
+                read(path)
+
+    def test_what_follows_is_something_else(self, kind: str, tmp_path: Path) -> None:
+        path = write(tmp_path / "text", COMPRESS[kind](TEXT) + b"<html>no such file, but enough text</html>")
+        with pytest.raises(StageError, match=rf"text is damaged: not {kind} data"):
+            read(path)
+
+    def test_damaged(self, kind: str, tmp_path: Path) -> None:
+        data = bytearray(COMPRESS[kind](os.urandom(5000)))
+        data[2000:2100] = bytes(100)
+        path = write(tmp_path / "text", bytes(data) + bytes(10))
+        with pytest.raises(StageError, match=r"text is (damaged|cut short)"), open_text(path) as file:
+            file.read()
+
+    def test_a_bomb_is_read_in_bounded_pieces(self, kind: str, tmp_path: Path) -> None:
+        path = write(tmp_path / "text", COMPRESS[kind](bytes(50 << 20)))
+        with open_text(path) as file:
+            assert file.read(10) == bytes(10)
+            assert len(file.raw.text) <= 32 << 20  # type: ignore[attr-defined]
+
+
+def test_zstd_with_a_skippable_frame_first(tmp_path: Path) -> None:
+    path = write(tmp_path / "text", b"\x50\x2a\x4d\x18\4\0\0\0abcd" + zstandard.compress(TEXT))
+    assert compression(path) == "zstd"
+    assert read(path) == TEXT
+
+
+@pytest.mark.parametrize("data", [b"", b"a", b"BZhello, I am a text", b"\x1f\x8b", b"\xfd7z", TEXT])
+def test_a_plain_file_is_as_it_is(data: bytes, tmp_path: Path) -> None:
+    path = write(tmp_path / "text.gz", data)
+    assert compression(path) is None
+    assert read(path) == data
+    assert not is_archive(path)
+
+
+FILES = (("top/b.txt", b"bee"), ("top/a.txt", TEXT), ("top/empty", b""))
+EXPECTED = [(name, len(data), data) for name, data in FILES]
+
+
+@pytest.mark.parametrize("compress", [bytes, *COMPRESS.values()])
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar(compress: Callable[[bytes], bytes], format: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "x", compress(tar(*FILES, format=format)))
+    assert is_archive(path)
+    assert contents(path) == EXPECTED
+
+
+def test_a_tar_of_before_ustar(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a")
+    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    header[257:265] = bytes(8)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path = write(tmp_path / "x", bytes(header) + bytes(1024))
+    assert is_archive(path)
+    assert contents(path) == [("a", 0, b"")]
+
+
+def test_long_names_in_a_tar(tmp_path: Path) -> None:
+    name = "/".join(["folder-é" * 5] * 10)
+    for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        assert contents(write(tmp_path / "x", tar((name, b"text"), format=format))) == [(name, 4, b"text")]
+
+
+def test_a_tar_is_read_on_where_a_file_was_not_or_in_part(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", gzip.compress(tar(("a", TEXT), ("b", TEXT), ("c", b"see"))))
+    assert [(name, file.read(3)) for name, _, file in members(path, CEILING) if name != "a"] == [
+        ("b", TEXT[:3]),
+        ("c", b"see"),
+    ]
+
+
+def test_what_is_no_regular_file_in_a_tar_is_passed_over(tmp_path: Path) -> None:
+    others = [
+        special("folder", tarfile.DIRTYPE),
+        special("link", tarfile.SYMTYPE, "/etc/passwd"),
+        special("hard", tarfile.LNKTYPE, "a"),
+        special("fifo", tarfile.FIFOTYPE),
+        special("chr", tarfile.CHRTYPE),
+        special("blk", tarfile.BLKTYPE),
+    ]
+    assert contents(write(tmp_path / "x", tar(("a", b"1"), *others, ("z", b"2")))) == [("a", 1, b"1"), ("z", 1, b"2")]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "..", "a\\..\\..\\x"])
+def test_a_name_that_leads_out_refuses_an_archive(name: str, tmp_path: Path) -> None:
+    for path in (
+        write(tmp_path / "x.tar", tar(("good", b"1"), (name, b"2"))),
+        write(tmp_path / "y.tar", tar(("good", b"1"), special(name, tarfile.SYMTYPE, "t"))),
+        make_zip(tmp_path / "x.zip", ("good", b"1"), (name, b"2")),
+    ):
+        with pytest.raises(StageError, match=rf"{path.name} has a file that leads out of it"):
+            contents(path)
+
+
+def test_dots_in_names_are_no_harm(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", tar(("./a..b", b"1"), ("..c/d", b"2")))
+    assert contents(path) == [("./a..b", 1, b"1"), ("..c/d", 1, b"2")]
+
+
+@pytest.mark.parametrize("compress", [bytes, *COMPRESS.values()])
+def test_a_tar_cut_short(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    whole = tar(("a", os.urandom(3000)), ("b", b"2" * 600))
+    end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    # In the second's content, in its header, between the two, in the first's content.
+    for length in (end - 100, end - 512, end - 1024, end - 1200, end - 1536, 600, 512):
+        with pytest.raises(StageError, match="x is damaged"):
+            contents(write(tmp_path / "x", compress(whole[:length])))
+    compressed = compress(whole)
+    for length in (len(compressed) - 9000, len(compressed) // 2) if compress is bytes else (len(compressed) - 20,):
+        with pytest.raises(StageError, match=r"x is (damaged|cut short)"):
+            contents(write(tmp_path / "x", compressed[:length]))
+
+
+def test_a_tar_whose_second_header_is_damaged(tmp_path: Path) -> None:
+    data = bytearray(tar(("a", b"1"), ("b", b"2")))
+    data[1024 + 20] ^= 1
+    with pytest.raises(StageError, match="x is damaged: bad checksum"):
+        contents(write(tmp_path / "x", bytes(data)))
+
+
+def test_a_long_name_is_not_as_long_as_it_claims(tmp_path: Path) -> None:
+    info = special("long", tarfile.GNUTYPE_LONGNAME)
+    info.size = 1 << 40
+    with pytest.raises(StageError, match="x is damaged: a header claims 1,099,511,627,776 bytes"):
+        contents(write(tmp_path / "x", info.tobuf(tarfile.GNU_FORMAT) + tar(("a", b"1"))))
+
+
+@pytest.mark.parametrize("compress", COMPRESS.values())
+def test_a_bomb_in_a_tar(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = write(tmp_path / "x", compress(tar(("bomb", bytes(20 << 20)))))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(StageError, match=r"x holds more than the 10,000,000 bytes that are allowed for"):
+        contents(path)
+    with pytest.raises(StageError, match=r"x holds more than"):  # also where it is passed over
+        list(members(path, CEILING))
+
+
+def test_a_hole_in_a_tar_counts_as_what_it_unpacks_to(tmp_path: Path) -> None:
+    # GNU's old sparse format: no data at all, and a real size of 100 MB.
+    header = bytearray(special("hole", tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (100_000_000, 0)
+    header[483:495] = b"%011o\0" % 100_000_000
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path = write(tmp_path / "x", bytes(header) + bytes(1024))
+    with pytest.raises(StageError, match=r"x holds more than the 10,000,000 bytes"):
+        for _, _, file in members(path, CEILING):
+            while file.read(1 << 16):
+                pass
+
+
+def test_the_ceiling_is_on_all_files_together(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "x", ("a", b"12345"), ("b", b"67890"))
+    assert len(contents(path, ceiling=10)) == 2
+    with pytest.raises(StageError, match=r"x holds more than the 9 bytes"):
+        contents(path, ceiling=9)
+
+
+def test_a_zip(tmp_path: Path) -> None:
+    link, fifo = zipfile.ZipInfo("link"), zipfile.ZipInfo("fifo")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    fifo.external_attr = (stat.S_IFIFO | 0o644) << 16
+    dos = zipfile.ZipInfo("dos.txt")
+    dos.create_system, dos.external_attr = 0, 0
+    path = make_zip(tmp_path / "x", *FILES, ("folder/", b""), (link, b"/etc/passwd"), (fifo, b""), (dos, b"d"))
+    assert is_archive(path)
+    assert contents(path) == [*EXPECTED, ("dos.txt", 1, b"d")]
+
+
+def test_an_encrypted_zip(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "x", ("open", b"1"), ("secret", b"2"))
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+    data[entry + 8] |= 1
+    with pytest.raises(StageError, match="x is encrypted: unpack it with its password"):
+        contents(write(path, bytes(data)))
+
+
+def test_a_damaged_zip(tmp_path: Path) -> None:
+    whole = make_zip(tmp_path / "x", ("a", os.urandom(3000)), ("b", TEXT)).read_bytes()
+    flipped = bytearray(whole)
+    flipped[1000] ^= 255
+    method = bytearray(whole)
+    method[method.index(b"PK\1\2") + 10] = 77
+    before = bytearray(whole)  # a place of the list of files that puts the first one before the file's start
+    before[whole.rindex(b"PK\5\6") + 17] += 1
+    for data in (bytes(before), whole[:-30], whole[: len(whole) // 2], whole[10:], bytes(flipped), bytes(method)):
+        path = write(tmp_path / "x", data)
+        with pytest.raises(StageError, match=r"x is (damaged|not an archive)"):
+            contents(path)
+
+
+def test_any_damage_is_a_stage_error_or_none_at_all(tmp_path: Path) -> None:
+    zip_file = make_zip(tmp_path / "x", ("a", TEXT), ("b", b"2")).read_bytes()
+    for data in (zip_file, tar(*FILES), gzip.compress(tar(*FILES)), zstandard.compress(tar(*FILES))):
+        for place in range(0, min(len(data), 4000), 29):
+            damaged = bytearray(data)
+            damaged[place] ^= 0x55
+            path = write(tmp_path / "x", bytes(damaged))
+            try:
+                for _, _, file in members(path, CEILING):
+                    file.read()
+            except StageError:
+                pass
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    for name in ("b.txt", "a/z.txt", "a.txt", ".hidden"):
+        write(top / name, name.encode())
+    (top / "link").symlink_to(top / "b.txt")
+    (top / "loop").symlink_to(top)
+    os.mkfifo(top / "fifo")
+    names = [".hidden", "a.txt", "a/z.txt", "b.txt"]
+    assert contents(top) == [(name, len(name), name.encode()) for name in names]
+    with pytest.raises(StageError, match=r"top holds more than the 20 bytes"):
+        contents(top, ceiling=20)
+
+
+def test_what_is_no_archive(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="x is not an archive: expected a folder, a zip or a tar"):
+        contents(write(tmp_path / "x", b"only text"))
+
+
+def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        contents(tmp_path / "x")

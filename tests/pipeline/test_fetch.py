@@ -1,0 +1,484 @@
+import datetime
+import fcntl
+import hashlib
+import http.server
+import json
+import os
+import re
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common import console
+from common.errors import StageError, UsageError
+from pipeline import corpora
+from pipeline import fetch as fetching
+from pipeline.corpora import CORPORA, Corpus
+from pipeline.fetch import fetch, listing
+
+TEXT = b"".join(b"line %d of a text\n" % line for line in range(20_000))
+SHA256 = hashlib.sha256(TEXT).hexdigest()
+REAL = Path(os.environ.get("CORPORA", Path(__file__).resolve().parents[3] / "shared" / "corpora"))
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `data` at any path, as well or badly as it is told; `asked` is what came: (path, Range, If-Range)."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.data = TEXT
+        self.breaks: list[int] = []  # after how many bytes the next answers break off
+        self.statuses: list[int] = []  # of the next answers, instead of the data
+        self.ranges = True
+        self.length: str | None = ""  # instead of the right Content-Length; None: no such header
+        self.headers = {"ETag": '"1"'}
+        self.asked: list[tuple[str, str | None, str | None]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server = self.server
+        asked = self.headers["Range"]
+        server.asked.append((self.path, asked, self.headers["If-Range"]))
+        assert self.headers["Accept-Encoding"] == "identity"
+        if self.path.startswith("/moved"):
+            self.answer(302, {"Location": self.path.removeprefix("/moved")}, b"")
+            return
+        if server.statuses:
+            self.answer(server.statuses.pop(0), {}, b"<html>the server's own page</html>")
+            return
+        start, total = 0, len(server.data)
+        if asked and server.ranges and self.headers["If-Range"] in server.headers.values():
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if start >= total:
+            self.answer(416, {}, b"")
+            return
+        headers = server.headers | ({"Content-Range": f"bytes {start}-{total - 1}/{total}"} if start else {})
+        self.answer(206 if start else 200, headers, server.data[start:], server.length)
+
+    def answer(self, status: int, headers: dict[str, str], data: bytes, length: str | None = "") -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if length is not None:
+            self.send_header("Content-Length", length or str(len(data)))
+        self.end_headers()
+        if self.server.breaks and status < 300:
+            data = data[: self.server.breaks.pop(0)]
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that has the corpus "books"; data/raw is in an empty folder, and nobody waits."""
+    with Server() as server:
+        thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01))
+        thread.start()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(fetching, "WAIT_S", 0.0)
+        know(monkeypatch, address=f"{server.url}/books.txt")
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def know(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    known: dict[str, Any] = {
+        "about": "books",
+        "licence": "free",
+        "essay": "read them",
+        "bytes": len(TEXT),
+        "sha256": SHA256,
+        "files": (r"(^|/)books\.txt$",),
+        "text_bytes": len(TEXT),
+        "text_sha256": SHA256,
+        "ceiling": 1_000_000,
+        "settings": {"documents": "line"},
+    }
+    monkeypatch.setitem(corpora.CORPORA, "books", Corpus(**known | changes))
+
+
+def raw() -> dict[str, bytes]:
+    """All that is in data/raw."""
+    root = Path("data/raw")
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def fetched_text() -> bytes:
+    """The text of books, where it is all that is there beside its provenance."""
+    files = raw()
+    assert set(files) == {"books/input.txt", "books/provenance.json"}
+    return files["books/input.txt"]
+
+
+def provenance() -> Any:
+    return json.loads(raw()["books/provenance.json"])
+
+
+def test_a_corpus_is_fetched(server: Server) -> None:
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    assert fetch("books") == Path("data/raw/books")
+    assert fetched_text() == TEXT
+    assert provenance() == {
+        "format_version": 1,
+        "name": "books",
+        "address": f"{server.url}/books.txt",
+        "from": f"{server.url}/books.txt",
+        "licence": "free",
+        "bytes": len(TEXT),
+        "sha256": SHA256,
+        "text_bytes": len(TEXT),
+        "text_sha256": SHA256,
+        "date": today,
+        "essay": "read them",
+        "settings": {"documents": "line"},
+    }
+    assert server.asked == [("/books.txt", None, None)]
+
+
+def test_what_is_there_is_not_fetched_again_unless_forced(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    fetch("books")
+    capsys.readouterr()
+    fetch("books")
+    assert "data/raw/books holds books already; --force fetches it again" in capsys.readouterr().err
+    assert len(server.asked) == 1
+    fetch("books", force=True)
+    assert len(server.asked) == 2
+    assert fetched_text() == TEXT
+
+
+def test_a_changed_text_or_another_corpus_is_not_taken_for_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch("books", to=Path("mine"))
+    monkeypatch.setitem(corpora.CORPORA, "letters", corpora.CORPORA["books"])
+    with pytest.raises(StageError, match=r"mine holds the corpus books, not letters: give another --to, or --force"):
+        fetch("letters", to=Path("mine"))
+    Path("mine/input.txt").write_bytes(b"changed")
+    with pytest.raises(StageError, match=r"mine/input.txt is not what was fetched: --force fetches it again"):
+        fetch("books", to=Path("mine"))
+    for damaged in ("{", "[]", "{}"):
+        Path("mine/provenance.json").write_text(damaged)
+        with pytest.raises(StageError, match=r"mine/provenance.json is damaged: --force fetches it again"):
+            fetch("books", to=Path("mine"))
+    fetch("books", to=Path("mine"), force=True)
+    assert Path("mine/input.txt").read_bytes() == TEXT
+
+
+def test_other_data_are_never_replaced(server: Server) -> None:
+    Path("data/raw/books").mkdir(parents=True)
+    Path("data/raw/books/notes").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(StageError, match=r"data/raw/books exists and is not a fetched corpus"):
+            fetch("books", force=force)
+    assert raw() == {"books/notes": b"mine"}
+    assert not server.asked
+
+
+def test_a_download_that_breaks_off_goes_on(server: Server) -> None:
+    server.breaks = [100_000, 0, 50_000]
+    fetch("books")
+    assert fetched_text() == TEXT
+    rest = ("/books.txt", "bytes=100000-", '"1"')
+    assert server.asked == [("/books.txt", None, None), rest, rest, ("/books.txt", "bytes=150000-", '"1"')]
+
+
+def test_a_download_goes_on_at_the_next_call(server: Server) -> None:
+    server.breaks = [100_000, 0, 0, 0]
+    with pytest.raises(StageError, match=r"did not come in 4 attempts \(.+; 100,000 bytes are kept\): run it again"):
+        fetch("books")
+    assert raw()[".books.download"] == TEXT[:100_000]
+    server.asked.clear()
+    fetch("books")
+    assert fetched_text() == TEXT
+    assert server.asked == [("/books.txt", "bytes=100000-", '"1"')]
+
+
+@pytest.mark.parametrize("headers", [{"Last-Modified": "Sat, 01 Jan 2022 00:00:00 GMT"}, {"ETag": 'W/"1"'}, {}])
+def test_what_tells_that_a_file_is_the_same(headers: dict[str, str], server: Server) -> None:
+    server.headers = headers
+    server.breaks = [100_000]
+    fetch("books")
+    assert fetched_text() == TEXT
+    date = headers.get("Last-Modified")
+    assert server.asked[1] == ("/books.txt", "bytes=100000-" if date else None, date)
+
+
+def test_a_file_that_is_another_one_by_the_next_call_starts_over(server: Server) -> None:
+    server.data = bytes(len(TEXT))
+    server.breaks = [100_000, 0, 0, 0]
+    with pytest.raises(StageError, match="are kept"):
+        fetch("books")
+    server.data, server.headers = TEXT, {"ETag": '"2"'}
+    fetch("books")
+    assert fetched_text() == TEXT
+
+
+def test_what_is_kept_of_one_address_is_not_of_another(server: Server) -> None:
+    server.data = bytes(len(TEXT))
+    server.breaks = [100_000, 0, 0, 0]
+    with pytest.raises(StageError, match="are kept"):
+        fetch("books", f"{server.url}/other")
+    server.data = TEXT
+    server.asked.clear()
+    fetch("books")
+    assert fetched_text() == TEXT
+    assert server.asked == [("/books.txt", None, None)]
+
+
+def test_a_server_without_ranges_starts_over(server: Server) -> None:
+    server.ranges = False
+    server.breaks = [100_000, 50_000]
+    fetch("books")
+    assert fetched_text() == TEXT
+
+
+def test_a_rest_that_is_not_the_one_asked_for_starts_over(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def send_header(handler: Handler, name: str, value: str) -> None:
+        send(handler, name, "bytes 5-9/408890" if name == "Content-Range" else value)
+
+    send = Handler.send_header
+    monkeypatch.setattr(Handler, "send_header", send_header)
+    server.breaks = [100_000]
+    fetch("books")
+    assert fetched_text() == TEXT
+    assert [asked[1] for asked in server.asked] == [None, "bytes=100000-", None]
+
+
+def test_a_rest_that_is_not_there_starts_over(server: Server) -> None:
+    server.breaks = [100_000, 0, 0, 0]
+    with pytest.raises(StageError, match="are kept"):
+        fetch("books")
+    server.statuses = [416]
+    fetch("books")
+    assert fetched_text() == TEXT
+    assert [asked[1] for asked in server.asked[-2:]] == ["bytes=100000-", None]
+
+
+@pytest.mark.parametrize("length", ["", None])
+def test_a_whole_download_whose_text_was_not_made_is_not_fetched_again(
+    length: str | None, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    server.length = length
+    with monkeypatch.context() as patched:
+        patched.setattr(fetching, "make_text", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fetch("books")
+    assert set(raw()) == {".books.download", ".books.download.json"}
+    fetch("books")
+    assert fetched_text() == TEXT
+    assert len(server.asked) == 1
+
+
+def test_wrong_bytes_are_removed(server: Server) -> None:
+    server.data = TEXT[:-1] + b"!"
+    got = hashlib.sha256(server.data).hexdigest()
+    with pytest.raises(StageError, match=rf"books.txt is not what it was: expected SHA-256 {SHA256}, got {got}"):
+        fetch("books")
+    assert raw() == {}
+
+
+@pytest.mark.parametrize("change", [-1000, 1000])
+def test_a_file_of_another_size_is_not_downloaded(change: int, server: Server) -> None:
+    server.data = (TEXT + TEXT)[: len(TEXT) + change]
+    expected = rf"is not what it was: expected {len(TEXT):,} bytes, {len(TEXT) + change:,} are announced"
+    with pytest.raises(StageError, match=expected):
+        fetch("books")
+    assert raw() == {}
+
+
+def test_a_length_that_is_too_long(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    know(monkeypatch, address=f"{server.url}/books.txt", bytes=None, sha256=None)
+    server.ranges, server.length = False, str(len(TEXT) + 1000)
+    with pytest.raises(StageError, match=r"did not come in 4 attempts"):
+        fetch("books")
+    assert len(server.asked) == 4
+
+
+def test_a_length_that_is_too_short(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    know(monkeypatch, address=f"{server.url}/books.txt", bytes=None, sha256=None)
+    server.length = str(len(TEXT) - 1000)
+    expected = rf"is not this corpus: expected a text of {len(TEXT):,} bytes, got {len(TEXT) - 1000:,}"
+    with pytest.raises(StageError, match=expected):
+        fetch("books")
+    assert raw() == {}
+
+
+def test_no_length_at_all(server: Server) -> None:
+    server.length = None
+    server.breaks = [100_000]  # without a length this looks like the end
+    fetch("books")
+    assert fetched_text() == TEXT
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("known", "data", "most"), [(len(TEXT), TEXT + b"!", f"{len(TEXT):,}"), (None, TEXT * 3, "1,000,000")]
+)
+def test_no_more_is_written_than_there_may_be(
+    known: int | None, data: bytes, most: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know(monkeypatch, address=f"{server.url}/books.txt", bytes=known, sha256=None)
+    server.length = None
+    server.data = data
+    with pytest.raises(StageError, match=rf"books.txt is too long: expected at most {most} bytes, got more"):
+        fetch("books")
+    assert raw() == {}
+
+
+def test_not_found_is_not_asked_for_again(server: Server) -> None:
+    server.statuses = [404]
+    with pytest.raises(StageError, match=r"books.txt cannot be fetched: HTTP 404 Not Found; give another copy"):
+        fetch("books")
+    assert len(server.asked) == 1
+    assert raw() == {}
+
+
+def test_a_busy_server_is_asked_again(server: Server) -> None:
+    server.statuses = [503, 429, 500]
+    fetch("books")
+    assert fetched_text() == TEXT
+    server.statuses = [503] * 9
+    with pytest.raises(StageError, match=r"did not come in 4 attempts \(HTTP 503 Service Unavailable; 0 bytes"):
+        fetch("books", force=True)
+    assert fetched_text() == TEXT
+
+
+def test_the_wait_doubles(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(fetching, "WAIT_S", 1.0)
+    monkeypatch.setattr("time.sleep", waits.append)
+    server.statuses = [503] * 9
+    with pytest.raises(StageError, match="4 attempts"):
+        fetch("books")
+    assert waits == [1, 2, 4]
+
+
+def test_a_redirect_is_followed_but_not_out_of_http(server: Server) -> None:
+    fetch("books", f"{server.url}/moved/books.txt")
+    assert fetched_text() == TEXT
+    with pytest.raises(StageError, match=r"cannot be fetched: No connection adapters"):
+        fetch("books", f"{server.url}/movedfile:///etc/passwd", force=True)
+
+
+def test_no_server(server: Server) -> None:
+    with pytest.raises(
+        StageError, match=r"http://127.0.0.1:9/x did not come in 4 attempts \([^()]*Connection refused; 0"
+    ):
+        fetch("books", "http://127.0.0.1:9/x")
+    assert raw() == {}
+
+
+def test_two_at_the_same_time(server: Server) -> None:
+    Path("data/raw").mkdir(parents=True)
+    with Path("data/raw/.books.download").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(StageError, match=r"another process is fetching data/raw/books: wait for it"):
+            fetch("books")
+    fetch("books")
+    assert fetched_text() == TEXT
+
+
+def test_a_copy_of_ones_own(server: Server, tmp_path: Path) -> None:
+    copy = tmp_path / "copies" / "any name"
+    copy.parent.mkdir()
+    copy.write_bytes(TEXT)
+    fetch("books", str(copy))
+    assert fetched_text() == TEXT
+    assert (provenance()["from"], provenance()["bytes"], provenance()["sha256"]) == ("any name", len(TEXT), SHA256)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("readme", "")
+        archive.writestr("inner/books.txt", TEXT)
+    fetch("books", "x.zip", force=True)
+    assert fetched_text() == TEXT
+    copy.rename(copy.with_name("books.txt"))
+    fetch("books", "copies", force=True)
+    assert fetched_text() == TEXT
+    assert (provenance()["from"], provenance()["bytes"], provenance()["sha256"]) == ("copies", None, None)
+    assert not server.asked
+
+
+def test_a_copy_is_checked_as_well(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "copy").write_bytes(TEXT + b"more")
+    with pytest.raises(StageError, match=r"copy is not this corpus: expected a text of 408,890 bytes, got 408,894"):
+        fetch("books", "copy")
+    server.data = TEXT[:-1] + b"!"
+    with pytest.raises(StageError, match=r"is not this corpus: expected a text of SHA-256"):
+        fetch("books", f"{server.url}/mirror")
+    assert raw() == {}
+
+
+def test_a_password_is_not_kept(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    fetch("books", server.url.replace("//", "//me:secret@") + "/books.txt")
+    assert provenance()["from"] == f"{server.url}/books.txt"
+    server.breaks = [5000, 0, 0, 0]
+    with pytest.raises(StageError, match=re.escape(f"{server.url}/x did not come") + ".*5,000 bytes are kept"):
+        fetch("books", server.url.replace("//", "//me:secret@") + "/x", force=True)
+    assert raw()[".books.download"] == TEXT[:5000]
+    assert b"secret" not in raw()[".books.download.json"]
+    assert "secret" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["ftp://127.0.0.1/x", "file:///etc/passwd"])
+def test_only_http(source: str, server: Server) -> None:
+    with pytest.raises(UsageError, match=rf"only http:// and https:// can be fetched, got {source}"):
+        fetch("books", source)
+
+
+def test_what_cannot_be_fetched(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"no corpus is called 'x'; there are stdlib"):
+        fetch("x")
+    with pytest.raises(UsageError, match=r"stdlib is on this machine already: python -m pipeline ingest stdlib"):
+        fetch("stdlib")
+    with pytest.raises(UsageError, match=r"paul-graham is not to be had .*: give your own copy by --from"):
+        fetch("paul-graham")
+    with pytest.raises(UsageError, match=r"--from: 'no/such' is neither a file, nor a folder, nor a URL"):
+        fetch("books", "no/such")
+    with pytest.raises(StageError, match=r"http:// cannot be fetched: Invalid URL"):
+        fetch("books", "http://")
+
+
+def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    console.out.print(listing())
+    shown = "".join(capsys.readouterr().out.split())
+    for name, corpus in CORPORA.items():
+        for part in (name, corpus.about, corpus.licence, corpus.essay, corpus.address or ""):
+            assert "".join(part.split()) in shown
+    assert "1,115,394" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("tinyshakespeare", "tinyshakespeare/input.txt"),
+        ("warpeace", "warpeace"),
+        ("names", "names"),
+        ("names", "names/input.txt"),
+        ("latex", "latex/input.txt"),
+    ],
+)
+def test_real_corpora(name: str, source: str, tmp_path: Path) -> None:
+    if not (REAL / source).exists():
+        pytest.skip(f"{REAL / source} is not there: name the folder of the real corpora in CORPORA")
+    fetch(name, str(REAL / source), tmp_path / name)
+    with (tmp_path / name / "input.txt").open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == CORPORA[name].text_sha256
+
+
+def test_the_real_shakespeare_is_not_the_canonical_one(tmp_path: Path) -> None:
+    if not (REAL / "shakespeare/input.txt").exists():
+        pytest.skip(f"{REAL}/shakespeare is not there")
+    with pytest.raises(StageError, match=r"expected a text of 4,573,338 bytes, got 4,572,940"):
+        fetch("shakespeare", str(REAL / "shakespeare/input.txt"), tmp_path / "x")

@@ -1,0 +1,123 @@
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import StageError, UsageError
+from pipeline.sources import SourceFile, defaults, opened
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def files(*sources: object, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> list[SourceFile]:
+    with opened(map(str, sources), list(include), list(exclude), Path()) as found:
+        return found.files
+
+
+def names(*sources: object, **how: tuple[str, ...]) -> list[str]:
+    return [file.name for file in files(*sources, **how)]
+
+
+def test_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "abc")
+    assert files(path) == [SourceFile("a.txt", path, 3)]
+
+
+def test_a_folder_is_its_files_in_path_order_without_hidden_ones(tmp_path: Path) -> None:
+    books = tmp_path / "books"
+    wanted = [write(books / name, name) for name in ("a/z.txt", "b.txt", "c/a/b.txt", "c/b.txt")]
+    for hidden in (".git/config", "c/.hidden"):
+        write(books / hidden, "no")
+    called = ["books/a/z.txt", "books/b.txt", "books/c/a/b.txt", "books/c/b.txt"]
+    assert files(books) == [
+        SourceFile(name, path, path.stat().st_size) for name, path in zip(called, wanted, strict=True)
+    ]
+
+
+def test_patterns_choose_among_a_folders_files(tmp_path: Path) -> None:
+    for name in ("a.c", "b.h", "gen/c.c", "d.txt"):
+        write(tmp_path / "src" / name, name)
+    assert names(tmp_path / "src", include=("*.c", "*.h")) == ["src/a.c", "src/b.h", "src/gen/c.c"]
+    assert names(tmp_path / "src", include=("*.c",), exclude=("gen/*",)) == ["src/a.c"]
+    assert names(tmp_path / "src", exclude=("b.*", "c.c")) == ["src/a.c", "src/d.txt"]
+
+
+def test_a_pattern_is_every_file_that_fits(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.md", "sub/d.txt"):
+        write(tmp_path / name, name)
+    assert names(tmp_path / "*.txt") == ["a.txt", "b.txt"]
+    assert names(tmp_path / "**/*.txt") == ["a.txt", "b.txt", "d.txt"]
+    with pytest.raises(StageError, match=r"none\.\* is empty: there is nothing to learn from"):
+        names(tmp_path / "none.*")
+
+
+def test_standard_input_is_kept_for_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"piped\xff")))
+    with opened(["-"], [], [], tmp_path) as found:
+        (file,) = found.files
+        assert (file.name, file.bytes, file.path.read_bytes()) == ("standard input", 6, b"piped\xff")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_file_in_a_folder_does_no_harm(tmp_path: Path) -> None:
+    write(tmp_path / "a", "")
+    write(tmp_path / "b", "text")
+    assert [file.bytes for file in files(tmp_path)] == [0, 4]
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
+    path.write_text("x")
+    assert files(path) == [SourceFile("caf\ufffd.txt", path, 1)]
+
+
+@pytest.mark.parametrize("name", ["empty.txt", "empty"])
+def test_nothing_to_learn_from(name: str, tmp_path: Path) -> None:
+    write(tmp_path / "empty.txt", "")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StageError, match=rf"{name} is empty: there is nothing to learn from"):
+        files(tmp_path / name)
+
+
+def test_what_is_not_there() -> None:
+    with pytest.raises(UsageError, match=r"'no/such' is neither a file, nor a folder, nor a named corpus \(stdlib"):
+        files("no/such")
+
+
+def test_the_standard_library() -> None:
+    found = files("stdlib")
+    total = sum(file.bytes for file in found)
+    assert found[0].name == "stdlib/__future__.py"
+    assert [file.name for file in found] == sorted(file.name for file in found)
+    assert 3_000_000 < total < 6_000_000
+    assert total - found[-1].bytes < 5_000_000
+
+
+def test_a_named_corpus_is_where_it_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="the corpus 'names' is not here yet: python -m pipeline fetch names"):
+        files("names")
+    assert defaults(["names"])["documents"] == "line"
+    text = write(Path("data/raw/names/input.txt"), "Ann\n")
+    where = {"name": "names", "settings": {"documents": "line", "split": "document"}}
+    write(Path("data/raw/names/provenance.json"), json.dumps(where))
+    for source in ("names", "data/raw/names"):
+        with opened([source], [], [], tmp_path) as found:
+            assert (found.files, found.provenance) == ([SourceFile("names/input.txt", text, 4)], [where])
+        assert defaults([source])["documents"] == "line"
+    write(Path("names"), "a file of that name wins")
+    assert names("names") == ["names"]
+    assert defaults(["names"]) == defaults([]) == defaults(["names", "stdlib"]) == {}
+
+
+def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "stdlib", "mine")
+    assert files("stdlib") == [SourceFile("stdlib", Path("stdlib"), 4)]

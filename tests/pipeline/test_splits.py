@@ -1,0 +1,132 @@
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from common.errors import StageError
+from pipeline.splits import Layout, contiguous, files_by_hash, hash_bounds, of_each_stream, shares, split_of_line
+from pipeline.text import Text
+
+THIRDS = {"train": 0.5, "val": 0.25, "test": 0.25}
+END = "¶"  # stands for the end of a document that the text does not mark
+
+
+def layout(folder: Path, texts: list[str], documents: str = "none", unit: str = "byte") -> Layout:
+    files = []
+    for index, text in enumerate(texts):
+        path = folder / str(index)
+        path.write_text(text, newline="")
+        data = text.encode()
+        files.append(Text(str(path), len(data), len(data), f"{index:064x}", data.endswith(b"\n"), {}))
+    return Layout(files, documents, unit)
+
+
+def cut(lay: Layout, spans: list[range]) -> str:
+    """What lies at some positions."""
+    text = b""
+    for piece in (piece for span in spans for piece in lay.pieces(span)):
+        text += Path(piece.path).read_bytes()[piece.offset : piece.offset + piece.length]
+        text += END.encode() if piece.end else b""
+    return text.decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("values", "total", "wanted"),
+    [
+        ({"train": 0.9, "val": 0.05, "test": 0.05}, 1_115_394, [1_003_854, 55_770, 55_770]),
+        ({"train": 0.9, "val": 0.1, "test": 0}, 1_115_394, [1_003_854, 111_540]),
+        ({"train": 0.7, "val": 0.1, "test": 0.2}, 20, [14, 2, 4]),  # in floats 0.7 + 0.1 < 0.8, and val would get 1
+        ({"train": 1, "val": 0, "test": 0}, 2, [2]),
+        ({"train": 96, "val": 0, "test": 4}, 100, [96, 4]),
+        ({"train": 90, "val": 5, "test": 5}, 120, [90, 5, 5]),
+    ],
+)
+def test_shares(values: dict[str, int | float], total: int, wanted: list[int]) -> None:
+    spans = list(shares(values, total).values())
+    assert list(map(len, spans)) == wanted
+    assert [i for span in spans for i in span] == list(range(sum(wanted)))
+
+
+def test_more_bytes_than_there_are() -> None:
+    with pytest.raises(StageError, match="train, val and test want 101 bytes, the text has 100"):
+        shares({"train": 96, "val": 1, "test": 4}, 100)
+
+
+@pytest.mark.parametrize(
+    ("documents", "unit", "wanted"),
+    [
+        ("none", "byte", ["ab\nc\ufffd", "\ufffd\nf", "gh\n"]),  # é is cut in two
+        ("none", "char", ["ab\ncé", "\nf", "gh\n"]),
+        ("line", "byte", ["ab\ncé\n", "fgh\n", ""]),
+        ("file", "byte", [f"ab\ncé\n{END}", f"fgh\n{END}", ""]),
+    ],
+)
+def test_where_a_cut_falls(tmp_path: Path, documents: str, unit: str, wanted: list[str]) -> None:
+    lay = layout(tmp_path, ["ab\ncé\n", "fgh\n"], documents, unit)
+    assert [cut(lay, spans) for spans in contiguous(lay, THIRDS).values()] == wanted
+
+
+def test_a_line_that_nothing_ends_gets_an_end(tmp_path: Path) -> None:
+    lay = layout(tmp_path, ["ann\nbob", "", "cy"], "line")
+    assert cut(lay, [range(lay.total)]) == f"ann\nbob{END}cy{END}"
+    assert lay.total == 4 + 3 + 1 + 2 + 1
+
+
+def test_char_rnn_takes_the_end_of_each_stream(tmp_path: Path) -> None:
+    lay = layout(tmp_path, ["abcdefgh", "ijklmnop"])
+    found = {name: cut(lay, spans) for name, spans in of_each_stream(lay, THIRDS, streams=4).items()}
+    assert found == {"train": "abefijmn", "val": "cgko", "test": "dhlp"}
+
+
+def test_files_go_by_their_hash(tmp_path: Path) -> None:
+    lay = layout(tmp_path, ["a\n", "b\n", "c\n"], "file")
+    last = "f" * 64
+    lay.texts = [
+        Text(t.path, t.bytes, 2, h, True, {}) for t, h in zip(lay.texts, ["0" * 64, last, "8" * 64], strict=True)
+    ]
+    found = {name: cut(lay, spans) for name, spans in files_by_hash(lay, THIRDS).items()}
+    assert found == {"train": f"a\n{END}", "val": f"c\n{END}", "test": f"b\n{END}"}
+
+
+def test_lines_spread_by_their_shares() -> None:
+    bounds = hash_bounds({"train": 0.5, "val": 0, "test": 0.5})
+    found = [split_of_line(str(number).encode(), bounds) for number in range(2000)]
+    assert set(found) == {"train", "test"}
+    assert 900 < found.count("train") < 1100
+
+
+TEXTS = st.lists(st.text(alphabet="aé世😀\n", max_size=12), min_size=1, max_size=5)
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(
+    TEXTS, st.sampled_from(["none", "line", "file"]), st.sampled_from(["byte", "char"]), st.integers(1, 9), st.data()
+)
+def test_parts_joined_are_the_whole(
+    texts: list[str], documents: str, unit: str, size: int, data: st.DataObject
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        lay = layout(Path(folder), texts, documents, unit)
+        whole = [
+            (Path(p.path).read_bytes()[p.offset : p.offset + p.length], p.end) for p in lay.pieces(range(lay.total))
+        ]
+        kept = [text.encode() for text in texts if text]
+        unmarked = {"none": lambda t: False, "file": lambda t: True, "line": lambda t: t[-1:] != b"\n"}[documents]
+        assert whole == [(text, unmarked(text)) for text in kept]
+        cuts = data.draw(st.sampled_from(["none", documents]))
+        parts = lay.stretches(range(lay.total), size, cuts)
+        assert [i for part in parts for i in part] == list(range(lay.total))
+        if cuts == documents == "none":
+            assert all(size <= len(part) <= size + 3 for part in parts[:-1])
+        for part in parts:
+            pieces = list(lay.pieces(part))
+            if unit == "char" or cuts != "none":
+                for p in pieces:
+                    Path(p.path).read_bytes()[p.offset : p.offset + p.length].decode()
+            if cuts != "none":
+                last = pieces[-1]
+                text = Path(last.path).read_bytes()[last.offset : last.offset + last.length]
+                assert last.end or text.endswith(b"\n")

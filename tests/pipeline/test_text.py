@@ -1,0 +1,278 @@
+import gzip
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from common.errors import StageError
+from pipeline import text as text_module
+from pipeline.text import Rules, Text, check_encoding, read_text
+
+ROOT = Path(__file__).parents[2]
+CORPORA = Path(os.environ.get("CORPORA", ROOT.parent / "shared/corpora"))
+
+
+def rules(encoding: str = "utf-8", errors: str = "strict", newlines: str = "keep", bom: str = "keep") -> Rules:
+    return Rules(encoding, errors, newlines, bom, unpacked_bytes=1 << 30)
+
+
+def read(path: Path, how: Rules) -> tuple[bytes, Text]:
+    """The text of a file, and what was said of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = read_text(path, path.name, how, Path(folder) / "scratch", lambda count: None)
+        return Path(text.path).read_bytes() if text.path else b"", text
+
+
+def write(tmp_path: Path, data: bytes) -> Path:
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    return path
+
+
+def test_a_file_that_is_fine_is_read_and_left_where_it_is(tmp_path: Path) -> None:
+    data = "né\r\n".encode()
+    path = write(tmp_path, data)
+    wanted = Text(str(path), 5, 5, hashlib.sha256(data).hexdigest(), True, {})
+    assert read_text(path, "a", rules(), tmp_path / "scratch", lambda count: None) == wanted
+    assert not (tmp_path / "scratch").exists()
+
+
+# Small parts, so that characters, CR LF and marks are cut in every way.
+@pytest.fixture(params=[1, 2, 3, 1 << 18])
+def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_module, "READ_BYTES", request.param)
+
+
+@pytest.mark.parametrize(
+    ("data", "how", "wanted", "changes"),
+    [
+        (b"a\r\nb\rc\n\r", rules(newlines="lf"), b"a\nb\nc\n\n", {"carriage returns made LF": 3}),
+        (b"\xef\xbb\xbfa\xef\xbb\xbf", rules(bom="strip"), b"a\xef\xbb\xbf", {"byte-order marks taken away": 1}),
+        (b"\xef\xbb\xbf", rules(bom="strip"), b"", {"byte-order marks taken away": 1}),
+        (b"\xef\xbb\xbfa", rules(), b"\xef\xbb\xbfa", {}),
+        ("né€😀".encode("utf-16"), rules("utf-16"), "né€😀".encode(), {}),
+        ("né€😀".encode("utf-32-be"), rules("utf-32-be"), "né€😀".encode(), {}),
+        ("世界 ab".encode("euc_jp"), rules("euc_jp"), "世界 ab".encode(), {}),
+        ("世界 ab".encode("iso2022_jp"), rules("iso2022_jp"), "世界 ab".encode(), {}),
+        ("né€".encode("cp1252"), rules("cp1252"), "né€".encode(), {}),
+        (b"a\xff\xe4\xb8b", rules(errors="replace"), "a\ufffd\ufffdb".encode(), {"bytes replaced": 3}),
+        (b"a\xff\xe4\xb8b\xe4\xb8", rules(errors="skip"), b"ab", {"bytes left out": 5}),
+        (b"a\0b", rules(errors="skip"), b"", {"files that are not text, left out": 1}),
+        (b"\xff\xfea\0", rules(errors="skip"), b"", {"files that are not text, left out": 1}),
+        (b"\0\xff\r\n", rules("raw"), b"\0\xff\r\n", {}),
+        (b"", rules(), b"", {}),
+        (gzip.compress(b"ab") + gzip.compress(b"cd"), rules(), b"abcd", {}),
+    ],
+)
+@pytest.mark.usefixtures("part")
+def test_what_a_file_becomes(tmp_path: Path, data: bytes, how: Rules, wanted: bytes, changes: dict[str, int]) -> None:
+    text, said = read(write(tmp_path, data), how)
+    assert (text, said.changes, said.bytes, said.newline_at_end) == (wanted, changes, len(wanted), wanted[-1:] == b"\n")
+    assert (said.source_bytes, said.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+WAY_OUT = "name the encoding (such as --encoding latin-1), or take --errors replace or --errors skip"
+LEAVE_OUT = "leave the file out, with --exclude or --errors skip"
+
+
+@pytest.mark.parametrize(
+    ("data", "how", "message"),
+    [
+        (b"abc\xe9 d", rules(), f"a.txt: byte 0xe9 at offset 3 is not utf-8 (invalid continuation byte): {WAY_OUT}"),
+        (b"\x80", rules(), f"a.txt: byte 0x80 at offset 0 is not utf-8 (invalid start byte): {WAY_OUT}"),
+        (b"ab\xe4\xb8", rules(), f"a.txt: byte 0xe4 at offset 2 is not utf-8 (unexpected end of data): {WAY_OUT}"),
+        (b"a\0b", rules(), f"a.txt is not text in utf-8: byte 0x00 at offset 1: {LEAVE_OUT}"),
+        (b"a\0b", rules(errors="replace"), f"a.txt is not text in utf-8: byte 0x00 at offset 1: {LEAVE_OUT}"),
+        (b"aa\0\0", rules("utf-16-be"), f"a.txt is not text in utf-16-be: character 1 is U+0000: {LEAVE_OUT}"),
+        (b"a\0b", rules("utf-16-le"), f"a.txt: byte 0x62 at offset 2 is not utf-16-le (truncated data): {WAY_OUT}"),
+        (b"ab", rules("utf-16"), f"a.txt is not utf-16 (UTF-16 stream does not start with BOM): {WAY_OUT}"),
+        (b"+2AA-", rules("utf-7"), f"a.txt: in utf-7 it holds U+D800, half of a character: {WAY_OUT}"),
+    ],
+)
+@pytest.mark.usefixtures("part")
+def test_what_is_refused(tmp_path: Path, data: bytes, how: Rules, message: str) -> None:
+    with pytest.raises(StageError) as error:
+        read(write(tmp_path, data), how)
+    assert str(error.value) == message
+
+
+def test_the_mark_of_another_encoding_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StageError) as error:
+        read(write(tmp_path, "a".encode("utf-16")), rules())
+    assert str(error.value) == (
+        "a.txt is not text in utf-8: it begins with the byte-order mark of utf-16 (ff fe at offset 0): "
+        f"--encoding utf-16, or {LEAVE_OUT}"
+    )
+
+
+def test_a_bomb_stops_at_the_ceiling(tmp_path: Path) -> None:
+    path = write(tmp_path, gzip.compress(bytes([97]) * 1_000_000))
+    with pytest.raises(
+        StageError, match=r"a\.txt unpacks to more than 999,999 bytes: raise unpacked_bytes in \[data\]"
+    ):
+        read(path, Rules("utf-8", "strict", "keep", "keep", 999_999))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "gone.txt", rules())
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(
+    st.binary(max_size=40),
+    st.sampled_from(["utf-8", "utf-16", "cp1252", "shift_jis", "utf-7", "hz", "raw"]),
+    st.sampled_from(["strict", "replace", "skip"]),
+)
+def test_any_bytes_become_text_or_one_sentence(data: bytes, encoding: str, errors: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.txt"
+        path.write_bytes(data)
+        try:
+            text, _ = read(path, rules(encoding, errors))
+        except StageError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+        else:
+            assert text == data if encoding == "raw" else "\0" not in text.decode("utf-8")
+
+
+@pytest.mark.parametrize("name", ["utf-8", "latin-1", "utf-16", "cp1252", "euc_jp", "raw"])
+def test_encodings(name: str) -> None:
+    check_encoding(name)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "base64", "rot13", ""])
+def test_what_is_no_encoding(name: str) -> None:
+    with pytest.raises(ValueError, match="no text encoding is called"):
+        check_encoding(name)
+
+
+# What real malformed files become, one by one. Read as UTF-8, a file stays as it is or is refused.
+AS_IT_STANDS = [
+    "kernel/howto.rst", "kernel/sparse.txt", "synthetic/emoji_zwj_combining_rtl.txt", "synthetic/empty.txt",
+    "synthetic/many_symbols_20k.txt", "synthetic/mixed_newlines.txt", "synthetic/no_final_newline.txt",
+    "synthetic/one_byte.txt", "synthetic/one_long_line_1MB.txt", "synthetic/one_newline.txt",
+    "synthetic/one_symbol_10k.txt", "synthetic/only_bom.txt", "udhr/Burmese_Myanmar-WinResearcher",
+    "udhr/Chinese_Mandarin-HZ", "udhr/Hindi_web-UTF8", "udhr/Hungarian_Magyar-UTF8", "udhr/Japanese_Nihongo-JIS",
+    "udhr/Japanese_Nihongo-UTF8", "web/blns.txt",
+]  # fmt: skip
+
+# The encodings whose bytes these files really are; HZ and ISO-2022-JP are ASCII to whoever does not know them.
+DECODED = {
+    "kernel/defkeymap.map": "latin-1",
+    "kernel/hp300map.map": "latin-1",
+    "synthetic/cp1252_smart_quotes.txt": "cp1252",
+    "synthetic/latin1.txt": "latin-1",
+    "synthetic/utf16le_bom.txt": "utf-16",
+    "synthetic/utf32le_bom.txt": "utf-32",
+    "udhr/Abkhaz-Cyrillic+Abkh": "cp1251",
+    "udhr/Arabic_Alarabia-Arabic": "cp1256",
+    "udhr/Bulgarian_Balgarski-Cyrillic": "cp1251",
+    "udhr/Chinese_Mandarin-GB2312": "gb2312",
+    "udhr/Chinese_Mandarin-HZ": "hz",
+    "udhr/Czech-Latin2-err": "latin2",
+    "udhr/French_Francais-Latin1": "latin-1",
+    "udhr/Hebrew_Ivrit-Hebrew": "cp1255",
+    "udhr/Japanese_Nihongo-EUC": "euc_jp",
+    "udhr/Polish-Latin2": "latin2",
+    "udhr/Russian-Cyrillic": "cp1251",
+    "udhr/Turkish_Turkce-Turkish": "cp1254",
+    "web/bgwiki_utf16le_bom.xml": "utf-16",
+}
+
+# As UTF-8, refused: the byte, its offset, and Python's reason for it.
+REFUSED = {
+    "kernel/defkeymap.map": "byte 0xc0 at offset 10662 is not utf-8 (invalid start byte)",
+    "kernel/hp300map.map": "byte 0xc0 at offset 4007 is not utf-8 (invalid start byte)",
+    "kernel/logo.gif": "is not text in utf-8: byte 0x00 at offset 11",
+    "synthetic/all_256_bytes.bin": "is not text in utf-8: byte 0x00 at offset 0",
+    "synthetic/cp1252_smart_quotes.txt": "byte 0x93 at offset 0 is not utf-8 (invalid start byte)",
+    "synthetic/latin1.txt": "byte 0xe9 at offset 3 is not utf-8 (invalid continuation byte)",
+    "synthetic/nul_bytes.txt": "is not text in utf-8: byte 0x00 at offset 3",
+    "synthetic/starts_mid_char.txt": "byte 0xb8 at offset 0 is not utf-8 (invalid start byte)",
+    "synthetic/truncated_utf8_at_eof.txt": "byte 0xe7 at offset 10496 is not utf-8 (unexpected end of data)",
+    "synthetic/utf16le_bom.txt": "byte-order mark of utf-16 (ff fe at offset 0)",
+    "synthetic/utf32le_bom.txt": "byte-order mark of utf-32 (ff fe 00 00 at offset 0)",
+    "udhr/Abkhaz-Cyrillic+Abkh": "byte 0xc0 at offset 0 is not utf-8 (invalid start byte)",
+    "udhr/Amharic-Afenegus6..60375": "byte 0x85 at offset 4340 is not utf-8 (invalid start byte)",
+    "udhr/Arabic_Alarabia-Arabic": "byte 0xc7 at offset 0 is not utf-8 (invalid continuation byte)",
+    "udhr/Armenian-DallakHelv": "byte 0xd8 at offset 2 is not utf-8 (invalid continuation byte)",
+    "udhr/Bulgarian_Balgarski-Cyrillic": "byte 0xc2 at offset 0 is not utf-8 (invalid continuation byte)",
+    "udhr/Chinese_Mandarin-GB2312": "byte 0xca at offset 0 is not utf-8 (invalid continuation byte)",
+    "udhr/Czech-Latin2-err": "byte 0x8a at offset 1 is not utf-8 (invalid start byte)",
+    "udhr/Esperanto-T61": "byte 0xc3 at offset 93 is not utf-8 (invalid continuation byte)",
+    "udhr/French_Francais-Latin1": "byte 0xe9 at offset 1 is not utf-8 (invalid continuation byte)",
+    "udhr/Hebrew_Ivrit-Hebrew": "byte 0xe4 at offset 0 is not utf-8 (invalid continuation byte)",
+    "udhr/Hungarian_Magyar-Unicode": "byte-order mark of utf-16 (ff fe at offset 0)",
+    "udhr/Japanese_Nihongo-EUC": "byte 0xa1 at offset 0 is not utf-8 (invalid start byte)",
+    "udhr/Lithuanian_Lietuviskai-Baltic": "byte 0xcc at offset 8 is not utf-8 (invalid continuation byte)",
+    "udhr/Polish-Latin2": "byte 0xa3 at offset 29 is not utf-8 (invalid start byte)",
+    "udhr/Russian-Cyrillic": "byte 0xc2 at offset 0 is not utf-8 (invalid continuation byte)",
+    "udhr/Turkish_Turkce-Turkish": "byte 0xdd at offset 0 is not utf-8 (invalid continuation byte)",
+    "udhr/Vietnamese-TCVN": "byte 0xab at offset 8 is not utf-8 (invalid start byte)",
+    "udhr/Vietnamese-VPS": "byte 0xf4 at offset 8 is not utf-8 (invalid continuation byte)",
+    "web/UTF-8-test.txt": "is not text in utf-8: byte 0x00 at offset 4149",
+    "web/bgwiki_utf16le_bom.xml": "byte-order mark of utf-16 (ff fe at offset 0)",
+}
+UNPACKED = {"synthetic/gzip_of_text.txt": gzip.decompress}
+
+
+def malformed(name: str) -> Path:
+    path = CORPORA / "malformed" / name
+    if not path.is_file():
+        pytest.skip(f"no folder of real malformed files here; CORPORA says where one is ({CORPORA})")
+    return path
+
+
+def test_every_malformed_file_is_spoken_for() -> None:
+    folder = malformed("PROVENANCE.txt").parent
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names - {"PROVENANCE.txt"} == {*AS_IT_STANDS, *REFUSED, *UNPACKED}
+
+
+@pytest.mark.parametrize("name", AS_IT_STANDS)
+def test_a_strange_file_that_is_utf8_stays_as_it_is(name: str) -> None:
+    path = malformed(name)
+    assert read(path, rules())[0] == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_malformed_file_is_refused(name: str) -> None:
+    with pytest.raises(StageError) as error:
+        read(malformed(name), rules())
+    assert str(error.value).startswith(Path(name).name)
+    assert REFUSED[name] in str(error.value)
+
+
+@pytest.mark.parametrize("name", DECODED)
+def test_a_file_in_an_old_encoding_is_read_in_it(name: str) -> None:
+    path = malformed(name)
+    assert read(path, rules(DECODED[name]))[0].decode() == path.read_bytes().decode(DECODED[name])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("errors", ["replace", "skip"])
+def test_a_malformed_file_is_mended_as_python_mends_it(name: str, errors: str) -> None:
+    path = malformed(name)
+    if "is not text" in REFUSED[name] or "mark" in REFUSED[name]:
+        if errors == "skip":
+            assert read(path, rules(errors=errors))[1].changes == {"files that are not text, left out": 1}
+        else:
+            with pytest.raises(StageError, match="is not text in utf-8"):
+                read(path, rules(errors=errors))
+        return
+    text, said = read(path, rules(errors=errors))
+    assert text.decode() == path.read_bytes().decode(errors="replace" if errors == "replace" else "ignore")
+    kept = len(path.read_bytes().decode(errors="ignore").encode())
+    assert sum(said.changes.values()) == path.stat().st_size - kept
+
+
+@pytest.mark.parametrize("name", UNPACKED)
+def test_a_packed_file_is_unpacked_whatever_its_name(name: str) -> None:
+    path = malformed(name)
+    assert read(path, rules())[0] == UNPACKED[name](path.read_bytes())
