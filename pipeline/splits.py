@@ -92,7 +92,7 @@ class Layout:
             return self.starts[index + 1]
         if documents == "line":
             return min(start + _after_newline(text.path, position - start - 1), self.starts[index + 1])
-        return start + _character_start(text, position - start) if self.unit == "char" else position
+        return start + _character_start(text.path, position - start) if self.unit == "char" else position
 
 
 def shares(values: dict[str, int | float], total: int) -> dict[str, range]:
@@ -184,11 +184,11 @@ def _after_newline(path: str, offset: int) -> int:
     return offset + 1
 
 
-def _character_start(text: Text, offset: int) -> int:
+def _character_start(path: str, offset: int) -> int:
     """The offset of the first character that begins at or after `offset`."""
-    with open(text.path, "rb") as file:
+    with open(path, "rb") as file:
         file.seek(offset)
         head = file.read(3)
     while head and head[0] & 0xC0 == 0x80:
         head, offset = head[1:], offset + 1
-    return min(offset, text.bytes)
+    return offset

@@ -29,6 +29,12 @@ TEXT = bytes(range(1, 101))
 HALVES = {"train": 0.5, "val": 0.25, "test": 0.25}
 
 
+@pytest.fixture(autouse=True)
+def _small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few bytes at a time, so that lines and characters are cut wherever they can be."""
+    monkeypatch.setattr("pipeline.ingest.READ_BYTES", 7)
+
+
 def make(tmp_path: Path, *texts: bytes, out: str = "data", force: bool = False, **values: object) -> Manifest:
     sources = [tmp_path / f"{index}.txt" for index in range(len(texts))]
     for source, text in zip(sources, texts, strict=True):
@@ -205,11 +211,23 @@ def test_lines_go_to_splits_by_their_hash(tmp_path: Path) -> None:
     assert {name: split.counts["documents"] for name, split in first.splits.items()} == {
         name: len(part) for name, part in lines.items()
     }
+    shards = [shard.file for split in first.splits.values() for shard in split.shards]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted([*shards, "manifest.json"])
     # In another order, from two files, with every line twice, the same lines are on the same sides.
     turned = "".join(f"{line}\n" for line in reversed(NAMES.split()))
     again = make(tmp_path, b"last\n" + turned.encode(), (NAMES + "last").encode(), out="again", **values)
     for name, text in written(tmp_path / "again", again).items():
         assert Counter(text.splitlines()) == Counter(lines[name] * 2)
+
+
+def test_characters_of_train_where_lines_are_hashed(tmp_path: Path) -> None:
+    text = "".join(f"{chr(0x4E00 + number)} {number % 7}\n" for number in range(60)).encode()
+    values = {"documents": "line", "split": "document", "unit": "char", "shard_bytes": 90}
+    manifest = make(tmp_path, text, unknown="skip", **values, **HALVES)
+    train = written(tmp_path / "data", manifest)["train"]
+    assert 15 < manifest.splits["train"].counts["documents"] < 45
+    assert {symbol.decode() for symbol in manifest.vocab.symbols} == set(train)
+    assert manifest.vocab.symbols[manifest.vocab.end_id or 0] == b"\n"
 
 
 def test_files_go_to_splits_by_their_hash(tmp_path: Path) -> None:

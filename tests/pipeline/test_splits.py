@@ -24,13 +24,13 @@ def layout(folder: Path, texts: list[str], documents: str = "none", unit: str = 
     return Layout(files, documents, unit)
 
 
-def cut(lay: Layout, spans: list[range]) -> str:
+def cut(lay: Layout, spans: list[range], encoding: str = "utf-8") -> str:
     """What lies at some positions."""
     text = b""
     for piece in (piece for span in spans for piece in lay.pieces(span)):
         text += Path(piece.path).read_bytes()[piece.offset : piece.offset + piece.length]
         text += END.encode() if piece.end else b""
-    return text.decode(errors="replace")
+    return text.decode(encoding, errors="replace")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,17 @@ def test_char_rnn_takes_the_end_of_each_stream(tmp_path: Path) -> None:
     assert found == {"train": "abefijmn", "val": "cgko", "test": "dhlp"}
 
 
+def test_char_rnn_cuts_no_character(tmp_path: Path) -> None:
+    lay = layout(tmp_path, ["aé世bcd世é"], unit="char")
+    found = {name: cut(lay, spans) for name, spans in of_each_stream(lay, THIRDS, streams=2).items()}
+    assert found == {"train": "aécd世", "val": "世", "test": "bé"}
+
+
+def test_a_cut_at_the_end_of_a_line_stays_there(tmp_path: Path) -> None:
+    lay = layout(tmp_path, ["abc\nefg\n"], "line")
+    assert [lay.aligned(position) for position in range(9)] == [0, 4, 4, 4, 4, 8, 8, 8, 8]
+
+
 def test_files_go_by_their_hash(tmp_path: Path) -> None:
     lay = layout(tmp_path, ["a\n", "b\n", "c\n"], "file")
     last = "f" * 64
@@ -121,6 +132,7 @@ def test_parts_joined_are_the_whole(
         assert [i for part in parts for i in part] == list(range(lay.total))
         if cuts == documents == "none":
             assert all(size <= len(part) <= size + 3 for part in parts[:-1])
+        assert "".join(cut(lay, [part], "latin-1") for part in parts) == cut(lay, [range(lay.total)], "latin-1")
         for part in parts:
             pieces = list(lay.pieces(part))
             if unit == "char" or cuts != "none":

@@ -66,6 +66,7 @@ def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         (b"\xff\xfea\0", rules(errors="skip"), b"", {"files that are not text, left out": 1}),
         (b"\0\xff\r\n", rules("raw"), b"\0\xff\r\n", {}),
         (b"", rules(), b"", {}),
+        (gzip.compress(b"ab", mtime=0), rules("raw"), gzip.compress(b"ab", mtime=0), {}),
         (gzip.compress(b"ab") + gzip.compress(b"cd"), rules(), b"abcd", {}),
     ],
 )
