@@ -9,6 +9,7 @@ from common import console, settings
 from common.errors import UsageError
 
 CONFIG_HELP = "A TOML file of configs/; what is given here beats its settings."
+BEAM_HELP = "Beam's own options, such as '--runner=FlinkRunner'."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -83,7 +84,7 @@ def _choice(*names: str) -> click.Choice[str]:
 @click.option("--train", type=Amount(), help="To train on. Default 0.9 of the text.")
 @click.option("--val", type=Amount(), help="To measure progress on. Default 0.05.")
 @click.option("--test", type=Amount(), help="To judge the finished model by. Default 0.05.")
-@click.option("--beam", default="", metavar="OPTIONS", help="Beam's own options, such as '--runner=FlinkRunner'.")
+@click.option("--beam", default="", metavar="OPTIONS", help=BEAM_HELP)
 @click.option("--force", is_flag=True, help="Make it again, also over a data set made from something else.")
 def ingest(
     sources: tuple[str, ...], out: Path | None, config: Path | None, beam: str, force: bool, **options: Any
@@ -127,25 +128,31 @@ def ingest(
 @cli.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path), metavar="[data/NAME]")
 @click.option("--config", type=click.Path(path_type=Path), help=CONFIG_HELP)
+@click.option("--schema", type=click.Path(path_type=Path), metavar="FILE", help="A schema that every split must fit.")
+@click.option("--against", type=click.Path(path_type=Path), metavar="data/A", help="Data to hold this data against.")
+@click.option("--beam", default="", metavar="OPTIONS", help=BEAM_HELP)
 @click.option("--force", is_flag=True, help="Check again, although it was found valid.")
-def validate(folder: Path | None, config: Path | None, force: bool) -> None:
-    """Checks a data set in full: val and test must be in the characters of train.
+def validate(
+    folder: Path | None, config: Path | None, schema: Path | None, against: Path | None, beam: str, force: bool
+) -> None:
+    """Checks a data set in full: val and test must be in the characters of train, and distributed like them.
 
-    Leaves statistics, a schema and report.html beside the data, and stamps the manifest when nothing is wrong.
+    Leaves statistics, a schema and report.html in data/NAME/validation, and stamps the manifest when nothing is wrong
+    that the config does not waive; else it lists what is, and ends with 1. --schema takes a schema of another data set,
+    perhaps edited, instead of train's own; --against measures drift and skew from another, valid data set.
 
     \b
     Examples:
       python -m pipeline validate data/shakespeare
+      python -m pipeline validate data/B --schema data/A/validation/schema.pbtxt --against data/A
       python -m pipeline validate --config configs/NAME.toml     (checks data/NAME)
     """
     with console.hushed():
         from pipeline.validate import ValidateSettings
         from pipeline.validate import validate as run
 
-    values = _section(config, "validate")
-    run(
-        _folder(folder, config, "data/NAME"), settings.make(ValidateSettings, values, _where(config, "validate")), force
-    )
+    made = settings.make(ValidateSettings, _section(config, "validate"), _where(config, "validate"))
+    run(_folder(folder, config, "data/NAME"), made, force, schema, against, beam)
 
 
 @cli.command()

@@ -52,7 +52,8 @@ class IngestSettings:
         "char-rnn": the beginning, middle and end of each of `streams` equal streams.
     train, val, test: shares that sum to 1, exact decimals; or, not of documents, numbers of bytes. val or test may be
         0: then the data set has no such split.
-    shard_bytes: bytes of text in a shard, about; a shard is written by one worker.
+    shard_bytes: bytes of text in a shard, about; a shard is written by one worker. Small shards let lanes start soon:
+        TensorFlow comes to a place in a file by way of all that lies before it.
     """
 
     source: list[str] = pydantic.Field(default_factory=list)
@@ -73,7 +74,7 @@ class IngestSettings:
     train: int | float = pydantic.Field(0.9, gt=0)
     val: int | float = pydantic.Field(0.05, ge=0)
     test: int | float = pydantic.Field(0.05, ge=0)
-    shard_bytes: int = pydantic.Field(64 << 20, gt=0)
+    shard_bytes: int = pydantic.Field(8 << 20, gt=0)
 
     def __post_init__(self) -> None:
         check_encoding(self.encoding)
@@ -347,7 +348,7 @@ class Encoder:
             self.documents += int(np.count_nonzero(ids == self.vocab.end_id))
 
     def report(self) -> dict[str, Any]:
-        """The finished shard, its text's bytes, the documents that end in it, the characters that the vocabulary lacks."""
+        """The finished shard, its text's bytes, the documents that end in it, the characters outside the vocabulary."""
         written = dataclasses.asdict(self.shard.shard)
         return written | {"bytes": self.bytes, "documents": self.documents, "outside": dict(self.outside)}
 

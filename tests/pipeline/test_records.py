@@ -1,20 +1,27 @@
 import doctest
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from tiny_data import make_data
 
 from pipeline import records
-from pipeline.records import cut_at_characters, longest_lines, name_of, record_batch
+from pipeline.records import code_of, cut_at_characters, name_of, read_text, record_batch
+from pipeline.vocab import CODE_POINTS, Vocab, byte_vocab, char_vocab
 
 TEXT = "a é€𝄞\n".encode()
 
 
 def cut(text: bytes, size: int) -> list[bytes]:
     """The text in ranges of `size` bytes, cut as pipeline.validate does."""
+    vocab, tokens = byte_vocab(), np.frombuffer(text, np.uint8)
     starts = range(0, len(text), size)
-    return [cut_at_characters(text[s : s + size + 3], min(size, len(text) - s), s == 0) for s in starts]
+    return [cut_at_characters(tokens[s : s + size + 3], vocab, min(size, len(text) - s), s == 0) for s in starts]
 
 
 @pytest.mark.parametrize("size", range(1, len(TEXT) + 1))
@@ -33,34 +40,111 @@ def test_any_text_is_cut_without_loss(text: str, size: int) -> None:
     assert "".join(part.decode() for part in cut(text.encode(), size)) == text
 
 
+@given(st.binary(), st.integers(1, 20))
+def test_any_bytes_are_cut_without_loss(data: bytes, size: int) -> None:
+    parts = [part.decode(errors="surrogateescape") for part in cut(data, size)]
+    assert "".join(parts) == data.decode(errors="surrogateescape")
+
+
+def test_ranges_of_a_split_across_shards(folder: Path) -> None:
+    manifest = make_data(folder, 4, train=TEXT * 3)
+    parts = [read_text(folder, manifest, manifest.splits["train"], start, start + 5) for start in range(0, 36, 5)]
+    assert b"".join(parts) == TEXT * 3
+    assert all(part.decode() for part in parts if part)
+
+
+@pytest.mark.parametrize(
+    "vocab", [char_vocab(Counter("aé\n"), end="token"), byte_vocab(end="token")], ids=["char", "byte"]
+)
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
+def test_the_ends_of_documents_are_no_text(folder: Path, vocab: Vocab, size: int) -> None:
+    documents = ["é".encode(), b"a", b"", "éé\n".encode()]
+    ids = [np.append(vocab.encode(document), vocab.end_id) for document in documents]
+    manifest = make_data(folder, 3, vocab, train=np.concatenate(ids))
+    split = manifest.splits["train"]
+    parts = [read_text(folder, manifest, split, start, start + size) for start in range(0, split.tokens, size)]
+    assert [part.decode() for part in parts if part]
+    assert b"".join(parts) == b"".join(documents)
+
+
 def test_doctest() -> None:
     assert doctest.testmod(records).failed == 0
 
 
 def test_names_are_printable_and_all_different() -> None:
-    names = [name_of(code) for code in range(records.CODE_POINTS)]
+    names = [name_of(code) for code in range(CODE_POINTS)]
     assert all(name.isprintable() for name in names)
-    assert len(set(names)) == len(names)
+    assert [code_of(name) for name in names] == list(range(CODE_POINTS))
     for name in names:
         name.encode()  # TFDV drops what is no UTF-8
 
 
+def test_what_is_no_name() -> None:
+    with pytest.raises(ValueError, match="'ab' is not the name of a character"):
+        code_of("ab")
+
+
 def test_the_whole_record_batch() -> None:
-    batch = record_batch("né 12\n\tx".encode() + b"\xff\n", chunk_chars=6)
+    batch = record_batch("né 12\n\tx".encode() + b"\xff\x01\n", chunk_chars=6)
     assert batch.to_pydict() == {
-        "char": [["n", "é", "<space>", "1", "2", "\\n"], ["\\t", "x", "<0xff>", "\\n"]],
-        "newlines": [[1], [1]],
-        "longest_line": [[5], [3]],
-        "non_ascii": [[np.float32(1 / 6)], [0.25]],
-        "space": [[np.float32(2 / 6)], [0.5]],
+        "char": [["n", "é", "<space>", "1", "2", "\\n"], ["\\t", "x", "<0xff>", "\\x01", "\\n"]],
+        "bytes": [[7], [5]],
+        "characters": [[6], [5]],
+        "lines": [[1], [1]],
+        "longest_line": [[5], [4]],
+        "repeated_lines": [[0.0], [0.0]],
+        "entropy": [[np.float32(np.log2(6))], [np.float32(np.log2(5))]],
+        "non_ascii": [[np.float32(1 / 6)], [np.float32(0.2)]],
+        "control": [[0.0], [np.float32(0.2)]],
+        "space": [[np.float32(2 / 6)], [np.float32(0.4)]],
         "digit": [[np.float32(2 / 6)], [0.0]],
-        "not_utf8": [[0.0], [0.25]],
+        "not_utf8": [[0.0], [np.float32(0.2)]],
     }
 
 
-@given(st.text(alphabet="ab\n", min_size=1), st.integers(1, 9))
-def test_longest_lines(text: str, size: int) -> None:
-    starts = range(0, len(text), size)
-    wanted = [max(map(len, text[start : start + size].split("\n"))) for start in starts]
-    codes = np.array([ord(c) for c in text], np.uint32)
-    assert longest_lines(codes, np.array(starts)).tolist() == wanted
+def reference(record: str) -> dict[str, Any]:
+    """A record's features, one character and one line at a time."""
+    size, seen, repeated, filled = len(record), set[str](), 0, 0
+    lines = record.split("\n")
+    if len(lines) > 1 and lines[-1] == "":
+        lines.pop()
+    for line in lines:
+        if line.strip():
+            filled += 1
+            repeated += line in seen
+            seen.add(line)
+    bad = [c for c in record if 0xDC80 <= ord(c) <= 0xDCFF]
+    control = [c for c in record if unicodedata.category(c) == "Cc" and c not in "\t\n\r"]
+    return {
+        "char": [name_of(ord(c)) for c in record],
+        "bytes": [len(record.encode(errors="surrogateescape"))],
+        "characters": [size],
+        "lines": [len(lines)],
+        "longest_line": [max(len(line) for line in lines)],
+        "repeated_lines": [repeated / filled if filled else 0],
+        "entropy": [-sum(n / size * np.log2(n / size) for n in Counter(record).values())],
+        "non_ascii": [sum(ord(c) > 127 for c in record) / size],
+        "control": [len(control) / size],
+        "space": [sum(c.isspace() for c in record) / size],
+        "digit": [sum(c.isdigit() for c in record) / size],
+        "not_utf8": [len(bad) / size],
+    }
+
+
+@given(
+    st.lists(st.sampled_from([*"ab \n\n\t\r\x00\x0b0٣é€𝄞", "a\n", "\xa0", "\udcff", "\udc80", "\u200b"]), min_size=1),
+    st.integers(1, 9),
+)
+@example([" \n", " \n", "a\n"], 6)
+def test_records_are_what_a_slow_count_gives(parts: list[str], size: int) -> None:
+    # What was joined of bytes and characters is read as bytes: two that make a character are one.
+    data = "".join(parts).encode(errors="surrogateescape")
+    text = data.decode(errors="surrogateescape")
+    came = record_batch(data, size).to_pydict()
+    for index, start in enumerate(range(0, len(text), size)):
+        for feature, wanted in reference(text[start : start + size]).items():
+            if isinstance(wanted[0], str):
+                assert came[feature][index] == wanted
+            else:
+                assert came[feature][index] == pytest.approx(wanted, rel=1e-6), feature
+    assert len(came["char"]) == -(-len(text) // size)

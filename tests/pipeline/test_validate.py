@@ -1,24 +1,89 @@
 import dataclasses
 import hashlib
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from google.protobuf import text_format
 from tiny_data import make_data
 
 from common.console import hushed
-from common.errors import StageError
+from common.errors import StageError, UsageError
+from common.settings import make
 from pipeline.manifest import read_manifest, write_manifest
+from pipeline.records import NUMBERS, name_of, record_batch
+from pipeline.report import counts_of
+from pipeline.vocab import char_vocab
 
 with hushed():
     from pipeline import validate as module
-    from pipeline.validate import ValidateSettings, validate
+    from pipeline.validate import (
+        Earlier,
+        Rules,
+        Statistics,
+        ValidateSettings,
+        check,
+        distances_of,
+        findings_of,
+        schema_of,
+        validate,
+    )
 
 ENGLISH = b"It was the best of times, it was the worst of times.\n" * 40
 GREEK = "Ἄνδρα μοι ἔννεπε, Μοῦσα, πολύτροπον, ὃς μάλα πολλὰ\n".encode() * 40
+MIXED = ENGLISH + "ö".encode() * 15 + b"\x01" * 5  # 20 of 2140 characters are new: 0.93 %
 
 
 def content(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "validation").iterdir()}
+
+
+def divergence(one: bytes, other: bytes) -> float:
+    """Jensen-Shannon, in bits, from its definition."""
+    counts = [Counter(text.decode()) for text in (one, other)]
+    p, q = (np.array([n[c] / n.total() for c in sorted(counts[0] | counts[1])]) for n in counts)
+
+    def kullback_leibler(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.sum(a[a > 0] * np.log2(a[a > 0] / b[a > 0])))
+
+    return (kullback_leibler(p, (p + q) / 2) + kullback_leibler(q, (p + q) / 2)) / 2
+
+
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Statistics]:
+    """Statistics of the texts above, counted once."""
+    folder = tmp_path_factory.mktemp("texts") / "data"
+    manifest = make_data(folder, 10_000, train=ENGLISH, greek=GREEK, mixed=MIXED, nothing=b"")
+    return module.count(folder, manifest, 4096, folder)
+
+
+@pytest.fixture
+def find(statistics: dict[str, Statistics]) -> Callable[..., list[tuple[str, str, bool]]]:
+    """find(split, text, ...): the findings in a text that stands for a split, (name, what, waived)."""
+
+    def find(
+        split: str,
+        text: str,
+        schema: str = "",
+        earlier: str = "",
+        edit: Callable[..., None] | None = None,
+        **values: object,
+    ) -> list[tuple[str, str, bool]]:
+        given = schema_of(statistics[schema or "train"])
+        if edit:
+            edit(given)
+        rules = Rules(
+            make(ValidateSettings, values, "test"),
+            given if schema else None,
+            Earlier("old", "0", statistics[earlier]) if earlier else None,
+        )
+        splits = {"train": statistics["train"], split: statistics[text]}
+        found = findings_of(split, check(split, splits, given, rules), splits, given, rules)
+        return [(finding.name, finding.what, finding.waived) for finding in found]
+
+    return find
 
 
 def test_a_good_text_is_stamped_once(
@@ -28,29 +93,80 @@ def test_a_good_text_is_stamped_once(
     manifest = make_data(folder, 700, train=ENGLISH, val=ENGLISH[:1500], test=ENGLISH[100:900])
     stamped = validate(folder, ValidateSettings(chunk_chars=100))
     assert read_manifest(folder) == stamped == dataclasses.replace(manifest, validation=stamped.validation)
-    assert stamped.validation is not None
-    assert stamped.validation["result"] == "valid"
-    assert stamped.validation["checked"] == {"train": len(ENGLISH), "val": 1500, "test": 800}
-    assert stamped.validation["settings"] == {"chunk_chars": 100, "min_known": 0.99, "max_divergence": 0.25}
-    names = ["report.html", "schema.pbtxt", "test.stats.pb", "train.stats.pb", "val.stats.pb"]
-    assert sorted(content(folder)) == names
-
-    before = content(folder)
+    stamp, files = stamped.validation or {}, content(folder)
+    assert sorted(files) == ["report.html", "schema.pbtxt", "test.stats.pb", "train.stats.pb", "val.stats.pb"]
+    assert {name: value for name, value in stamp.items() if name not in ("when", "asked_sha256", "tools")} == {
+        "result": "valid",
+        "checked": {"train": len(ENGLISH), "val": 1500, "test": 800},
+        "waived": {},
+        "settings": {
+            "chunk_chars": 100,
+            "min_known": 0.99,
+            "max_divergence": 0.25,
+            "max_drift": 0.1,
+            "max_skew": 0.25,
+            "waive": [],
+        },
+        "schema": {"sha256": files["schema.pbtxt"], "given": False},
+        "against": None,
+        "statistics": {name: files[f"{name}.stats.pb"] for name in ("train", "val", "test")},
+    }
     capsys.readouterr()
     assert validate(folder, ValidateSettings(chunk_chars=100)) == stamped
-    assert content(folder) == before
+    assert content(folder) == files
     assert "is already valid under these settings" in capsys.readouterr().out
 
 
-def test_every_character_is_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RANGE_TOKENS", 7)  # cuts within characters
-    text = "ab é𝄞\n".encode() * 9 + b"\xff"
-    manifest = make_data(folder, 5, train=text)
-    (folder / "out").mkdir()
-    statistics = module.count(folder, manifest, 3, folder / "out")
-    (char,) = [f for f in statistics["train"].datasets[0].features if f.path.step[0] == "char"]
-    came = {bucket.label: bucket.sample_count for bucket in char.string_stats.rank_histogram.buckets}
-    assert came == {"a": 9, "b": 9, "<space>": 9, "é": 9, "𝄞": 9, "\\n": 9, "<0xff>": 1}
+def test_tfdv_counts_what_a_slow_count_gives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RANGE_TOKENS", 61)  # cuts within characters
+    random = np.random.default_rng(5)
+    parts = [*map(str.encode, "ab é𝄞€\n\t\x1b19"), b"\xff", b"\n\n", "、".encode()]
+    texts = {
+        name: b"".join(parts[i] for i in random.integers(len(parts), size=n))
+        for name, n in (("train", 900), ("val", 77))
+    }
+    manifest = make_data(folder, 97, **texts)
+    came = module.count(folder, manifest, 13, folder)
+    for name, text in texts.items():
+        (dataset,) = came[name].datasets
+        starts = range(0, len(text), 61)
+        whole = [module.read_text(folder, manifest, manifest.splits[name], start, start + 61) for start in starts]
+        batches = [record_batch(part, 13).to_pydict() for part in whole if part]
+        found = {feature.path.step[0]: feature for feature in dataset.features}
+        assert set(found) == {"char", *NUMBERS}
+        assert dataset.num_examples == sum(len(batch["char"]) for batch in batches)
+        char = found["char"].string_stats
+        counts = Counter(name_of(ord(c)) for c in text.decode(errors="surrogateescape"))
+        assert {bucket.label: bucket.sample_count for bucket in char.rank_histogram.buckets} == counts
+        assert (char.unique, char.common_stats.tot_num_values) == (len(counts), counts.total())
+        assert char.top_values[0].frequency == max(counts.values())
+        for feature in NUMBERS:
+            values = np.array([value for batch in batches for (value,) in batch[feature]], np.float64)
+            number = found[feature].num_stats
+            assert number.common_stats.num_non_missing == len(values)
+            assert (number.min, number.max, number.num_zeros) == (values.min(), values.max(), sum(values == 0))
+            assert (number.mean, number.std_dev) == pytest.approx((values.mean(), values.std()), abs=1e-6)
+
+
+def test_more_characters_than_any_sketch_would_keep(folder: Path) -> None:
+    text = "".join(chr(code) for code in range(0x4E00, 0x4E00 + 20_000)).encode()
+    manifest = make_data(folder, 1 << 20, train=text + "一".encode())
+    (dataset,) = module.count(folder, manifest, 4096, folder)["train"].datasets
+    (char,) = [feature.string_stats for feature in dataset.features if feature.path.step[0] == "char"]
+    assert (char.unique, len(char.rank_histogram.buckets)) == (20_000, 20_000)
+    assert Counter(bucket.sample_count for bucket in char.rank_histogram.buckets) == {1: 19_999, 2: 1}
+
+
+def test_tokens_that_are_characters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RANGE_TOKENS", 4)
+    text = "né\n一二三a\n"
+    vocab = char_vocab(Counter(text), end="token")
+    ids = np.append(vocab.encode(text.encode()), vocab.end_id)
+    make_data(folder, 5, vocab, train=np.tile(ids, 3))
+    stamp = validate(folder, ValidateSettings()).validation or {}
+    assert stamp["checked"] == {"train": 27}
+    statistics = module.tfdv.load_stats_binary(str(folder / "validation/train.stats.pb"))
+    assert counts_of(statistics) == {name_of(ord(c)): 3 * n for c, n in Counter(text).items()}
 
 
 def test_another_script_is_refused_and_the_stamp_taken_away(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,20 +175,197 @@ def test_another_script_is_refused_and_the_stamp_taken_away(folder: Path, capsys
     with pytest.raises(StageError) as error:
         validate(folder, ValidateSettings())
     report = folder / "validation/report.html"
-    assert str(error.value) == f"{folder} is not valid (char of val, char of val): see {report}"
+    assert str(error.value) == f"{folder} is not valid (val.char.unknown, val.char.divergence): see {report}"
     assert read_manifest(folder).validation is None
-    unknown, divergence = capsys.readouterr().err.splitlines()
-    assert unknown.startswith("val: char: Examples contain values missing from the schema:")
-    assert divergence.startswith("val: char: The approximate Jensen-Shannon divergence between current and previous is")
+    counts = Counter(c for c in GREEK.decode() if c not in ENGLISH.decode())
+    frequent = sorted(counts, key=lambda c: (-counts[c], c))[:5]
+    named = ", ".join(f"'{c}' ({counts[c]})" for c in frequent)
+    what = f"{len(counts)} characters that train does not have, {counts.total() / len(GREEK.decode()):.3%} of the text"
+    unknown, far = capsys.readouterr().err.splitlines()
+    assert unknown == f"val: char: {what}: {named}, ..."
+    measured = f"{divergence(ENGLISH, GREEK):.4f}"
+    assert far == f"val: char: the characters lie {measured} bits (Jensen-Shannon) from train, the limit is 0.25"
     assert "Not valid: 2 findings" in report.read_text(encoding="utf-8")
 
+    stamped = validate(folder, ValidateSettings(waive=["val.char.unknown", "val.char.divergence"])).validation
+    assert stamped is not None
+    assert stamped["waived"] == {
+        "val.char.unknown": unknown.removeprefix("val: char: "),
+        "val.char.divergence": far.removeprefix("val: char: "),
+    }
+    assert capsys.readouterr().err.splitlines() == [f"waived: {unknown}", f"waived: {far}"]
 
-def test_settings_say_how_much_is_let_through(folder: Path) -> None:
-    mixed = ENGLISH + "ö".encode() * 20  # 20 of 2140 characters: 0.93 %
-    make_data(folder, 10_000, train=ENGLISH, val=mixed)
-    assert validate(folder, ValidateSettings()).validation is not None
-    with pytest.raises(StageError, match=r"is not valid \(char of val\)"):
-        validate(folder, ValidateSettings(min_known=0.995))
+
+def test_settings_say_how_much_is_let_through(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
+    assert find("val", "mixed") == []
+    what = "2 characters that train does not have, 0.935% of the text: 'ö' (15), '\\x01' (5)"
+    assert find("val", "mixed", min_known=0.995) == [("val.char.unknown", what, False)]
+    far = f"{divergence(ENGLISH, MIXED):.4f}"
+    what = f"the characters lie {far} bits (Jensen-Shannon) from train, the limit is 0.001"
+    assert find("test", "mixed", max_divergence=0.001) == [("test.char.divergence", what, False)]
+
+
+@pytest.mark.parametrize(
+    ("waive", "waived"),
+    [
+        ([], [False, False]),
+        (["char"], [True, True]),
+        (["val.char"], [True, True]),
+        (["test.char", "lines", "val.lines"], [False, False]),
+        (["val.char.divergence"], [False, True]),
+    ],
+)
+def test_what_is_waived(find: Callable[..., list[tuple[str, str, bool]]], waive: list[str], waived: list[bool]) -> None:
+    assert [(name, let) for name, _, let in find("val", "greek", waive=waive)] == [
+        ("val.char.unknown", waived[0]),
+        ("val.char.divergence", waived[1]),
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "val", "dev.char", "val.chars", "characters.val"])
+def test_only_what_there_is_can_be_waived(name: str) -> None:
+    with pytest.raises(
+        UsageError, match=rf"'waive' takes FEATURE, .*, got '{name}'; splits: train, val, test; features: "
+    ):
+        make(ValidateSettings, {"waive": [name]}, "test")
+
+
+def test_drift_and_skew_against_another_data_set(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
+    assert find("train", "train", earlier="mixed") == []
+    assert find("val", "train", earlier="mixed") == []
+    far, near = f"{divergence(ENGLISH, GREEK):.4f}", f"{divergence(ENGLISH, MIXED):.4f}"
+    what = f"the characters lie {far} bits (Jensen-Shannon) from the train of old, the limit is "
+    assert find("train", "train", earlier="greek") == [("train.char.drift", what + "0.1", False)]
+    assert find("val", "train", earlier="greek") == [("val.char.skew", what + "0.25", False)]
+    assert find("val", "train", earlier="greek", max_skew=0.99) == []
+    assert find("train", "train", earlier="greek", max_drift=0.99) == []
+    what = f"the characters lie {near} bits (Jensen-Shannon) from the train of old, the limit is 0.001"
+    assert find("train", "train", earlier="mixed", max_drift=0.001) == [("train.char.drift", what, False)]
+
+
+def test_every_split_must_fit_a_schema_that_is_given(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
+    ((name, what, _),) = find("train", "train", schema="greek")
+    assert name == "train.char.unknown"
+    assert what == (
+        "14 characters that the schema does not have, 75.472% of the text: "
+        "'t' (320), 's' (240), 'e' (200), 'i' (120), 'o' (120), ..."
+    )
+    assert find("train", "train", schema="mixed") == []
+
+
+def test_a_schema_may_be_made_stricter_by_hand(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
+    def edit(schema: module.Schema) -> None:
+        for feature in schema.feature:
+            if feature.name == "char":
+                feature.distribution_constraints.min_domain_mass = 1
+                feature.drift_comparator.jensen_shannon_divergence.threshold = 0.001
+            if feature.name == "longest_line":
+                feature.int_domain.max = 50
+        schema.feature.add(name="wor\x1bds", type=1).presence.min_count = 1
+
+    found = find("val", "mixed", schema="train", edit=edit, min_known=0.5)
+    names = [name for name, _, _ in found]
+    assert names == [
+        "val.char.unknown",
+        "val.char.divergence",
+        "val.longest_line.int_type_big_int",
+        "val.wor\ufffdds.schema_missing_column",
+    ]
+    assert all(what.isprintable() for _, what, _ in found)
+
+
+def test_no_text_is_a_finding(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
+    assert find("test", "nothing") == [("test.char.empty", "the split holds no text", False)]
+
+
+def test_distances_are_those_of_the_definition(statistics: dict[str, Statistics]) -> None:
+    schema = schema_of(statistics["train"])
+    rules = Rules(ValidateSettings(), None, Earlier("old", "0", statistics["mixed"]))
+    splits = {"train": statistics["train"], "val": statistics["greek"]}
+    came = distances_of(check("val", splits, schema, rules))
+    assert came == {
+        "drift": (pytest.approx(divergence(GREEK, ENGLISH), abs=1e-6), 0.25),
+        "skew": (pytest.approx(divergence(GREEK, MIXED), abs=1e-6), 0.25),
+    }
+    assert distances_of(check("train", splits, schema, Rules(ValidateSettings(), None, None))) == {}
+
+
+def test_a_data_set_is_held_against_another_and_its_schema(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, schema = tmp_path / "old", tmp_path / "old/validation/schema.pbtxt"
+    make_data(old, 10_000, train=ENGLISH)
+    make_data(folder, 10_000, train=ENGLISH[:1060], val=ENGLISH[:900])
+    with pytest.raises(StageError, match=rf"{old} has no statistics .* run python -m pipeline validate {old} --force$"):
+        validate(folder, ValidateSettings(), against=old)
+    validate(old, ValidateSettings())
+    # An edited schema is used as it is, comments of the text form aside.
+    schema.write_text("# reviewed\n" + schema.read_text(encoding="utf-8").replace('value: "I"', ""), encoding="utf-8")
+    settings = ValidateSettings(min_known=0.9)
+    stamp = validate(folder, settings, schema=schema, against=old).validation or {}
+    assert stamp["against"] == {"name": "old", "data_sha256": read_manifest(old).data_sha256}
+    assert stamp["schema"] == {"sha256": content(folder)["schema.pbtxt"], "given": True}
+    parsed = [
+        text_format.Parse(path.read_text(encoding="utf-8"), module.Schema())
+        for path in (schema, folder / "validation/schema.pbtxt")
+    ]
+    assert parsed[0] == parsed[1]
+    assert ">old: drift of train, skew of the others, bits<" in (folder / "validation/report.html").read_text("utf-8")
+
+    capsys.readouterr()
+    assert validate(folder, settings, schema=schema, against=old).validation == stamp
+    assert "is already valid" in capsys.readouterr().out
+    train = old / "validation/train.stats.pb"
+    train.write_bytes(train.read_bytes()[:-1])
+    with pytest.raises(StageError, match="has no statistics that a stamp vouches for"):
+        validate(folder, settings, against=old)
+
+
+def test_other_rules_or_other_data_are_another_question(tmp_path: Path, statistics: dict[str, Statistics]) -> None:
+    one, other = (make_data(tmp_path / name, 100, train=name.encode()) for name in ("one", "other"))
+    schema, earlier = schema_of(statistics["train"]), Earlier("old", "0", statistics["mixed"])
+    asked = [
+        Rules(ValidateSettings(), None, None).sha256_with(one),
+        Rules(ValidateSettings(), None, None).sha256_with(other),
+        Rules(ValidateSettings(waive=["char"]), None, None).sha256_with(one),
+        Rules(ValidateSettings(), schema, None).sha256_with(one),
+        Rules(ValidateSettings(), schema_of(statistics["mixed"]), None).sha256_with(one),
+        Rules(ValidateSettings(), None, earlier).sha256_with(one),
+        Rules(ValidateSettings(), None, dataclasses.replace(earlier, data_sha256="1")).sha256_with(one),
+    ]
+    assert len(set(asked)) == len(asked)
+    renamed = dataclasses.replace(earlier, name="new")
+    assert Rules(ValidateSettings(), None, renamed).sha256_with(one) == asked[5]
+
+
+def test_a_data_set_is_not_held_against_itself(tmp_path: Path, folder: Path) -> None:
+    for path in (folder, tmp_path / "copy"):
+        make_data(path, 100, train=b"abc")
+    for path in (folder, tmp_path / "copy"):
+        with pytest.raises(UsageError, match=rf"--against wants another data set than .*: {path} holds the same data"):
+            validate(folder, ValidateSettings(), against=path)
+    with pytest.raises(StageError, match="there is no data set"):
+        validate(folder, ValidateSettings(), against=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (None, "no_such: No such file or directory"),
+        (b"\xff", "is none: 'utf-8' codec can't decode byte 0xff"),
+        (b"\x1b[31m", "is none: 1:1 : '\ufffd"),
+        (b"feature {\n  nam: 5\n}", "is none: 2:3 : .* has no field named"),
+        (b"", "has no feature 'char'"),
+    ],
+)
+def test_what_is_no_schema(tmp_path: Path, folder: Path, data: bytes | None, what: str) -> None:
+    make_data(folder, 100, train=b"abc")
+    path = tmp_path / "no_such"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(UsageError, match=rf"--schema wants a schema that validate wrote, .*{what}") as error:
+        validate(folder, ValidateSettings(), schema=path)
+    assert str(error.value).isprintable()
 
 
 def test_accidents_of_train_are_no_rules(folder: Path) -> None:
@@ -84,6 +377,13 @@ def test_accidents_of_train_are_no_rules(folder: Path) -> None:
 def test_a_data_set_of_train_alone(folder: Path) -> None:
     make_data(folder, 10_000, train=b"ab")
     assert validate(folder, ValidateSettings()).validation is not None
+
+
+def test_no_text_to_learn_from(folder: Path) -> None:
+    make_data(folder, 10_000, train=b"", val=b"ab")
+    with pytest.raises(StageError, match=r"the split 'train' of .* is empty: run ingest again with more text"):
+        validate(folder, ValidateSettings())
+    assert not (folder / "validation").exists()
 
 
 def test_no_data_set(folder: Path) -> None:

@@ -1,0 +1,76 @@
+"""Plots as the numbers that an inline SVG needs: places in a box of WIDTH by HEIGHT, measured from its top left."""
+
+import dataclasses
+import math
+
+WIDTH, HEIGHT = 640, 220
+MOST_POINTS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """curves: for each series the points of a polyline, "x,y x,y". bars: for each series (x, y, width, height).
+    x_ticks, y_ticks: (place, label)."""
+
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    curves: list[str] = dataclasses.field(default_factory=list)
+    bars: list[list[tuple[float, float, float, float]]] = dataclasses.field(default_factory=list)
+    width: int = WIDTH
+    height: int = HEIGHT
+
+
+def curves(series: list[list[tuple[float, float]]]) -> Plot:
+    """A curve for each series of (x, y), all positive, on axes in powers of ten."""
+    points = [point for one in series for point in one] or [(1, 1)]
+    left, right = _decades([x for x, _ in points])
+    bottom, top = _decades([y for _, y in points])
+    right, bottom = max(right, left + 1), min(bottom, top - 1)
+
+    def x_of(x: float) -> float:
+        return (math.log10(x) - left) / (right - left) * WIDTH
+
+    def y_of(y: float) -> float:
+        return HEIGHT - (math.log10(y) - bottom) / (top - bottom) * HEIGHT
+
+    lines = [" ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in _thinned(one)) for one in series]
+    x_ticks = [(x_of(10.0**power), _power(power)) for power in range(left, right + 1)]
+    y_ticks = [(y_of(10.0**power), _power(power)) for power in range(bottom, top + 1)]
+    return Plot(x_ticks, y_ticks, curves=lines)
+
+
+def bars(series: list[list[float]], labels: list[str]) -> Plot:
+    """A group of bars for each label, one bar a series; heights are shares, from 0."""
+    most = max((share for one in series for share in one), default=0) or 1
+    group = WIDTH / max(len(labels), 1)
+    width = 0.8 * group / max(len(series), 1)
+    drawn = [
+        [
+            ((index + 0.1) * group + k * width, HEIGHT * (1 - share / most), width, HEIGHT * share / most)
+            for index, share in enumerate(one)
+            if share
+        ]
+        for k, one in enumerate(series)
+    ]
+    step = math.ceil(len(labels) / 12)  # as many labels as do not run into each other
+    x_ticks = [((index + 0.5) * group, label) for index, label in enumerate(labels) if index % step == 0]
+    y_ticks = [(HEIGHT * (1 - part), f"{100 * most * part:.3g} %") for part in (0, 0.5, 1)]
+    return Plot(x_ticks, y_ticks, bars=drawn)
+
+
+def _decades(values: list[float]) -> tuple[int, int]:
+    """The powers of ten that values lie between."""
+    return math.floor(math.log10(min(values)) + 1e-9), math.ceil(math.log10(max(values)) - 1e-9)
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MOST_POINTS of them, as evenly as powers are, with the first and the last; one alone twice, as SVG draws
+    none."""
+    if len(points) <= MOST_POINTS:
+        return points * 2 if len(points) == 1 else points
+    wanted = {round(len(points) ** (k / (MOST_POINTS - 1))) - 1 for k in range(MOST_POINTS)}
+    return [points[index] for index in sorted(wanted)]
+
+
+def _power(power: int) -> str:
+    return f"{10**power:,}" if power >= 0 else f"{10.0**power:.{-power}f}" if power >= -3 else f"1e{power}"
