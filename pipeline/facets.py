@@ -1,7 +1,7 @@
 """TFDV's own view of statistics, Facets Overview, as one page that opens offline.
 
-TFDV's page loads the viewer over the network. The viewer is also in a package, in the page of another tool of its makers
-(witwidget, the What-If Tool), and here it is taken from there.
+TFDV's page loads the viewer over the network. A package has it too, in the page of another tool of its makers, the
+What-If Tool (witwidget): here it is taken from there.
 """
 
 import base64

@@ -34,9 +34,9 @@ from common import console, settings
 from common.errors import StageError, UsageError
 from common.files import sha256_file, sha256_json, whole_folder
 from pipeline.beam import advance, run
+from pipeline.facets import write_facets
 from pipeline.manifest import Manifest, Split, check_hashes, read_manifest, write_manifest
 from pipeline.records import FEATURES, read_text, record_batch
-from pipeline.facets import write_facets
 from pipeline.report import Finding, Report, counts_of, rarest, write_report
 from pipeline.survey import Survey, survey
 from pipeline.vocab import CODE_POINTS
