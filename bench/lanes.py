@@ -4,6 +4,7 @@ Prints JSON: tokens a second, bytes of memory above what was held before the fir
 batch at the first and at the last step of an epoch.
 """
 
+import dataclasses
 import json
 import resource
 import sys
@@ -16,12 +17,14 @@ with console.hushed():
     import tensorflow as tf
 
     from pipeline.lanes import batches, windows_per_epoch
-    from pipeline.manifest import read_manifest
+    from pipeline.manifest import Manifest, read_manifest
+    from pipeline.vocab import byte_vocab
 
 
 def main(folder: Path, lanes: int, window: int, seconds: float) -> dict[str, float]:
-    """Measures the train split."""
-    manifest = read_manifest(folder)
+    """Measures the train split of a data set of bytes."""
+    # Each line a document, so that resets come as well as inputs and targets.
+    manifest = dataclasses.replace(read_manifest(folder), vocab=byte_vocab("newline"))
     steps = windows_per_epoch(manifest.split("train").tokens, lanes, window)
     tf.constant(0) + 1  # TensorFlow's own start
     before = _peak()
@@ -36,9 +39,9 @@ def main(folder: Path, lanes: int, window: int, seconds: float) -> dict[str, flo
     return {"tokens_per_second": rate, "bytes": _peak() - before, "first_batch_s": first, "last_batch_s": last}
 
 
-def _first_batch(folder: Path, manifest: object, lanes: int, window: int, start: int) -> float:
+def _first_batch(folder: Path, manifest: Manifest, lanes: int, window: int, start: int) -> float:
     begin = time.perf_counter()
-    next(iter(batches(folder, manifest, "train", lanes, window, start)))  # type: ignore[arg-type]
+    next(iter(batches(folder, manifest, "train", lanes, window, start)))
     return time.perf_counter() - begin
 
 

@@ -1,7 +1,8 @@
 """A .tflite for devices: one step of the model, batch 1, the carry in and out, builtin ops only, the weights inside.
 
 devices/NAME/model.tflite      signature `serving_default`: token (int32 [1]), carry (float32 [1, L, 2, H])
-                               -> logits (float32 [1, V]), carry
+                               -> logits (float32 [1, V]), carry; a token that ends a document is read from an empty
+                               carry, whatever comes in
 devices/NAME/model.json        the vocabulary and what the file was made from
 """
 
@@ -17,7 +18,7 @@ from common import console
 from common.errors import StageError
 from common.files import check_replaceable, whole_folder, write_json
 from export.lite_runner import LiteModel
-from export.made import LOGITS_TOLERANCE, already_made, check_logits, made_from
+from export.made import LOGITS_TOLERANCE, already_made, check_logits, known, made_from
 from trainers import checkpoint
 from trainers.generate import Sampler
 from trainers.model import CharLSTM
@@ -25,26 +26,31 @@ from trainers.model import CharLSTM
 PROBE = b"def read(self, size=-1):\n    return self._buffer[:size]\n"
 
 
-def step_model(model: CharLSTM) -> keras.Model:
+def step_model(model: CharLSTM, end_id: int | None = None) -> keras.Model:
     """One step as a functional Keras model with the trained weights: (token, carry) -> (logits, carry), batch 1.
 
+    end_id: as in CharLSTM.stepper.
     Built from cells because the converter turns them into plain matrix products; a layer with a time axis would need
     TensorList ops, which the runtime on devices does not have.
     """
     L, H = model.config.layers, model.config.units
     token = keras.Input((), batch_size=1, dtype="int32", name="token")
     carry_BxLx2xH = keras.Input((L, 2, H), batch_size=1, name="carry")
+    before = carry_BxLx2xH
+    if end_id is not None:
+        keep_B = keras.ops.cast(keras.ops.not_equal(token, end_id), "float32")
+        before = before * keras.ops.reshape(keep_B, [1, 1, 1, 1])
     y, states = keras.ops.one_hot(token, model.vocab_size), []
     for index, layer in enumerate(model.lstms):
         cell = keras.layers.LSTMCell(H, name=layer.name)  # a functional model wants a name of its own for each
-        y, (h, c) = cell(y, [carry_BxLx2xH[:, index, 0], carry_BxLx2xH[:, index, 1]])
+        y, (h, c) = cell(y, [before[:, index, 0], before[:, index, 1]])
         cell.set_weights(layer.cell.get_weights())
         states.append(keras.ops.stack([h, c], 1))
     outputs = {"logits": model.dense(y), "carry": keras.ops.stack(states, 1)}
     return keras.Model({"token": token, "carry": carry_BxLx2xH}, outputs)
 
 
-def convert(model: CharLSTM) -> bytes:
+def convert(model: CharLSTM, end_id: int | None = None) -> bytes:
     """The step model as the bytes of a .tflite, float32."""
     L, H = model.config.layers, model.config.units
     # A fixed batch in the signature: left open, the file says -1, which browsers' runtimes refuse.
@@ -53,7 +59,7 @@ def convert(model: CharLSTM) -> bytes:
         "carry": keras.InputSpec(shape=(1, L, 2, H), dtype="float32", name="carry"),
     }
     with tempfile.TemporaryDirectory() as scratch:
-        step_model(model).export(scratch, verbose=False, input_signature=[signature])
+        step_model(model, end_id).export(scratch, verbose=False, input_signature=[signature])
         return tf.lite.TFLiteConverter.from_saved_model(scratch).convert()
 
 
@@ -71,7 +77,7 @@ def export_lite(folder: Path, out: Path, force: bool) -> None:
         return
     model = checkpoint.load_model(run, chosen)
     with console.err.status(f"writing {out}"), whole_folder(out, replace=force) as partial:
-        (partial / "model.tflite").write_bytes(convert(model))
+        (partial / "model.tflite").write_bytes(convert(model, run.vocab.end_id))
         write_json(partial / "model.json", origin)
         prove(partial, Sampler(model, run.vocab))
     size = (out / "model.tflite").stat().st_size
@@ -87,9 +93,10 @@ def prove(folder: Path, sampler: Sampler) -> None:
     foreign = sorted(op for op in lite.ops if op.startswith("Flex") or op in ("CUSTOM", "VAR_HANDLE"))
     if foreign:
         raise StageError(f"the written .tflite needs more than builtin ops: {', '.join(foreign)}")
-    expected_TxV: Any = sampler.logits(tf.constant([PROBE]))[0][0].numpy()
+    probe = known(PROBE, lite.vocab)
+    expected_TxV: Any = sampler.logits(tf.constant([probe]))[0][0].numpy()
     carry, difference = lite.initial_carry(), 0.0
-    for token, expected_V in zip(lite.vocab.encode(PROBE), expected_TxV, strict=True):
+    for token, expected_V in zip(lite.vocab.prompt_ids(probe), expected_TxV, strict=True):
         logits_V, carry = lite.step(int(token), carry)
         difference = max(difference, float(np.max(np.abs(logits_V - expected_V))))
     check_logits(difference, "the written .tflite")

@@ -47,13 +47,15 @@ class LiteModel:
         return outputs["logits"][0], outputs["carry"]
 
     def generate(self, prompt: bytes, length: int, temperature: float, seed: int) -> bytes:
-        """Continues `prompt` by `length` characters. The same seed gives the same text."""
+        """Continues `prompt` by `length` characters, or to the end of its document. The same seed, the same text."""
         draw = np.random.default_rng(seed)
         carry, drawn = self.initial_carry(), []
-        for token in self.vocab.encode(prompt) if prompt else [self.vocab.start_id]:
+        for token in self.vocab.prompt_ids(prompt):
             logits_V, carry = self.step(int(token), carry)
         for _ in range(length):
             token = choose(logits_V, temperature, draw.random())
+            if token == self.vocab.end_id:
+                break
             drawn.append(token)
             logits_V, carry = self.step(token, carry)
         return self.vocab.decode(drawn)

@@ -1,4 +1,5 @@
-"""What both exports share: what a model was made from, whether it lies there already, how near its logits must be."""
+"""What both exports share: what a model was made from, whether it lies there already, how near its logits must be, and
+prompts to ask it."""
 
 import json
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import Any
 
 from common import console
 from common.errors import StageError
+from pipeline.vocab import Vocab
 from trainers.checkpoint import Checkpoint, Run, weights_sha256
 
 LOGITS_TOLERANCE = 1e-4
@@ -50,3 +52,8 @@ def check_logits(difference: float, what: str) -> None:
     """Raises StageError where a written model's logits are further from the checkpoint's than LOGITS_TOLERANCE."""
     if not difference <= LOGITS_TOLERANCE:
         raise StageError(f"{what}'s logits differ by {difference:.1g}; at most {LOGITS_TOLERANCE:g} is allowed")
+
+
+def known(text: bytes, vocab: Vocab) -> bytes:
+    """As much of a text as a vocabulary has, and where it has none of it, its own first symbols."""
+    return vocab.decode(vocab.encode_known(text, keep_unknown=False).ids) or vocab.decode(range(min(8, vocab.size)))

@@ -8,7 +8,7 @@ served/NAME/1/                                              a version, as TF Ser
 Signatures; every input has one entry a row [B], every output B rows:
     serving_default   prompt (string), length (int32), temperature (float32), seed (int64)
                       -> text (string, valid UTF-8), text_bytes (string, as drawn); the new text alone
-    logits            text (string) -> logits (float32, [B, P, V]: after each byte), length (int32: the row's bytes)
+    logits            text (string) -> logits (float32, [B, P, V]: after each id that is read), length (int32: how many)
 """
 
 import json
@@ -25,7 +25,8 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from common import console
 from common.errors import StageError
 from common.files import check_replaceable, whole_folder, write_json
-from export.made import LOGITS_TOLERANCE, already_made, check_logits, made_from
+from export.made import LOGITS_TOLERANCE, already_made, check_logits, known, made_from
+from pipeline.vocab import Vocab
 from trainers import checkpoint
 from trainers.generate import Sampler
 
@@ -33,17 +34,6 @@ MADE_FROM = "assets.extra/export.json"
 
 Inputs = dict[str, list[Any]]
 
-# What the written model is asked, and a server is warmed up with. Prompts of different lengths, one of them empty,
-# share a batch; hot and cold rows too.
-REQUESTS: dict[str, Inputs] = {
-    "serving_default": {
-        "prompt": [b"def ", b"", b"import os\nclass "],
-        "length": [40, 64, 16],
-        "temperature": [0.8, 1.0, 0.0],
-        "seed": [1, 2, 3],
-    },
-    "logits": {"text": [b"for line in lines:\n", b"return"]},
-}
 DTYPES = {
     "prompt": tf.string,
     "length": tf.int32,
@@ -58,6 +48,7 @@ class Served(tf.Module):
 
     def __init__(self, sampler: Sampler):
         super().__init__(name="served")
+        self.vocab = sampler.vocab
         self.weights = [weight.value for weight in sampler.model.weights]  # tracked: what variables/ will hold
 
         def spec(name: str) -> tf.TensorSpec:
@@ -83,6 +74,22 @@ class Served(tf.Module):
         return {name: value.numpy() for name, value in outputs.items()}
 
 
+def requests(vocab: Vocab) -> dict[str, Inputs]:
+    """What the written model is asked, and a server is warmed up with, by signature.
+
+    Prompts of different lengths, one of them empty, share a batch; hot and cold rows too.
+    """
+    return {
+        "serving_default": {
+            "prompt": [known(b"def ", vocab), b"", known(b"import os\nclass ", vocab)],
+            "length": [40, 64, 16],
+            "temperature": [0.8, 1.0, 0.0],
+            "seed": [1, 2, 3],
+        },
+        "logits": {"text": [known(b"for line in lines:\n", vocab), known(b"return", vocab)]},
+    }
+
+
 def tensors(inputs: Inputs) -> dict[str, tf.Tensor]:
     """Lists as tensors of the types that the signatures take."""
     return {name: tf.constant(values, DTYPES[name]) for name, values in inputs.items()}
@@ -104,7 +111,7 @@ def export_saved_model(folder: Path, out: Path, version: int, force: bool) -> No
     served = Served(Sampler(checkpoint.load_model(run, chosen), run.vocab))
     with console.err.status(f"writing {target}"), whole_folder(target, replace=force) as partial:
         tf.saved_model.save(served, str(partial), signatures=served.functions)
-        write_warmup(partial / "assets.extra" / "tf_serving_warmup_requests", out.name)
+        write_warmup(partial / "assets.extra" / "tf_serving_warmup_requests", out.name, run.vocab)
         write_json(partial / MADE_FROM, origin)
         prove(served, partial)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
@@ -119,11 +126,11 @@ def next_version(out: Path) -> int:
     return 1 + max((int(path.name) for path in out.glob("*") if path.name.isdigit()), default=0)
 
 
-def write_warmup(path: Path, model: str) -> None:
+def write_warmup(path: Path, model: str, vocab: Vocab) -> None:
     """Writes the requests that TF Serving replays when it loads the model, before the first caller waits for them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature, inputs in REQUESTS.items():
+        for signature, inputs in requests(vocab).items():
             request = predict_pb2.PredictRequest()
             request.model_spec.name, request.model_spec.signature_name = model, signature
             for name, value in tensors(inputs).items():
@@ -133,7 +140,7 @@ def write_warmup(path: Path, model: str) -> None:
 
 
 def prove(served: Served, folder: Path) -> None:
-    """Lets a fresh process answer REQUESTS from the files alone, and compares with the checkpoint.
+    """Lets a fresh process answer `requests` from the files alone, and compares with the checkpoint.
 
     Raises StageError where a text differs at all, or a logit by more than LOGITS_TOLERANCE.
     """
@@ -145,12 +152,13 @@ def prove(served: Served, folder: Path) -> None:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise StageError(f"the written SavedModel does not load in a fresh process: {last}")
         got = json.loads(answers.read_text(encoding="utf-8"))
-    text = served.answer("serving_default", REQUESTS["serving_default"])["text_bytes"]
+    asked = requests(served.vocab)
+    text = served.answer("serving_default", asked["serving_default"])["text_bytes"]
     expected = [row.hex() for row in text]
     if got["text_bytes"] != expected:
         raise StageError(
             f"the written SavedModel wrote {got['text_bytes']}, the checkpoint {expected} (as hexadecimal)"
         )
-    logits = served.answer("logits", REQUESTS["logits"])["logits"]
+    logits = served.answer("logits", asked["logits"])["logits"]
     difference = float(np.max(np.abs(np.array(got["logits"]) - logits)))
     check_logits(difference, "the written SavedModel")

@@ -13,32 +13,50 @@ A split of n tokens has m = n - 1 targets; the input of a target is the token be
 Batch k is a pure function of (manifest, lanes, window, k): to resume at any k is arithmetic, not replay.
 """
 
+import bisect
+import itertools
+import resource
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from common.errors import StageError
-from pipeline.manifest import Manifest
-from pipeline.shards import read_tokens
+from pipeline.manifest import Manifest, Split
 
-# Tokens read at a time. Large enough that the cost of a read (one call of Python, one open file a lane) is spread over
-# many windows; small enough that what is held, a few times this in bytes, is nothing beside a model.
+# Tokens of all lanes in a block: what is read, cut into windows and handed on at a time. Large enough that the cost of
+# a read is spread over many windows; small enough that the few blocks held are nothing beside a model.
 BLOCK_TOKENS = 2 << 20
+BUFFER_BYTES = 1 << 16  # of each lane's open file
+# decode_raw has no uint32; no id comes near 2**31.
+READ_AS = {1: tf.uint8, 2: tf.uint16, 4: tf.int32}
 
 
 class Batch(NamedTuple):
-    """One window of every lane. Ids are in the shards' dtype, the cheapest to move: cast them where they are used.
+    """One window of every lane. Ids are in the type that they are stored in (uint8, uint16; int32 for uint32), the
+    cheapest to move: cast them where they are used.
 
-    count_B (int32) says how many of a row's targets are real. They come first; the rest of the row, in the last two
-    windows of an epoch at most, is padding (id 0).
+    count_B (int32) says how many of a row's targets are real. They come first; what is in the rest of the row, in the
+    last two windows of an epoch at most, means nothing, but is an id.
+    reset_BxT (bool) says before which inputs the carry starts empty: the ends of documents. None: there are none.
     """
 
     ids_BxT: tf.Tensor
     targets_BxT: tf.Tensor
     count_B: tf.Tensor
+    reset_BxT: tf.Tensor | None = None
+
+
+class Piece(NamedTuple):
+    """A stretch of one shard: records of `record` tokens each, from token `first` of the split up to `past`."""
+
+    shard: int
+    first: int
+    past: int
+    record: int
+
+
+Plan = list[list[Piece]]  # the runs of a lane
 
 
 def windows_per_epoch(tokens: int, lanes: int, window: int) -> int:
@@ -64,61 +82,108 @@ def check_fits(tokens: int, lanes: int, window: int, split: str) -> None:
     )
 
 
-def batches(folder: Path, manifest: Manifest, split: str, lanes: int, window: int, start: int = 0) -> tf.data.Dataset:
-    """One epoch of a split, from window `start` on, as a tf.data.Dataset of Batch.
+def batches(
+    folder: Path, manifest: Manifest, split: str, lanes: int, window: int, start: int = 0, rows: range | None = None
+) -> tf.data.Dataset:
+    """One epoch of a split, from window `start` on, as a tf.data.Dataset of Batch. Ops of tf.data alone, no Python.
 
-    It takes part of one core and memory that does not grow with the corpus, and starting late costs nothing.
-    Raises StageError where the split is missing or too short, ValueError for a start outside [0, windows_per_epoch].
+    rows: the lanes wanted, contiguous, by default all; a worker that asks for its own reads nothing of the others'.
+
+    It takes about one core and memory that does not grow with the corpus. To start takes as long at any window: at most
+    a reading of one shard a lane, since TensorFlow comes to a place in a file only by way of what lies before it.
+    A file a lane is open, so the process's limit on open files is raised as far as it may be.
+    Raises StageError where the split is missing or too short, ValueError for a start outside [0, windows_per_epoch] or
+    rows that are not lanes.
     """
     tokens = manifest.split(split).tokens
     check_fits(tokens, lanes, window, split)
     windows = windows_per_epoch(tokens, lanes, window)
     if not 0 <= start <= windows:
         raise ValueError(f"start must be a window from 0 to {windows}, got {start}")
-    block = max(1, BLOCK_TOKENS // (lanes * window))
+    rows = range(lanes) if rows is None else rows
+    if not rows or rows.step != 1 or rows.start < 0 or rows.stop > lanes:
+        raise ValueError(f"rows must be a range of lanes, 0 to {lanes}, got {rows}")
+    B, T, item, end_id = len(rows), window, manifest.dtype.itemsize, manifest.vocab.end_id
+    K, dtype = max(1, BLOCK_TOKENS // (B * T)), READ_AS[item]
+    ends = [(j * (tokens - 1) // lanes, (j + 1) * (tokens - 1) // lanes) for j in rows]
+    targets_B = tf.constant([stop - begin for begin, stop in ends], tf.int64)
 
-    def read(first: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
-        count = min(block, windows - int(first))
-        return read_block(folder, manifest, split, lanes, window, int(first), count)
+    def by_window(x_BxKT: tf.Tensor) -> tf.Tensor:
+        return tf.transpose(tf.reshape(x_BxKT, [B, -1, T]), [1, 0, 2])
 
-    def block_at(first: tf.Tensor) -> Batch:
-        # Python runs once a block, not once a batch. TensorFlow has no op that reads a part of a file: a
-        # FixedLengthRecordDataset a lane does it, but holds as many files open and cannot cross from shard to shard.
-        token = tf.as_dtype(manifest.dtype)
-        ids_KxBxT, targets_KxBxT, count_KxB = tf.numpy_function(read, [first], [token, token, tf.int32])
-        return Batch(
-            tf.ensure_shape(ids_KxBxT, [None, lanes, window]),
-            tf.ensure_shape(targets_KxBxT, [None, lanes, window]),
-            tf.ensure_shape(count_KxB, [None, lanes]),
-        )
+    def cut(before_Bx1: tf.Tensor, block: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, Batch]:
+        """A block as windows; and its last tokens, the inputs of the next block's first targets."""
+        first, text_B = block
+        window_K = tf.range(first, tf.minimum(first + K, windows))
+        size = tf.size(window_K) * T + 1 - tf.shape(before_Bx1)[1]
+        text_BxN = tf.concat([before_Bx1, tf.io.decode_raw(text_B, dtype, fixed_length=size * item)], 1)
+        ids_KxBxT = by_window(text_BxN[:, :-1])
+        count_KxB = tf.cast(tf.clip_by_value(targets_B - window_K[:, None] * T, 0, T), tf.int32)
+        reset_KxBxT = None if end_id is None else ids_KxBxT == tf.constant(end_id, dtype)
+        return text_BxN[:, -1:], Batch(ids_KxBxT, by_window(text_BxN[:, 1:]), count_KxB, reset_KxBxT)
 
-    dataset = tf.data.Dataset.range(start, windows, block).map(block_at).unbatch()
-    return dataset.apply(tf.data.experimental.assert_cardinality(windows - start)).prefetch(tf.data.AUTOTUNE)
+    blocks, edges = len(range(start, windows, K)), _edges(manifest.split(split))
+    plans = [plan(edges, begin + start * T, stop, K * T, blocks) for begin, stop in ends]
+    texts = _read(folder, manifest.split(split), item, plans)
+    dataset = tf.data.Dataset.zip(tf.data.Dataset.range(start, windows, K), texts)
+    dataset = dataset.scan(tf.zeros([B, 0], dtype), cut).unbatch()
+    # Where a strategy of several workers is handed this, each takes its rows of every batch; files are not dealt out.
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(windows - start)).with_options(options)
+    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def read_block(
-    folder: Path, manifest: Manifest, split: str, lanes: int, window: int, first: int, count: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.int32]]:
-    """Windows [first, first + count) of every lane: ids_KxBxT, targets_KxBxT, count_KxB with K = count."""
-    tokens = manifest.split(split).tokens
-    ids_BxKT = np.zeros((lanes, count * window), manifest.dtype)
-    targets_BxKT = np.zeros_like(ids_BxKT)
-    length_B = np.zeros(lanes, np.int64)
-    for lane in range(lanes):
-        lane_start, lane_stop = (j * (tokens - 1) // lanes for j in (lane, lane + 1))
-        begin = lane_start + first * window
-        end = min(begin + count * window, lane_stop)
-        if begin >= end:
-            continue  # the other lanes are one target longer, and have a window more for it
-        # Target i is token i + 1: one read, seen twice.
-        text = read_tokens(folder, manifest.split(split), manifest.dtype, begin, end + 1)
-        length_B[lane] = end - begin
-        ids_BxKT[lane, : end - begin] = text[:-1]
-        targets_BxKT[lane, : end - begin] = text[1:]
-    count_KxB = np.clip(length_B - window * np.arange(count)[:, None], 0, window).astype(np.int32)
-    by_window = (1, 0, 2)
-    return (
-        ids_BxKT.reshape(lanes, count, window).transpose(by_window),
-        targets_BxKT.reshape(lanes, count, window).transpose(by_window),
-        count_KxB,
-    )
+def _edges(split: Split) -> list[int]:
+    """Where the split's shards begin and, last, where it ends, in tokens."""
+    return list(itertools.accumulate((shard.tokens for shard in split.shards), initial=0))
+
+
+def _read(folder: Path, split: Split, item: int, plans: list[Plan]) -> tf.data.Dataset:
+    """The lanes' records, one of every lane at a time, as strings of bytes [B], a token `item` bytes long."""
+    files = tf.constant([str(folder / shard.file) for shard in split.shards])
+    edges = tf.constant(_edges(split), tf.int64)
+
+    def read(piece: tf.Tensor) -> tf.data.Dataset:
+        shard, first, past, record = tf.unstack(piece)
+        before, after = first - edges[shard], edges[shard + 1] - past
+        return tf.data.FixedLengthRecordDataset(files[shard], record * item, before * item, after * item, BUFFER_BYTES)
+
+    def read_run(pieces: tf.Tensor) -> tf.data.Dataset:
+        parts = tf.data.Dataset.from_tensor_slices(pieces).flat_map(read)
+        return parts.batch(tf.shape(pieces, tf.int64)[0]).map(tf.strings.reduce_join)
+
+    def read_lane(runs: tf.RaggedTensor) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(runs).flat_map(read_run)
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    lanes = tf.data.Dataset.from_tensor_slices(tf.ragged.constant(plans, tf.int64, ragged_rank=2, inner_shape=(4,)))
+    B = len(plans)
+    records = lanes.interleave(read_lane, cycle_length=B, num_parallel_calls=min(2, B), deterministic=True)
+    return records.batch(B, drop_remainder=True)
+
+
+def plan(shard_edges: list[int], begin: int, stop: int, length: int, blocks: int) -> Plan:
+    """How to read the lane of the targets [begin, stop) a block of `length` at a time: one record a block.
+
+    Target i is token i + 1. The first record has the token before its targets as well; one without targets, where other
+    lanes are longer, is one token that means nothing. A run is many records in one shard, or the parts of one record.
+    """
+    runs: Plan = []
+    done = 0
+    while done < blocks:
+        past = min(begin + (done + 1) * length, stop) + 1
+        first = min(begin + done * length + (done > 0), past - 1)
+        shard = bisect.bisect_right(shard_edges, first) - 1
+        whole = (min(shard_edges[shard + 1], stop + 1) - first) // length
+        if done and whole:
+            runs.append([Piece(shard, first, first + whole * length, length)])
+            done += whole
+            continue
+        last = bisect.bisect_left(shard_edges, past)
+        cuts = [first, *shard_edges[shard + 1 : last], past]
+        stretches = itertools.pairwise(cuts)
+        runs.append([Piece(shard + i, a, b, b - a) for i, (a, b) in enumerate(stretches) if a < b])
+        done += 1
+    return runs

@@ -100,6 +100,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     value = {
         "format_version": FORMAT_VERSION,
         "data_sha256": manifest.data_sha256,
+        "vocab_sha256": manifest.vocab.sha256,
         "dtype": manifest.dtype.name,
         **dataclasses.asdict(manifest),
         "vocab": manifest.vocab.to_json(),

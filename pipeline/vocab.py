@@ -102,6 +102,14 @@ class Vocab:
             raise StageError(f"{describe(what, self.unit)} at offset {offset} is not in the vocabulary")
         return ids
 
+    def prompt_ids(self, text: bytes) -> npt.NDArray[Any]:
+        """The ids that a model reads before it goes on with a text. Raises as `encode` does.
+
+        Where there is an end of documents they begin with it, since the text begins one; an empty text is `start_id`.
+        """
+        start = [] if text and self.end_id is None else [self.start_id]
+        return np.concatenate([np.array(start, self.dtype), self.encode(text)])
+
     def encode_known(self, text: bytes, keep_unknown: bool) -> Encoded:
         """The ids of a text, and what it holds that the vocabulary does not have.
 

@@ -25,6 +25,7 @@ def cli() -> None:
 )
 @click.option("--replicas", type=click.IntRange(1), help="GPUs to use, or logical CPUs. Default: all GPUs, else 1.")
 @click.option("--unvalidated", is_flag=True, help="Train on data that `pipeline validate` has not passed.")
+@click.option("--verify", is_flag=True, help="First read all of the data, and compare it with its checksums.")
 def train(
     config: Path,
     data: Path | None,
@@ -32,6 +33,7 @@ def train(
     overrides: tuple[str, ...],
     replicas: int | None,
     unvalidated: bool,
+    verify: bool,
 ) -> None:
     """Trains the model of a config.
 
@@ -51,7 +53,8 @@ def train(
         from trainers import loop
 
         tf.config.list_physical_devices()  # where TensorFlow says that it found no GPU
-    loop.train(settings, data or Path("data") / config.stem, out or Path("runs") / config.stem, replicas, unvalidated)
+    data, out = data or Path("data") / config.stem, out or Path("runs") / config.stem
+    loop.train(settings, data, out, replicas, unvalidated, verify)
 
 
 @cli.command()

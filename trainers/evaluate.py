@@ -3,7 +3,8 @@
     nats a character = sum over targets of -ln p(target | all before it in its lane) / number of targets
     bits a character = nats / ln 2
 
-Each lane starts from an empty carry, so more lanes mean a few more cold starts, and a far quicker pass.
+Each lane starts from an empty carry, so more lanes mean a few more cold starts, and a far quicker pass. So does each
+document, in a text of documents: that is part of what the model is.
 """
 
 import json
@@ -84,7 +85,9 @@ def evaluate_run(folder: Path, split: str, data: Path | None, force: bool) -> No
     report = folder / f"evaluation-{split}.json"
     done = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
     if not force and done.get("inputs") == inputs:
-        console.note(f"{report} is already made from checkpoint {chosen.step}: {done['bits']:.3f} bits per character")
+        console.note(
+            f"{report} is already made from checkpoint {chosen.step}: {done['bits']:.3f} bits per {run.vocab.unit}"
+        )
         return
     # One replica: the lanes that fit, and with them the figure, must not depend on how many devices the host has.
     placed = devices.prepare(1)

@@ -1,7 +1,8 @@
 """Sampling text: one loop of plain graph ops, used by the command line and by the exported SavedModel alike.
 
 No XLA, no Python in the loop, no custom op: a stock TF Serving binary runs it. Every input has one entry a row, and a
-row's text depends on its own inputs alone, its seed included, never on the rows beside it.
+row's text depends on its own inputs alone, its seed included, never on the rows beside it. Where the vocabulary has an
+end of documents, a text ends before the first one that is drawn.
 
 Legend: B rows, P characters of the longest prompt, N characters asked for at most, S steps of the loop, V vocabulary.
 """
@@ -36,27 +37,54 @@ class Sampler:
 
     def __init__(self, model: CharLSTM, vocab: Vocab):
         self.model, self.vocab = model, vocab
-        ids = {symbol[0]: index for index, symbol in enumerate(vocab.symbols)}
-        self._id_of_byte = [ids.get(byte, -1) for byte in range(256)]
+        self._written = [symbol for symbol in vocab.symbols if symbol]
 
     def encode(self, text_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Strings to ids_BxP, short rows padded, and their lengths. An empty text is the newline that one starts after.
+        """Strings to ids_BxP, short rows padded, and how many ids each row has.
 
-        Fails with InvalidArgumentError on a byte outside the vocabulary.
+        Where the vocabulary has an end of documents, a text is the beginning of one: its ids come after that end, as
+        in training. Elsewhere an empty text is the newline, which one starts after. (Vocab.prompt_ids, in graph ops.)
+        What is outside the vocabulary becomes its id for the unknown; without one, and for what is not UTF-8 where the
+        unit is the character, it fails with InvalidArgumentError.
         """
+        ids_BxP, length_B = self._encode_bytes(text_B) if self.vocab.unit == "byte" else self._encode_characters(text_B)
+        if self.vocab.end_id is None:
+            return ids_BxP, tf.maximum(length_B, 1)
+        return tf.pad(ids_BxP, [[0, 0], [1, 0]], constant_values=self.vocab.end_id), length_B + 1
+
+    def _encode_bytes(self, text_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        ids = {symbol[0]: index for index, symbol in enumerate(self._written)}
+        id_of_byte = [ids.get(byte, -1) for byte in range(256)]
         length_B = tf.strings.length(text_B)
         longest = tf.maximum(tf.reduce_max(length_B), 1) if text_B.shape[0] != 0 else 1
         bytes_BxP = tf.io.decode_raw(text_B, tf.uint8, fixed_length=longest)
-        ids_BxP = tf.gather(tf.constant(self._id_of_byte), tf.cast(bytes_BxP, tf.int32))
+        ids_BxP = tf.gather(tf.constant(id_of_byte), tf.cast(bytes_BxP, tf.int32))
         real_BxP = tf.sequence_mask(length_B, longest)
         known = tf.debugging.assert_greater_equal(
             tf.where(real_BxP, ids_BxP, 0), 0, "the text holds a byte that is outside the model's vocabulary"
         )
         with tf.control_dependencies([known] if known is not None else []):
-            return tf.where(real_BxP, ids_BxP, self.vocab.start_id), tf.maximum(length_B, 1)
+            return tf.where(real_BxP, ids_BxP, self.vocab.start_id), length_B
+
+    def _encode_characters(self, text_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        codes = tf.strings.unicode_decode(text_B, "UTF-8", errors="strict")
+        known_V = tf.constant([ord(symbol.decode()) for symbol in self._written])  # in order: so are the ids
+        ids = tf.minimum(tf.searchsorted(known_V, codes.flat_values), len(self._written) - 1)
+        found = tf.gather(known_V, ids) == codes.flat_values
+        outside = tf.boolean_mask(codes.flat_values, ~found)[:1]
+        checks = []
+        if self.vocab.unknown_id is not None:
+            ids = tf.where(found, ids, self.vocab.unknown_id)
+        else:
+            named = tf.strings.unicode_encode(outside, "UTF-8")
+            checks = [tf.Assert(tf.reduce_all(found), ["a character is outside the vocabulary of the model:", named])]
+        with tf.control_dependencies([check for check in checks if check is not None]):
+            length_B = tf.cast(codes.row_lengths(), tf.int32)
+            shape = [-1, tf.maximum(tf.reduce_max(length_B), 1)]
+            return codes.with_flat_values(ids).to_tensor(self.vocab.start_id, shape=shape), length_B
 
     def decode(self, ids_BxN: tf.Tensor, length_B: tf.Tensor) -> tf.Tensor:
-        """The first `length` ids of each row as strings of bytes."""
+        """The symbols of the first `length` ids of each row, as strings of bytes."""
         real_BxN = tf.sequence_mask(length_B, tf.shape(ids_BxN)[1])
         return tf.strings.reduce_join(
             tf.where(real_BxN, tf.gather(tf.constant(self.vocab.symbols), ids_BxN), ""), axis=1
@@ -65,7 +93,7 @@ class Sampler:
     def generate(
         self, prompt_B: tf.Tensor, length_B: tf.Tensor, temperature_B: tf.Tensor, seed_B: tf.Tensor
     ) -> tf.Tensor:
-        """Continues each prompt by `length` characters. Gives the new text alone, as bytes.
+        """Continues each prompt by `length` characters, or to the end of its document. Gives the new text, as bytes.
 
         prompt: string; length: int32, 0 to LONGEST, outside them the nearer of the two; temperature: float32, greedy at
         0, below and at NaN; seed: int64.
@@ -82,32 +110,43 @@ class Sampler:
         )
         first_B = prompt_length_B - 1  # the step that draws a row's first character
         steps = tf.maximum(tf.reduce_max(first_B + length_B), 1)
-        step = self.model.stepper()
+        end_id = self.vocab.end_id
+        step = self.model.stepper(end_id)
 
-        def body(t: Any, ids_B: Any, states: Any, drawn: Any) -> tuple[Any, ...]:
+        def body(t: Any, drawn: Any, ids_B: Any, states: Any, *going: Any) -> tuple[Any, ...]:
             logits_BxV, states = step(ids_B, states)
             index_B = tf.clip_by_value(t - first_B, 0, tf.shape(uniform_BxN)[1] - 1)
             new_B = choose(logits_BxV, temperature_B, tf.gather(uniform_BxN, index_B, batch_dims=1))
             given_B = prompt_BxP[:, tf.minimum(t + 1, tf.shape(prompt_BxP)[1] - 1)]
-            return t + 1, tf.where(t < first_B, given_B, new_B), states, drawn.write(t, new_B)
+            still = [going_B & ((t < first_B) | (new_B != end_id)) for going_B in going]
+            return t + 1, drawn.write(t, new_B), tf.where(t < first_B, given_B, new_B), states, *still
+
+        def more(t: Any, drawn: Any, ids_B: Any, states: Any, *going: Any) -> Any:
+            wanted = [tf.reduce_any(going_B & (t < first_B + length_B)) | (t == 0) for going_B in going]
+            return wanted[0] if wanted else t < steps
 
         states = split_carry(self.model.initial_carry(tf.shape(prompt_B)[0]))
         drawn = tf.TensorArray(tf.int32, size=steps, element_shape=[None])
-        *_, drawn = tf.while_loop(
-            lambda t, *_: t < steps,
+        going = [] if end_id is None else [length_B > 0]  # the rows that have not drawn the end of a document
+        steps, drawn, *_ = tf.while_loop(
+            more,
             body,
-            (0, prompt_BxP[:, 0], states, drawn),
+            (0, drawn, prompt_BxP[:, 0], states, *going),
             parallel_iterations=1,
             maximum_iterations=steps,
         )
-        drawn_BxS = tf.transpose(drawn.stack())
+        drawn_BxS = tf.transpose(drawn.stack() if end_id is None else drawn.gather(tf.range(steps)))
         index_BxN = tf.minimum(first_B[:, None] + tf.range(longest)[None], steps - 1)
-        return self.decode(tf.gather(drawn_BxS, index_BxN, batch_dims=1), length_B)
+        ids_BxN = tf.gather(drawn_BxS, index_BxN, batch_dims=1)
+        if end_id is not None:
+            before_BxN = tf.math.cumprod(tf.cast(ids_BxN != end_id, tf.int32), axis=1)
+            length_B = tf.minimum(length_B, tf.reduce_sum(before_BxN, axis=1))
+        return self.decode(ids_BxN, length_B)
 
     def logits(self, text_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The model's logits_BxPxV after each character of each text, from an empty carry, and the texts' lengths."""
+        """The model's logits_BxPxV after each id of each text (`encode`), from an empty carry, and their number."""
         ids_BxP, length_B = self.encode(text_B)
-        step, size = self.model.stepper(), tf.shape(ids_BxP)[1]
+        step, size = self.model.stepper(self.vocab.end_id), tf.shape(ids_BxP)[1]
 
         def body(t: Any, states: Any, logits: Any) -> tuple[Any, ...]:
             logits_BxV, states = step(ids_BxP[:, t], states)

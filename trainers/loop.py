@@ -20,7 +20,7 @@ from common import console
 from common.errors import StageError, UsageError
 from common.files import only_one
 from pipeline.lanes import batches, check_fits, windows_per_epoch
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest import Manifest, check_hashes, read_manifest
 from trainers import checkpoint
 from trainers.checkpoint import Run, State
 from trainers.config import RunConfig, TrainConfig
@@ -31,17 +31,21 @@ from trainers.step import Steps, Totals
 SHOW_EVERY = 10  # steps from one showing of the loss to the next: to read it is to wait for the device
 
 
-def train(config: RunConfig, data: Path, folder: Path, replicas: int | None, unvalidated: bool) -> None:
+def train(
+    config: RunConfig, data: Path, folder: Path, replicas: int | None, unvalidated: bool, verify: bool = False
+) -> None:
     """Trains a run to its last step, or goes on with it from its last checkpoint. Says so where it is done already.
 
-    Raises StageError for data that is not validated (unless `unvalidated`), too short for the lanes and window, or
-    other than what the run was begun with.
+    Raises StageError for data that is not validated (unless `unvalidated`), damaged (where asked to `verify` it), too
+    short for the lanes and window, or other than what the run was begun with.
     """
     manifest = read_manifest(data)
     if manifest.validation is None and not unvalidated:
         raise StageError(
             f"{data} has not been validated: run python -m pipeline validate {data}, or train with --unvalidated"
         )
+    if verify:
+        check_hashes(data, manifest)
     train = config.train
     manifest.split("val")
     tokens = manifest.split("train").tokens

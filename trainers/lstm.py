@@ -9,6 +9,9 @@ The equations (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al
     z = x W + h R + b;   i, f, g, o = sigmoid(z_i), sigmoid(z_f), tanh(z_c), sigmoid(z_o)
     c' = f c + i g;      h' = o tanh(c')
 
+Where a text of documents comes to a new one inside a window, h and c are multiplied by `keep` = 0 before the step, else
+by 1. cuDNN has no such thing, so the loop serves these.
+
 Legend: T time steps, B lanes, I inputs, H units, G = 4 H gate columns, N turns of the loop, U steps unrolled in a turn.
 Keras orders the gate columns i, f, c, o. The loops here want i, f, o, c: three sigmoids side by side, then one tanh.
 """
@@ -76,10 +79,16 @@ def step(z_BxG: tf.Tensor, h_BxH: tf.Tensor, c_BxH: tf.Tensor, recurrent_HxG: tf
 
 
 def recur(
-    z_TxBxG: tf.Tensor, h_BxH: tf.Tensor, c_BxH: tf.Tensor, recurrent_HxG: tf.Tensor, dtype: tf.DType
+    z_TxBxG: tf.Tensor,
+    h_BxH: tf.Tensor,
+    c_BxH: tf.Tensor,
+    recurrent_HxG: tf.Tensor,
+    dtype: tf.DType,
+    keep_TxBx1: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The recurrence over a window from the carry (h, c). T must be static.
 
+    keep: float32, 0 at the steps that start from an empty carry, else 1; without it, none does.
     Gives h_TxBxH and the carry after the window, float32; products run in `dtype`.
     """
     T = z_TxBxG.shape[0]
@@ -87,7 +96,8 @@ def recur(
     pieces = []
     for start, stop, unroll in ((0, whole, UNROLL), (whole, T, T % UNROLL)):
         if start < stop:
-            h_NxBxH, h_BxH, c_BxH = _loop(z_TxBxG[start:stop], h_BxH, c_BxH, recurrent_HxG, unroll, dtype)
+            keep = None if keep_TxBx1 is None else keep_TxBx1[start:stop]
+            h_NxBxH, h_BxH, c_BxH = _loop(z_TxBxG[start:stop], h_BxH, c_BxH, recurrent_HxG, keep, unroll, dtype)
             pieces.append(h_NxBxH)
     return tf.concat(pieces, 0) if len(pieces) > 1 else pieces[0], h_BxH, c_BxH
 
@@ -119,8 +129,15 @@ def _array(size: int, dtype: tf.DType) -> tf.TensorArray:
     return tf.TensorArray(dtype, size=size)
 
 
-def _turns(x_TxBxK: tf.Tensor, unroll: int) -> tf.TensorArray:
-    """Cuts the time axis into turns of `unroll` steps, one array element a turn."""
+def _kept(a_BxH: tf.Tensor, b_BxH: tf.Tensor, keep_UxBx1: tf.Tensor | None, u: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """h and c, or their gradients, zero in the lanes that start afresh at step u of a turn."""
+    return (a_BxH, b_BxH) if keep_UxBx1 is None else (a_BxH * keep_UxBx1[u], b_BxH * keep_UxBx1[u])
+
+
+def _turns(x_TxBxK: tf.Tensor | None, unroll: int) -> Any:
+    """Cuts the time axis into turns of `unroll` steps, one array element a turn. Nothing stays nothing."""
+    if x_TxBxK is None:
+        return None
     n = x_TxBxK.shape[0] // unroll
     shape = tf.shape(x_TxBxK)
     x_NxUxBxK = tf.reshape(x_TxBxK, [n, unroll, shape[1], x_TxBxK.shape[2]])
@@ -135,7 +152,13 @@ def _time(array: tf.TensorArray, units: int) -> tf.Tensor:
 
 
 def _loop(
-    z_TxBxG: tf.Tensor, h_BxH: tf.Tensor, c_BxH: tf.Tensor, recurrent_HxG: tf.Tensor, unroll: int, dtype: tf.DType
+    z_TxBxG: tf.Tensor,
+    h_BxH: tf.Tensor,
+    c_BxH: tf.Tensor,
+    recurrent_HxG: tf.Tensor,
+    keep: tf.Tensor | None,
+    unroll: int,
+    dtype: tf.DType,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """`recur` for a T that `unroll` divides.
 
@@ -147,24 +170,32 @@ def _loop(
     def loop(
         z_TxBxG: tf.Tensor, h_0: tf.Tensor, c_0: tf.Tensor, recurrent_HxG: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, ...], Callable[..., tuple[tf.Tensor, ...]]]:
-        h_BxH, c_BxH, *kept = _forward(z_TxBxG, h_0, c_0, recurrent_HxG, unroll, dtype)
+        h_BxH, c_BxH, *kept = _forward(z_TxBxG, h_0, c_0, recurrent_HxG, keep, unroll, dtype)
         kept = [h_0, c_0, recurrent_HxG, *kept]
-        return (kept[3], h_BxH, c_BxH), lambda dhs, dh, dc: _backward(dhs, dh, dc, kept, unroll, dtype)
+        return (kept[3], h_BxH, c_BxH), lambda dhs, dh, dc: _backward(dhs, dh, dc, kept, keep, unroll, dtype)
 
     return loop(z_TxBxG, h_BxH, c_BxH, recurrent_HxG)
 
 
 def _forward(
-    z_TxBxG: tf.Tensor, h_BxH: tf.Tensor, c_BxH: tf.Tensor, recurrent_HxG: tf.Tensor, unroll: int, dtype: tf.DType
+    z_TxBxG: tf.Tensor,
+    h_BxH: tf.Tensor,
+    c_BxH: tf.Tensor,
+    recurrent_HxG: tf.Tensor,
+    keep: tf.Tensor | None,
+    unroll: int,
+    dtype: tf.DType,
 ) -> tuple[tf.Tensor, ...]:
     """The carry after the last step, and what the gradient needs: h_TxBxH, c_TxBxH, gates_TxBxG."""
     H, turns = h_BxH.shape[-1], z_TxBxG.shape[0] // unroll
     r_HxG = tf.cast(recurrent_HxG, dtype)
-    z_N = _turns(z_TxBxG, unroll)
+    z_N, keep_N = _turns(z_TxBxG, unroll), _turns(keep, unroll)
 
     def turn(t: Any, h_BxH: Any, c_BxH: Any, hs: Any, cs: Any, gates: Any) -> tuple[Any, ...]:
         z_UxBxG, h_U, c_U, gates_U = z_N.read(t), [], [], []
+        keep_UxBx1 = keep_N and keep_N.read(t)
         for u in range(unroll):
+            h_BxH, c_BxH = _kept(h_BxH, c_BxH, keep_UxBx1, u)
             hr_BxG = tf.cast(tf.matmul(tf.cast(h_BxH, dtype), r_HxG), tf.float32)
             c_BxH, h_BxH, gates_BxG = _cell(z_UxBxG[u] + hr_BxG, c_BxH)
             h_U.append(h_BxH)
@@ -181,22 +212,31 @@ def _forward(
 
 
 def _backward(
-    dhs_TxBxH: tf.Tensor, dh_BxH: tf.Tensor, dc_BxH: tf.Tensor, kept: list[tf.Tensor], unroll: int, dtype: tf.DType
+    dhs_TxBxH: tf.Tensor,
+    dh_BxH: tf.Tensor,
+    dc_BxH: tf.Tensor,
+    kept: list[tf.Tensor],
+    keep: tf.Tensor | None,
+    unroll: int,
+    dtype: tf.DType,
 ) -> tuple[tf.Tensor, ...]:
     """The gradients of z, h, c and the recurrent kernel, from those of every h and of the carry after the last step."""
     h_0, c_0, recurrent_HxG, h_TxBxH, c_TxBxH, gates_TxBxG = kept
     H, turns = h_0.shape[-1], h_TxBxH.shape[0] // unroll
     r_GxH = tf.cast(tf.transpose(recurrent_HxG), dtype)
     before = [tf.concat([first[None], x[:-1]], 0) for first, x in ((h_0, h_TxBxH), (c_0, c_TxBxH))]
+    before = before if keep is None else [x * keep for x in before]
+    keep_N = _turns(keep, unroll)
     reads = [_turns(x, unroll) for x in (dhs_TxBxH, before[1], c_TxBxH, gates_TxBxG)]
 
     def turn(t: Any, dh_BxH: Any, dc_BxH: Any, dzs: Any) -> tuple[Any, ...]:
         dhs_U, c_prev_U, c_U, gates_U = (array.read(t) for array in reads)
-        dz_U = []
+        keep_UxBx1, dz_U = keep_N and keep_N.read(t), []
         for u in reversed(range(unroll)):
             dz_BxG, dc_BxH = _cell_grad(dhs_U[u] + dh_BxH, dc_BxH, c_prev_U[u], c_U[u], gates_U[u])
             dz_BxG = tf.cast(dz_BxG, dtype)
             dh_BxH = tf.cast(tf.matmul(dz_BxG, r_GxH), tf.float32)
+            dh_BxH, dc_BxH = _kept(dh_BxH, dc_BxH, keep_UxBx1, u)
             dz_U.append(dz_BxG)
         return t - 1, dh_BxH, dc_BxH, dzs.write(t, tf.stack(dz_U[::-1]))
 

@@ -31,7 +31,8 @@ class CharLSTM(keras.Model):
 
     The layers are stock Keras ones: their weights, names and, but for the first kernel, initial values (orthogonal
     recurrent kernels, forget bias 1) are what any Keras user expects. How they are run is chosen here: through cuDNN
-    where a GPU is visible, else by the loop of trainers.lstm, which is several times faster on a CPU.
+    where a GPU is visible, else by the loop of trainers.lstm, which is several times faster on a CPU, and which alone
+    can start afresh inside a window.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 1, precision: str = "float32"):
@@ -84,26 +85,37 @@ class CharLSTM(keras.Model):
         return tf.unstack(tf.cast(draws_LxBxTxH >= rate, tf.float32) / (1 - rate))
 
     def call(
-        self, ids_BxT: tf.Tensor, carry_BxLx2xH: tf.Tensor, masks: Sequence[tf.Tensor] = ()
+        self,
+        ids_BxT: tf.Tensor,
+        carry_BxLx2xH: tf.Tensor,
+        masks: Sequence[tf.Tensor] = (),
+        reset_BxT: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Gives logits_BxTxV (of the character after each id) and the carry after the window. T must be static.
 
         masks: from `dropout_masks` while training; none otherwise.
+        reset: the ids (bool) that are read from an empty carry, as if the text began with them; None: none is.
         """
         ids_BxT, states = tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLx2xH)
-        run = self._run_stock if self.use_stock_layers else self._run_loop
-        y_BxTxH, states = run(ids_BxT, states, masks)
+        if self.use_stock_layers and reset_BxT is None:
+            y_BxTxH, states = self._run_stock(ids_BxT, states, masks)
+        else:
+            y_BxTxH, states = self._run_loop(ids_BxT, states, masks, reset_BxT)
         return self.dense(y_BxTxH), join_carry(states)
 
-    def stepper(self) -> Step:
+    def stepper(self, end_id: int | None = None) -> Step:
         """Prepares the weights for many single steps. Gives step(ids_B, states) -> (logits_BxV, states), plain ops.
 
+        end_id: the id that is read from an empty carry, since a document ends with it; None: none is.
         What does not change from step to step is made here, once, outside the loop that calls the step.
         """
         layers = [lstm.weights(layer) for layer in self.lstms]
         first_VxG = layers[0].kernel_IxG + layers[0].bias_G
 
         def step(ids_B: tf.Tensor, states: States) -> tuple[tf.Tensor, States]:
+            if end_id is not None:
+                keep_Bx1 = tf.cast(ids_B != end_id, tf.float32)[:, None]
+                states = [(h_BxH * keep_Bx1, c_BxH * keep_Bx1) for h_BxH, c_BxH in states]
             z_BxG = tf.gather(first_VxG, ids_B)
             after: States = []
             for index, (w, (h_BxH, c_BxH)) in enumerate(zip(layers, states, strict=True)):
@@ -124,8 +136,12 @@ class CharLSTM(keras.Model):
             after.append(tuple(hc))
         return y_BxTxK, after
 
-    def _run_loop(self, ids_BxT: tf.Tensor, states: States, masks: Sequence[tf.Tensor]) -> tuple[tf.Tensor, States]:
-        dtype, y_TxBxH = self.matmul_dtype, None
+    def _run_loop(
+        self, ids_BxT: tf.Tensor, states: States, masks: Sequence[tf.Tensor], reset_BxT: tf.Tensor | None
+    ) -> tuple[tf.Tensor, States]:
+        dtype, y_TxBxH, keep_TxBx1 = self.matmul_dtype, None, None
+        if reset_BxT is not None:
+            keep_TxBx1 = 1 - tf.cast(tf.transpose(reset_BxT), tf.float32)[..., None]
         after: States = []
         for index, (layer, (h_BxH, c_BxH)) in enumerate(zip(self.lstms, states, strict=True)):
             w = lstm.weights(layer)
@@ -135,6 +151,6 @@ class CharLSTM(keras.Model):
                 if masks:
                     y_TxBxH = y_TxBxH * tf.transpose(masks[index - 1], [1, 0, 2])
                 z_TxBxG = lstm.project(y_TxBxH, w, dtype)
-            y_TxBxH, h_BxH, c_BxH = lstm.recur(z_TxBxG, h_BxH, c_BxH, w.recurrent_HxG, dtype)
+            y_TxBxH, h_BxH, c_BxH = lstm.recur(z_TxBxG, h_BxH, c_BxH, w.recurrent_HxG, dtype, keep_TxBx1)
             after.append((h_BxH, c_BxH))
         return tf.transpose(y_TxBxH, [1, 0, 2]), after

@@ -27,6 +27,11 @@ def total_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tens
     return tf.reduce_sum(nats_BxT * real_BxT)
 
 
+def take(batch: Batch, rows: slice) -> Batch:
+    """Some of a batch's lanes."""
+    return Batch(*(None if part is None else part[rows] for part in batch))
+
+
 class Steps:
     """Runs batches and carries through a model on the given devices.
 
@@ -74,8 +79,9 @@ class Steps:
         def replica(batch: Batch, carry_BxLx2xH: tf.Tensor) -> tuple[tf.Tensor, ...]:
             nats, carries = [], []
             for rows in self._towers(batch):
-                logits_BxTxV, carry = self.model(batch.ids_BxT[rows], carry_BxLx2xH[rows])
-                nats.append(total_nats(logits_BxTxV, batch.targets_BxT[rows], batch.count_B[rows]))
+                part = take(batch, rows)
+                logits_BxTxV, carry = self.model(part.ids_BxT, carry_BxLx2xH[rows], reset_BxT=part.reset_BxT)
+                nats.append(total_nats(logits_BxTxV, part.targets_BxT, part.count_B))
                 carries.append(carry)
             return tf.add_n(nats), tf.reduce_sum(batch.count_B), tf.concat(carries, 0)
 
@@ -97,7 +103,7 @@ class Steps:
         sums, carries = [], []
         for rows in self._towers(batch):
             mine = [mask[first : first + B][rows] for mask in masks]
-            nats, carry, gradients = self._tower(Batch(*(x[rows] for x in batch)), carry_BxLx2xH[rows], mine, lanes * T)
+            nats, carry, gradients = self._tower(take(batch, rows), carry_BxLx2xH[rows], mine, lanes * T)
             sums.append([nats, *gradients])
             carries.append(carry)
         nats, *gradients = [tf.add_n(parts) for parts in zip(*sums, strict=True)]
@@ -118,7 +124,7 @@ class Steps:
         self, batch: Batch, carry_BxLx2xH: tf.Tensor, masks: list[tf.Tensor], targets_a_step: int
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         with tf.GradientTape() as tape:
-            logits_BxTxV, carry_BxLx2xH = self.model(batch.ids_BxT, carry_BxLx2xH, masks)
+            logits_BxTxV, carry_BxLx2xH = self.model(batch.ids_BxT, carry_BxLx2xH, masks, batch.reset_BxT)
             nats = total_nats(logits_BxTxV, batch.targets_BxT, batch.count_B)
             # The mean over a full step, also where an epoch's last window is not full: every target weighs the same.
             loss = nats / targets_a_step

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,12 @@ MISTAKES = [
         "data/half has no manifest.json",
     ),
     (
+        "damaged data",
+        "trainers train configs/tiny.toml --data data/damaged --out runs/a --verify",
+        1,
+        "the shard data/damaged/val-00000-of-00001.tokens is damaged",
+    ),
+    (
         "data not validated",
         "trainers train configs/tiny.toml --data data/raw --out runs/a",
         1,
@@ -262,6 +269,9 @@ def mistaken(home: Path, made: dict[str, tuple[str, str]]) -> Path:
     (home / "data/half").mkdir()
     (home / "data/half/train-00000-of-00001.tokens").write_bytes(b"def ")
     succeed(home, "pipeline ingest text.py --out data/raw")
+    shutil.copytree(home / "data/tiny", home / "data/damaged")
+    shard = home / "data/damaged/val-00000-of-00001.tokens"
+    shard.write_bytes(bytes(shard.stat().st_size))
     # A data set over another vocabulary, as whole and valid as any.
     from pipeline.manifest import Manifest, Split, write_manifest
     from pipeline.shards import write_shard
@@ -275,7 +285,7 @@ def mistaken(home: Path, made: dict[str, tuple[str, str]]) -> Path:
     }
     splits = {name: Split(300, (shard,)) for name, shard in shards.items()}
     stamp = {"result": "valid", "when": "now"}
-    write_manifest(home / "data/abc", Manifest((), {}, vocab, splits, {}, stamp))
+    write_manifest(home / "data/abc", Manifest((), {}, vocab, splits, {}, validation=stamp))
     return home
 
 

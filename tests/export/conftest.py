@@ -1,3 +1,4 @@
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.manifest import Manifest
+from pipeline.vocab import char_vocab
 from trainers import checkpoint
 from trainers.config import RunConfig
 from trainers.devices import Devices
@@ -22,4 +24,18 @@ def run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manif
     opened = checkpoint.open_run(folder / "runs" / "tiny", config, folder / "data", manifest)
     devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
     Training(opened, manifest, devices, an_epoch=10, total=12).go()
+    return opened.folder
+
+
+@pytest.fixture(scope="session")
+def documents_run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
+    """The same of names in characters: a document is a line, and U+FFFD stands for the unknown."""
+    folder = tmp_path_factory.mktemp("documents")
+    text = "Анна\nZoë\nĐorđe\nあい\n".encode() * 10
+    vocab = char_vocab(Counter(text.decode()), end="newline", replace=True)
+    manifest = make_data(folder / "data", 50, vocab, train=text, val=text)
+    config = RunConfig.from_tables({"units": 9}, {"lanes": 4, "window": 10, "learning_rate": 0.05}, "test")
+    opened = checkpoint.open_run(folder / "runs" / "names", config, folder / "data", manifest)
+    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
+    Training(opened, manifest, devices, an_epoch=5, total=10).go()
     return opened.folder

@@ -35,6 +35,20 @@ def test_the_runtime_gives_the_checkpoints_logits_and_greedy_text(run: Path, dev
     assert lite.generate(b"def ", 40, temperature=0, seed=1) == greedy.numpy()[0]
 
 
+def test_characters_and_documents(documents_run: Path, tmp_path: Path) -> None:
+    export_lite(documents_run, tmp_path / "names", force=False)
+    lite, one = LiteModel(tmp_path / "names"), sampler(documents_run)
+    prompts = [b"", b"Zo", "Анна\nĐ".encode(), b"q?"]
+    for prompt in prompts:
+        greedy = one.generate(*(tf.constant([x]) for x in (prompt, 40, 0.0)), tf.constant([1], tf.int64))
+        assert lite.generate(prompt, 40, temperature=0, seed=1) == greedy.numpy()[0]
+    texts = [lite.generate(b"", 40, 1.5, seed) for seed in range(20)]
+    assert not any(b"\n" in text for text in texts)
+    assert len({len(text) for text in texts}) > 1, "they end where their documents do"
+    end, full = lite.vocab.end_id, np.ones_like(lite.initial_carry())
+    np.testing.assert_array_equal(lite.step(end, full)[0], lite.step(end, 0 * full)[0])
+
+
 def test_the_file_is_self_contained_and_of_fixed_shape(devices: Path) -> None:
     lite = LiteModel(devices)
     assert not any(op.startswith("Flex") or op in ("CUSTOM", "VAR_HANDLE") for op in lite.ops)

@@ -9,8 +9,9 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from common.errors import StageError
 from export import saved_model
-from export.saved_model import REQUESTS, Served, export_saved_model, prove
+from export.saved_model import Served, export_saved_model, prove
 from export.session import answer
+from pipeline.vocab import Vocab
 from trainers import checkpoint
 from trainers.generate import Sampler
 
@@ -51,6 +52,20 @@ def test_the_files_answer_with_the_checkpoints_text_and_logits(run: Path, served
         np.testing.assert_allclose(row[: len(text)], logits[0], atol=1e-4)
 
 
+def test_characters_and_documents_are_served(documents_run: Path, tmp_path: Path) -> None:
+    export_saved_model(documents_run, tmp_path / "names", version=1, force=False)
+    opened = checkpoint.read_run(documents_run)
+    sampler = Sampler(checkpoint.load_model(opened), opened.vocab)
+    prompts = [b"", b"Zo", "Анна\nĐ".encode(), b"q?"]  # two documents, and what is not known
+    inputs = {"prompt": prompts, "length": [30] * 4, "temperature": [1.0, 0.0, 2.0, 0.5], "seed": [1, 2, 3, 4]}
+    got = ask(tmp_path / "names" / "1", "serving_default", inputs)
+    expected = sampler.generate(*saved_model.tensors(inputs).values()).numpy().tolist()
+    assert got["text_bytes"].tolist() == expected
+    assert all(b"\n" not in text and len(text.decode()) <= 30 for text in expected)
+    got = ask(tmp_path / "names" / "1", "logits", {"text": prompts})
+    assert got["length"].tolist() == [1, 3, 7, 3]  # the end of a document, and the characters
+
+
 def test_every_input_and_output_has_a_row_a_request(served: Path) -> None:
     loaded = tf.saved_model.load(str(served / "1"))
     rank = {}
@@ -83,9 +98,11 @@ def test_the_graph_holds_nothing_that_a_stock_server_lacks(served: Path) -> None
 
 def test_warm_up_requests_are_what_a_server_replays(served: Path) -> None:
     records = tf.data.TFRecordDataset(str(served / "1" / "assets.extra" / "tf_serving_warmup_requests"))
-    requests = [prediction_log_pb2.PredictionLog.FromString(r.numpy()).predict_log.request for r in records]
-    assert [(r.model_spec.name, r.model_spec.signature_name) for r in requests] == [("tiny", name) for name in REQUESTS]
-    for request in requests:
+    replayed = [prediction_log_pb2.PredictionLog.FromString(r.numpy()).predict_log.request for r in records]
+    assert [(r.model_spec.name, r.model_spec.signature_name) for r in replayed] == [
+        ("tiny", n) for n in ("serving_default", "logits")
+    ]
+    for request in replayed:
         inputs = {name: tf.make_ndarray(value).tolist() for name, value in request.inputs.items()}
         got = ask(served / "1", request.model_spec.signature_name, inputs)
         assert {len(value) for value in got.values()} == {len(next(iter(inputs.values())))}
@@ -109,7 +126,7 @@ def test_a_full_version_folder_is_refused_and_the_same_model_is_not_made_again(
 def test_a_model_that_answers_otherwise_is_not_put_in_place(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other_requests(path: Path, model: str) -> None:
+    def other_requests(path: Path, model: str, vocab: Vocab) -> None:
         path.parent.mkdir()
         variables = path.parent.parent / "variables" / "variables.data-00000-of-00001"
         data = bytearray(variables.read_bytes())

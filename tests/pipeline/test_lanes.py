@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -8,22 +9,25 @@ from tiny_data import make_data
 
 from common.errors import StageError
 from pipeline import lanes
-from pipeline.lanes import Batch, batches, check_fits, windows_per_epoch
+from pipeline.lanes import Batch, batches, check_fits, plan, windows_per_epoch
+from pipeline.manifest import Manifest
+from pipeline.vocab import Vocab, byte_vocab
 
-TEXT = np.random.default_rng(1).integers(1, 256, 257, dtype=np.uint8).tobytes()  # no 0: that is the padding
+TEXT = np.random.default_rng(1).integers(0, 256, 257, dtype=np.uint8).tobytes()
 
 
-def expected(text: bytes, B: int, T: int) -> list[Batch]:
-    """The epoch by the definition at the head of pipeline/lanes.py, one target at a time."""
-    m = len(text) - 1
+def expected(ids: bytes | np.ndarray, B: int, T: int, end_id: int | None = None) -> list[Batch]:
+    """The epoch by the definition at the head of pipeline/lanes.py, one target at a time; padding is 0 here."""
+    ids = np.frombuffer(ids, np.uint8) if isinstance(ids, bytes) else ids
+    m = len(ids) - 1
     epoch = []
     for k in range(math.ceil(math.ceil(m / B) / T)):
-        batch = Batch(np.zeros((B, T), np.uint8), np.zeros((B, T), np.uint8), np.zeros(B, np.int32))
+        x, y, count = np.zeros((B, T), ids.dtype), np.zeros((B, T), ids.dtype), np.zeros(B, np.int32)
         for j in range(B):
             for t, i in enumerate(range(j * m // B, (j + 1) * m // B)[k * T : (k + 1) * T]):
-                batch.ids_BxT[j, t], batch.targets_BxT[j, t] = text[i], text[i + 1]
-                batch.count_B[j] = t + 1
-        epoch.append(batch)
+                x[j, t], y[j, t], count[j] = ids[i], ids[i + 1], t + 1
+        real = np.arange(T) < count[:, None]
+        epoch.append(Batch(x, y, count, None if end_id is None else (x == end_id) & real))
     return epoch
 
 
@@ -31,9 +35,14 @@ def assert_same(came: list[Batch], wanted: list[Batch]) -> None:
     assert len(came) == len(wanted)
     for came_batch, wanted_batch in zip(came, wanted, strict=True):
         assert isinstance(came_batch, Batch)
-        for came_part, wanted_part in zip(came_batch, wanted_batch, strict=True):
-            assert came_part.dtype == wanted_part.dtype
-            np.testing.assert_array_equal(came_part, wanted_part)
+        real_BxT = np.arange(wanted_batch.ids_BxT.shape[1]) < wanted_batch.count_B[:, None]
+        for name, came_part, wanted_part in zip(Batch._fields, came_batch, wanted_batch, strict=True):
+            if wanted_part is None:
+                assert came_part is None
+            else:
+                assert came_part.dtype == wanted_part.dtype
+                came_part = came_part if name == "count_B" else came_part * real_BxT
+                np.testing.assert_array_equal(came_part, wanted_part)
 
 
 # tokens, shard_tokens, lanes, window: odd ends, whole ends, one lane, one step, shards smaller than a window, one token
@@ -73,10 +82,9 @@ def test_an_epoch_is_what_the_definition_says(
     epoch = list(dataset.as_numpy_iterator())
     assert_same(epoch, expected(text, B, T))
     assert int(dataset.cardinality()) == windows_per_epoch(tokens, B, T) == len(epoch)
-    # Every target once, in the order of the text, lane after lane; and nothing but padding besides.
+    # Every target once, in the order of the text, lane after lane.
     seen = [batch.targets_BxT[j, : batch.count_B[j]] for j in range(B) for batch in epoch]
     assert np.concatenate(seen).tobytes() == text[1:]
-    assert sum(int((batch.ids_BxT > 0).sum()) for batch in epoch) == tokens - 1
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 5, 8, 9])
@@ -97,11 +105,99 @@ def test_a_late_start_reads_nothing_of_what_lies_before(folder: Path) -> None:
     assert_same(list(dataset.as_numpy_iterator()), expected(TEXT, 1, 16)[15:])
 
 
+@pytest.mark.parametrize(("stored", "dtype"), [("u1", np.uint8), ("<u2", np.uint16), ("<u4", np.int32)])
+@pytest.mark.parametrize("shard_tokens", [1, 2, 3, 5, 7])
+def test_ids_of_every_width(
+    stored: str, dtype: type, shard_tokens: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "BLOCK_TOKENS", 30)
+    monkeypatch.setattr(Vocab, "dtype", np.dtype(stored))
+    ids = np.random.default_rng(2).integers(0, np.iinfo(dtype).max, 61, endpoint=True, dtype=dtype)
+    manifest = make_data(folder, shard_tokens, train=ids)
+    for start in (0, 1, 3):
+        came = list(batches(folder, manifest, "train", 3, 5, start).as_numpy_iterator())
+        assert_same(came, expected(ids, 3, 5)[start:])
+
+
+def test_the_ends_of_documents_are_resets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "BLOCK_TOKENS", 30)
+    text = b"\nto be\n\nor\n" * 9
+    manifest = make_data(folder, 7, byte_vocab(end="newline"), train=text)
+    wanted = expected(text, 4, 5, end_id=10)
+    assert_same(list(batches(folder, manifest, "train", 4, 5).as_numpy_iterator()), wanted)
+    assert sum(int(batch.reset_BxT.sum()) for batch in wanted) == text[:-1].count(b"\n")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_the_rows_of_all_workers_are_the_batch(workers: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "BLOCK_TOKENS", 50)
+    manifest = make_data(folder, 6, byte_vocab(end="newline"), train=TEXT)
+    shares = [range(w * 7 // workers, (w + 1) * 7 // workers) for w in range(workers)]
+    parts = [batches(folder, manifest, "train", 7, 4, start=2, rows=rows).as_numpy_iterator() for rows in shares]
+    whole = [Batch(*map(np.concatenate, zip(*row, strict=True))) for row in zip(*parts, strict=True)]
+    assert_same(whole, expected(TEXT, 7, 4, end_id=10)[2:])
+
+
+def test_a_worker_reads_nothing_of_the_others_lanes(folder: Path) -> None:
+    manifest = make_data(folder, 10, train=TEXT)
+    for shard in manifest.splits["train"].shards[13:]:
+        (folder / shard.file).unlink()
+    came = list(batches(folder, manifest, "train", lanes=2, window=16, rows=range(1)).as_numpy_iterator())
+    assert_same(came, [Batch(*(part[:1] for part in batch[:3])) for batch in expected(TEXT, 2, 16)])
+
+
+@pytest.mark.parametrize("rows", [range(0), range(2, 5), range(-1, 2), range(0, 4, 2)])
+def test_rows_that_are_no_lanes(rows: range, folder: Path) -> None:
+    manifest = make_data(folder, 100, train=TEXT)
+    with pytest.raises(ValueError, match="rows must be a range of lanes, 0 to 4, got range"):
+        batches(folder, manifest, "train", lanes=4, window=10, rows=rows)
+
+
+def test_shards_are_read_in_the_manifests_order_whatever_lies_on_disk(folder: Path) -> None:
+    manifest = make_data(folder, 11, train=TEXT)
+    shards = list(manifest.splits["train"].shards)
+    names = [shard.file for shard in shards]
+    for shard in shards:
+        (folder / shard.file).rename(folder / f"{shard.file}.moved")
+    order = np.random.default_rng(3).permutation(len(shards))
+    for i in order:  # names in no order, made in another
+        (folder / f"{names[i]}.moved").rename(folder / names[order[i]])
+        shards[i] = dataclasses.replace(shards[i], file=names[order[i]])
+    split = dataclasses.replace(manifest.splits["train"], shards=tuple(shards))
+    moved: Manifest = dataclasses.replace(manifest, splits={"train": split})
+    assert_same(list(batches(folder, moved, "train", 3, 10).as_numpy_iterator()), expected(TEXT, 3, 10))
+
+
+def test_a_lane_is_read_in_long_runs_and_an_empty_shard_is_passed_over() -> None:
+    # Targets 0 to 19 in blocks of 4: the first record has 5 tokens. Shards: 0 to 12, none, 13 to 20.
+    assert plan([0, 13, 13, 21], begin=0, stop=20, length=4, blocks=6) == [
+        [(0, 0, 5, 5)],
+        [(0, 5, 13, 4)],
+        [(2, 13, 21, 4)],
+        [(2, 20, 21, 1)],  # no target is left: a token in its place
+    ]
+    assert plan([0, 3, 3, 5], begin=1, stop=4, length=3, blocks=1) == [[(0, 1, 3, 2), (2, 3, 5, 2)]]
+
+
+def test_it_is_made_of_ops_alone(folder: Path) -> None:
+    """So that the data set can be serialised, and run where there is no Python."""
+    manifest = make_data(folder, 10, byte_vocab(end="newline"), train=TEXT)
+    dataset = batches(folder, manifest, "train", lanes=3, window=10)
+    graph = tf.compat.v1.GraphDef.FromString(tf.raw_ops.DatasetToGraphV2(input_dataset=dataset._variant_tensor).numpy())
+    functions = graph.library.function
+    ops = {node.op for node in [*graph.node, *(node for function in functions for node in function.node_def)]}
+    assert {"FixedLengthRecordDatasetV2", "DecodePaddedRaw"} <= ops
+    assert not {op for op in ops if "PyFunc" in op}
+
+
 def test_shapes_are_static_and_the_dtype_is_the_shards(folder: Path) -> None:
     manifest = make_data(folder, 100, train=TEXT)
     spec = batches(folder, manifest, "train", lanes=4, window=8).element_spec
     ids = tf.TensorSpec([4, 8], tf.uint8)
-    assert spec == Batch(ids, ids, tf.TensorSpec([4], tf.int32))
+    assert spec[:3] == (ids, ids, tf.TensorSpec([4], tf.int32))
+    manifest = dataclasses.replace(manifest, vocab=byte_vocab(end="newline"))
+    spec = batches(folder, manifest, "train", lanes=4, window=8).element_spec
+    assert spec == Batch(ids, ids, tf.TensorSpec([4], tf.int32), tf.TensorSpec([4, 8], tf.bool))
 
 
 def test_it_runs_inside_a_graph(folder: Path) -> None:

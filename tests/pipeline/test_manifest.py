@@ -34,8 +34,8 @@ def test_the_file_says_what_others_need(folder: Path) -> None:
     manifest = make_data(folder, 4, train=b"abcdef")
     value = json.loads((folder / "manifest.json").read_text())
     assert list(value) == [
-        "format_version", "data_sha256", "dtype", "sources", "settings", "vocab", "splits", "tools", "cleaned",
-        "provenance", "validation",
+        "format_version", "data_sha256", "vocab_sha256", "dtype", "sources", "settings", "vocab", "splits", "tools",
+        "cleaned", "provenance", "validation",
     ]  # fmt: skip
     assert (value["format_version"], value["dtype"], value["validation"]) == (2, "uint8", None)
     assert value["data_sha256"] == manifest.data_sha256

@@ -142,6 +142,12 @@ def test_a_character_outside_is_named_with_its_offset() -> None:
         WITH_END.encode(b"a\xff")
 
 
+def test_what_a_prompt_is_read_as() -> None:
+    assert [vocab.prompt_ids(b"a").tolist() for vocab in (SMALL, CHARS, WITH_END)] == [[2], [0, 1], [2, 0]]
+    assert [vocab.prompt_ids(b"").tolist() for vocab in (SMALL, CHARS, WITH_END)] == [[1], [0], [2]]
+    assert WITH_END.prompt_ids(b"a").dtype == np.uint8
+
+
 def test_which_characters_make_a_vocabulary() -> None:
     counts = Counter("bbbaaccé\n")
     assert char_vocab(counts).symbols == (b"\n", b"a", b"b", b"c", "é".encode())

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from common.errors import StageError
 from common.files import only_one
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.vocab import Vocab
+from pipeline.vocab import Vocab, byte_vocab
 from trainers import checkpoint
 from trainers.config import RunConfig
 from trainers.devices import Devices
@@ -21,7 +22,7 @@ from trainers.loop import train as train_command
 
 On = Callable[..., Devices]
 
-TEXT = b"the quick brown fox jumps over the lazy dog. " * 12
+TEXT = b"the quick brown fox jumps over the lazy dog.\n" * 12
 
 
 def config(**train: object) -> RunConfig:
@@ -50,10 +51,18 @@ def result(one: Training) -> list[np.ndarray]:
     ]
 
 
+@pytest.mark.parametrize("end", [None, "newline"])
 @pytest.mark.parametrize(("before", "after"), [((1, 2), (1, 2)), ((1, 1), (2, 1)), ((2, 1), (1, 1))])
 def test_a_run_goes_on_as_if_it_had_not_stopped(
-    tmp_path: Path, data: Path, on: On, before: tuple[int, int], after: tuple[int, int]
+    tmp_path: Path,
+    make_data: Callable[..., Manifest],
+    on: On,
+    before: tuple[int, int],
+    after: tuple[int, int],
+    end: Literal["newline"] | None,
 ) -> None:
+    data = tmp_path / "data"
+    make_data(data, 1000, byte_vocab(end), train=TEXT, val=TEXT[:101])
     # 20 steps cross the end of the first epoch (15), stopped at 10 inside it.
     whole = training(tmp_path / "whole", data, on(*before), total=20)
     whole.go()

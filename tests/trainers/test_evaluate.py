@@ -7,6 +7,7 @@ import pytest
 
 from common import console
 from pipeline.manifest import Manifest
+from pipeline.vocab import byte_vocab
 from trainers.config import ModelConfig
 from trainers.devices import Devices
 from trainers.evaluate import Score, evaluate, lanes_and_window
@@ -37,6 +38,23 @@ def test_a_split_is_scored_as_one_text(
         assert one.targets == 100
         assert one.nats == pytest.approx(expected, abs=1e-5)
     assert one.bits == pytest.approx(expected / math.log(2), abs=1e-5)
+
+
+def test_every_document_is_scored_alone(
+    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices]
+) -> None:
+    lines = [b"a bird in the hand", b"", b"is worth two in the bush", b"x"]
+    text = b"".join(line + b"\n" for line in lines)
+    manifest = make_data(tmp_path / "data", 50, byte_vocab(end="newline"), train=text, val=text)
+    model = CharLSTM(ModelConfig(units=6, layers=2), 256, seed=2)
+    nats = 0.0
+    for index, line in enumerate(lines):  # each from its start, but for the first, which has none
+        ids = np.frombuffer((b"\n" if index else b"") + line + b"\n", np.uint8)[None]
+        logits, _ = model(ids[:, :-1], model.initial_carry(1))
+        nats += float(total_nats(logits, ids[:, 1:], np.array([ids.shape[1] - 1])))
+    one = score(on, tmp_path / "data", manifest, lanes=1, window=7)
+    assert one.targets == len(text) - 1
+    assert one.nats == pytest.approx(nats / one.targets, abs=1e-5)
 
 
 def test_devices_do_not_change_the_score(

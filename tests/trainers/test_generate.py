@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -40,8 +41,13 @@ def generate(sampler: Sampler) -> Generate:
 
 
 def speller(word: bytes) -> Sampler:
-    """A model that spells `word` round and round: each unit remembers one character, the dense layer names the next."""
-    vocab = Vocab("byte", tuple(word[i : i + 1] for i in range(len(word))))
+    """A model that spells `word` round and round."""
+    return follower(Vocab("byte", tuple(word[i : i + 1] for i in range(len(word)))))
+
+
+def follower(vocab: Vocab) -> Sampler:
+    """A model that writes the symbols in the order of their ids, round and round: each unit remembers one of them, the
+    dense layer names the next."""
     V = vocab.size
     model = CharLSTM(ModelConfig(units=V, layers=1), V)
     gates_i_f_c_o = [np.full((V, V), 20.0), np.full((V, V), -20.0), 20 * np.eye(V), np.full((V, V), 20.0)]
@@ -59,6 +65,76 @@ def test_it_spells_the_word_that_its_model_knows() -> None:
         b"kbe\n",
         b"unmistakbe\n",
     ]
+
+
+CHARACTERS = tuple(c.encode() for c in "\nabéя中😀")
+
+
+@pytest.mark.parametrize("end", ["newline", "token"])
+def test_a_text_ends_with_its_document(end: str) -> None:
+    vocab = Vocab("char", CHARACTERS, end_id=0) if end == "newline" else Vocab("char", (*CHARACTERS[1:], b""), end_id=6)
+    spell = call(follower(vocab))
+    # One row is cut by its length, the others end with the document, at different steps; the last asks for nothing.
+    texts = spell([b"", b"a", "éя".encode(), "я".encode()], [9, 3, 9, 0], [0.0, 1.0, 0.5, 1.0], [1, 2, 3, 4])
+    assert [text.decode() for text in texts] == ["abéя中😀", "béя", "中😀", ""]
+    assert spell([b"", b"a"], [0, 0], [1.0, 1.0], [1, 1]) == [b"", b""]
+
+
+def test_sampling_stops_when_every_row_has_ended() -> None:
+    spell = call(follower(Vocab("char", CHARACTERS, end_id=0)))
+    started = time.monotonic()
+    (text,) = spell([b"a"], [1 << 20], [0.0], [1])
+    assert text.decode() == "béя中😀"
+    assert time.monotonic() - started < 10  # the whole length takes a minute or so
+
+
+def test_the_end_of_a_document_only_cuts(sampler: Sampler, generate: Generate) -> None:
+    """The same model without an end writes the same after a newline, and goes on."""
+    prompts, lengths, warm, seeds = [b"a", b"", b"abc"] * 20, [60, 20, 300] * 20, [1.0] * 60, list(range(60))
+    cut = call(Sampler(sampler.model, byte_vocab(end="newline")))(prompts, lengths, warm, seeds)
+    assert cut == [
+        text.split(b"\n")[0] for text in generate([b"\n" + prompt for prompt in prompts], lengths, warm, seeds)
+    ]
+    assert len({len(text) for text in cut}) > 10
+    assert max(map(len, cut)) > 20
+
+
+def test_a_prompt_of_two_documents_is_read_as_its_last(sampler: Sampler) -> None:
+    documents = Sampler(sampler.model, byte_vocab(end="newline"))
+    both, last = call(documents)([b"one\nand two", b"and two"], [40, 40], [0.0, 0.0], [1, 1])
+    assert both == last
+    logits, lengths = documents.logits(tf.constant([b"one\nand", b"and", b""]))
+    assert lengths.numpy().tolist() == [8, 4, 1]
+    np.testing.assert_allclose(logits[0, 4:], logits[1, :4], atol=1e-5)
+
+
+def test_characters_are_counted_and_found_by_their_code_points() -> None:
+    sampler = follower(Vocab("char", CHARACTERS))
+    assert sampler.encode(tf.constant(["яa😀".encode(), b"", "é".encode()]))[0].numpy().tolist() == [
+        [4, 1, 6],
+        [0, 0, 0],
+        [3, 0, 0],
+    ]
+    assert call(sampler)(["я".encode(), b""], [3, 8], [0.0, 0.0], [1, 1]) == ["中😀\n".encode(), "abéя中😀\na".encode()]
+    logits, lengths = sampler.logits(tf.constant(["яa😀".encode(), b""]))
+    assert lengths.numpy().tolist() == [3, 1]
+    assert np.argmax(logits[0], -1).tolist() == [5, 2, 0]
+
+
+def test_what_is_unknown_has_an_id_or_is_refused_by_name() -> None:
+    unknown = follower(Vocab("char", CHARACTERS, unknown_id=2))
+    for text in ("a!é\U0010fffd", "", "\u4e2c"):  # below, between and above what it knows
+        assert unknown.encode(tf.constant([text.encode()]))[0].numpy()[0].tolist() == (
+            unknown.vocab.encode(text.encode()).tolist() or [0]
+        )
+    spell = call(follower(Vocab("char", CHARACTERS)))
+    for text in ("ab!é", "\U0010fffd", "\x00"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="a character is outside the vocabulary"):
+            spell([b"a", text.encode()], [1, 1], [1.0, 1.0], [1, 1])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="!"):
+        spell([b"ab!"], [1], [1.0], [1])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Invalid formatting on input string"):
+        spell([b"\xff"], [1], [1.0], [1])
 
 
 def test_the_same_seed_writes_the_same_text(generate: Generate) -> None:

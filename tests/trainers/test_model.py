@@ -1,6 +1,8 @@
+import itertools
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from trainers.model import CharLSTM, join_carry, split_carry
@@ -39,6 +41,39 @@ def test_lanes_do_not_see_each_other(rng: np.random.Generator, make_model: MakeM
     together, _ = model(ids, model.initial_carry(3))
     alone, _ = model(ids[1:2], model.initial_carry(1))
     np.testing.assert_allclose(together[1:2], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_document_does_not_see_those_before_it(
+    rng: np.random.Generator, make_model: MakeModel, precision: str
+) -> None:
+    model = make_model(layers=3)
+    model.matmul_dtype = tf.as_dtype(precision)
+    near = 1e-5 if precision == "float32" else 0.02
+    ids, reset = rng.integers(0, 11, (2, 23)), np.zeros((2, 23), bool)
+    documents = [[0, 4, 5, 17, 23], [0, 9, 10, 20, 23]]
+    for row, starts in enumerate(documents):
+        reset[row, starts[1:-1]] = True
+    together, carry = model(ids, model.initial_carry(2), reset_BxT=reset)
+    model.use_stock_layers = True  # for what has no reset; the loop serves what has
+    np.testing.assert_array_equal(model(ids, model.initial_carry(2), reset_BxT=reset)[0], together)
+    model.use_stock_layers = False
+    for row, starts in enumerate(documents):
+        for start, stop in itertools.pairwise(starts):
+            alone, last = model(ids[row : row + 1, start:stop], model.initial_carry(1))
+            np.testing.assert_allclose(together[row, start:stop], alone[0], atol=near)
+        np.testing.assert_allclose(carry[row], last[0], atol=near)
+
+
+def test_the_stepper_starts_afresh_at_the_end_of_a_document(rng: np.random.Generator, make_model: MakeModel) -> None:
+    model = make_model()
+    ids = rng.integers(0, 4, (3, 12))
+    logits, carry = model(ids, model.initial_carry(3), reset_BxT=ids == 2)
+    step, states = model.stepper(end_id=2), split_carry(model.initial_carry(3))
+    for t in range(12):
+        step_logits, states = step(tf.constant(ids[:, t]), states)
+        np.testing.assert_allclose(step_logits, logits[:, t], atol=1e-5)
+    np.testing.assert_allclose(join_carry(states), carry, atol=1e-5)
 
 
 def test_the_first_weights_are_a_function_of_the_seed(make_model: MakeModel) -> None:

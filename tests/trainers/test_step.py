@@ -23,6 +23,11 @@ def text(rng: np.random.Generator, windows: int) -> list[Batch]:
     return [Batch(ids[:, span], ids[:, 1:][:, span], full) for span in spans]
 
 
+def documents(rng: np.random.Generator, windows: int) -> list[Batch]:
+    """Text that starts afresh at every third character or so."""
+    return [batch._replace(reset_BxT=rng.random((B, T)) < 1 / 3) for batch in text(rng, windows)]
+
+
 def build(devices: Devices, dropout: float = 0.0, optimizer: str = "adam", **kwargs: float) -> Steps:
     with devices.strategy.scope():
         model = CharLSTM(ModelConfig(units=7, layers=2, dropout=dropout), V, seed=3)
@@ -39,10 +44,8 @@ def run(
     """Trains on the batches; the losses and the carry after them."""
     start = steps.model.initial_carry(B) if carry is None else carry
     shares, losses = steps.scatter(start), []
-    dataset = tf.data.Dataset.from_generator(
-        lambda: iter(batches),
-        output_signature=Batch(*(tf.TensorSpec(x.shape, x.dtype) for x in batches[0])),
-    )
+    parts = tuple(np.stack(part) for part in zip(*batches, strict=True) if part[0] is not None)
+    dataset = tf.data.Dataset.from_tensor_slices(parts).map(Batch)
     for step, batch in enumerate(steps.distribute(dataset), start=first):
         totals, shares = steps.train(batch, shares, tf.constant(step, tf.int64))
         losses.append(float(totals.nats) / int(totals.targets))
@@ -57,14 +60,14 @@ def test_the_loss_counts_the_real_targets_only(rng: np.random.Generator) -> None
     np.testing.assert_allclose(total_nats(tf.constant(logits), targets, tf.constant([4, 2, 0])), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("dropout", "make"), [(0.0, text), (0.3, documents)])
 @pytest.mark.parametrize(
     "shape", [(1, 2), (2, 1), (2, 2)], ids=["1 replica 2 towers", "2 replicas", "2 replicas 2 towers"]
 )
 def test_replicas_and_towers_train_as_one(
-    rng: np.random.Generator, on: On, shape: tuple[int, int], dropout: float
+    rng: np.random.Generator, on: On, shape: tuple[int, int], dropout: float, make: Callable[..., list[Batch]]
 ) -> None:
-    batches = text(rng, 5)
+    batches = make(rng, 5)
     one, many = build(on(), dropout), build(on(*shape), dropout)
     (one_losses, one_carry), (losses, carry) = run(one, batches), run(many, batches)
     np.testing.assert_allclose(losses, one_losses, atol=1e-5)
@@ -99,6 +102,20 @@ def test_a_window_that_is_not_full_weighs_its_targets_as_any_other(rng: np.rando
     error = tf.one_hot(batch.targets_BxT, V) - tf.nn.softmax(logits)
     np.testing.assert_allclose(moves[0], np.sum(error, (0, 1)) / (B * T), atol=1e-5)
     np.testing.assert_allclose(moves[1], np.sum(error[0], 0) / (B * T), atol=1e-5)
+
+
+def test_training_and_evaluation_start_afresh_at_a_document(rng: np.random.Generator, on: On) -> None:
+    (plain,), (carry,) = text(rng, 1), rng.normal(size=(1, B, 2, 2, 7)).astype(np.float32)
+    fresh = plain._replace(reset_BxT=np.tile(np.arange(T) == 0, (B, 1)))  # at its first input alone: an empty carry
+    for evaluate in (False, True):
+        nats = []
+        for batch, start in ((plain, carry), (fresh, carry), (plain, 0 * carry)):
+            steps = build(on())
+            function = steps.evaluate if evaluate else lambda *x, steps=steps: steps.train(*x, tf.constant(0, tf.int64))
+            totals, _ = function(batch, steps.scatter(start))
+            nats.append(float(totals.nats))
+        assert nats[1] == pytest.approx(nats[2], abs=1e-5)
+        assert abs(nats[0] - nats[2]) > 1e-3
 
 
 def test_evaluation_repeats_and_leaves_the_weights_alone(rng: np.random.Generator, on: On) -> None:
