@@ -68,8 +68,8 @@ def data(size: int, rounds: int, scratch: Path, out: Path) -> None:
     Example:
       python -m bench data
     """
-    from bench.data import compare
-
+    with console.hushed():
+        from bench.data import compare
     compare(size, rounds, scratch, out)
 
 

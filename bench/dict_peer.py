@@ -12,7 +12,7 @@ import numpy as np
 
 source, out = Path(sys.argv[1]), Path(sys.argv[2])
 out.mkdir(parents=True, exist_ok=True)
-text = source.read_text(encoding="utf-8", newline="")
+text = source.read_bytes().decode()
 ids = {character: index for index, character in enumerate(sorted(set(text)))}
 first, second = int(len(text) * 0.9), int(len(text) * 0.95)
 for name, part in (("train", text[:first]), ("val", text[first:second]), ("test", text[second:])):
