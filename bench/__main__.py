@@ -68,8 +68,8 @@ def data(size: int, rounds: int, scratch: Path, out: Path) -> None:
     Example:
       python -m bench data
     """
-    with console.hushed():
-        from bench.data import compare
+    from bench.data import compare  # no TensorFlow in this process: its memory would be counted as its children's
+
     compare(size, rounds, scratch, out)
 
 

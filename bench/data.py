@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from bench.results import commit, machine
+from bench.machine import commit, machine
 from common import console
 from common.errors import StageError
 from common.files import sha256_file, whole_file, write_json
@@ -183,9 +183,9 @@ def measure(command: list[str]) -> tuple[Use, str]:
 def table(size: int, what: str, uses: dict[str, Use], lanes: dict[str, float]) -> Table:
     """The medians, for the terminal and README."""
     base = uses["cat, sha256sum"].seconds
-    title = f"{size / MB:,.0f} MB of text ({what}), whole processes, medians"
+    title = f"{size / MB:,.0f} MB of text ({what}); whole processes, medians; the rate also as a share of cat's"
     shown = Table(title=title, title_justify="left", box=None)
-    for column in ("", "seconds", "MB/s", "of cat and sha256sum", "peak memory, MB"):
+    for column in ("", "seconds", "MB/s", "of cat", "peak MB"):
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, use in uses.items():
         if name != "lanes":

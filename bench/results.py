@@ -3,20 +3,14 @@
 import datetime
 import json
 import math
-import os
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
+from bench.machine import commit, machine
 from common.errors import StageError
 from common.files import write_json
 from pipeline.manifest import read_manifest
 from trainers import checkpoint
-
-ROOT = Path(__file__).parent.parent
-CODE = ("common", "pipeline", "trainers", "export", "bench", "configs", "requirements.lock")
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def record(folder: Path, out: Path) -> dict[str, Any]:
@@ -72,30 +66,6 @@ def row(result: dict[str, Any]) -> str:
         f"{result['machine']}, {result['date']}, {result['commit'][:7]}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def machine() -> str:
-    """The processor, its cores, and the instructions that matter here."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-    names = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = [flag for flag in CPU_FLAGS if flag in names.get("flags", "").split()]
-    return f"{len(os.sched_getaffinity(0))} cores of {names.get('model name', platform.machine())} ({', '.join(flags)})"
-
-
-def commit() -> str:
-    """The commit that the code stands at. Raises StageError where code and configs are not as they are committed."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise StageError(f"a figure belongs to a commit, and git does not know one: {done.stderr.strip()}")
-        return done.stdout.strip()
-
-    changed = git("status", "--porcelain", "--", *CODE)
-    if changed:
-        raise StageError(f"a figure belongs to a commit, and there are changes that are not committed: {changed}")
-    return git("rev-parse", "HEAD")
 
 
 def _sources(names: list[str]) -> str:

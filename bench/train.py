@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.table import Table
 
+from bench.machine import commit, machine
 from bench.peers import PEERS
-from bench.results import commit, machine
 from common import console
 from common.errors import StageError
 from common.files import write_json
