@@ -41,6 +41,7 @@ def compare(size: int, rounds: int, scratch: Path, out: Path) -> None:
     size: bytes of the corpus. scratch: a folder for it and for what is made of it, some ten times its size; what lies
     there from an earlier run is used again.
     """
+    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
     scratch.mkdir(parents=True, exist_ok=True)
     text, what = corpus(scratch, size)
     half = scratch / "half.txt"
@@ -84,9 +85,7 @@ def compare(size: int, rounds: int, scratch: Path, out: Path) -> None:
             name: importlib.metadata.version(name)
             for name in ("tensorflow", "apache-beam", "tensorflow-data-validation", "numpy")
         },
-        "machine": machine(),
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
+        **made_at,
     }
     write_json(out / "bench-data.json", result)
 

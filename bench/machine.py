@@ -1,4 +1,4 @@
-"""What stands beside every figure: the machine it was measured on, and the commit. Light: its importer may be measured."""
+"""What stands beside every figure: the machine, and the commit. Light: whoever imports it may be measured."""
 
 import os
 import platform
