@@ -28,9 +28,14 @@ CHATTER = re.compile(
 )
 
 
+def visible(text: str, keep: str = "") -> str:
+    """A text without what could drive a terminal: control characters, but for those of `keep`, become U+FFFD."""
+    return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in keep else c for c in text)
+
+
 def note(message: str) -> None:
     """Says one thing that the user may want to know, on standard error."""
-    err.print(message)
+    err.print(visible(message))
 
 
 def write_text(text: bytes) -> None:
@@ -38,7 +43,7 @@ def write_text(text: bytes) -> None:
     U+FFFD for what is not UTF-8, and for the control characters that could drive the terminal."""
     if out.is_terminal:
         shown = text.decode("utf-8", errors="replace")
-        text = "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in shown).encode()
+        text = visible(shown, keep="\n\t").encode()
     sys.stdout.flush()
     sys.stdout.buffer.write(text + b"\n")
     sys.stdout.buffer.flush()
@@ -118,6 +123,6 @@ def run(cli: Callable[..., object]) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    one_line = " ".join(message.split())
+    one_line = visible(" ".join(message.split()))
     err.print(f"error: {one_line}", style="red")
     return code

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -53,11 +54,15 @@ def whole_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     Raises StageError where `path` is full by then and `replace` is not set: another process was quicker.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clear(path)
     # mkdtemp makes private folders; what a stage hands on is as open as any other folder of the user's.
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     os.umask(umask := os.umask(0))
     partial.chmod(0o777 & ~umask)
+    held = os.open(partial, os.O_RDONLY)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks: then nothing is ever cleared
+            fcntl.flock(held, fcntl.LOCK_EX)
         yield partial
         if not replace and path.exists() and any(path.iterdir()):
             raise StageError(f"{path} was made by another process meanwhile: look at it before you make it again")
@@ -70,7 +75,34 @@ def whole_folder(path: Path, replace: bool = True) -> Iterator[Path]:
         else:
             os.rename(partial, path)
     finally:
+        os.close(held)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _clear(path: Path) -> None:
+    """Takes away what a process that was killed left beside `path`, and puts back what it was about to replace."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.old-*"):
+        if not path.exists() and (old / path.name).exists():
+            os.rename(old / path.name, path)
+            shutil.rmtree(old)
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        if partial.is_dir() and _unheld(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unheld(folder: Path) -> bool:
+    """Whether no living process holds the lock on a folder."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -22,19 +22,21 @@ def corpora() -> None:
     """Lists the corpora known by name: those of the essay, and where they come from."""
     from pipeline.fetch import listing
 
+    if not console.out.is_terminal:
+        console.out.width = 200  # no address is to be broken in two where it is piped on
     console.out.print(listing())
 
 
 @cli.command()
 @click.argument("name")
-@click.option("--from", "source", metavar="FILE|FOLDER|URL", help="Your own copy; it must pass the same checks.")
+@click.option("--from", "source", metavar="FILE|FOLDER|URL", help="Your own copy; its text is checked alike.")
 @click.option("--to", type=click.Path(path_type=Path), help="The folder to make. Default data/raw/NAME.")
 @click.option("--force", is_flag=True, help="Fetch it again.")
 def fetch(name: str, source: str | None, to: Path | None, force: bool) -> None:
     """Brings a named corpus here: input.txt and provenance.json in data/raw/NAME.
 
-    A download that breaks off goes on where it stopped, in this call or the next. Size and SHA-256 are checked where
-    they are known; nothing is there until it is whole.
+    A download that breaks off goes on where it stopped, in this call or the next. Size and SHA-256, of the download or
+    of the text, are checked where they are known; nothing is there until it is whole.
 
     \b
     Examples:
@@ -91,9 +93,10 @@ def ingest(
 ) -> None:
     """Turns text into a data set: token shards and a manifest.
 
-    The text is files, folders (every file below them), patterns, named corpora (python -m pipeline corpora) or, as -,
-    standard input, joined in the order given. Files may be compressed (gzip, bz2, xz, zstd). What is not text in the
-    encoding is refused, by name and offset, unless --errors says otherwise.
+    The text is files, folders (every file below them, but for links to folders), patterns, named corpora (python -m
+    pipeline corpora) or, as -, standard input, joined in the order given. Files may be compressed (gzip, bz2, xz,
+    zstd). What is not text in the encoding is refused, by name and offset, unless --errors says otherwise. A config's
+    [data] sets these and more, such as shard_bytes (IngestSettings in pipeline/ingest.py).
 
     --split contiguous gives train the beginning, val the middle and test the end; document gives each document to one
     of them by its hash; char-rnn does it as char-rnn did, with the end of each of its streams.

@@ -1,6 +1,7 @@
 """How this project runs Beam: any runner, in this process unless one is named, and with errors that a user can read."""
 
 import contextlib
+import io
 import json
 import logging
 import re
@@ -36,10 +37,10 @@ def run(stage: str, what: str = "", total: int = 0, options: str = "") -> Iterat
     options: Beam's own, as on a command line ("--runner=FlinkRunner --parallelism=8"); without a runner, it is
     FnApiRunner: the DirectRunner first tries to download another one. It keeps elements in memory, so pipelines pass
     places in files from step to step, never text.
-    Raises UsageError for a runner that Beam does not have, StageError, in one line, for whatever failed inside.
+    Raises UsageError for options that Beam does not take and for a runner that it does not have; StageError, in one
+    line, for whatever failed inside.
     """
-    parsed = PipelineOptions(shlex.split(options))
-    runner = _runner(parsed)
+    parsed, runner = _parsed(options)
     # Beam also logs, with its traceback, each exception that it raises.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
@@ -49,7 +50,7 @@ def run(stage: str, what: str = "", total: int = 0, options: str = "") -> Iterat
             client.close()  # Dask's: Beam leaves it open
     except StageError as error:
         raise StageError(_reason(error)) from None
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnicodeError) as error:
         reason = _reason(error)
         known = reason.startswith(f"{StageError.__module__}.{StageError.__name__}: ")
         raise StageError(reason.partition(": ")[2] if known else f"{stage} failed: {reason}") from error
@@ -78,7 +79,7 @@ def each(
 
 def _reason(error: Exception) -> str:
     """What happened: a worker's exception may come as its whole traceback, and Beam adds at which step it was."""
-    last = str(error).strip().splitlines()[-1]
+    last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     return re.sub(r" \[while running '[^']*'\]$", "", last)
 
 
@@ -94,10 +95,17 @@ def _bar(what: str, total: int) -> Iterator[None]:
             _advance = None
 
 
-def _runner(options: PipelineOptions) -> PipelineRunner:
-    """The runner that the options name, else FnApiRunner."""
-    name = options.view_as(StandardOptions).runner
+def _parsed(options: str) -> tuple[PipelineOptions, PipelineRunner]:
+    """Beam's options, and the runner that they name, else FnApiRunner."""
+    complaint, name = io.StringIO(), None
     try:
-        return create_runner(name) if name else FnApiRunner()
-    except (AttributeError, ImportError, ValueError) as error:
-        raise UsageError(f"Beam has no runner {name!r}: {error}") from None
+        # Beam reads options when it is asked for them, and then argparse ends the process over one that is wrong.
+        with contextlib.redirect_stderr(complaint):
+            parsed = PipelineOptions(shlex.split(options))
+            parsed.get_all_options()
+            name = parsed.view_as(StandardOptions).runner
+            return parsed, create_runner(name) if name else FnApiRunner()
+    except (AttributeError, ImportError, SystemExit, ValueError) as error:
+        said = complaint.getvalue().strip().splitlines()
+        what = f"Beam has no runner {name!r}" if name else f"--beam does not take {options!r}"
+        raise UsageError(f"{what}: {said[-1] if said else error}") from None

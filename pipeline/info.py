@@ -29,11 +29,11 @@ def show(folder: Path) -> Manifest:
         **({"changed": changes} if changes else {}),
         **{f"from {found['name']}": str(found.get("from") or found.get("address")) for found in manifest.provenance},
         "data_sha256": manifest.data_sha256,
-        "validated": stamp["when"] if stamp else f"no (python -m pipeline validate {folder})",
+        "validated": str(stamp.get("when")) if stamp else f"no (python -m pipeline validate {folder})",
     }
     table = Table(box=None, show_header=False)
     for name, value in facts.items():
-        table.add_row(name, value)
+        table.add_row(name, console.visible(value))
     console.out.print(table, splits)
     return manifest
 

@@ -12,7 +12,9 @@ The manifest is written last.
 import contextlib
 import dataclasses
 import importlib.metadata
+import os
 import platform
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,7 +31,7 @@ from pipeline.manifest import FILE_NAME, Manifest, Shard, Source, Split, read_ma
 from pipeline.shards import ShardWriter, shard_name
 from pipeline.sources import SourceFile, opened
 from pipeline.splits import Layout, Piece, Stretch
-from pipeline.text import RAW, READ_BYTES, Rules, Text, check_encoding, read_text
+from pipeline.text import LEFT_OUT, RAW, READ_BYTES, Rules, Text, check_encoding, read_text
 from pipeline.vocab import Vocab, byte_vocab, char_vocab, characters, count_characters, describe
 
 SCRATCH = ".text"  # holds the texts that had to be written anew, until their tokens are
@@ -91,7 +93,9 @@ class IngestSettings:
                 raise ValueError("train, val and test are shares, 0 to 1, or whole bytes of a contiguous split")
         elif (total := sum(map(splits.as_decimal, values.values()))) != 1:
             written = " + ".join(str(value) for value in values.values())
-            raise ValueError(f"train, val and test must sum to 1 (or be numbers of bytes), got {written} = {total}")
+            raise ValueError(
+                f"train, val and test must sum to 1 (or be numbers of bytes), got {written} = {float(total)}"
+            )
 
     def parts(self) -> dict[str, int | float]:
         """What each split wants."""
@@ -99,12 +103,13 @@ class IngestSettings:
 
     def rules(self) -> Rules:
         """How files are read."""
-        return Rules(self.encoding, self.errors, self.newlines, self.bom, self.unpacked_bytes)
+        return Rules(check_encoding(self.encoding), self.errors, self.newlines, self.bom, self.unpacked_bytes)
 
     def shaping(self) -> dict[str, Any]:
         """The settings that shape the data, for the manifest; the sources stand there by their content."""
         names = settings.field_names(IngestSettings)
-        return {name: getattr(self, name) for name in names if name not in ("source", "include", "exclude")}
+        values = {name: getattr(self, name) for name in names if name not in ("source", "include", "exclude")}
+        return values | {"encoding": check_encoding(self.encoding)}
 
 
 def ingest(settings: IngestSettings, out: Path, force: bool = False, options: str = "") -> Manifest:
@@ -127,6 +132,7 @@ def ingest(settings: IngestSettings, out: Path, force: bool = False, options: st
         with whole_folder(out, replace=force) as partial:
             made = DataSet(settings, partial, options).make(sources.files)
             manifest = dataclasses.replace(made, provenance=tuple(sources.provenance))
+            _check_provenance(manifest)
             write_manifest(partial, manifest)
     report(out, manifest)
     return manifest
@@ -142,6 +148,16 @@ def report(out: Path, manifest: Manifest) -> None:
             console.note(f"{name}: {outside:,} characters that are not in the vocabulary were {done}")
     tokens = ", ".join(f"{name} {split.tokens:,}" for name, split in manifest.splits.items())
     console.out.print(f"{out}: tokens: {tokens}; data {manifest.data_sha256[:12]}")
+
+
+def _check_provenance(manifest: Manifest) -> None:
+    hashes = {source.sha256 for source in manifest.sources}
+    for found in manifest.provenance:
+        if found["text_sha256"] not in hashes:
+            raise StageError(
+                f"the text of {found['name']} is not the one that was fetched: fetch it again with --force, or ingest "
+                "it without its provenance.json"
+            )
 
 
 def check_same(out: Path, manifest: Manifest, sources: tuple[Source, ...], settings: IngestSettings) -> None:
@@ -186,6 +202,7 @@ class DataSet:
     def __init__(self, settings: IngestSettings, folder: Path, options: str):
         self.settings, self.folder, self.options = settings, folder, options
         self.end = ENDS[settings.documents]
+        self.bounds = splits.hash_bounds(settings.parts()) if settings.split == "document" else {}
         self.total = 0
 
     def make(self, files: list[SourceFile]) -> Manifest:
@@ -198,9 +215,11 @@ class DataSet:
         plan = self.plan(layout)
         vocab = self.vocabulary(plan)
         made = self.write(plan, vocab)
-        for file in scratch.iterdir():
-            file.unlink()
-        scratch.rmdir()
+        _check_unchanged(files, texts)
+        shutil.rmtree(scratch)
+        left_out = [file.name for file, text in zip(files, texts, strict=True) if LEFT_OUT in text.changes]
+        if left_out:
+            console.note(f"not text: {', '.join(left_out[:5])}{', ...' if len(left_out) > 5 else ''}")
         changes = sum((Counter(text.changes) for text in texts), Counter[str]())
         return Manifest(
             sources=tuple(Source(f.name, t.source_bytes, t.sha256) for f, t in zip(files, texts, strict=True)),
@@ -216,13 +235,19 @@ class DataSet:
         rules = self.settings.rules()
 
         def work(group: list[tuple[int, SourceFile]]) -> list[tuple[int, dict[str, Any]]]:
-            return [
-                (index, dataclasses.asdict(read_text(file.path, file.name, rules, scratch / str(index), beam.advance)))
-                for index, file in group
-            ]
+            texts = []
+            for index, file in group:
+                text = read_text(file.path, file.name, rules, scratch / str(index), beam.advance)
+                # A path may hold bytes that no JSON can.
+                texts.append((index, dataclasses.asdict(text) | {"path": os.fsencode(text.path).hex()}))
+            return texts
 
         read = self._each("reading the text", work, _groups(files), sum(file.bytes for file in files))
-        texts = {index: Text(**text) for group in read for index, text in group}
+        texts = {
+            index: Text(**text | {"path": os.fsdecode(bytes.fromhex(text["path"]))})
+            for group in read
+            for index, text in group
+        }
         return [texts[index] for index in range(len(files))]
 
     def plan(self, layout: Layout) -> list[Stretch]:
@@ -238,18 +263,20 @@ class DataSet:
             spans = splits.of_each_stream(layout, values, settings.streams)
         else:
             spans = splits.contiguous(layout, values)
-        self._check_lengths({name: sum(map(len, parts)) for name, parts in spans.items()}, "positions")
+        self._check_lengths({name: sum(map(len, parts)) for name, parts in spans.items()}, "bytes")
         return [stretch for name, parts in spans.items() for stretch in self._shards(layout, name, parts)]
 
     def _shards(self, layout: Layout, split: str, spans: list[range]) -> list[Stretch]:
         """The spans of a split, cut where they are long and joined where they are short."""
         shards: list[list[range]] = []
+        room = 0
         for span in spans:
             for part in layout.stretches(span, self.settings.shard_bytes, "none"):
-                if shards and sum(map(len, shards[-1])) + len(part) <= self.settings.shard_bytes:
-                    shards[-1].append(part)
-                else:
-                    shards.append([part])
+                if len(part) > room or not shards:
+                    shards.append([])
+                    room = self.settings.shard_bytes
+                shards[-1].append(part)
+                room -= len(part)
         return [
             Stretch(split, index, tuple(piece for part in parts for piece in layout.pieces(part)))
             for index, parts in enumerate(shards)
@@ -260,7 +287,7 @@ class DataSet:
         settings = self.settings
         if settings.unit == "byte":
             return byte_vocab(self.end)
-        bounds = splits.hash_bounds(settings.parts())
+        bounds = self.bounds
 
         def work(stretch: Stretch) -> dict[str, int]:
             texts = (text for split, text in _texts(stretch, bounds) if split == "train" and text)
@@ -271,6 +298,9 @@ class DataSet:
         wanted = [stretch for stretch in plan if stretch.split in ("train", "")]
         parts = self._each("counting characters", work, wanted, _length(wanted))
         counts = sum((Counter(part) for part in parts), Counter[str]())
+        if counts and max(counts.values()) < settings.min_count:
+            most = f"the most frequent one occurs {max(counts.values()):,} times"
+            raise StageError(f"no character of train occurs {settings.min_count:,} times: {most}; lower min_count")
         replace = settings.unknown == "replace"
         try:
             return char_vocab(counts, settings.max_vocab, settings.min_count, self.end, replace)
@@ -282,7 +312,7 @@ class DataSet:
     def write(self, plan: list[Stretch], vocab: Vocab) -> dict[str, Split]:
         """The shards, and the splits that they make. Raises StageError as `unknown` says, and for too short a split."""
         folder, unknown = self.folder, self.settings.unknown
-        bounds, total = splits.hash_bounds(self.settings.parts()), Counter(stretch.split for stretch in plan)
+        bounds, total = self.bounds, Counter(stretch.split for stretch in plan)
 
         def work(stretch: Stretch) -> list[dict[str, Any]]:
             with contextlib.ExitStack() as stack:
@@ -292,12 +322,12 @@ class DataSet:
                     encoders[name] = Encoder(vocab, unknown, stack.enter_context(ShardWriter(path)))
                 for name, text in _texts(stretch, bounds):
                     encoders[name].write(text)
-            return [{"split": name} | encoder.report() for name, encoder in encoders.items()]
+            return [{"split": name, "index": stretch.index} | encoder.report() for name, encoder in encoders.items()]
 
         written = [shard for made in self._each("writing tokens", work, plan, _length(plan)) for shard in made]
         if unknown == "error":
             _refuse_unknown(written, vocab.unit)
-        written.sort(key=lambda shard: shard["file"])
+        written.sort(key=lambda shard: shard["index"])
         made = {name: self._split([shard for shard in written if shard["split"] == name]) for name in splits.SPLITS}
         made = {name: split for name, split in made.items() if self.settings.parts()[name]}
         self._check_lengths({name: split.tokens for name, split in made.items()}, "tokens")
@@ -324,8 +354,12 @@ class DataSet:
         if lengths[name] < 2:
             raise StageError(
                 f"the text is too short: of {self.total} bytes the {name} split would get {lengths[name]} {what}, and "
-                f"needs 2 (an input and its target): take a longer text, or other shares"
+                f"needs 2 (an input and its target): take a longer text{self._documents()}, or other shares"
             )
+
+    def _documents(self) -> str:
+        whole = {"line": " or more lines", "file": " or more files (each is one document)", "none": ""}
+        return whole[self.settings.documents]
 
 
 class Encoder:
@@ -375,6 +409,18 @@ def _groups(files: Iterable[SourceFile]) -> list[list[tuple[int, SourceFile]]]:
         groups[-1].append((index, file))
         room -= file.bytes
     return groups
+
+
+def _check_unchanged(files: list[SourceFile], texts: list[Text]) -> None:
+    """Raises StageError where a file was written to since it was read first: the tokens may be of other text than its
+    hash."""
+    for file, text in zip(files, texts, strict=True):
+        try:
+            now = file.path.stat()
+        except OSError:
+            now = None
+        if now is None or (now.st_size, now.st_mtime_ns) != (text.source_bytes, text.modified):
+            raise StageError(f"{file.name} changed while it was read: run it again when it is at rest")
 
 
 def _length(plan: list[Stretch]) -> int:

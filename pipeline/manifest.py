@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 
 from common import console
 from common.errors import StageError
@@ -127,8 +128,9 @@ def read_manifest(folder: Path) -> Manifest:
             rule = f"this program reads {FORMAT_VERSION}: run ingest again with --force"
             raise StageError(f"{path} has format_version {version}, {rule}")
         manifest = _from_json(value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StageError(f"{path} is broken ({type(error).__name__}: {error}): run ingest again with --force") from None
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        what = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else str(error)
+        raise StageError(f"{path} is broken ({type(error).__name__}: {what}): run ingest again with --force") from None
     if manifest.data_sha256 != value.get("data_sha256"):
         raise StageError(f"{path} is broken (its data_sha256 does not fit its shards): run ingest again with --force")
     _check_shards(folder, manifest)
@@ -146,20 +148,19 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
             bar.advance(task, shard.tokens)
 
 
+_MANIFEST = pydantic.TypeAdapter(Manifest)
+
+
 def _from_json(value: dict[str, Any]) -> Manifest:
-    return Manifest(
-        sources=tuple(Source(**source) for source in value["sources"]),
-        settings=value["settings"],
-        vocab=Vocab.from_json(value["vocab"]),
-        splits={
-            name: Split(split["tokens"], tuple(Shard(**shard) for shard in split["shards"]), split["counts"])
-            for name, split in value["splits"].items()
-        },
-        tools=value["tools"],
-        cleaned=value["cleaned"],
-        provenance=tuple(value["provenance"]),
-        validation=value["validation"],
-    )
+    fields = {field.name: value[field.name] for field in dataclasses.fields(Manifest)}
+    manifest = _MANIFEST.validate_python(fields | {"vocab": Vocab.from_json(value["vocab"])})
+    for name, split in manifest.splits.items():
+        if split.tokens != sum(shard.tokens for shard in split.shards):
+            raise ValueError(f"the tokens of {name} are not those of its shards")
+        for shard in split.shards:
+            if Path(shard.file).name != shard.file:
+                raise ValueError(f"a shard lies outside the folder: {shard.file}")
+    return manifest
 
 
 def _check_shards(folder: Path, manifest: Manifest) -> None:

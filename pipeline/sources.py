@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import glob
-import json
+import itertools
 import os
 import shutil
 import sys
@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pydantic
 
 from common.errors import StageError, UsageError
 from pipeline.corpora import CORPORA
@@ -57,20 +59,22 @@ def opened(sources: Iterable[str], include: list[str], exclude: list[str], scrat
             else:
                 found = _files(source, include, exclude)
                 provenance += _provenance(source)
+            if not found:
+                raise StageError(f"{source} has no file that fits: look at the pattern, --include and --exclude")
             if not sum(file.bytes for file in found):
                 raise StageError(f"{source} is empty: there is nothing to learn from; name something that holds text")
             files += found
         yield Sources(files, provenance)
 
 
-def defaults(sources: Iterable[str]) -> dict[str, Any]:
+def defaults(sources: object) -> dict[str, Any]:
     """The [data] settings that a named corpus is meant to be read with, where it is the only source."""
-    names = list(sources)
-    if len(names) != 1:
-        return {}
+    names = list(sources) if isinstance(sources, list) else []
+    if len(names) != 1 or not isinstance(names[0], str):
+        return {}  # what is wrong with it, the settings will say
     if not Path(names[0]).exists() and names[0] in CORPORA:
         return dict(CORPORA[names[0]].settings)
-    return {name: value for found in _provenance(names[0]) for name, value in found.get("settings", {}).items()}
+    return {name: value for found in _provenance(names[0]) for name, value in found["settings"].items()}
 
 
 def _files(source: str, include: list[str], exclude: list[str]) -> list[SourceFile]:
@@ -85,10 +89,17 @@ def _files(source: str, include: list[str], exclude: list[str]) -> list[SourceFi
     if source == "stdlib":
         return list(_standard_library())
     if glob.has_magic(source):
-        matched = sorted(Path(name) for name in glob.glob(source, recursive=True))
-        return [_source_file(file, file.name) for file in matched if file.is_file()]
+        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(source).parts))
+        # A folder may be come to by many ways; each file counts once.
+        matched = {Path(name).resolve(): Path(name) for name in sorted(glob.glob(source, recursive=True), reverse=True)}
+        files = sorted(file for file in matched.values() if file.is_file())
+        return [_source_file(file, file.relative_to(fixed).as_posix()) for file in files]
     if source in CORPORA:
         raise UsageError(f"the corpus '{source}' is not here yet: python -m pipeline fetch {source}")
+    if path.is_symlink():
+        raise UsageError(f"'{source}' is a link that leads nowhere")
+    if path.exists():
+        raise UsageError(f"'{source}' is neither a file nor a folder: a pipe is read as - (standard input)")
     raise UsageError(f"'{source}' is neither a file, nor a folder, nor a named corpus ({', '.join(CORPORA)})")
 
 
@@ -99,16 +110,38 @@ def _place(source: str) -> Path:
 
 
 def _provenance(source: str) -> list[dict[str, Any]]:
+    """What fetch left beside a text. Raises StageError where it is damaged."""
     file = _place(source) / PROVENANCE
-    return [json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+    if not file.is_file():
+        return []
+    try:
+        return [_Provenance.model_validate_json(file.read_bytes()).model_dump()]
+    except pydantic.ValidationError as error:
+        what = error.errors()[0]["msg"].lower()
+        raise StageError(f"{file} does not say where a text came from ({what}): fetch it again, or remove it") from None
+
+
+class _Provenance(pydantic.BaseModel, extra="allow"):
+    """What is used of it here."""
+
+    name: str
+    text_sha256: str
+    settings: dict[str, Any] = {}
 
 
 def _below(folder: Path) -> Iterator[tuple[str, Path]]:
-    found = ((file.relative_to(folder), file) for file in folder.rglob("*") if file.is_file())
-    visible = (
-        (name.as_posix(), file) for name, file in sorted(found) if not any(part[0] == "." for part in name.parts)
-    )
-    return ((name, file) for name, file in visible if name != PROVENANCE)
+    """The files of a folder and of those in it; links to folders are not followed. Raises OSError for what cannot be
+    listed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = []
+    for root, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(root) / name for name in names if not name.startswith("."))
+        found += [(path.relative_to(folder), path) for path in paths if path.is_file()]
+    return ((name.as_posix(), path) for name, path in sorted(found) if name.as_posix() != PROVENANCE)
 
 
 def _wanted(name: str, include: list[str], exclude: list[str]) -> bool:

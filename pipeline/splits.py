@@ -143,11 +143,11 @@ def of_each_stream(layout: Layout, values: dict[str, int | float], streams: int)
 
 
 def files_by_hash(layout: Layout, values: dict[str, int | float]) -> dict[str, list[range]]:
-    """Each file to a split by the hash of its bytes: the same file goes to the same split in every corpus."""
+    """Each file to a split by the hash of its text: equal ones, however packed, to the same split in every corpus."""
     bounds = hash_bounds(values)
     splits: dict[str, list[range]] = {name: [] for name in bounds}
     for index, text in enumerate(layout.texts):
-        name = split_of(bytes.fromhex(text.sha256), bounds)
+        name = split_of(bytes.fromhex(text.text_sha256), bounds)
         splits[name].append(range(layout.starts[index], layout.starts[index + 1]))
     return splits
 

@@ -5,6 +5,7 @@ A file that is fine as it stands is only read; one that must be changed is writt
 
 import codecs
 import dataclasses
+import hashlib
 import io
 import os
 import threading
@@ -15,10 +16,11 @@ from typing import IO
 
 from common.errors import StageError
 from common.files import sha256_file
-from pipeline.archives import compression, open_text
+from pipeline.archives import compression, is_archive, open_text
 
 READ_BYTES = 256 << 10  # small enough that many pieces of a Western text are ASCII throughout, which is quick to see
 RAW = "raw"
+LEFT_OUT = "files that are not text, left out"
 # Longer marks first: that of UTF-32 begins with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -53,14 +55,17 @@ class Rules:
 class Text:
     """A file's text: `bytes` bytes of the file `path`, which is the source itself or a scratch file.
 
-    sha256, source_bytes: of the source as it lies there. changes: what is not as in the source, counted by kind.
-    newline_at_end: whether the text ends with one. Both bytes and path are empty for a file that was left out.
+    source_bytes, sha256: of the source as it lies there; modified: when that was last written, in ns.
+    text_sha256: of the text, whatever it was packed or encoded in. newline_at_end: whether it ends with one.
+    changes: what is not as in the source, counted by kind. A file that was left out has no bytes and no path.
     """
 
     path: str
     bytes: int
     source_bytes: int
+    modified: int
     sha256: str
+    text_sha256: str
     newline_at_end: bool
     changes: dict[str, int]
 
@@ -76,14 +81,18 @@ def read_text(path: Path, name: str, rules: Rules, scratch: Path, seen: Callable
     unpacked), and what was found there.
     """
     changes: Counter[str] = Counter()
-    size, digest = path.stat().st_size, sha256_file(path)
-    packed = compression(path) if rules.encoding != RAW else None
     plain = dataclasses.replace(rules, errors="strict", newlines="keep", bom="keep")
-    as_it_stands = not packed and rules == plain and rules.encoding in ("utf-8", RAW)
-    last, length = b"", 0
+    last, length, text_digest = b"", 0, hashlib.sha256()
     try:
+        # The time is taken first, so that whatever is written later shows.
+        source = path.stat()
+        digest = sha256_file(path)
+        packed = compression(path) if rules.encoding != RAW else None
+        as_it_stands = not packed and rules == plain and rules.encoding in ("utf-8", RAW)
+        if rules.encoding != RAW and is_archive(path):
+            raise BinaryFileError("it is an archive: unpack it, and give the folder")
         with open_text(path) if packed else path.open("rb") as file:
-            pieces = _limited(file, name, rules.unpacked_bytes, seen)
+            pieces = _limited(file, name, rules.unpacked_bytes if packed else None, seen)
             if rules.encoding == RAW:
                 texts = pieces
             elif as_it_stands:
@@ -93,34 +102,47 @@ def read_text(path: Path, name: str, rules: Rules, scratch: Path, seen: Callable
             with open(os.devnull if as_it_stands else scratch, "wb") as out:
                 for text in texts:
                     out.write(text)
+                    if not as_it_stands:
+                        text_digest.update(text)
                     last, length = text[-1:] or last, length + len(text)
     except BinaryFileError as error:
         if rules.errors != "skip":
             raise StageError(f"{name} is not text in {rules.encoding}: {error}") from None
         scratch.unlink(missing_ok=True)
-        return Text("", 0, size, digest, False, {"files that are not text, left out": 1})
+        return Text("", 0, source.st_size, source.st_mtime_ns, digest, digest, False, {LEFT_OUT: 1})
     except OSError as error:
         raise StageError(f"{path} cannot be read: {error.strerror or error}") from None
-    return Text(str(path if as_it_stands else scratch), length, size, digest, last == b"\n", dict(+changes))
+    return Text(
+        path=str(path if as_it_stands else scratch),
+        bytes=length,
+        source_bytes=source.st_size,
+        modified=source.st_mtime_ns,
+        sha256=digest,
+        text_sha256=digest if as_it_stands else text_digest.hexdigest(),
+        newline_at_end=last == b"\n",
+        changes=dict(+changes),
+    )
 
 
-def check_encoding(name: str) -> None:
-    """Raises ValueError unless Python knows the text encoding and can decode it piece by piece."""
+def check_encoding(name: str) -> str:
+    """Python's own name of an encoding: UTF8 is utf-8. Raises ValueError unless it is one of text, which can be decoded
+    piece by piece."""
     if name == RAW:
-        return
+        return name
     try:
         codec = codecs.lookup(name)
     except LookupError:
         codec = None
     if codec is None or not codec._is_text_encoding or codec.incrementaldecoder is None:
         raise ValueError(f"no text encoding is called {name!r}: utf-8, utf-16, latin-1, cp1252, ... or raw")
+    return codec.name
 
 
-def _limited(file: IO[bytes], name: str, ceiling: int, seen: Callable[[int], None]) -> Iterator[bytes]:
+def _limited(file: IO[bytes], name: str, ceiling: int | None, seen: Callable[[int], None]) -> Iterator[bytes]:
     total = 0
     while piece := file.read(READ_BYTES):
         total += len(piece)
-        if total > ceiling:
+        if ceiling is not None and total > ceiling:
             raise StageError(
                 f"{name} unpacks to more than {ceiling:,} bytes: raise unpacked_bytes in [data] if that is meant"
             )
@@ -176,7 +198,7 @@ def _decoded(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[
                 f"{name}: byte 0x{byte:02x} at offset {found} is not {rules.encoding} ({error.reason}): {WAY_OUT}"
             ) from None
         except UnicodeError as error:  # of a whole stream: utf-16 without a mark
-            raise StageError(f"{name} is not {rules.encoding} ({error}): {WAY_OUT}") from None
+            raise StageError(f"{name} is not {rules.encoding} ({error}): --encoding utf-16-le or utf-16-be") from None
         if "\0" in text:
             where = f"character {characters + text.index(chr(0)):,} is U+0000"
             raise BinaryFileError(_nul(piece, offset) if utf8 else f"{where}: {LEAVE_OUT}")

@@ -68,8 +68,8 @@ class ValidateSettings:
     chunk_chars: int = pydantic.Field(4096, ge=1)
     min_known: float = pydantic.Field(0.99, ge=0, le=1)
     max_divergence: float = pydantic.Field(0.25, ge=0, le=1)
-    max_drift: float = pydantic.Field(0.1, ge=0, le=1)
-    max_skew: float = pydantic.Field(0.25, ge=0, le=1)
+    max_drift: float = pydantic.Field(0.05, ge=0, le=1)
+    max_skew: float = pydantic.Field(0.1, ge=0, le=1)
     waive: list[str] = pydantic.Field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ def validate(
     earlier = read_earlier(against, folder, manifest) if against else None
     rules = Rules(settings, read_schema(schema) if schema else None, earlier)
     report, asked = folder / FOLDER / REPORT, rules.sha256_with(manifest)
-    if manifest.validation and manifest.validation["asked_sha256"] == asked and report.exists() and not force:
+    if manifest.validation and manifest.validation.get("asked_sha256") == asked and report.exists() and not force:
         console.out.print(f"{folder} is already valid under these settings; report: {report}")
         return manifest
     check_hashes(folder, manifest)
@@ -148,6 +148,8 @@ def validate(
     for finding in findings:
         console.note(f"{'waived: ' if finding.waived else ''}{finding.split}: {finding.feature}: {finding.what}")
     wrong = [finding.name for finding in findings if not finding.waived]
+    if read_manifest(folder).data_sha256 != manifest.data_sha256:
+        raise StageError(f"{folder} was made anew while it was checked: run it again")
     manifest = dataclasses.replace(manifest, validation=None if wrong else stamp)
     write_manifest(folder, manifest)
     if wrong:

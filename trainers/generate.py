@@ -81,7 +81,8 @@ class Sampler:
         with tf.control_dependencies([check for check in checks if check is not None]):
             length_B = tf.cast(codes.row_lengths(), tf.int32)
             shape = [-1, tf.maximum(tf.reduce_max(length_B), 1)]
-            return codes.with_flat_values(ids).to_tensor(self.vocab.start_id, shape=shape), length_B
+            ids_BxP = codes.with_flat_values(ids).to_tensor(self.vocab.start_id, shape=shape)
+            return tf.ensure_shape(ids_BxP, [text_B.shape[0], None]), length_B
 
     def decode(self, ids_BxN: tf.Tensor, length_B: tf.Tensor) -> tf.Tensor:
         """The symbols of the first `length` ids of each row, as strings of bytes."""

@@ -1,5 +1,8 @@
 """Whole or not at all: for files, for folders, and for folders that take another's place."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +79,24 @@ def test_hashes_are_of_content(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     assert sha256_file(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert sha256_json({"b": 1, "a": 2}) == sha256_json({"a": 2, "b": 1}) != sha256_json({"a": 2, "b": 2})
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    """Its unfinished work goes; the work of a living one stays; what it was about to replace comes back."""
+    program = (
+        "import os, sys; from pathlib import Path; from common.files import whole_folder\n"
+        "with whole_folder(Path(sys.argv[1])) as partial:\n    (partial / 'half').touch()\n    os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "made")], check=False)
+    (stale,) = tmp_path.iterdir()
+    assert (stale / "half").exists()
+    (tmp_path / ".made.old-1/made").mkdir(parents=True)
+    (tmp_path / ".made.old-1/made/whole").touch()
+    with whole_folder(tmp_path / "made", replace=False) as mine:
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([mine.name, "made"])
+        assert [path.name for path in (tmp_path / "made").iterdir()] == ["whole"]
+        with whole_folder(tmp_path / "made") as another:
+            assert mine.exists()
+            (another / "b").touch()
+        shutil.rmtree(tmp_path / "made")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -4,7 +4,9 @@ import bz2
 import gzip
 import hashlib
 import importlib.metadata
+import json
 import lzma
+import os
 import platform
 import tempfile
 from collections import Counter
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 
 from common import settings
 from common.errors import StageError, UsageError
-from pipeline.ingest import IngestSettings, ingest
+from pipeline.ingest import DataSet, IngestSettings, ingest
 from pipeline.manifest import Manifest, Shard, Source, Split, read_manifest
 from pipeline.shards import read_tokens
 from pipeline.vocab import Vocab, byte_vocab
@@ -241,6 +243,51 @@ def test_files_go_to_splits_by_their_hash(tmp_path: Path) -> None:
     assert len(manifest.splits["train"].shards) < len(parts["train"])  # short files share a shard
 
 
+def test_the_same_text_packed_otherwise_is_on_the_same_side(tmp_path: Path) -> None:
+    texts = [f"file {number}\n".encode() * 3 for number in range(20)]
+    packed = [gzip.compress(text) for text in texts] + [bz2.compress(text) for text in texts]
+    manifest = make(tmp_path, *texts, *packed, documents="file", split="document", **HALVES)
+    for text in written(tmp_path / "data", manifest).values():
+        assert set(Counter(text.split("¶")[:-1]).values()) == {3}
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = DataSet.plan
+
+    def plan(self: DataSet, layout: object) -> object:
+        (tmp_path / "0.txt").write_bytes(b"z" * 100)
+        return real(self, layout)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DataSet, "plan", plan)
+    with pytest.raises(StageError, match=r"0\.txt changed while it was read: run it again when it is at rest"):
+        make(tmp_path, TEXT)
+    assert not (tmp_path / "data").exists()
+
+
+def test_names_of_files_that_are_no_text(tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in (b"bad\xff\xfe.txt", b"two\nlines.txt"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(b"text\r\n" * 20)
+    for newlines in ("keep", "lf"):
+        values = IngestSettings(source=[str(folder)], newlines=newlines)
+        manifest = ingest(values, tmp_path / newlines)
+        assert [source.name for source in manifest.sources] == ["odd/bad\ufffd\ufffd.txt", "odd/two\nlines.txt"]
+
+
+def test_a_text_that_is_not_the_one_that_was_fetched(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/input.txt").write_bytes(TEXT)
+    where = {"name": "x", "text_sha256": sha256(TEXT), "settings": {}}
+    (tmp_path / "raw/provenance.json").write_text(json.dumps(where))
+    values = IngestSettings(source=[str(tmp_path / "raw")])
+    assert ingest(values, tmp_path / "data").provenance == (where,)
+    (tmp_path / "raw/input.txt").write_bytes(TEXT + b"!")
+    with pytest.raises(StageError, match="the text of x is not the one that was fetched: fetch it again with --force"):
+        ingest(values, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_as_char_rnn_split(tmp_path: Path) -> None:
     manifest = make(tmp_path, b"abcdefghijklmnop", split="char-rnn", streams=4, **HALVES)
     assert written(tmp_path / "data", manifest) == {"train": "abefijmn", "val": "cgko", "test": "dhlp"}
@@ -270,7 +317,7 @@ def test_too_short_a_text(tmp_path: Path) -> None:
     with pytest.raises(StageError) as error:
         make(tmp_path, b"0123456789")
     assert str(error.value) == (
-        "the text is too short: of 10 bytes the val split would get 0 positions, and needs 2 (an input and its "
+        "the text is too short: of 10 bytes the val split would get 0 bytes, and needs 2 (an input and its "
         "target): take a longer text, or other shares"
     )
     make(tmp_path, b"x" * 60)
@@ -389,8 +436,16 @@ def test_a_cluster_makes_the_same_data(tmp_path: Path) -> None:
     assert all((tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes() for name in names)
 
 
-def test_a_runner_that_is_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--runner=NoSuch", "Beam has no runner 'NoSuch': Unexpected pipeline runner"),
+        ("--direct_num_workers=x", "--beam does not take '--direct_num_workers=x'"),
+        ("'", '--beam does not take "\'": No closing quotation'),
+    ],
+)
+def test_options_that_beam_does_not_take(tmp_path: Path, options: str, message: str) -> None:
     (tmp_path / "a.txt").write_bytes(TEXT)
-    with pytest.raises(UsageError, match="Beam has no runner 'NoSuch': Unexpected pipeline runner"):
-        ingest(IngestSettings(source=[str(tmp_path / "a.txt")]), tmp_path / "data", options="--runner=NoSuch")
+    with pytest.raises(UsageError, match=message):
+        ingest(IngestSettings(source=[str(tmp_path / "a.txt")]), tmp_path / "data", options=options)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

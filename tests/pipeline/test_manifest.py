@@ -77,6 +77,33 @@ def test_broken_json(text: str, what: str, folder: Path) -> None:
         read_manifest(folder)
 
 
+@pytest.mark.parametrize(
+    ("at", "value", "what"),
+    [
+        ("splits", [], "dict"),
+        ("splits.train.tokens", 5, "the tokens of train are not those of its shards"),
+        ("splits.train.shards.0.tokens", None, "valid integer"),
+        ("splits.train.shards.0.file", "../other/x.tokens", "a shard lies outside the folder: ../other/x.tokens"),
+        ("splits.train.counts", None, "dict"),
+        ("sources", 3, "tuple"),
+        ("validation", "yes", "dict"),
+        ("provenance", [3], "dict"),
+        ("cleaned", [], "dict"),
+        ("vocab", [], "list indices"),
+    ],
+)
+def test_a_manifest_that_somebody_edited(at: str, value: object, what: str, folder: Path) -> None:
+    make_data(folder, 3, train=b"abcdefg")
+    whole = place = json.loads((folder / "manifest.json").read_text())
+    *way, last = [int(name) if name.isdigit() else name for name in at.split(".")]
+    for name in way:
+        place = place[name]
+    place[last] = value
+    (folder / "manifest.json").write_text(json.dumps(whole))
+    with pytest.raises(StageError, match=rf"manifest.json is broken \(.*{what}.*\): run ingest again with --force"):
+        read_manifest(folder)
+
+
 def test_another_format(folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     change(folder, format_version=1)

@@ -53,8 +53,8 @@ def test_a_pattern_is_every_file_that_fits(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "c.md", "sub/d.txt"):
         write(tmp_path / name, name)
     assert names(tmp_path / "*.txt") == ["a.txt", "b.txt"]
-    assert names(tmp_path / "**/*.txt") == ["a.txt", "b.txt", "d.txt"]
-    with pytest.raises(StageError, match=r"none\.\* is empty: there is nothing to learn from"):
+    assert names(tmp_path / "**/*.txt") == ["a.txt", "b.txt", "sub/d.txt"]
+    with pytest.raises(StageError, match=r"none\.\* has no file that fits: look at the pattern"):
         names(tmp_path / "none.*")
 
 
@@ -78,12 +78,49 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     assert files(path) == [SourceFile("caf\ufffd.txt", path, 1)]
 
 
-@pytest.mark.parametrize("name", ["empty.txt", "empty"])
-def test_nothing_to_learn_from(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("empty.txt", "empty.txt is empty: there is nothing to learn from"),
+        ("empty", "empty has no file that fits"),
+        ("dangling", "dangling' is a link that leads nowhere"),
+        ("pipe", "pipe' is neither a file nor a folder: a pipe is read as -"),
+    ],
+)
+def test_nothing_to_learn_from(name: str, message: str, tmp_path: Path) -> None:
     write(tmp_path / "empty.txt", "")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StageError, match=rf"{name} is empty: there is nothing to learn from"):
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises((StageError, UsageError), match=message):
         files(tmp_path / name)
+
+
+def test_links_to_folders_are_not_followed_and_no_file_comes_twice(tmp_path: Path) -> None:
+    write(tmp_path / "a/b.txt", "b")
+    (tmp_path / "a/loop").symlink_to(tmp_path / "a")
+    (tmp_path / "a/again.txt").symlink_to(tmp_path / "a/b.txt")
+    assert names(tmp_path / "a") == ["a/again.txt", "a/b.txt"]
+    assert names(tmp_path / "a/**") == ["again.txt"]
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a/b.txt", "b")
+
+    def scandir(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError):
+        files(tmp_path / "a")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "x", "text_sha256": "0", "settings": 3}'])
+def test_damaged_provenance(text: str, tmp_path: Path) -> None:
+    write(tmp_path / "raw/input.txt", "text")
+    write(tmp_path / "raw/provenance.json", text)
+    with pytest.raises(StageError, match=r"provenance\.json does not say where a text came from \(.*\): fetch"):
+        files(tmp_path / "raw")
 
 
 def test_what_is_not_there() -> None:
@@ -105,8 +142,14 @@ def test_a_named_corpus_is_where_it_was_fetched(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UsageError, match="the corpus 'names' is not here yet: python -m pipeline fetch names"):
         files("names")
     assert defaults(["names"])["documents"] == "line"
+    assert defaults("names") == defaults([3]) == {}
     text = write(Path("data/raw/names/input.txt"), "Ann\n")
-    where = {"name": "names", "settings": {"documents": "line", "split": "document"}}
+    where = {
+        "name": "names",
+        "text_sha256": "0",
+        "licence": "free",
+        "settings": {"documents": "line", "split": "document"},
+    }
     write(Path("data/raw/names/provenance.json"), json.dumps(where))
     for source in ("names", "data/raw/names"):
         with opened([source], [], [], tmp_path) as found:

@@ -1,3 +1,4 @@
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def layout(folder: Path, texts: list[str], documents: str = "none", unit: str = 
         path = folder / str(index)
         path.write_text(text, newline="")
         data = text.encode()
-        files.append(Text(str(path), len(data), len(data), f"{index:064x}", data.endswith(b"\n"), {}))
+        files.append(Text(str(path), len(data), len(data), 0, "", f"{index:064x}", data.endswith(b"\n"), {}))
     return Layout(files, documents, unit)
 
 
@@ -94,10 +95,8 @@ def test_a_cut_at_the_end_of_a_line_stays_there(tmp_path: Path) -> None:
 
 def test_files_go_by_their_hash(tmp_path: Path) -> None:
     lay = layout(tmp_path, ["a\n", "b\n", "c\n"], "file")
-    last = "f" * 64
-    lay.texts = [
-        Text(t.path, t.bytes, 2, h, True, {}) for t, h in zip(lay.texts, ["0" * 64, last, "8" * 64], strict=True)
-    ]
+    hashes = ["0" * 64, "f" * 64, "8" * 64]
+    lay.texts = [dataclasses.replace(text, text_sha256=sha) for text, sha in zip(lay.texts, hashes, strict=True)]
     found = {name: cut(lay, spans) for name, spans in files_by_hash(lay, THIRDS).items()}
     assert found == {"train": f"a\n{END}", "val": f"c\n{END}", "test": f"b\n{END}"}
 

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import os
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def write(tmp_path: Path, data: bytes) -> Path:
 def test_a_file_that_is_fine_is_read_and_left_where_it_is(tmp_path: Path) -> None:
     data = "né\r\n".encode()
     path = write(tmp_path, data)
-    wanted = Text(str(path), 5, 5, hashlib.sha256(data).hexdigest(), True, {})
+    sha256 = hashlib.sha256(data).hexdigest()
+    wanted = Text(str(path), 5, 5, path.stat().st_mtime_ns, sha256, sha256, True, {})
     assert read_text(path, "a", rules(), tmp_path / "scratch", lambda count: None) == wanted
     assert not (tmp_path / "scratch").exists()
 
@@ -75,9 +77,12 @@ def test_what_a_file_becomes(tmp_path: Path, data: bytes, how: Rules, wanted: by
     text, said = read(write(tmp_path, data), how)
     assert (text, said.changes, said.bytes, said.newline_at_end) == (wanted, changes, len(wanted), wanted[-1:] == b"\n")
     assert (said.source_bytes, said.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    if said.path:
+        assert said.text_sha256 == hashlib.sha256(wanted).hexdigest()
 
 
 WAY_OUT = "name the encoding (such as --encoding latin-1), or take --errors replace or --errors skip"
+NO_MARK = "a.txt is not utf-16 (UTF-16 stream does not start with BOM): --encoding utf-16-le or utf-16-be"
 LEAVE_OUT = "leave the file out, with --exclude or --errors skip"
 
 
@@ -91,7 +96,7 @@ LEAVE_OUT = "leave the file out, with --exclude or --errors skip"
         (b"a\0b", rules(errors="replace"), f"a.txt is not text in utf-8: byte 0x00 at offset 1: {LEAVE_OUT}"),
         (b"aa\0\0", rules("utf-16-be"), f"a.txt is not text in utf-16-be: character 1 is U+0000: {LEAVE_OUT}"),
         (b"a\0b", rules("utf-16-le"), f"a.txt: byte 0x62 at offset 2 is not utf-16-le (truncated data): {WAY_OUT}"),
-        (b"ab", rules("utf-16"), f"a.txt is not utf-16 (UTF-16 stream does not start with BOM): {WAY_OUT}"),
+        (b"ab", rules("utf-16"), NO_MARK),
         (b"+2AA-", rules("utf-7"), f"a.txt: in utf-7 it holds U+D800, half of a character: {WAY_OUT}"),
     ],
 )
@@ -119,9 +124,21 @@ def test_a_bomb_stops_at_the_ceiling(tmp_path: Path) -> None:
         read(path, Rules("utf-8", "strict", "keep", "keep", 999_999))
 
 
+def test_the_ceiling_is_of_what_is_packed(tmp_path: Path) -> None:
+    assert read(write(tmp_path, b"abcd"), Rules("utf-8", "strict", "lf", "keep", 3))[0] == b"abcd"
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StageError, match=r"gone\.txt cannot be read: No such file or directory"):
         read(tmp_path / "gone.txt", rules())
+
+
+def test_an_archive_is_named_for_what_it_is(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.txt", "w:gz") as tar:
+        tar.add(__file__, "inside.py")
+    with pytest.raises(StageError, match="is not text in utf-8: it is an archive: unpack it, and give the folder"):
+        read(tmp_path / "a.txt", rules())
+    assert read(tmp_path / "a.txt", rules(errors="skip"))[1].changes == {"files that are not text, left out": 1}
 
 
 @hypothesis_settings(max_examples=200, deadline=None)
@@ -144,7 +161,8 @@ def test_any_bytes_become_text_or_one_sentence(data: bytes, encoding: str, error
 
 @pytest.mark.parametrize("name", ["utf-8", "latin-1", "utf-16", "cp1252", "euc_jp", "raw"])
 def test_encodings(name: str) -> None:
-    check_encoding(name)
+    assert check_encoding(name) in (name, "iso8859-1")
+    assert check_encoding("UTF8") == "utf-8"
 
 
 @pytest.mark.parametrize("name", ["nonsense", "base64", "rot13", ""])

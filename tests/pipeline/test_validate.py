@@ -105,8 +105,8 @@ def test_a_good_text_is_stamped_once(
             "chunk_chars": 100,
             "min_known": 0.99,
             "max_divergence": 0.25,
-            "max_drift": 0.1,
-            "max_skew": 0.25,
+            "max_drift": 0.05,
+            "max_skew": 0.1,
             "waive": [],
         },
         "schema": {"sha256": files["schema.pbtxt"], "given": False},
@@ -237,8 +237,8 @@ def test_drift_and_skew_against_another_data_set(find: Callable[..., list[tuple[
     assert find("val", "train", earlier="mixed") == []
     far, near = f"{divergence(ENGLISH, GREEK):.4f}", f"{divergence(ENGLISH, MIXED):.4f}"
     what = f"the characters lie {far} bits (Jensen-Shannon) from the train of old, the limit is "
-    assert find("train", "train", earlier="greek") == [("train.char.drift", what + "0.1", False)]
-    assert find("val", "train", earlier="greek") == [("val.char.skew", what + "0.25", False)]
+    assert find("train", "train", earlier="greek") == [("train.char.drift", what + "0.05", False)]
+    assert find("val", "train", earlier="greek") == [("val.char.skew", what + "0.1", False)]
     assert find("val", "train", earlier="greek", max_skew=0.99) == []
     assert find("train", "train", earlier="greek", max_drift=0.99) == []
     what = f"the characters lie {near} bits (Jensen-Shannon) from the train of old, the limit is 0.001"
@@ -287,7 +287,7 @@ def test_distances_are_those_of_the_definition(statistics: dict[str, Statistics]
     came = distances_of(check("val", splits, schema, rules))
     assert came == {
         "drift": (pytest.approx(divergence(GREEK, ENGLISH), abs=1e-6), 0.25),
-        "skew": (pytest.approx(divergence(GREEK, MIXED), abs=1e-6), 0.25),
+        "skew": (pytest.approx(divergence(GREEK, MIXED), abs=1e-6), 0.1),
     }
     assert distances_of(check("train", splits, schema, Rules(ValidateSettings(), None, None))) == {}
 

@@ -121,6 +121,13 @@ def test_characters_are_counted_and_found_by_their_code_points() -> None:
     assert np.argmax(logits[0], -1).tolist() == [5, 2, 0]
 
 
+def test_characters_where_the_number_of_rows_is_known_ahead() -> None:
+    for end_id in (None, 0):
+        sampler = follower(Vocab("char", CHARACTERS, end_id))
+        inputs = (tf.constant(["я".encode()]), tf.constant([2]), tf.constant([0.0]), tf.constant([1], tf.int64))
+        assert tf.function(sampler.generate)(*inputs).numpy().tolist() == ["中😀".encode()]
+
+
 def test_what_is_unknown_has_an_id_or_is_refused_by_name() -> None:
     unknown = follower(Vocab("char", CHARACTERS, unknown_id=2))
     for text in ("a!é\U0010fffd", "", "\u4e2c"):  # below, between and above what it knows
