@@ -191,6 +191,9 @@ def read_schema(path: Path) -> Schema:
         raise UsageError(f"{wanted}; {path} is none: {_printable(str(error))[:200]}") from None
     if "char" not in {feature.name for feature in schema.feature}:
         raise UsageError(f"{wanted}; {path} has no feature 'char'")
+    char = tfdv.get_feature(schema, "char")
+    if not (char.domain or char.HasField("string_domain")):
+        raise UsageError(f"{wanted}; {path} says nothing of the characters: its feature 'char' has no domain")
     return schema
 
 

@@ -358,6 +358,7 @@ def test_a_data_set_is_not_held_against_itself(tmp_path: Path, folder: Path) -> 
         (b"\x1b[31m", "is none: 1:1 : '\ufffd"),
         (b"feature {\n  nam: 5\n}", "is none: 2:3 : .* has no field named"),
         (b"", "has no feature 'char'"),
+        (b"feature { name: 'char' type: BYTES }", "says nothing of the characters: its feature 'char' has no domain"),
     ],
 )
 def test_what_is_no_schema(tmp_path: Path, folder: Path, data: bytes | None, what: str) -> None:
