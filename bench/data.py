@@ -12,7 +12,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,19 +125,13 @@ def _kernel(scratch: Path) -> Path:
     if not (fetched / "input.txt").exists():
         if not shutil.which("apt-get"):
             raise StageError("there is no apt-get here")
-        with _commands(scratch):
+        with contextlib.chdir(scratch):
             _do("apt-get", "download", PACKAGE)
             package = next(Path().glob(f"{PACKAGE}*.deb"))
             _do("dpkg-deb", "-x", str(package), "package")
         (tar,) = (scratch / "package/usr/src").glob("*.tar.*")
         _do(sys.executable, "-m", "pipeline", "fetch", "linux", "--from", str(tar), "--to", str(fetched))
     return fetched / "input.txt"
-
-
-@contextlib.contextmanager
-def _commands(folder: Path) -> Iterator[None]:
-    with contextlib.chdir(folder):
-        yield
 
 
 def _do(*command: str) -> None:

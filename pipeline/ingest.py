@@ -460,7 +460,7 @@ def _lines(piece: Piece, bounds: dict[str, int]) -> Iterator[tuple[str, bytes | 
 def _read(piece: Piece) -> Iterator[bytes]:
     """The bytes of a piece, in parts that end between two characters of UTF-8."""
     left, rest = piece.length, b""
-    with open(piece.path or "/dev/null", "rb") as file:
+    with open(piece.path, "rb") as file:
         file.seek(piece.offset)
         while left:
             text = file.read(min(left, READ_BYTES))

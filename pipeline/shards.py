@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +43,6 @@ class ShardWriter:
     def shard(self) -> Shard:
         """What was written."""
         return Shard(self.path.name, self.tokens, self._digest.hexdigest())
-
-
-def write_shard(path: Path, pieces: Iterable[npt.NDArray[Any]]) -> Shard:
-    """Writes the ids of `pieces`, joined; says what was written."""
-    with ShardWriter(path) as writer:
-        for ids in pieces:
-            writer.write(ids)
-    return writer.shard
 
 
 def read_tokens(folder: Path, split: Split, dtype: npt.DTypeLike, start: int, stop: int) -> npt.NDArray[Any]:

@@ -1,12 +1,23 @@
 """Data sets made in an instant, without Beam."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pipeline.manifest import Manifest, Split, write_manifest
-from pipeline.shards import shard_name, write_shard
+from pipeline.manifest import Manifest, Shard, Split, write_manifest
+from pipeline.shards import ShardWriter, shard_name
 from pipeline.vocab import Vocab, byte_vocab
+
+
+def write_shard(path: Path, pieces: Iterable[npt.NDArray[Any]]) -> Shard:
+    """Writes the ids of `pieces`, joined; says what was written."""
+    with ShardWriter(path) as writer:
+        for ids in pieces:
+            writer.write(ids)
+    return writer.shard
 
 
 def make_data(folder: Path, shard_tokens: int, vocab: Vocab | None = None, **texts: bytes | np.ndarray) -> Manifest:

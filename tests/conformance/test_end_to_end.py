@@ -1,5 +1,6 @@
 """The commands as a user types them, on a small text, from the text to the .tflite; and what a user may get wrong."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_data import make_data
+
+from pipeline.manifest import write_manifest
+from pipeline.vocab import Vocab
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -273,19 +278,11 @@ def mistaken(home: Path, made: dict[str, tuple[str, str]]) -> Path:
     shard = home / "data/damaged/val-00000-of-00001.tokens"
     shard.write_bytes(bytes(shard.stat().st_size))
     # A data set over another vocabulary, as whole and valid as any.
-    from pipeline.manifest import Manifest, Split, write_manifest
-    from pipeline.shards import write_shard
-    from pipeline.vocab import Vocab
-
+    text = b"abc" * 100
     vocab = Vocab("byte", (b"a", b"b", b"c"))
-    (home / "data/abc").mkdir()
-    shards = {
-        name: write_shard(home / f"data/abc/{name}-00000-of-00001.tokens", [vocab.encode(b"abc" * 100)])
-        for name in ("train", "val", "test")
-    }
-    splits = {name: Split(300, (shard,)) for name, shard in shards.items()}
+    manifest = make_data(home / "data/abc", 1000, vocab, train=text, val=text, test=text)
     stamp = {"result": "valid", "when": "now"}
-    write_manifest(home / "data/abc", Manifest((), {}, vocab, splits, {}, validation=stamp))
+    write_manifest(home / "data/abc", dataclasses.replace(manifest, validation=stamp))
     return home
 
 

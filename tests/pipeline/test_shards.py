@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_data import make_data
+from tiny_data import make_data, write_shard
 
 from pipeline.manifest import Shard
-from pipeline.shards import read_tokens, shard_name, write_shard
+from pipeline.shards import read_tokens, shard_name
 
 
 def test_name() -> None:
