@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from common.errors import StageError, UsageError
+from common.errors import StageError, Stopped, UsageError
 
 # No markup: what is printed holds names that users chose, brackets and all.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -113,6 +113,9 @@ def run(cli: Callable[..., object]) -> None:
         code = error.exit_code
     except click.ClickException as error:
         code = _fail(error.format_message(), error.exit_code)
+    except Stopped as stop:
+        note(str(stop))
+        code = stop.code
     except UsageError as error:
         code = _fail(str(error), 2)
     except StageError as error:

@@ -1,4 +1,4 @@
-"""The two ways a command ends badly. A message is one line: the rule, what was expected, what came, the way out."""
+"""The ways a command ends before its end. A message is one line: rule, expected, got, way out."""
 
 
 class UsageError(Exception):
@@ -7,3 +7,11 @@ class UsageError(Exception):
 
 class StageError(Exception):
     """The data, the run or the machine did not allow the stage to finish. Exit code 1."""
+
+
+class Stopped(Exception):  # noqa: N818 it is no error
+    """A signal asked for an end, and all was left in order; the message says how to go on. Exit code 128 + signal."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.code = 128 + signal

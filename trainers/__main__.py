@@ -26,6 +26,13 @@ def cli() -> None:
 @click.option("--replicas", type=click.IntRange(1), help="GPUs to use, or logical CPUs. Default: all GPUs, else 1.")
 @click.option("--unvalidated", is_flag=True, help="Train on data that `pipeline validate` has not passed.")
 @click.option("--verify", is_flag=True, help="First read all of the data, and compare it with its checksums.")
+@click.option("--init-from", type=FOLDER, metavar="runs/OTHER", help="Begin with the best weights of another run.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="SECTION.KEY",
+    help="Go on with this setting changed, or with other `data`.",
+)
 def train(
     config: Path,
     data: Path | None,
@@ -34,15 +41,20 @@ def train(
     replicas: int | None,
     unvalidated: bool,
     verify: bool,
+    init_from: Path | None,
+    allow: tuple[str, ...],
 ) -> None:
     """Trains the model of a config.
 
-    A run that was stopped goes on from its last checkpoint: the same command does both.
+    A run that was stopped goes on from its last checkpoint: the same command does both. Ctrl-C and SIGTERM save one
+    first. Where TF_CONFIG names several workers, start the same command on each.
 
     \b
     Examples:
       python -m trainers train configs/stdlib.toml
       python -m trainers train configs/stdlib.toml --out runs/wide --set model.units=256 --set train.epochs=3
+      python -m trainers train configs/stdlib.toml --set train.clip=1.0 --allow train.clip
+      python -m trainers train configs/stdlib.toml --data data/book --out runs/book --init-from runs/stdlib
     """
     from trainers.config import RunConfig
 
@@ -54,7 +66,7 @@ def train(
 
         tf.config.list_physical_devices()  # where TensorFlow says that it found no GPU
     data, out = data or Path("data") / config.stem, out or Path("runs") / config.stem
-    loop.train(settings, data, out, replicas, unvalidated, verify)
+    loop.train(settings, data, out, loop.Options(replicas, unvalidated, verify, init_from, allow))
 
 
 @cli.command()

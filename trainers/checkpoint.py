@@ -1,10 +1,11 @@
 """A run on disk, and the checkpoints in it.
 
-runs/NAME/run.json                                what the run is: config, vocabulary, data
-runs/NAME/metrics.jsonl                           a line an evaluation: step, losses, speed
+runs/NAME/run.json                                what the run is: config, vocabulary, data, what it was begun from
+runs/NAME/metrics.jsonl                           a line a report: step, losses, speed; at evaluations val_nats as well
 runs/NAME/checkpoints/step-00000500/              one checkpoint, whole: written beside and renamed
-    checkpoint.json                               step, losses, hash of the vocabulary
+    checkpoint.json                               step, losses, and what run.json says
     state.index, state.data-00000-of-00001        weights, optimizer and carry, as tf.train.Checkpoint writes them
+runs/NAME/checkpoints/damaged-step-00000500/      one that could not be read when the run went on; nothing reads it
 
 The carry is kept as one carry_BxLx2xH over all lanes, so a run goes on with any number of replicas.
 """
@@ -12,23 +13,36 @@ The carry is kept as one carry_BxLx2xH over all lanes, so a run goes on with any
 import contextlib
 import dataclasses
 import json
+import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
+from common import console
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, sha256_file, whole_file, whole_folder, write_json
-from pipeline.manifest import Manifest
+from common.files import check_replaceable, only_one, sha256_file, whole_file, whole_folder, write_json
 from pipeline.vocab import Vocab
 from trainers.config import RunConfig
+from trainers.devices import default_precision
 from trainers.model import CharLSTM
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METRICS = "metrics.jsonl"
+
+
+# What lengthens or observes the same run. Everything else makes it another one.
+FREE = (
+    *("evaluate_every", "report_every", "checkpoint_minutes", "keep", "patience", "diverged"),
+    *("sample", "histograms", "callbacks"),
+)
+# What the shapes of weights, slots and carry follow from: it cannot be changed under way, whatever is asked for.
+FIXED = ("train.lanes", "train.optimizer", "model.")
+CHANGEABLE = ("model.dropout", "model.variational_dropout")  # of the latter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,63 +54,101 @@ class Run:
     vocab: Vocab
     data: Path
     data_sha256: str
+    init_from: str = ""  # the run whose weights it began with, and their hash
 
     def build(self) -> CharLSTM:
         """The model with its first weights."""
         train = self.config.train
         return CharLSTM(self.config.model, self.vocab.size, train.seed, train.precision)
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "config": self.config.to_json(),
+            "vocab": self.vocab.to_json(),
+            "data": str(self.data),
+            "data_sha256": self.data_sha256,
+            "init_from": self.init_from,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Since:
+    """What training has seen since its last report: the losses' sum, their number, and the time."""
+
+    nats: float = 0.0
+    targets: int = 0
+    seconds: float = 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What checkpoint.json says. `val_nats` is the mean loss on the validation split, in nats a character."""
+    """What checkpoint.json says. `val_nats` is the mean loss on the validation split, in nats a character; None where
+    the checkpoint was not made at an evaluation."""
 
     folder: Path
     step: int
-    val_nats: float
+    val_nats: float | None
+    since: Since = Since()
 
 
-def open_run(folder: Path, config: RunConfig, data: Path, manifest: Manifest) -> Run:
-    """Makes the run's folder, or opens the one that is there to go on with it.
+def open_run(run: Run, allow: tuple[str, ...] = ()) -> Run:
+    """The run as it is to go on: with its precision settled, and with what it began from.
 
-    Raises StageError where the run was begun with another vocabulary, data or config, naming what differs.
+    allow: what may be another than it was begun with: "data", or a setting as "train.clip".
+    Raises StageError where the folder holds something else, or a run that was begun with another vocabulary, data or
+    config, showing what differs. Writes nothing.
     """
-    run = Run(folder, config, manifest.vocab, data, manifest.data_sha256)
-    if (folder / "run.json").exists():
-        _check_same(read_run(folder), run)
-    else:
-        check_replaceable(folder, "run.json", "a run")
-    write_json(
-        folder / "run.json",
-        {
-            "format_version": FORMAT_VERSION,
-            "config": config.to_json(),
-            "vocab": manifest.vocab.to_json(),
-            "data": str(data),
-            "data_sha256": manifest.data_sha256,
-        },
-    )
+    if not (run.folder / "run.json").exists():
+        check_replaceable(run.folder, "run.json", "a run")
+        return _precise(run, default_precision())
+    before = read_run(run.folder)
+    run = dataclasses.replace(_precise(run, before.config.train.precision), init_from=run.init_from or before.init_from)
+    _check_same(before, run, allow)
     return run
 
 
-def _check_same(before: Run, run: Run) -> None:
+def _precise(run: Run, precision: Literal["auto", "float32", "bfloat16"]) -> Run:
+    """The run with the precision that "auto" stands for."""
+    train = run.config.train
+    if train.precision != "auto":
+        return run
+    train = dataclasses.replace(train, precision=precision)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, train=train))
+
+
+def _check_same(before: Run, run: Run, allow: tuple[str, ...]) -> None:
     """Raises StageError where `run` would go on with a run that is another one."""
-    folder, config = run.folder, run.config
+    folder, way_out = run.folder, "give another --out"
     if before.vocab.sha256 != run.vocab.sha256:
         raise StageError(
             f"the checkpoints of {folder} are of another vocabulary ({before.vocab.size} {before.vocab.unit}s) than "
             f"{run.data} ({run.vocab.size} {run.vocab.unit}s); give the data that it was trained on, or another --out"
         )
-    way_out = "give another --out, or remove the run"
-    if before.data_sha256 != run.data_sha256:
-        raise StageError(f"{folder} was begun on other data than {run.data} now holds; {way_out}")
-    # More epochs, or other times to look, lengthen or observe the same run; everything else makes it another one.
-    free = {"epochs", "evaluate_every", "keep"} if config.train.decay == 1 else {"evaluate_every", "keep"}
+    if before.init_from != run.init_from:
+        begun = before.init_from or "new weights"
+        raise StageError(f"{folder} was begun from {begun}, not from {run.init_from}; {way_out}")
+    changes = {"data": (before.data_sha256[:12], run.data_sha256[:12])}
+    # Without a fall of the learning rate that is laid out over all steps, more epochs only lengthen the run.
+    free = {f"train.{name}" for name in FREE}
+    free |= {"train.epochs"} if run.config.train.schedule in ("constant", "char-rnn") else set()
     for section in ("model", "train"):
-        old, new = (dataclasses.asdict(getattr(c, section)) for c in (before.config, config))
-        for name in sorted(set(old) - free):
-            if old[name] != new[name]:
-                raise StageError(f"{folder} was begun with {section}.{name}={old[name]}, not {new[name]}; {way_out}")
+        old, new = (dataclasses.asdict(getattr(one.config, section)) for one in (before, run))
+        changes |= {f"{section}.{name}": (old[name], new[name]) for name in old if f"{section}.{name}" not in free}
+    changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
+    unknown = sorted(set(allow) - set(changes))
+    if unknown:
+        raise UsageError(
+            f"--allow {unknown[0]}: no such change; what differs from {folder}: {', '.join(changes) or 'nothing'}"
+        )
+    shown = {name: f"{name} {old} -> {new}" for name, (old, new) in changes.items()}
+    fixed = [name for name in changes if name.startswith(FIXED) and name not in CHANGEABLE]
+    if fixed:
+        raise StageError(f"{folder} cannot go on with another {fixed[0]} ({shown[fixed[0]]}): {way_out}")
+    refused = [text for name, text in shown.items() if name not in allow]
+    if refused:
+        asked = " ".join(f"--allow {name}" for name in changes)
+        raise StageError(f"{folder} was begun with other settings ({'; '.join(refused)}): {way_out}, or say {asked}")
 
 
 def read_run(folder: Path) -> Run:
@@ -111,13 +163,14 @@ def read_run(folder: Path) -> Run:
                 f"{path} has format_version {value['format_version']}, this program reads {FORMAT_VERSION}"
             )
         config = RunConfig.from_tables(value["config"]["model"], value["config"]["train"], str(path))
-        return Run(folder, config, Vocab.from_json(value["vocab"]), Path(value["data"]), value["data_sha256"])
+        vocab, data = Vocab.from_json(value["vocab"]), Path(value["data"])
+        return Run(folder, config, vocab, data, value["data_sha256"], value["init_from"])
     except (KeyError, TypeError, UsageError, ValueError) as error:
         raise StageError(f"{path} is broken ({type(error).__name__}: {error})") from None
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """The evaluations so far, first one first. A last line that a kill cut short is left out."""
+    """The reports so far, first one first. A last line that a kill cut short is left out."""
     path = run.folder / METRICS
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -129,40 +182,77 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
 
 
 def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:
-    """Writes the evaluations anew, whole or not at all."""
+    """Writes the reports anew, whole or not at all."""
     with whole_file(run.folder / METRICS) as partial:
         partial.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
+def add_metrics(run: Run, row: dict[str, Any]) -> None:
+    """Adds a report."""
+    with (run.folder / METRICS).open("a", encoding="utf-8") as file:
+        file.write(f"{json.dumps(row)}\n")
+
+
 def checkpoints(run: Run) -> list[Checkpoint]:
-    """The run's checkpoints by step, the last one last."""
-    found = []
-    for path in sorted((run.folder / "checkpoints").glob("step-*/checkpoint.json")):
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if value["format_version"] != FORMAT_VERSION:
-                raise ValueError(f"format_version {value['format_version']}, this program reads {FORMAT_VERSION}")
-            one, vocab_sha256 = Checkpoint(path.parent, value["step"], value["val_nats"]), value["vocab_sha256"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(path.parent, error) from None
-        if vocab_sha256 != run.vocab.sha256:
-            raise StageError(f"{path.parent} is a checkpoint of another vocabulary than its run's; remove it")
-        found.append(one)
-    return found
+    """The run's checkpoints by step, the last one last. Raises StageError where one is damaged."""
+    return [_read(path, run) for path in _folders(run)]
+
+
+def _folders(run: Run) -> list[Path]:
+    """Where the run's checkpoints lie, by step."""
+    return sorted(path.parent for path in (run.folder / "checkpoints").glob("step-*/checkpoint.json"))
+
+
+def _folder(run: Run, step: int) -> Path:
+    return run.folder / "checkpoints" / f"step-{step:08d}"
+
+
+def last_step(run: Run) -> int:
+    """The step of the last checkpoint; 0 where there is none."""
+    return max((int(folder.name.removeprefix("step-")) for folder in _folders(run)), default=0)
+
+
+def _read(folder: Path, run: Run) -> Checkpoint:
+    try:
+        value = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        if value["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format_version {value['format_version']}, this program reads {FORMAT_VERSION}")
+        one = Checkpoint(folder, value["step"], value["val_nats"], Since(**value["since"]))
+        vocab_sha256 = value["vocab_sha256"]
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise _damaged(folder, error) from None
+    if vocab_sha256 != run.vocab.sha256:
+        raise StageError(f"{folder} is a checkpoint of another vocabulary than its run's; remove it")
+    return one
 
 
 def best(run: Run) -> Checkpoint:
     """The checkpoint with the lowest validation loss: the one to evaluate, sample and export."""
-    found = checkpoints(run)
+    found = [one for one in checkpoints(run) if one.val_nats is not None]
     if not found:
         raise StageError(f"{run.folder} has no checkpoint yet: train it with python -m trainers train CONFIG")
-    return min(found, key=lambda checkpoint: checkpoint.val_nats)
+    return min(found, key=_val_nats)
 
 
-def sweep(run: Run) -> None:
-    """Removes what a process that was killed while it wrote a checkpoint left behind. Call it under the run's lock."""
-    for left in (run.folder / "checkpoints").glob(".step-*"):
-        shutil.rmtree(left)
+def _val_nats(one: Checkpoint) -> float:
+    return math.inf if one.val_nats is None else one.val_nats
+
+
+@contextlib.contextmanager
+def hold(run: Run, chief: bool) -> Iterator[None]:
+    """For the block, no other process may train the run; what one that was killed left behind is removed. Of several
+    workers the chief holds it for all.
+
+    Raises StageError where another process holds it.
+    """
+    if not chief:
+        yield
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with only_one(run.folder):
+        for left in (run.folder / "checkpoints").glob(".step-*"):
+            shutil.rmtree(left)
+        yield
 
 
 def weights_sha256(checkpoint: Checkpoint) -> str:
@@ -179,11 +269,12 @@ class State:
     def __init__(self, model: CharLSTM, optimizer: keras.Optimizer, lanes: int):
         self.model, self.optimizer = model, optimizer
         self.carry_BxLx2xH = tf.Variable(model.initial_carry(lanes), trainable=False)
-        self._tracked = _tracked(model, optimizer=_by_path(optimizer.variables), carry=self.carry_BxLx2xH)
+        slots = {path.partition("/")[2]: value for path, value in _by_path(optimizer.variables).items()}
+        self._tracked = _tracked(model, optimizer=slots, carry=self.carry_BxLx2xH)  # whatever the optimizer's own name
 
-    def save(self, run: Run, step: int, val_nats: float) -> Checkpoint:
+    def save(self, run: Run, step: int, val_nats: float | None, since: Since = Since()) -> Checkpoint:
         """Writes checkpoint `step`, then removes those that are neither among the last `keep` nor the best."""
-        folder = run.folder / "checkpoints" / f"step-{step:08d}"
+        folder = _folder(run, step)
         with whole_folder(folder) as partial:
             self._tracked.write(str(partial / "state"))
             write_json(
@@ -192,20 +283,51 @@ class State:
                     "format_version": FORMAT_VERSION,
                     "step": step,
                     "val_nats": val_nats,
+                    "since": dataclasses.asdict(since),
                     "vocab_sha256": run.vocab.sha256,
+                    "run": run.to_json(),
                 },
             )
-        found, kept = checkpoints(run), best(run)
+            for file in partial.iterdir():  # on the disk before it is called whole, should the power fail
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        found = checkpoints(run)
+        kept = min(found, key=_val_nats)
         for old in found[: -run.config.train.keep]:
             if old != kept:
                 (old.folder / "checkpoint.json").unlink()  # first: half of it removed, it is no checkpoint any more
                 shutil.rmtree(old.folder)
-        return Checkpoint(folder, step, val_nats)
+        return Checkpoint(folder, step, val_nats, since)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Puts weights, optimizer and carry back to where they were. Raises StageError where the files are damaged."""
         with _as_damage(checkpoint):
             self._tracked.read(str(checkpoint.folder / "state")).assert_consumed()
+
+    def restore_last(self, run: Run) -> Checkpoint | None:
+        """Restores the last checkpoint that is whole; None where there is none at all. A damaged one is named, and put
+        out of the way.
+
+        Raises StageError where all are damaged.
+        """
+        folders = _folders(run)
+        for folder in reversed(folders):
+            try:
+                one = _read(folder, run)
+                self.restore(one)
+                return one
+            except StageError as error:
+                console.note(f"{error}")
+                folder.rename(folder.with_name(f"damaged-{folder.name}"))
+        if folders:
+            raise StageError(f"no checkpoint of {run.folder} is whole: remove the run, or give another --out")
+        return None
+
+    def restore_step(self, run: Run, step: int) -> Checkpoint:
+        """Restores the checkpoint of a step. Raises StageError where it is not there, or damaged."""
+        one = _read(_folder(run, step), run)
+        self.restore(one)
+        return one
 
 
 def load_model(run: Run, checkpoint: Checkpoint | None = None) -> CharLSTM:
@@ -215,6 +337,44 @@ def load_model(run: Run, checkpoint: Checkpoint | None = None) -> CharLSTM:
         status = _tracked(model).read(str(checkpoint.folder / "state"))
         status.expect_partial().assert_existing_objects_matched()
     return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A run whose best weights another one begins with."""
+
+    run: Run
+    chosen: Checkpoint
+    name: str  # which run, which weights
+
+    @classmethod
+    def read(cls, folder: Path) -> "Source":
+        """Raises StageError where there is no run, or it has no checkpoint."""
+        run = read_run(folder)
+        chosen = best(run)
+        return cls(run, chosen, f"{folder.name} at step {chosen.step} ({weights_sha256(chosen)[:12]})")
+
+    def hand_on(self, model: CharLSTM, vocab: Vocab) -> None:
+        """Gives a model the weights. Of symbols that both vocabularies have, its own; others begin as they are.
+
+        Raises StageError where the models are not of one shape but for their vocabularies.
+        """
+        theirs, ours = self.run.config.model, model.config
+        for name, value in dataclasses.asdict(theirs).items():
+            if "dropout" not in name and getattr(ours, name) != value:
+                raise StageError(
+                    f"{self.run.folder} has model.{name}={value}, this run {getattr(ours, name)}: they must agree"
+                )
+        rows = {symbol: index for index, symbol in enumerate(self.run.vocab.symbols)}
+        shared = [(index, rows[symbol]) for index, symbol in enumerate(vocab.symbols) if symbol in rows]
+        to, taken = (list(column) for column in zip(*shared, strict=True)) if shared else ([], [])
+        for mine, other in zip(model.weights, load_model(self.run, self.chosen).weights, strict=True):
+            value, axis = other.numpy(), model.vocab_axis(mine)
+            if axis is not None:
+                whole, value = value, mine.numpy()
+                index = (slice(None),) * axis
+                value[(*index, to)] = whole[(*index, taken)]
+            mine.assign(value)
 
 
 def _tracked(model: CharLSTM, **others: Any) -> tf.train.Checkpoint:
@@ -238,4 +398,4 @@ def _as_damage(checkpoint: Checkpoint) -> Iterator[None]:
 
 def _damaged(folder: Path, error: Exception) -> StageError:
     reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return StageError(f"{folder} is damaged ({reason}); remove it to use the one before")
+    return StageError(f"{folder} is damaged ({reason}); the one before is used where there is one")

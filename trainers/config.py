@@ -29,18 +29,50 @@ class ModelConfig:
 class TrainConfig:
     """How a model is trained. Lanes x window characters are seen a step."""
 
-    lanes: int = Field(50, gt=0)  # B, the streams read side by side: the batch
+    lanes: int = Field(50, gt=0)  # B, the streams read side by side, over all replicas and workers: the batch
     window: int = Field(50, gt=0)  # T, the characters that gradients flow back through (truncated BPTT)
     epochs: float = Field(1.0, gt=0)  # passes over the train split; a fraction is allowed
-    learning_rate: float = Field(0.002, gt=0)  # Adam's, at step 0
-    decay: float = Field(
-        1.0, gt=0, le=1
-    )  # the learning rate at the last step as a share of the first: exponential; 1 is constant
-    clip: float = Field(5.0, gt=0)  # the largest global norm of the gradient
+
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"  # Keras's own; the essay's is rmsprop
+    learning_rate: float = Field(0.002, gt=0)  # at its highest
+    # From there: constant; exponential or cosine, down to `decay` times as much at the last step; char-rnn: times
+    # `decay` at the start of each epoch from `decay_after` on (char-rnn's own are 0.97 and 10).
+    schedule: Literal["constant", "exponential", "cosine", "char-rnn"] = "constant"
+    decay: float = Field(1.0, gt=0, le=1)
+    decay_after: int = Field(10, ge=0)  # epochs
+    warmup: int = Field(0, ge=0)  # steps over which the learning rate first rises from 0, in a straight line
+    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
+    weight_decay: float = Field(0.0, ge=0)  # taken off the kernels a step, as a share of them, times the learning rate
+    clip: float = Field(5.0, gt=0)  # the largest global norm of the gradient, or the largest value in it
+    clip_by: Literal["norm", "value"] = "norm"
+
+    patience: int = Field(0, ge=0)  # evaluations in a row without a better one that end the training; 0: none does
+    diverged: float = Field(3.0, gt=1)  # the train loss, as a multiple of the lowest so far, that ends it in an error
     seed: int = Field(1, ge=0, lt=2**31)  # of the initial weights and of dropout
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the layers' products on a CPU; all else is float32
-    evaluate_every: int = Field(500, gt=0)  # steps from one validation, and checkpoint, to the next
+    # Of the layers' products on a CPU; all else is float32. auto: bfloat16 where the processor multiplies it.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    report_every: int = Field(100, gt=0)  # steps from one line of metrics.jsonl to the next
+    evaluate_every: int = Field(500, gt=0)  # steps from one validation, sample and checkpoint to the next
+    checkpoint_minutes: float = Field(10.0, gt=0)  # the longest time between checkpoints
     keep: int = Field(2, gt=0)  # the last checkpoints that stay on disk; the best by validation stays besides
+    sample: int = Field(200, ge=0)  # characters that the model writes at each evaluation, to show how it comes on
+    histograms: bool = False  # of gradients and gates, for TensorBoard, at each evaluation
+    # Keras callbacks: {name = "CSVLogger", filename = "log.csv"}; one of your own as name = "module:Class". What Keras
+    # calls an epoch is here the stretch from one evaluation to the next.
+    callbacks: list[dict[str, Any]] = Field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if (self.schedule == "constant") != (self.decay == 1):
+            raise ValueError(
+                "a falling learning rate has a schedule and a decay below 1, a constant one neither, got "
+                f"schedule={self.schedule}, decay={self.decay}"
+            )
+        if self.optimizer == "adamw" and not self.weight_decay:
+            raise ValueError("adamw is adam with weight decay, so it needs weight_decay above 0, got weight_decay=0.0")
+        for callback in self.callbacks:
+            if not isinstance(callback.get("name"), str):
+                raise ValueError(f"a callback is a table with a name, such as name = 'CSVLogger', got {callback}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ document, in a text of documents: that is part of what the model is.
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,18 +46,32 @@ def lanes_and_window(targets: int, lanes: int, window: int, replicas: int) -> tu
     return B, max(1, min(window, targets // B))
 
 
-def evaluate(steps: Steps, data: Path, manifest: Manifest, split: str, lanes: int, window: int, bar: Progress) -> Score:
-    """Scores a split, with a task of its own on the progress bar. Touches no state but its own carry."""
+def evaluate(
+    steps: Steps,
+    data: Path,
+    manifest: Manifest,
+    split: str,
+    lanes: int,
+    window: int,
+    bar: Progress,
+    poll: Callable[[], object] = lambda: None,
+) -> Score:
+    """Scores a split, with a task of its own on the progress bar. Touches no state but its own carry.
+
+    poll: called after each batch; what it raises ends the evaluation.
+    """
     tokens = manifest.split(split).tokens
     B, T = lanes_and_window(tokens - 1, lanes, window, steps.devices.replicas)
-    batches = steps.distribute(batches_of(data, manifest, split, B, T))
+    batches = steps.distribute(lambda rows: batches_of(data, manifest, split, B, T, rows=rows), B)
     carry = steps.scatter(steps.model.initial_carry(B))
     nats, targets = 0.0, 0
-    task = bar.add_task(f"evaluating {split}", total=windows_per_epoch(tokens, B, T))
-    for batch in batches:
-        totals, carry = steps.evaluate(batch, carry)
+    windows = windows_per_epoch(tokens, B, T)
+    task = bar.add_task(f"evaluating {split}", total=windows)
+    for _ in range(windows):
+        totals, carry = steps.evaluate(next(batches), carry)
         nats, targets = nats + float(totals.nats), targets + int(totals.targets)
         bar.advance(task)
+        poll()
     bar.remove_task(task)
     return Score(nats / targets, targets)
 

@@ -1,170 +1,317 @@
-"""The outer loop on the host: batches in, steps on the devices, now and then a validation and a checkpoint.
+"""The outer loop on the host: steps on the devices, now and then a report, a validation, a checkpoint.
 
 Where a run stands is its step alone: epoch and position follow from it, so going on is arithmetic.
 
     epoch  = step // windows of an epoch          the carry starts empty at each epoch
     window = step %  windows of an epoch          batch `window` of the epoch's lanes comes next
+
+The steps between two looks at the host's clock are one call to the devices. Several workers run this same loop, each on
+its lanes; what one of them alone can know (a signal, its clock) they agree on after each call.
 """
 
+import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from rich.progress import Progress
 
 from common import console
-from common.errors import StageError, UsageError
-from common.files import only_one
+from common.errors import StageError, Stopped, UsageError
+from common.files import write_json
 from pipeline.lanes import batches, check_fits, windows_per_epoch
 from pipeline.manifest import Manifest, check_hashes, read_manifest
 from trainers import checkpoint
-from trainers.checkpoint import Run, State
-from trainers.config import RunConfig, TrainConfig
-from trainers.devices import Devices, plan, prepare
-from trainers.evaluate import Score, evaluate
+from trainers.callbacks import Driver, make_callbacks
+from trainers.checkpoint import Checkpoint, Run, Since, State
+from trainers.config import RunConfig
+from trainers.devices import Cluster, Devices, plan, prepare
+from trainers.evaluate import evaluate, lanes_and_window
+from trainers.optimizer import make_optimizer
+from trainers.signals import Wish, wished
 from trainers.step import Steps, Totals
+from trainers.watch import Watch, train_row, val_row
 
-SHOW_EVERY = 10  # steps from one showing of the loss to the next: to read it is to wait for the device
+PACE = 0.5  # seconds that a call to the devices should take: an answer to Ctrl-C comes no later
+MOST_STEPS = 100  # of a call
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says beside the config: how, not what, to train."""
+
+    replicas: int | None = None
+    unvalidated: bool = False
+    verify: bool = False
+    init_from: Path | None = None
+    allow: tuple[str, ...] = ()
 
 
 def train(
-    config: RunConfig, data: Path, folder: Path, replicas: int | None, unvalidated: bool, verify: bool = False
+    config: RunConfig,
+    data: Path,
+    folder: Path,
+    options: Options = Options(),
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Trains a run to its last step, or goes on with it from its last checkpoint. Says so where it is done already.
 
-    Raises StageError for data that is not validated (unless `unvalidated`), damaged (where asked to `verify` it), too
-    short for the lanes and window, or other than what the run was begun with.
+    callbacks: of Keras, beside those of the config.
+    Raises StageError for data that is not validated (unless so in `options`), damaged (where asked to verify it), too
+    short for the lanes and window, or where the run was begun otherwise; Stopped after SIGINT and SIGTERM.
     """
     manifest = read_manifest(data)
-    if manifest.validation is None and not unvalidated:
+    if manifest.validation is None and not options.unvalidated:
         raise StageError(
             f"{data} has not been validated: run python -m pipeline validate {data}, or train with --unvalidated"
         )
-    if verify:
+    if options.verify:
         check_hashes(data, manifest)
     train = config.train
     manifest.split("val")
     tokens = manifest.split("train").tokens
     check_fits(tokens, train.lanes, train.window, "train")
     # All that can be refused is refused before the run's folder is made: else a mended setting would be another run's.
-    count = plan(train.lanes, replicas)
-    if tf.config.list_physical_devices("GPU") and train.precision != "float32":
-        raise UsageError(f"precision {train.precision} is for the CPU; a GPU trains in float32: leave it out")
-    run = checkpoint.open_run(folder, config, data, manifest)
+    cluster = Cluster.from_environment()
+    count = plan(train.lanes, options.replicas, cluster)
+    if tf.config.list_physical_devices("GPU") and train.precision == "bfloat16":
+        raise UsageError("precision bfloat16 is for the CPU; a GPU trains in float32: leave it out")
+    callbacks = [*make_callbacks(train), *callbacks]
+    source = checkpoint.Source.read(options.init_from) if options.init_from else None
+    run = Run(folder, config, manifest.vocab, data, manifest.data_sha256, source.name if source else "")
+    run = checkpoint.open_run(run, options.allow)
     an_epoch = windows_per_epoch(tokens, train.lanes, train.window)
     # Rounded first: 1.1 epochs of 10 windows are 11, not the 12 above 11.000000000000002.
     total = max(1, math.ceil(round(train.epochs * an_epoch, 6)))
-    found = checkpoint.checkpoints(run)
-    if found and found[-1].step >= total:
-        console.note(f"{folder} is already trained to step {found[-1].step:,} of {total:,}")
+    why = done(run, total)
+    if why:
+        console.note(f"{folder} is already trained to step {why}")
         return
-    with only_one(folder):
-        checkpoint.sweep(run)
-        Training(run, manifest, prepare(count), an_epoch, total).go()
+    devices = prepare(count, cluster)
+    with checkpoint.hold(run, devices.chief):
+        Training(run, manifest, devices, an_epoch, total, callbacks, source).go()
+
+
+def done(run: Run, total: int) -> str:
+    """Why there is nothing left to train; empty where there is."""
+    steps, stale = checkpoint.last_step(run), since_best(checkpoint.read_metrics(run))
+    if steps >= total:
+        return f"{steps:,} of {total:,}"
+    patience = run.config.train.patience
+    return f"{steps:,}: {stale} evaluations brought no better one" if patience and stale >= patience else ""
+
+
+def since_best(rows: list[dict[str, Any]]) -> int:
+    """How many of the last evaluations in a row have been no better than the best one."""
+    losses = [row["val_nats"] for row in rows if "val_nats" in row]
+    return len(losses) - 1 - int(np.argmin(losses)) if losses else 0
 
 
 class Training:
     """One run in progress."""
 
-    def __init__(self, run: Run, manifest: Manifest, devices: Devices, an_epoch: int, total: int):
+    def __init__(
+        self,
+        run: Run,
+        manifest: Manifest,
+        devices: Devices,
+        an_epoch: int,
+        total: int,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        source: checkpoint.Source | None = None,
+    ):
         self.run, self.manifest, self.devices = run, manifest, devices
         self.config = run.config.train
         self.an_epoch, self.total = an_epoch, total
         with devices.strategy.scope():
             model = run.build()
-            # Named: checkpoints hold the name, and Keras would number a second optimizer of a process.
-            optimizer = keras.optimizers.Adam(schedule(self.config, total), name="adam")
+            if source:
+                source.hand_on(model, run.vocab)
+            optimizer = make_optimizer(self.config, total, an_epoch)
             optimizer.build(model.trainable_variables)
-        self.steps = Steps(devices, model, optimizer, self.config.clip, self.config.seed)
+            model.compile(optimizer, jit_compile=False)  # Keras callbacks look for the optimizer there
+        self.steps = Steps(devices, model, optimizer, self.config)
         self.state = State(model, optimizer, self.config.lanes)
+        self.driver = Driver(callbacks, model, total, self.config.evaluate_every)
+        self.rows: list[dict[str, Any]] = []  # what metrics.jsonl holds
+        self.since, self.saved_at, self.pace = Since(), time.monotonic(), 1
+        self.wish = Wish()
 
     def go(self) -> None:
-        """Steps from the last checkpoint, or from the first weights, to the last step."""
+        """Trains to the last step, from the last checkpoint if there is one."""
         run, config = self.run, self.config
-        console.note(
-            f"{run.folder}: LSTM of {run.config.model.layers} x {run.config.model.units} units, "
-            f"{self.steps.model.count_params():,} parameters; {self.total:,} steps of {config.lanes} lanes x "
-            f"{config.window} {run.vocab.unit}s; {self.devices.describe(config.lanes)}"
-        )
-        found = checkpoint.checkpoints(run)
-        start = found[-1].step if found else 0
+        last = self._restore()
+        start = last.step if last else 0
         # What was reported after the checkpoint that the run goes on from is taken back: those steps are made again.
-        reported = [row for row in checkpoint.read_metrics(run) if found and row["step"] <= start]
-        checkpoint.write_metrics(run, reported)
-        with console.progress("steps") as bar:
-            if found:
-                self.state.restore(found[-1])
-                console.note(f"going on from step {start:,}")
-            else:
-                self._look(0, [], 0.0, bar)
-            try:
-                self._run(start, bar)
-            except KeyboardInterrupt:
-                console.note(f"stopped; the same command goes on from step {checkpoint.checkpoints(run)[-1].step:,}")
-                raise
-
-    def _run(self, start: int, bar: Progress) -> None:
-        carry = self.steps.scatter(self.state.carry_BxLx2xH)
-        task = bar.add_task("training", total=self.total, completed=start)
-        seen: list[Totals] = []
-        since = time.monotonic()
-        for step, batch in self._batches(start):
-            if step % self.an_epoch == 0:
-                carry = self.steps.scatter(self.steps.model.initial_carry(self.config.lanes))
-            totals, carry = self.steps.train(batch, carry, tf.constant(step, tf.int64))
-            seen.append(totals)
-            done = step + 1
-            if done % SHOW_EVERY == 0:
-                nats = float(totals.nats) / int(totals.targets)
-                bar.update(task, completed=done, description=f"training, {nats:.3f} nats")
-            if done % self.config.evaluate_every == 0 or done == self.total:
-                self.state.carry_BxLx2xH.assign(self.steps.gather(carry))
-                self._look(done, seen, time.monotonic() - since, bar)
-                seen, since = [], time.monotonic()
-
-    def _batches(self, start: int) -> Iterator[tuple[int, Any]]:
-        """Every step from `start` to the last, with its batch, epoch after epoch."""
-        step, config = start, self.config
-        while step < self.total:
-            epoch = batches(self.run.data, self.manifest, "train", config.lanes, config.window, step % self.an_epoch)
-            for batch in self.steps.distribute(epoch.take(self.total - step)):
-                yield step, batch
-                step += 1
-
-    def _look(self, step: int, seen: list[Totals], seconds: float, bar: Progress) -> None:
-        """Validates, reports to the terminal and to metrics.jsonl, and writes a checkpoint."""
-        config, run = self.config, self.run
-        val = evaluate(self.steps, run.data, self.manifest, "val", config.lanes, config.window, bar)
-        if not math.isfinite(val.nats):
-            raise StageError(
-                f"{run.folder}: the loss at step {step:,} is {val.nats}; the last checkpoint is whole: "
-                f"try a lower learning rate than {config.learning_rate} in another --out"
+        self.rows = [row for row in checkpoint.read_metrics(run) if last and _before(row, last)]
+        if self.devices.chief:
+            checkpoint.write_metrics(run, self.rows)
+            write_json(run.folder / "run.json", run.to_json())
+            console.note(
+                f"{run.config.model.layers} x {run.config.model.units} units, "
+                f"{self.steps.model.count_params():,} parameters, {config.precision}; {self.total:,} steps of "
+                f"{config.lanes} lanes x {config.window} {run.vocab.unit}s; {self.devices.describe(config.lanes)}"
             )
-        row: dict[str, Any] = {"step": step, "epoch": step / self.an_epoch, "val_nats": val.nats, "val_bits": val.bits}
-        line = f"step {step:>6,}  epoch {step / self.an_epoch:5.2f}  val {val.nats:.3f} nats {val.bits:.3f} bits"
-        if seen:
-            targets = sum(int(totals.targets) for totals in seen)
-            train = Score(sum(float(totals.nats) for totals in seen) / targets, targets)
-            row |= {
-                "train_nats": train.nats,
-                "train_bits": train.bits,
-                "gradient_norm": float(seen[-1].gradient_norm),
-                "learning_rate": float(tf.convert_to_tensor(self.steps.optimizer.learning_rate)),
-                "seconds": seconds,
-                "per_second": targets / seconds,
-            }
-            line += f"  train {train.nats:.3f} nats  {targets / seconds:,.0f} {run.vocab.unit}s/s"
-        console.note(line)
-        checkpoint.write_metrics(run, [*checkpoint.read_metrics(run), row])
-        self.state.save(run, step, val.nats)
+            if last:
+                console.note(f"going on from step {start:,}")
+        with wished() as self.wish, console.progress("steps") as bar:
+            self.watch = Watch(run, self.steps.model, self.total, bar, self.devices.chief)
+            self.driver.begin()
+            try:
+                self._run(last, bar)
+            finally:
+                self.driver.end()
+                self.watch.close()
+
+    def _restore(self) -> Checkpoint | None:
+        """Restores the last whole checkpoint. Where there are other workers, the chief's choice is theirs."""
+        if self.devices.workers == 1:
+            return self.state.restore_last(self.run)
+        last = self.state.restore_last(self.run) if self.devices.chief else None
+        (step,) = self.steps.agree([last.step if last else -1])
+        return last or self.state.restore_step(self.run, step) if step >= 0 else None
+
+    def _run(self, last: Checkpoint | None, bar: Progress) -> None:
+        step, config = last.step if last else 0, self.config
+        self.since = last.since if last else Since()
+        carry = self.steps.scatter(self.state.carry_BxLx2xH)
+        iterator = self._batches(step % self.an_epoch)
+        if last is None or (last.val_nats is None and self._evaluates(step)):
+            self._evaluate(step, carry, None, bar)
+        while step < self.total and not self.driver.stop and not self._stale():
+            if step % self.an_epoch == 0:
+                carry = self.steps.scatter(self.steps.model.initial_carry(config.lanes))
+            count, clock = self._count(step), time.monotonic()
+            totals, carry = self.steps.train(iterator, carry, tf.constant(step, tf.int64), tf.constant(count))
+            totals = Totals(*(x.numpy() for x in totals))
+            self._see(totals, time.monotonic() - clock)
+            step += count
+            stop, save, self.pace = self._agreed(count, time.monotonic() - clock)
+            self._after(step, totals, carry, stop, save, bar)
+        if not self._evaluates(step):  # a callback ended it in between
+            self._save(step, carry, None)
+        if step < self.total and self.devices.chief:
+            why = "a callback" if self.driver.stop else f"{self.config.patience} evaluations without a better one"
+            console.note(f"ended at step {step:,} of {self.total:,} by {why}")
+
+    def _after(self, step: int, totals: Totals, carry: Any, stop: int, save: bool, bar: Progress) -> None:
+        """What is due after `step` steps: a report, a validation, a checkpoint, or the end that was wished for."""
+        rate = float(tf.convert_to_tensor(self.steps.optimizer.learning_rate))
+        row = train_row(step, self.an_epoch, self.since, float(totals.gradient_norm[-1]), rate)
+        self._check(step, row["train_nats"], totals.nats)
+        self.driver.steps(step, [float(n) / int(t) for n, t in zip(totals.nats, totals.targets, strict=True)])
+        self.watch.move(row)
+        if step % self.config.report_every == 0 or self._evaluates(step):
+            self.watch.report(row)
+            self.rows.append(row)
+            self.since = Since()
+        if stop:
+            self._stop(step, carry, stop)
+        if self._evaluates(step):
+            self._evaluate(step, carry, row, bar)
+        elif save:
+            self._save(step, carry, None)
+
+    def _evaluate(self, step: int, carry: Any, train: dict[str, Any] | None, bar: Progress) -> None:
+        """Validates, and saves what was validated. `train`: the last report, where there were steps before."""
+        config, run = self.config, self.run
+
+        def poll() -> None:
+            if self.wish.signal and self.devices.workers == 1:  # many must stop at the same batch, so they finish
+                self._stop(step, carry, self.wish.signal)
+
+        score = evaluate(self.steps, run.data, self.manifest, "val", config.lanes, config.window, bar, poll)
+        row = val_row(step, self.an_epoch, score.nats)
+        self._check(step, score.nats, np.array([score.nats]))
+        self.watch.evaluated(row)
+        if config.histograms:
+            self.watch.histograms(step, self._inside())
+        self.rows.append(row)
+        self._save(step, carry, score.nats)
+        if train:
+            self.driver.evaluated(step, train, row)
+
+    def _inside(self) -> dict[str, tf.Tensor]:
+        """Gradients and gates, as they are in the first windows of validation, always the same ones."""
+        tokens = self.manifest.split("val").tokens
+        lanes, window = lanes_and_window(tokens - 1, self.config.lanes, self.config.window, 1)
+        first = batches(self.run.data, self.manifest, "val", lanes, window).take(1)
+        return self.steps.inside(next(iter(first)))
+
+    def _stale(self) -> bool:
+        """Whether patience has run out."""
+        stale = since_best(self.rows)
+        return 0 < self.config.patience <= stale
+
+    def _save(self, step: int, carry: Any, val_nats: float | None) -> None:
+        """Writes a checkpoint; all workers bring their lanes' carry, the chief alone writes."""
+        self.state.carry_BxLx2xH.assign(self.steps.gather(carry))
+        if self.devices.chief:
+            self.state.save(self.run, step, val_nats, self.since)
+        self.saved_at = time.monotonic()
+
+    def _stop(self, step: int, carry: Any, signal: int) -> None:
+        """Saves, and ends the run in order. Raises Stopped."""
+        self._save(step, carry, None)
+        raise Stopped(f"stopped at step {step:,}, and saved; the same command goes on from there", signal)
+
+    def _evaluates(self, step: int) -> bool:
+        return step % self.config.evaluate_every == 0 or step == self.total
+
+    def _count(self, step: int) -> int:
+        """How many steps the next call makes: up to whatever is due next, and no more than its pace allows."""
+        config = self.config
+        due = [period - step % period for period in (config.report_every, config.evaluate_every, self.an_epoch)]
+        return min(*due, self.total - step, self.pace)
+
+    def _batches(self, window: int) -> Any:
+        """The batches from one of an epoch on, epoch after epoch."""
+        run, config = self.run, self.config
+
+        def make(rows: range) -> tf.data.Dataset:
+            def epoch(start: int) -> tf.data.Dataset:
+                return batches(run.data, self.manifest, "train", config.lanes, config.window, start, rows)
+
+            return epoch(window).concatenate(epoch(0).repeat()) if window else epoch(0).repeat()
+
+        return self.steps.distribute(make, config.lanes)
+
+    def _see(self, totals: Totals, seconds: float) -> None:
+        since = self.since
+        nats, targets = float(np.sum(totals.nats, dtype=np.float64)), int(np.sum(totals.targets))
+        self.since = Since(since.nats + nats, since.targets + targets, since.seconds + seconds)
+
+    def _agreed(self, count: int, seconds: float) -> tuple[int, bool, int]:
+        """The signal that asked for an end, or 0; whether a checkpoint is due by the clock; the next call's pace."""
+        pace = max(1, min(MOST_STEPS, 4 * count, int(PACE * count / seconds)))
+        late = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
+        stop, save, slow = self.steps.agree([int(self.wish.signal), int(late), -pace])
+        return stop, bool(save), -slow
+
+    def _check(self, step: int, nats: float, losses: Any) -> None:
+        """Raises StageError where the loss is no number, or has left its lowest far behind."""
+        config = self.config
+        lowest = min((row["train_nats"] for row in self.rows if "train_nats" in row), default=math.inf)
+        # At losses near 0 a multiple means little: then it must have risen by a whole nat as well.
+        diverged = nats > max(config.diverged * lowest, lowest + 1)
+        if np.all(np.isfinite(losses)) and not diverged:
+            return
+        what = f"rose to {nats:.3f} nats from {lowest:.3f}" if diverged else f"is {losses[~np.isfinite(losses)][0]}"
+        last = checkpoint.last_step(self.run)
+        raise StageError(
+            f"{self.run.folder}: the loss {what} before step {step:,}; the checkpoint of step {last:,} is whole. Try "
+            f"a lower learning_rate than {config.learning_rate}, a lower clip than {config.clip}, or a warmup, in "
+            "another --out"
+        )
 
 
-def schedule(config: TrainConfig, total: int) -> float | keras.optimizers.schedules.LearningRateSchedule:
-    """The learning rate at each step: constant, or falling exponentially to `decay` times the first at the end."""
-    if config.decay == 1:
-        return config.learning_rate
-    return keras.optimizers.schedules.ExponentialDecay(config.learning_rate, decay_steps=total, decay_rate=config.decay)
+def _before(row: dict[str, Any], last: Checkpoint) -> bool:
+    """Whether a report was made before a checkpoint. One that is not validated was written before its validation."""
+    if row["step"] == last.step:
+        return "val_nats" not in row or last.val_nats is not None
+    return row["step"] < last.step

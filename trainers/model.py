@@ -72,6 +72,11 @@ class CharLSTM(keras.Model):
         """Zeros, carry_BxLx2xH: what a text starts from."""
         return tf.zeros([lanes, self.config.layers, 2, self.config.units])
 
+    def vocab_axis(self, weight: keras.Variable) -> int | None:
+        """The axis of a weight that has an entry a symbol of the vocabulary; None where none has."""
+        axes = {self.lstms[0].cell.kernel.path: 0, self.dense.kernel.path: 1, self.dense.bias.path: 0}
+        return axes.get(weight.path)
+
     def dropout_masks(self, lanes: int, window: int, seed: tf.Tensor) -> list[tf.Tensor]:
         """Masks for the connections between layers, mask_BxTxH each, 0 or 1 / (1 - dropout); none without dropout.
 

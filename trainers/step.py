@@ -3,6 +3,7 @@
 Legend: B lanes (of all replicas, of one replica or of one tower), T time steps, L layers, H units, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -10,10 +11,12 @@ import tensorflow as tf
 from pipeline.lanes import Batch
 from trainers.devices import Devices
 from trainers.model import CharLSTM
+from trainers.optimizer import clipped
 
 
 class Totals(NamedTuple):
-    """What a step saw: the sum of its targets' losses in nats, their number, the gradient's norm before clipping."""
+    """What a step saw: the sum of its targets' losses in nats, their number, the gradient's norm before clipping. Of
+    several steps: an array of each."""
 
     nats: tf.Tensor
     targets: tf.Tensor
@@ -27,6 +30,16 @@ def total_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tens
     return tf.reduce_sum(nats_BxT * real_BxT)
 
 
+def _real(batch: Batch) -> tf.Tensor:
+    """The number of a batch's real targets. A float32, exact to 16 million, to be summed together with losses."""
+    return tf.cast(tf.reduce_sum(batch.count_B), tf.float32)
+
+
+def _all_reduce(values: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The sum of each over all replicas, in one reduction. To be called by a replica."""
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
 def take(batch: Batch, rows: slice) -> Batch:
     """Some of a batch's lanes."""
     return Batch(*(None if part is None else part[rows] for part in batch))
@@ -35,71 +48,118 @@ def take(batch: Batch, rows: slice) -> Batch:
 class Steps:
     """Runs batches and carries through a model on the given devices.
 
-    A batch is a pipeline.lanes.Batch of per-replica values, a carry a per-replica carry_BxLx2xH; both come from
-    `distribute`/`scatter` and are handed from step to step as they are.
+    A batch is the parts of a pipeline.lanes.Batch that there are, as per-replica values, a carry a per-replica
+    carry_BxLx2xH; both come from `distribute`/`scatter` and are handed from step to step as they are.
     """
 
     def __init__(
         self,
         devices: Devices,
         model: CharLSTM,
-        optimizer: Any = None,  # a keras.Optimizer; none where nothing is trained
-        clip: float = 5.0,
-        seed: int = 1,
+        optimizer: Any = None,  # from trainers.optimizer; it and the config are of use where something is trained
+        config: Any = None,  # a TrainConfig
     ):
         self.devices, self.strategy = devices, devices.strategy
-        self.model, self.optimizer = model, optimizer
-        self.clip, self.seed = clip, seed
+        self.model, self.optimizer, self.config = model, optimizer, config
 
-    def distribute(self, batches: tf.data.Dataset) -> Any:
-        """Splits each global batch into contiguous rows, in replica order."""
-        return self.strategy.experimental_distribute_dataset(batches)
+    def distribute(self, make: Callable[[range], tf.data.Dataset], lanes: int) -> Any:
+        """An iterator over make(rows), which gives the batches of these lanes. Each worker makes its own, and gives
+        each replica, in order, an equal share of their rows. Take no more batches than there are."""
+        local = self.devices.replicas // self.devices.workers
+
+        def split(batch: Batch) -> Any:
+            parts = [x for x in batch if x is not None]  # an iterator of several workers knows no None
+            return tuple(parts if local == 1 else [tf.stack(tf.split(x, local)) for x in parts])
+
+        def shares(_: tf.distribute.InputContext) -> tf.data.Dataset:
+            batches = make(self.devices.rows(lanes)).map(split)
+            batches = batches if local == 1 else batches.unbatch()
+            # Of a finite one, the workers would ask each other before each batch whether all still have one.
+            return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+        return iter(self.strategy.distribute_datasets_from_function(shares))
 
     def scatter(self, carry_BxLx2xH: Any) -> Any:
         """Lays the rows of one array over the replicas, in the order in which `distribute` lays lanes."""
         shares = tf.split(tf.convert_to_tensor(carry_BxLx2xH), self.devices.replicas)
-        return self.strategy.experimental_distribute_values_from_function(
+        carry = self.strategy.experimental_distribute_values_from_function(
             lambda context: shares[context.replica_id_in_sync_group]
         )
+        local = self.strategy.experimental_local_results(carry)
+        return carry if len(local) > 1 else local[0]  # as strategy.run gives it back
 
+    @tf.function(autograph=False)
     def gather(self, carry: Any) -> tf.Tensor:
-        """The rows of all replicas as one array: what `scatter` takes."""
-        return tf.concat(self.strategy.experimental_local_results(carry), 0)
+        """The rows of all replicas of all workers as one array: what `scatter` takes. All workers must call it."""
+        return self.strategy.gather(carry, axis=0)
+
+    def agree(self, wishes: list[int]) -> list[int]:
+        """The largest of each number over all workers, so that all do the same. All workers must call it."""
+        if self.devices.workers == 1:
+            return wishes
+        mine = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant([wishes]))
+        return list(map(int, tf.reduce_max(self.gather(mine), axis=0)))
 
     @tf.function
-    def train(self, batch: Batch, carry: Any, step: tf.Tensor) -> tuple[Totals, Any]:
-        """One update of the weights. `step` counts updates from 0, and seeds dropout. Gives totals and next carry."""
-        nats, targets, norm, carry = self.strategy.run(self._update, args=(batch, carry, step))
-        return self._totals(nats, targets, norm), carry
+    def train(self, batches: Any, carry: Any, first: tf.Tensor, count: tf.Tensor) -> tuple[Totals, Any]:
+        """Updates the weights `count` times with the next batches of an iterator, in one call: beside a small model, to
+        call is dear. `first` (int64) is the number of updates before, which seeds dropout.
+
+        Gives the totals of each step, arrays of `count`, and the carry after the last.
+        """
+        nats = tf.TensorArray(tf.float32, count)
+        targets, norm = tf.TensorArray(tf.int32, count), tf.TensorArray(tf.float32, count)
+        for k in tf.range(count):
+            totals, carry = self.strategy.run(self._update, args=(next(batches), carry, first + tf.cast(k, tf.int64)))
+            totals = self._any(totals)
+            nats, targets = nats.write(k, totals.nats), targets.write(k, totals.targets)
+            norm = norm.write(k, totals.gradient_norm)
+        return Totals(nats.stack(), targets.stack(), norm.stack()), carry
 
     @tf.function
-    def evaluate(self, batch: Batch, carry: Any) -> tuple[Totals, Any]:
+    def evaluate(self, batch: Any, carry: Any) -> tuple[Totals, Any]:
         """Loss only: no dropout, no update."""
+        totals, carry = self.strategy.run(self._score, args=(batch, carry))
+        return self._any(totals), carry
 
-        def replica(batch: Batch, carry_BxLx2xH: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            nats, carries = [], []
-            for rows in self._towers(batch):
-                part = take(batch, rows)
-                logits_BxTxV, carry = self.model(part.ids_BxT, carry_BxLx2xH[rows], reset_BxT=part.reset_BxT)
-                nats.append(total_nats(logits_BxTxV, part.targets_BxT, part.count_B))
-                carries.append(carry)
-            return tf.add_n(nats), tf.reduce_sum(batch.count_B), tf.concat(carries, 0)
+    @tf.function(autograph=False)
+    def inside(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """The gradient of every weight and the activation of every gate, from an empty carry, on one device: for
+        histograms."""
+        carry_BxLx2xH = self.model.initial_carry(batch.ids_BxT.shape[0])
+        size = batch.ids_BxT.shape[0] * batch.ids_BxT.shape[1]
+        _, _, gradients = self._tower(batch, carry_BxLx2xH, [], size)
+        named = {f"gradient/{w.path}": g for w, g in zip(self.model.trainable_variables, gradients, strict=True)}
+        return named | {f"gate/{name}": x for name, x in self.model.gates(batch.ids_BxT, carry_BxLx2xH).items()}
 
-        nats, targets, carry = self.strategy.run(replica, args=(batch, carry))
-        return self._totals(nats, targets, tf.zeros([])), carry
+    def _any(self, totals: Totals) -> Totals:
+        """Totals that are the same on all replicas, of one of them."""
+        return Totals(*(self.strategy.experimental_local_results(x)[0] for x in totals))
 
-    def _totals(self, nats: Any, targets: Any, norm: Any) -> Totals:
-        add = tf.distribute.ReduceOp.SUM
-        norm = self.strategy.experimental_local_results(norm)[0]
-        return Totals(self.strategy.reduce(add, nats, axis=None), self.strategy.reduce(add, targets, axis=None), norm)
+    @tf.autograph.experimental.do_not_convert
+    def _score(self, parts: tuple[tf.Tensor, ...], carry_BxLx2xH: tf.Tensor) -> tuple[Totals, tf.Tensor]:
+        """On one replica: the loss over all of them, and its own next carry."""
+        batch = Batch(*parts)
+        sums, carries = [], []
+        for rows in self._towers(batch):
+            part = take(batch, rows)
+            logits_BxTxV, carry = self.model(part.ids_BxT, carry_BxLx2xH[rows], reset_BxT=part.reset_BxT)
+            sums.append(total_nats(logits_BxTxV, part.targets_BxT, part.count_B))
+            carries.append(carry)
+        nats, targets = _all_reduce([tf.add_n(sums), _real(batch)])
+        return Totals(nats, tf.cast(targets, tf.int32), tf.zeros([])), tf.concat(carries, 0)
 
-    def _update(self, batch: Batch, carry_BxLx2xH: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """On one replica: its loss, its next carry, and its copy of the weights moved by all replicas' gradient."""
-        context = tf.distribute.get_replica_context()
+    @tf.autograph.experimental.do_not_convert  # nothing in it to convert; to look takes seconds
+    def _update(
+        self, parts: tuple[tf.Tensor, ...], carry_BxLx2xH: tf.Tensor, step: tf.Tensor
+    ) -> tuple[Totals, tf.Tensor]:
+        """On one replica: the loss over all of them, its own next carry; its copy of the weights is moved by all
+        replicas' gradient."""
+        batch = Batch(*parts)
         B, T = batch.ids_BxT.shape
         lanes = B * self.devices.replicas
-        masks = self.model.dropout_masks(lanes, T, tf.stack([self.seed, tf.cast(step, tf.int32)]))
-        first = context.replica_id_in_sync_group * B
+        masks = self.model.dropout_masks(lanes, T, tf.stack([self.config.seed, tf.cast(step, tf.int32)]))
+        first = tf.distribute.get_replica_context().replica_id_in_sync_group * B
         sums, carries = [], []
         for rows in self._towers(batch):
             mine = [mask[first : first + B][rows] for mask in masks]
@@ -107,15 +167,13 @@ class Steps:
             sums.append([nats, *gradients])
             carries.append(carry)
         nats, *gradients = [tf.add_n(parts) for parts in zip(*sums, strict=True)]
-        # Clipping wants the whole gradient, so it is summed over the replicas here. A Keras optimizer sums once more
-        # what it is given, now equal on all replicas: hence the share.
-        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        gradients, norm = tf.clip_by_global_norm(gradients, self.clip)
-        self.optimizer.apply([g / self.devices.replicas for g in gradients], self.model.trainable_variables)
-        return nats, tf.reduce_sum(batch.count_B), norm, tf.concat(carries, 0)
+        nats, targets, *gradients = _all_reduce([nats, _real(batch), *gradients])
+        gradients, norm = clipped(gradients, self.config)
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        return Totals(nats, tf.cast(targets, tf.int32), norm), tf.concat(carries, 0)
 
     def _towers(self, batch: Batch) -> list[slice]:
-        """The rows of each tower: equal shares of a replica's lanes, independent, so that they run side by side."""
+        """The rows of each tower: shares of a replica's lanes, equal to within one, that run side by side."""
         B = batch.ids_BxT.shape[0]
         towers = self.devices.towers(B)
         return [slice(tower * B // towers, (tower + 1) * B // towers) for tower in range(towers)]

@@ -39,6 +39,6 @@ def on() -> Callable[..., Devices]:
         return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
 
     def make(replicas: int = 1, towers: int = 1) -> Devices:
-        return Devices(strategy(replicas), replicas, cores=towers)
+        return Devices(strategy(replicas), replicas, cores=towers, fewest=1)
 
     return make

@@ -2,31 +2,45 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from common.errors import StageError
-from common.files import only_one
+from common.errors import StageError, Stopped, UsageError
+from common.files import only_one, write_json
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab, byte_vocab
 from trainers import checkpoint
+from trainers.checkpoint import Run, Since
 from trainers.config import RunConfig
 from trainers.devices import Devices
-from trainers.loop import Training
+from trainers.loop import Options, Training
 from trainers.loop import train as train_command
 
 On = Callable[..., Devices]
 
-TEXT = b"the quick brown fox jumps over the lazy dog.\n" * 12
+TEXT = b"the quick brown fox jumps over the lazy dog.\n" * 4
 
 
 def config(**train: object) -> RunConfig:
-    settings = {"lanes": 4, "window": 9, "evaluate_every": 5, "learning_rate": 0.01, "epochs": 1.0, **train}
+    settings = {
+        "lanes": 4,
+        "window": 3,
+        "evaluate_every": 5,
+        "report_every": 3,
+        "learning_rate": 0.01,
+        "epochs": 1.0,
+        "precision": "float32",
+        "sample": 0,
+        **train,
+    }
     return RunConfig.from_tables({"units": 8, "layers": 2, "dropout": 0.2}, settings, "test")
 
 
@@ -36,10 +50,31 @@ def data(tmp_path: Path, make_data: Callable[..., Manifest]) -> Path:
     return tmp_path / "data"
 
 
-def training(folder: Path, data: Path, devices: Devices, total: int, **settings: object) -> Training:
+def opened(folder: Path, data: Path, config: RunConfig, *allow: str, init_from: str = "") -> Run:
     manifest = read_manifest(data)
-    run = checkpoint.open_run(folder, config(**settings), data, manifest)
-    return Training(run, manifest, devices, an_epoch=15, total=total)
+    return checkpoint.open_run(Run(folder, config, manifest.vocab, data, manifest.data_sha256, init_from), allow)
+
+
+def training(
+    folder: Path, data: Path, devices: Devices, total: int, callbacks: tuple[object, ...] = (), **settings: object
+) -> Training:
+    run = opened(folder, data, config(**settings))
+    folder.mkdir(exist_ok=True)
+    return Training(run, read_manifest(data), devices, 15, total, callbacks)
+
+
+def interrupt(one: Training, at: int) -> Training:
+    """A SIGTERM comes while the step before `at` is made; a call makes one step."""
+    train, one.pace = one.steps.train, 1
+
+    def spy(batches: object, carry: object, first: tf.Tensor, count: tf.Tensor) -> object:
+        if int(first) == at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train(batches, carry, first, count)
+
+    one.steps.train = spy  # type: ignore[method-assign]
+    one._count = lambda step: 1  # type: ignore[method-assign]
+    return one
 
 
 def result(one: Training) -> list[np.ndarray]:
@@ -51,8 +86,10 @@ def result(one: Training) -> list[np.ndarray]:
     ]
 
 
-@pytest.mark.parametrize("end", [None, "newline"])
-@pytest.mark.parametrize(("before", "after"), [((1, 2), (1, 2)), ((1, 1), (2, 1)), ((2, 1), (1, 1))])
+@pytest.mark.parametrize(
+    ("before", "after", "end"),
+    [((1, 2), (1, 2), "newline"), ((2, 1), (2, 1), None), ((2, 1), (1, 1), "newline"), ((1, 1), (2, 1), None)],
+)
 def test_a_run_goes_on_as_if_it_had_not_stopped(
     tmp_path: Path,
     make_data: Callable[..., Manifest],
@@ -63,22 +100,23 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
 ) -> None:
     data = tmp_path / "data"
     make_data(data, 1000, byte_vocab(end), train=TEXT, val=TEXT[:101])
-    # 20 steps cross the end of the first epoch (15), stopped at 10 inside it.
+    # 20 steps cross the end of the first epoch (15), stopped inside it, between two reports.
     whole = training(tmp_path / "whole", data, on(*before), total=20)
     whole.go()
-    training(tmp_path / "parts", data, on(*before), total=10).go()
+    part = training(tmp_path / "parts", data, on(*before), total=20)
+    with pytest.raises(Stopped, match="stopped at step 7, and saved"):
+        interrupt(part, 7).go()
     rest = training(tmp_path / "parts", data, on(*after), total=20)
     rest.go()
     exact = before == after
     for a, b in zip(result(rest), result(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=0 if exact else 1e-5)
-    rows = [
-        [json.loads(row) for row in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", "parts")
-    ]
-    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]] == [0, 5, 10, 15, 20]
+    rows = [checkpoint.read_metrics(one.run) for one in (whole, rest)]
+    assert [row["step"] for row in rows[0]] == [0, 3, 5, 5, 6, 9, 10, 10, 12, 15, 15, 18, 20, 20]
     for a, b in zip(*rows, strict=True):
-        assert a["val_nats"] == pytest.approx(b["val_nats"], abs=1e-5)
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"seconds", "per_second", "memory"}:
+            assert a[name] == pytest.approx(b[name], abs=1e-5, rel=0 if exact else 1e-5), name
     assert rows[0][-1]["val_nats"] < rows[0][0]["val_nats"]
 
 
@@ -86,7 +124,7 @@ def test_a_loaded_model_is_the_trained_one(tmp_path: Path, data: Path, on: On) -
     one = training(tmp_path / "run", data, on(), total=10)
     one.go()
     run = checkpoint.read_run(tmp_path / "run")
-    assert run == dataclasses.replace(one.run)
+    assert run == one.run
     last = checkpoint.checkpoints(run)[-1]
     for a, b in zip(checkpoint.load_model(run, last).get_weights(), one.steps.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -121,8 +159,8 @@ def test_what_a_kill_left_behind_is_swept_away(tmp_path: Path, data: Path, on: O
     one = training(tmp_path / "run", data, on(), total=10)
     one.state.save(one.run, 1, 3.0)
     (one.run.folder / "checkpoints" / ".step-00000002.partial-x").mkdir()
-    checkpoint.sweep(one.run)
-    assert [path.name for path in (one.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
+    with checkpoint.hold(one.run, chief=True):
+        assert [path.name for path in (one.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, data: Path, on: On) -> None:
@@ -133,7 +171,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, data: Path, on: On) -> No
     with pytest.raises(StageError, match=r"step-00000001 is damaged"):
         checkpoint.load_model(one.run)
     about = (saved.folder / "checkpoint.json").read_text()
-    for broken in ("", "{}", about.replace('"format_version": 1', '"format_version": 9')):
+    for broken in ("", "{}", about.replace('"format_version": 2', '"format_version": 9')):
         (saved.folder / "checkpoint.json").write_text(broken)
         with pytest.raises(StageError, match=r"step-00000001 is damaged"):
             checkpoint.best(one.run)
@@ -145,8 +183,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, data: Path, on: On) -> No
 def test_a_checkpoint_of_another_structure_is_damage(tmp_path: Path, data: Path, on: On) -> None:
     one = training(tmp_path / "run", data, on(), total=10)
     saved = one.state.save(one.run, 1, 3.0)
-    deeper = RunConfig.from_tables({"units": 8, "layers": 3}, {"lanes": 4, "window": 9}, "test")
-    other = Training(dataclasses.replace(one.run, config=deeper), read_manifest(data), on(), an_epoch=15, total=10)
+    deeper = RunConfig.from_tables({"units": 8, "layers": 3}, {"lanes": 4, "window": 3, "precision": "float32"}, "test")
+    other = Training(dataclasses.replace(one.run, config=deeper), read_manifest(data), on(), 15, 10)
     with pytest.raises(StageError, match=r"step-00000001 is damaged"):
         other.state.restore(saved)
 
@@ -154,11 +192,11 @@ def test_a_checkpoint_of_another_structure_is_damage(tmp_path: Path, data: Path,
 def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, data: Path, on: On) -> None:
     one = training(tmp_path / "run", data, on(), total=10)
     saved = one.state.save(one.run, 1, 3.0)
-    manifest = dataclasses.replace(read_manifest(data), vocab=Vocab("byte", (b"a", b"b")))
+    write_json(tmp_path / "run" / "run.json", one.run.to_json())
     with pytest.raises(
         StageError, match=r"are of another vocabulary \(256 bytes\) than .*data \(2 bytes\); give the data"
     ):
-        checkpoint.open_run(tmp_path / "run", config(), data, manifest)
+        checkpoint.open_run(dataclasses.replace(one.run, vocab=Vocab("byte", (b"a", b"b"))))
     about = json.loads((saved.folder / "checkpoint.json").read_text())
     (saved.folder / "checkpoint.json").write_text(json.dumps({**about, "vocab_sha256": "0"}))
     with pytest.raises(StageError, match="step-00000001 is a checkpoint of another vocabulary than its run's"):
@@ -169,15 +207,16 @@ def test_the_carry_starts_empty_at_each_epoch_and_goes_on_within(
     tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, empty = training(tmp_path / "run", data, on(), total=32), []
-    step = one.steps.train
+    train = one.steps.train
 
-    def spy(batch: object, carry: object, count: object) -> object:
-        empty.append(not np.any(one.steps.gather(carry)))
-        return step(batch, carry, count)
+    def spy(batches: object, carry: object, first: tf.Tensor, count: tf.Tensor) -> object:
+        empty.append((int(first), not np.any(one.steps.gather(carry))))
+        return train(batches, carry, first, count)
 
     monkeypatch.setattr(one.steps, "train", spy)
     one.go()
-    assert [step for step, was in enumerate(empty) if was] == [0, 15, 30]
+    assert [step for step, was in empty if was] == [0, 15, 30]
+    assert len(empty) > 3, "several calls an epoch"
 
 
 def test_what_was_reported_after_the_last_checkpoint_is_taken_back(tmp_path: Path, data: Path, on: On) -> None:
@@ -189,16 +228,17 @@ def test_what_was_reported_after_the_last_checkpoint_is_taken_back(tmp_path: Pat
     )  # killed before checkpoint 15, and in a line
     rest = training(tmp_path / "run", data, on(), total=15)
     rest.go()
-    assert [row["step"] for row in checkpoint.read_metrics(rest.run)] == [0, 5, 10, 15]
+    assert [row["step"] for row in checkpoint.read_metrics(rest.run) if "val_nats" in row] == [0, 5, 10, 15]
     assert metrics.read_text().startswith(whole)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
     one = training(tmp_path / "run", data, on(), total=20)
+    write_json(one.run.folder / "run.json", one.run.to_json())
     one.state.save(one.run, 5, 3.0)
     one.steps.model.dense.bias.assign(np.full(256, np.nan, np.float32))
     one.state.save(one.run, 10, 2.0)
-    with pytest.raises(StageError, match=r"the loss at step 15 is nan; the last checkpoint is whole: try a lower"):
+    with pytest.raises(StageError, match=r"the loss is nan before step 1\d; the checkpoint of step 10 is whole. Try a"):
         training(tmp_path / "run", data, on(), total=20).go()
     assert [c.step for c in checkpoint.checkpoints(one.run)] == [5, 10]
 
@@ -208,21 +248,78 @@ def test_one_process_trains_a_run(tmp_path: Path) -> None:
         pass
 
 
-def test_other_data_or_settings_are_refused(tmp_path: Path, data: Path, make_data: Callable[..., Manifest]) -> None:
-    manifest = read_manifest(data)
-    run = checkpoint.open_run(tmp_path / "run", config(), data, manifest)
-    longer = config(epochs=9.0, keep=7)
-    assert checkpoint.open_run(tmp_path / "run", longer, data, manifest).config == longer
-    assert checkpoint.read_run(tmp_path / "run").config == longer, "what the run is now is what run.json says"
-    other = make_data(tmp_path / "other", 1000, train=TEXT[1:], val=TEXT[:101])
-    with pytest.raises(StageError, match=r"was begun on other data than .*other now holds; give another --out"):
-        checkpoint.open_run(run.folder, config(), tmp_path / "other", other)
-    with pytest.raises(StageError, match=r"was begun with train.clip=5.0, not 1.0; give another --out"):
-        checkpoint.open_run(run.folder, config(clip=1.0), data, manifest)
-    # With a falling learning rate the number of steps is part of the schedule.
-    checkpoint.open_run(tmp_path / "decay", config(decay=0.5), data, manifest)
-    with pytest.raises(StageError, match=r"was begun with train.epochs=1.0, not 2.0"):
-        checkpoint.open_run(tmp_path / "decay", config(decay=0.5, epochs=2.0), data, manifest)
+def test_other_data_or_settings_are_refused_unless_allowed(
+    tmp_path: Path, data: Path, make_data: Callable[..., Manifest]
+) -> None:
+    def begin(name: str, config: RunConfig) -> Path:
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "run.json", opened(tmp_path / name, data, config).to_json())
+        return tmp_path / name
+
+    folder = begin("run", config())
+    assert opened(folder, data, longer := config(epochs=9.0, keep=7)).config == longer
+    make_data(tmp_path / "other", 1000, train=TEXT[1:], val=TEXT[:101])
+    with pytest.raises(StageError, match=r"other settings \(data \w{12} -> \w{12}\): give another --out, or say --al"):
+        opened(folder, tmp_path / "other", config())
+    assert opened(folder, tmp_path / "other", config(), "data").data == tmp_path / "other"
+    changed = config(clip=1.0, seed=2)
+    both = r"\(train.clip 5.0 -> 1.0; train.seed 1 -> 2\): .*say --allow train.clip --allow train.seed$"
+    with pytest.raises(StageError, match=both):
+        opened(folder, data, changed)
+    with pytest.raises(StageError, match=r"\(train.seed 1 -> 2\)"):
+        opened(folder, data, changed, "train.clip")
+    assert opened(folder, data, changed, "train.clip", "train.seed").config == changed
+    with pytest.raises(
+        UsageError, match=r"--allow train.clap: no such change; what differs from .*: train.clip, train"
+    ):
+        opened(folder, data, changed, "train.clap")
+    with pytest.raises(StageError, match=r"cannot go on with another train.lanes \(train.lanes 4 -> 2\): give another"):
+        opened(folder, data, config(lanes=2), "train.lanes")
+    with pytest.raises(StageError, match=r"was begun from new weights, not from x at step 3"):
+        opened(folder, data, config(), init_from="x at step 3")
+    # With a learning rate that falls over all steps, their number is part of the schedule.
+    decay = begin("decay", config(schedule="cosine", decay=0.5))
+    with pytest.raises(StageError, match=r"\(train.epochs 1.0 -> 2.0\)"):
+        opened(decay, data, config(schedule="cosine", decay=0.5, epochs=2.0))
+
+
+def test_precision_is_settled_once(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "default_precision", lambda: "bfloat16")
+    run = opened(tmp_path / "run", data, config(precision="auto"))
+    assert run.config.train.precision == "bfloat16"
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "run.json", run.to_json())
+    monkeypatch.setattr(checkpoint, "default_precision", lambda: "float32")  # as on another machine
+    assert opened(tmp_path / "run", data, config(precision="auto")).config.train.precision == "bfloat16"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "json", "gone"])
+def test_a_damaged_last_checkpoint_is_named_and_passed_over(
+    tmp_path: Path, data: Path, on: On, damage: str, capsys: pytest.CaptureFixture[str], rng: np.random.Generator
+) -> None:
+    one = training(tmp_path / "run", data, on(), total=10)
+    first = [weight.copy() for weight in one.steps.model.get_weights()]
+    one.state.save(one.run, 5, 3.0, Since(1.5, 3, 0.25))
+    one.steps.model.dense.bias.assign(np.ones(256))
+    last = one.state.save(one.run, 10, 2.0)
+    file = last.folder / ("checkpoint.json" if damage == "json" else "state.data-00000-of-00001")
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+    file.write_bytes(content[: len(content) // 2] if damage in ("cut", "json") else content)
+    if damage == "gone":
+        file.unlink()
+    found = one.state.restore_last(one.run)
+    assert found
+    assert (found.step, found.since) == (5, Since(1.5, 3, 0.25))
+    for a, b in zip(one.steps.model.get_weights(), first, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert "step-00000010 is damaged (" in capsys.readouterr().err
+    names = [path.name for path in (one.run.folder / "checkpoints").iterdir()]
+    assert sorted(names) == ["damaged-step-00000010", "step-00000005"]
+    (found.folder / "checkpoint.json").write_text("")
+    with pytest.raises(StageError, match=r"no checkpoint of .*run is whole: remove the run, or give another --out"):
+        one.state.restore_last(one.run)
 
 
 @pytest.mark.parametrize(
@@ -243,9 +340,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path, content: str | None, message:
 
 def test_data_that_cannot_be_trained_on_is_refused_before_a_run_is_made(tmp_path: Path, data: Path) -> None:
     with pytest.raises(StageError, match=r"has not been validated: run python -m pipeline validate .*--unvalidated$"):
-        train_command(config(), data, tmp_path / "run", replicas=None, unvalidated=False)
+        train_command(config(), data, tmp_path / "run")
     with pytest.raises(
-        StageError, match=r"too short for 50 lanes and a window of 20: .*windows of 20 fit 26 lanes at most"
+        StageError, match=r"too short for 50 lanes and a window of 20: .*windows of 20 fit 8 lanes at most"
     ):
-        train_command(config(lanes=50, window=20), data, tmp_path / "run", replicas=None, unvalidated=True)
+        train_command(config(lanes=50, window=20), data, tmp_path / "run", Options(unvalidated=True))
     assert not (tmp_path / "run").exists()

@@ -1,19 +1,20 @@
 from collections.abc import Callable
+from typing import Any
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from common.errors import UsageError
 from pipeline.lanes import Batch
-from trainers.config import ModelConfig
+from trainers.config import ModelConfig, TrainConfig
 from trainers.devices import Devices, plan
 from trainers.model import CharLSTM
+from trainers.optimizer import make_optimizer
 from trainers.step import Steps, total_nats
 
 On = Callable[..., Devices]
-B, T, V = 4, 6, 11
+B, T, V = 4, 3, 11
 
 
 def text(rng: np.random.Generator, windows: int) -> list[Batch]:
@@ -28,27 +29,35 @@ def documents(rng: np.random.Generator, windows: int) -> list[Batch]:
     return [batch._replace(reset_BxT=rng.random((B, T)) < 1 / 3) for batch in text(rng, windows)]
 
 
-def build(devices: Devices, dropout: float = 0.0, optimizer: str = "adam", **kwargs: float) -> Steps:
+def build(devices: Devices, dropout: float = 0.0, **settings: object) -> Steps:
+    config = TrainConfig(**{"learning_rate": 0.01, "clip": 5.0, **settings})
     with devices.strategy.scope():
         model = CharLSTM(ModelConfig(units=7, layers=2, dropout=dropout), V, seed=3)
-        optimizer = keras.optimizers.get(
-            {"class_name": optimizer, "config": {"learning_rate": kwargs.pop("rate", 0.01)}}
-        )
+        optimizer = make_optimizer(config, total=100, an_epoch=10)
         optimizer.build(model.trainable_variables)
-    return Steps(devices, model, optimizer, **kwargs)
+    return Steps(devices, model, optimizer, config)
+
+
+def stream(steps: Steps, batches: list[Batch]) -> Any:
+    """The batches as the loop hands them to a step."""
+    parts = Batch(*(None if part[0] is None else np.stack(part) for part in zip(*batches, strict=True)))
+
+    def make(rows: range) -> tf.data.Dataset:
+        mine = Batch(*(None if part is None else part[:, rows.start : rows.stop] for part in parts))
+        return tf.data.Dataset.from_tensor_slices(mine)
+
+    return steps.distribute(make, B)
 
 
 def run(
-    steps: Steps, batches: list[Batch], first: int = 0, carry: np.ndarray | None = None
+    steps: Steps, batches: list[Batch], carry: np.ndarray | None = None, calls: tuple[int, ...] = ()
 ) -> tuple[list[float], np.ndarray]:
-    """Trains on the batches; the losses and the carry after them."""
-    start = steps.model.initial_carry(B) if carry is None else carry
-    shares, losses = steps.scatter(start), []
-    parts = tuple(np.stack(part) for part in zip(*batches, strict=True) if part[0] is not None)
-    dataset = tf.data.Dataset.from_tensor_slices(parts).map(Batch)
-    for step, batch in enumerate(steps.distribute(dataset), start=first):
-        totals, shares = steps.train(batch, shares, tf.constant(step, tf.int64))
-        losses.append(float(totals.nats) / int(totals.targets))
+    """Trains on the batches, in calls of so many steps; the losses and the carry after them."""
+    shares = steps.scatter(steps.model.initial_carry(B) if carry is None else carry)
+    iterator, losses = stream(steps, batches), []
+    for count in calls or (len(batches),):
+        totals, shares = steps.train(iterator, shares, tf.constant(len(losses), tf.int64), tf.constant(count))
+        losses += list(totals.nats.numpy() / totals.targets.numpy())
     return losses, steps.gather(shares).numpy()
 
 
@@ -80,8 +89,26 @@ def test_replicas_and_towers_train_as_one(
             np.testing.assert_array_equal(first, other, err_msg="the replicas' copies of a weight have parted")
 
 
+def test_steps_of_one_call_are_those_of_many(rng: np.random.Generator, on: On) -> None:
+    batches, results = documents(rng, 6), []
+    for calls in ((6,), (1, 3, 2)):
+        steps = build(on(towers=2), dropout=0.3)
+        losses, carry = run(steps, batches, calls=calls)
+        results.append([np.array(losses), carry, *steps.model.get_weights()])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_lane_keeps_its_replica(rng: np.random.Generator, on: On) -> None:
+    batches = documents(rng, 3)
+    steps = build(on(replicas=2))
+    for batch, got in zip(batches, stream(steps, batches), strict=False):
+        for part, expected in zip(got, batch, strict=True):
+            np.testing.assert_array_equal(tf.concat(steps.strategy.experimental_local_results(part), 0), expected)
+
+
 def test_a_step_moves_by_the_clipped_gradient(rng: np.random.Generator, on: On) -> None:
-    steps = build(on(replicas=2), optimizer="sgd", rate=1.0, clip=0.001)
+    steps = build(on(replicas=2), optimizer="sgd", momentum=0.0, learning_rate=1.0, clip=0.001)
     before = steps.model.get_weights()
     run(steps, text(rng, 1))
     moved = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(steps.model.get_weights(), before, strict=True)))
@@ -93,7 +120,7 @@ def test_a_window_that_is_not_full_weighs_its_targets_as_any_other(rng: np.rando
     half = Batch(batch.ids_BxT, batch.targets_BxT, np.array([T, 0, 0, 0], np.int32))
     moves = []
     for one in (batch, half):
-        steps = build(on(), optimizer="sgd", rate=1.0, clip=1e9)
+        steps = build(on(), optimizer="sgd", momentum=0.0, learning_rate=1.0, clip=1e9)
         before = steps.model.dense.bias.numpy()
         run(steps, [one])
         moves.append(steps.model.dense.bias.numpy() - before)
@@ -111,9 +138,13 @@ def test_training_and_evaluation_start_afresh_at_a_document(rng: np.random.Gener
         nats = []
         for batch, start in ((plain, carry), (fresh, carry), (plain, 0 * carry)):
             steps = build(on())
-            function = steps.evaluate if evaluate else lambda *x, steps=steps: steps.train(*x, tf.constant(0, tf.int64))
-            totals, _ = function(batch, steps.scatter(start))
-            nats.append(float(totals.nats))
+            iterator, shares = stream(steps, [batch]), steps.scatter(start)
+            if evaluate:
+                totals, _ = steps.evaluate(next(iterator), shares)
+                nats.append(float(totals.nats))
+            else:
+                totals, _ = steps.train(iterator, shares, tf.constant(0, tf.int64), tf.constant(1))
+                nats += list(totals.nats.numpy())
         assert nats[1] == pytest.approx(nats[2], abs=1e-5)
         assert abs(nats[0] - nats[2]) > 1e-3
 
@@ -122,7 +153,8 @@ def test_evaluation_repeats_and_leaves_the_weights_alone(rng: np.random.Generato
     steps = build(on(towers=2), dropout=0.5)
     (batch,), before = text(rng, 1), steps.model.get_weights()
     carry = steps.scatter(steps.model.initial_carry(B))
-    (first, after), (again, _) = steps.evaluate(batch, carry), steps.evaluate(batch, carry)
+    same = next(stream(steps, [batch]))
+    (first, after), (again, _) = steps.evaluate(same, carry), steps.evaluate(same, carry)
     logits, model_after = steps.model(batch.ids_BxT, steps.model.initial_carry(B))
     expected = total_nats(logits, batch.targets_BxT, batch.count_B)
     np.testing.assert_allclose(first.nats, expected, rtol=1e-6)

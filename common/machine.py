@@ -1,0 +1,18 @@
+"""What the machine has, as Linux tells it."""
+
+from pathlib import Path
+
+
+def processor() -> tuple[str, set[str]]:
+    """The processor's name and the instruction sets that it knows, as in /proc/cpuinfo; what is not told is empty."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return fields.get("model name", ""), set(fields.get("flags", "").split())
+
+
+def memory() -> int:
+    """The bytes of memory that this process holds now; 0 where it is not told."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), 0)

@@ -1,0 +1,72 @@
+"""The optimizer, its learning rate at each step, and the clipping of gradients."""
+
+import dataclasses
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainers.config import TrainConfig
+
+
+@keras.saving.register_keras_serializable("unreasonable_rnn")
+class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
+    """The learning rate as a function of the step alone, counted from 0: nothing of it needs to be saved.
+
+    total: the run's steps; an_epoch: the steps of an epoch.
+    """
+
+    def __init__(self, config: TrainConfig, total: int, an_epoch: int):
+        self.config, self.total, self.an_epoch = config, total, an_epoch
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        config, step = self.config, tf.cast(step, tf.float32)
+        share = tf.minimum(step / max(1, self.total - 1), 1.0)  # of the way to the last step
+        factor: Any = 1.0
+        if config.schedule == "exponential":
+            factor = config.decay**share
+        elif config.schedule == "cosine":
+            factor = config.decay + (1 - config.decay) * (1 + tf.cos(share * math.pi)) / 2
+        elif config.schedule == "char-rnn":
+            epoch = tf.floor((step + 0.5) / self.an_epoch)  # half a step keeps float32 off the edge of an epoch
+            factor = config.decay ** tf.maximum(0.0, epoch - config.decay_after + 1)
+        if config.warmup:
+            factor *= tf.minimum((step + 1) / config.warmup, 1.0)
+        return config.learning_rate * factor
+
+    def get_config(self) -> dict[str, Any]:
+        return {"config": dataclasses.asdict(self.config), "total": self.total, "an_epoch": self.an_epoch}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "LearningRate":
+        return cls(**{**config, "config": TrainConfig(**config["config"])})
+
+
+def make_optimizer(config: TrainConfig, total: int, an_epoch: int) -> keras.Optimizer:
+    """Keras's optimizer as the config names it, for gradients that are summed over all replicas already.
+
+    A constant rate is a variable, which callbacks may change.
+    """
+    constant = config.schedule == "constant" and not config.warmup
+    rate = config.learning_rate if constant else LearningRate(config, total, an_epoch)
+    kinds = {
+        "adam": keras.optimizers.Adam,
+        "adamw": keras.optimizers.AdamW,
+        "rmsprop": keras.optimizers.RMSprop,
+        "sgd": keras.optimizers.SGD,
+    }
+    extra = {"momentum": config.momentum} if config.optimizer == "sgd" else {}
+    optimizer = kinds[config.optimizer](rate, weight_decay=config.weight_decay or None, **extra)
+    # Clipping wants the sum over all replicas, so the step makes it; Keras would sum once more what is a sum already.
+    optimizer._all_reduce_sum_gradients = list
+    if config.weight_decay:
+        optimizer.exclude_from_weight_decay(var_names=["bias", "norm"])  # they scale nothing that could grow
+    return optimizer
+
+
+def clipped(gradients: list[tf.Tensor], config: TrainConfig) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """The gradients as the config limits them, and their global norm before."""
+    if config.clip_by == "norm":
+        return tf.clip_by_global_norm(gradients, config.clip)
+    return [tf.clip_by_value(g, -config.clip, config.clip) for g in gradients], tf.linalg.global_norm(gradients)
