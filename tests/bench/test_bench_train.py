@@ -159,6 +159,7 @@ def test_two_peers_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     names = ["ours, float32", "torch nn.LSTM, float32" if importlib.util.find_spec("torch") else "ours, bfloat16"]
     monkeypatch.setattr(train, "PEERS", {name: PEERS[name] for name in names})
     monkeypatch.setattr(train, "commit", lambda: "a commit")
+    monkeypatch.setattr(train, "_import_once", lambda packages: None)
     train.compare(Size(1, 8, lanes=4, window=5), "cpu", rounds=2, seconds=0.1, out=tmp_path)
     result = json.loads((tmp_path / "bench-train-1x8.json").read_text(encoding="utf-8"))
     assert list(result["peers"]) == names
