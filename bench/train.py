@@ -131,15 +131,15 @@ def table(result: dict[str, Any]) -> Table:
     """The figures, for the terminal and README."""
     work, default = result["work"], result["default_precision"]
     title = f"{work['layers']} x {work['units']}, {work['lanes']} lanes x {work['window']} characters, {work['device']}"
-    shown = Table(title=title, title_justify="left", caption_justify="left", box=None)
-    columns = ("", "chars/s", "as it comes", "alike", "GFLOP/s", "of ceiling", "first step", "warm", "peak MB")
+    shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))
+    columns = ("", "chars/s", "* is", "alike", "GFLOP/s", "share", "first", "warm", "MB")  # 80 characters in all
     for column in columns:
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, peer in result["peers"].items():
         precision = PEERS[name].precision
         rate = peer["characters_per_second"] * peer["flops_a_character"] / 1e9
         shown.add_row(
-            f"{name} (as it comes)" if name == f"ours, {default}" else name,
+            f"{name} *" if name == f"ours, {default}" else name,
             f"{peer['characters_per_second']:,.0f}",
             _times(result, f"ours, {default}", name),
             _times(result, f"ours, {precision}", name),
@@ -166,10 +166,12 @@ def _caption(result: dict[str, Any]) -> str:
         f"{name} to step {peer['warm_steps']}" for name, peer in result["peers"].items() if peer["warm_steps"] < 20
     )
     lines = [
-        "ours as it comes, and ours in the same precision, is so many times as fast (medians of the rounds' ratios);",
-        "GFLOP/s: 6 FLOPs a character for each weight that it is multiplied by; rows that are gathered do not count;",
-        f"ceiling, the fastest large matrix product: {tops};",
-        "seconds from the command to the first step's end, and to the 20th's" + (f" ({steps})" if steps else ""),
+        "*: ours as it comes; it, and ours in the same precision (alike), is so many times as fast: "
+        "medians of the rounds' ratios",
+        "GFLOP/s: 6 FLOPs a character for each weight that it is multiplied by; rows that are gathered do not count",
+        f"share: of the fastest large matrix product, {tops}",
+        "first, warm: from the command to the first step's end, and to the 20th's" + (f" ({steps})" if steps else ""),
+        "MB: the most memory that the process held",
     ]
     if (against := against_better_torch(result)) is not None:
         lines.append(f"ours as it comes is {against:.2f} x as fast as the better of torch's")
