@@ -1,4 +1,4 @@
-"""The command line: python -m bench results | train | data."""
+"""The command line: python -m bench results | train | precision | data."""
 
 from pathlib import Path
 
@@ -28,28 +28,65 @@ def results(run: Path, out: Path) -> None:
 
 
 @cli.command()
-@click.option("--units", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--layers", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--lanes", type=click.IntRange(1), default=50, show_default=True)
-@click.option("--window", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--size", "sizes", multiple=True, metavar="LxH", help="Layers x units; may be repeated. Default: 2x128.")
+@click.option("--all", "every", is_flag=True, help="2x128, 2x256, 2x512, and 3x512 with 100 lanes x 100 characters.")
+@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 @click.option(
     "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each; medians are shown."
 )
 @click.option("--seconds", type=click.FloatRange(0.1), default=5, show_default=True, help="The length of a turn.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
-def train(units: int, layers: int, lanes: int, window: int, rounds: int, seconds: float, out: Path) -> None:
-    """Training speed beside Keras and PyTorch.
+def train(sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds: float, out: Path) -> None:
+    """Training speed beside Keras, PyTorch, and the machine's own ceiling.
 
-    Peers take turns in one run. PyTorch's rows want torch installed beside the project: pip install torch.
+    All take turns in one run, four minutes a size. PyTorch's rows want torch installed beside the project: pip install
+    torch. Leave the machine alone meanwhile.
+
+    \b
+    Examples:
+      python -m bench train --size 2x128 --size 1x1024
+      python -m bench train --all
+    """
+    from bench.train import SIZES, compare, gpu_of, size_named
+
+    if every and sizes:
+        raise click.UsageError("--all names the sizes: leave --size out")
+    chosen = SIZES if every else [size_named(text) for text in sizes or ("2x128",)]
+    if device == "gpu" and not gpu_of("tensorflow"):
+        console.note("TensorFlow sees no GPU here: nothing is measured")
+        return
+    for size in chosen:
+        compare(size, device, rounds, seconds, out)
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path), default=Path("configs/tinyshakespeare.toml"))
+@click.option("--data", type=click.Path(path_type=Path), help="The data set. Default: data/NAME.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs in each precision.")
+@click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Of each run.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    default=("model.units=128", "train.window=50"),
+    show_default=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change a setting of the config; may be repeated.",
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
+def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
+    """What bfloat16 costs: validation losses beside float32's, at equal steps, over some seeds.
+
+    As it comes: six runs of a 2 x 128 model, some ten minutes on 2 cores.
 
     \b
     Example:
-      python -m bench train --units 512
+      python -m bench precision configs/tinyshakespeare.toml --seeds 5
     """
     with console.hushed():
-        from bench.train import compare
+        from bench.precision import compare
 
-    compare(units, layers, lanes, window, rounds, seconds, out)
+    compare(config, data or Path("data") / config.stem, seeds, steps, overrides, out)
 
 
 @cli.command()

@@ -1,93 +1,272 @@
-"""Characters a second in training: ours beside its peers, in turns, on one machine, in one run."""
+"""Training speed: ours beside its peers and the machine's own ceiling, in turns, on one machine, in one run.
+
+On a host that others use too, speed drifts by a third within minutes. The turns of one round lie beside each other, so
+that what the host does meanwhile touches all of them, and the ratio within a round is freed of it; every other round
+goes backwards, so that nobody always follows the same neighbour. Hence a ratio is the median of the rounds' ratios. A
+ratio of two medians takes its two numbers from different rounds, and so compares the host's moods as well. It is kept
+beside: where the two differ much, the machine was too restless for either to be believed.
+
+A share of the ceiling is the median rate over the best product of any round: the host's moods make it smaller, never
+larger.
+"""
 
 import datetime
 import importlib.metadata
 import importlib.util
+import json
+import os
+import re
+import shlex
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from bench.machine import commit, machine
-from bench.peers import PEERS
+from bench import gemm
+from bench.machine import commit, cpu_flags, machine
+from bench.peers import PEERS, Peer, Size, flops_a_character
 from common import console
-from common.errors import StageError
+from common.errors import StageError, UsageError
 from common.files import write_json
+from trainers.config import TrainConfig
+
+SIZES = (Size(2, 128), Size(2, 256), Size(2, 512), Size(3, 512, lanes=100, window=100))
+Rounds = dict[str, list[float]]
 
 
-def compare(units: int, layers: int, lanes: int, window: int, rounds: int, seconds: float, out: Path) -> None:
-    """Prints a table and writes out/bench-train-LxH.json: medians over the rounds, and every round.
+def size_named(text: str) -> Size:
+    """The size of a name: one of SIZES, or any other LAYERSxUNITS with their smaller lanes and window."""
+    if found := [size for size in SIZES if size.name == text]:
+        return found[0]
+    if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        raise UsageError(f"a size is LAYERSxUNITS, got '{text}': try {', '.join(size.name for size in SIZES)}")
+    return Size(int(match[1]), int(match[2]))
 
-    The peers' processes stay alive and idle while another one runs, and take turns, so that what the machine does
-    beside touches all alike. A peer that is not installed is left out, and said to be.
+
+def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> None:
+    """Prints a table and writes out/bench-train-LxH.json (with -gpu): medians, ratios, and every round.
+
+    The peers' processes stay alive and idle while another one runs. A peer that is not installed is left out, and said
+    to be. Raises StageError where the code is not committed, or a peer fails.
     """
-    size = [str(number) for number in (units, layers, lanes, window)]
-    there = {name for name in PEERS if "torch" not in name or importlib.util.find_spec("torch")}
-    for name in PEERS.keys() - there:
-        console.note(f"{name}: torch is not installed (pip install torch), left out")
-    processes: dict[str, subprocess.Popen[str]] = {}
+    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    peers = {name: peer for name, peer in PEERS.items() if _usable(name, peer, device)}
+    workers: dict[str, Worker] = {}
     try:
         with console.err.status("warming up"):
-            for name in (name for name in PEERS if name in there):
-                processes[name] = _start(name, size)
-                _read(processes[name], name)
-        rates: dict[str, list[float]] = {name: [] for name in processes}
-        with console.progress("turns") as bar:
-            for name in bar.track(list(processes) * rounds, description=f"{layers} x {units}"):
-                rates[name].append(_turn(processes[name], name, seconds))
+            _import_once({peer.package for peer in peers.values()})
+            arguments = [device, *map(str, size)]
+            started = {}
+            for name in peers:
+                workers[name] = Worker(name, device, "bench.peers", name, *arguments)
+                started[name] = _start(workers[name])
+            for library in sorted({peer.package for peer in peers.values()}):
+                workers[library] = Worker(library, device, "bench.gemm", library, device)
+                workers[library].read()
+        turns = _turns(workers, rounds, seconds, size.name)
+        peaks = {name: workers[name].peak() for name in peers}
     finally:
-        for process in processes.values():
-            process.kill()
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    console.out.print(_table(f"{layers} x {units}, {lanes} lanes x {window}", medians))
+        for worker in workers.values():
+            worker.process.kill()
+    rates: Rounds = {name: [turn["characters_per_second"] for turn in turns[name]] for name in peers}
     result: dict[str, Any] = {
-        "format_version": 1,
-        "work": {"units": units, "layers": layers, "lanes": lanes, "window": window, "vocabulary": 256},
-        "characters_per_second": medians,
-        "rounds": rates,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "torch") if _installed(name)
+        "format_version": 2,
+        "work": {**size._asdict(), "vocabulary": 256, "device": device},
+        "default_precision": default_precision(device),
+        "peers": {
+            name: {
+                "characters_per_second": statistics.median(rates[name]),
+                "flops_a_character": flops_a_character(size, peer.gathers),
+                **started[name],
+                "peak_bytes": peaks[name],
+            }
+            for name, peer in peers.items()
         },
-        "machine": machine(),
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
+        "ceiling": ceiling({library: turns[library] for library in workers.keys() - peers.keys()}),
+        "ratios": {own: ratios(rates, own) for own in peers if own.startswith("ours")},
+        "rounds": turns,
+        "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "torch") if _has(name)},
+        **made_at,
     }
-    write_json(out / f"bench-train-{layers}x{units}.json", result)
+    write_json(out / f"bench-train-{'gpu-' if device == 'gpu' else ''}{size.name}.json", result)
+    console.out.print(table(result))
 
 
-def _start(name: str, size: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "bench.peers", name, *size]
-    pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True)
+def default_precision(device: str) -> str:
+    """The precision of a user who sets none, on this machine."""
+    precision = TrainConfig().precision
+    if precision != "auto":
+        return precision
+    fast = device == "cpu" and {"avx512_bf16", "amx_bf16"} & set(cpu_flags())
+    return "bfloat16" if fast else "float32"
 
 
-def _turn(process: subprocess.Popen[str], name: str, seconds: float) -> float:
-    assert process.stdin is not None
-    process.stdin.write(f"{seconds}\n")
-    process.stdin.flush()
-    return float(_read(process, name))
+def ratios(rates: Rounds, own: str) -> dict[str, dict[str, float]]:
+    """How many times as fast as each other peer one is: by the rounds' ratios, and by the medians."""
+    return {
+        name: {
+            "median_of_ratios": statistics.median(a / b for a, b in zip(rates[own], theirs, strict=True)),
+            "ratio_of_medians": statistics.median(rates[own]) / statistics.median(theirs),
+        }
+        for name, theirs in rates.items()
+        if name != own
+    }
 
 
-def _read(process: subprocess.Popen[str], name: str) -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise StageError(f"{name} ended with code {process.wait()}: run python -m bench.peers '{name}' ... to see why")
-    return line
+def ceiling(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]:
+    """The best GFLOP/s of any library in any round, for each precision, and whose it was."""
+    best = {}
+    for precision in gemm.PRECISIONS:
+        found = {library: max(turn[precision] for turn in each) for library, each in turns.items()}
+        library = max(found, key=lambda name: found[name])
+        best[precision] = {"gflops": found[library], "library": library}
+    return best
 
 
-def _installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+def table(result: dict[str, Any]) -> Table:
+    """The figures, for the terminal and README."""
+    work, default = result["work"], result["default_precision"]
+    title = f"{work['layers']} x {work['units']}, {work['lanes']} lanes x {work['window']} characters, {work['device']}"
+    shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))
+    columns = ("", "chars/s", "* is", "alike", "GFLOP/s", "share", "first", "warm", "MB")  # 80 characters in all
+    for column in columns:
+        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, peer in result["peers"].items():
+        precision = PEERS[name].precision
+        rate = peer["characters_per_second"] * peer["flops_a_character"] / 1e9
+        shown.add_row(
+            f"{name} *" if name == f"ours, {default}" else name,
+            f"{peer['characters_per_second']:,.0f}",
+            _times(result, f"ours, {default}", name),
+            _times(result, f"ours, {precision}", name),
+            f"{rate:,.1f}",
+            f"{rate / result['ceiling'][precision]['gflops']:.1%}",
+            f"{peer['first_step_seconds']:.1f} s",
+            f"{peer['warm_seconds']:.1f} s",
+            f"{peer['peak_bytes'] / 1e6:,.0f}",
+        )
+    shown.caption = _caption(result)
+    return shown
 
 
-def _table(title: str, medians: dict[str, float]) -> Table:
-    table = Table(title=f"{title}; ours in each precision is so many times as fast", title_justify="left", box=None)
-    for column in ("", "chars/s", "float32", "bfloat16"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    best = [medians["ours, float32"], medians["ours, bfloat16"]]
-    for name, rate in medians.items():
-        table.add_row(name, f"{rate:,.0f}", *(f"{own / rate:.2f} x" for own in best))
-    return table
+def _times(result: dict[str, Any], own: str, name: str) -> str:
+    found = result["ratios"].get(own, {}).get(name)
+    return f"{found['median_of_ratios']:.2f} x" if found else ""
+
+
+def _caption(result: dict[str, Any]) -> str:
+    tops = ", ".join(
+        f"{precision} {top['gflops']:,.0f} GFLOP/s ({top['library']})" for precision, top in result["ceiling"].items()
+    )
+    steps = "; ".join(
+        f"{name} to step {peer['warm_steps']}" for name, peer in result["peers"].items() if peer["warm_steps"] < 20
+    )
+    lines = [
+        "*: ours as it comes; it, and ours in the same precision (alike), is so many times as fast: "
+        "medians of the rounds' ratios",
+        "GFLOP/s: 6 FLOPs a character for each weight that it is multiplied by; rows that are gathered do not count",
+        f"share: of the fastest large matrix product, {tops}",
+        "first, warm: from the command to the first step's end, and to the 20th's" + (f" ({steps})" if steps else ""),
+        "MB: the most memory that the process held",
+    ]
+    if (against := against_better_torch(result)) is not None:
+        lines.append(f"ours as it comes is {against:.2f} x as fast as the better of torch's")
+    return "\n".join(lines)
+
+
+def against_better_torch(result: dict[str, Any]) -> float | None:
+    """How many times as fast as torch in whichever precision does it best ours is as it comes; None without torch."""
+    found = result["ratios"][f"ours, {result['default_precision']}"]
+    return min((each["median_of_ratios"] for name, each in found.items() if name.startswith("torch")), default=None)
+
+
+class Worker:
+    """A process that answers in lines of JSON."""
+
+    def __init__(self, name: str, device: str, module: str, *arguments: str):
+        self.name = name
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+        self.command = [sys.executable, "-m", module, *arguments]
+        self.start = time.perf_counter()
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | hidden,
+        )
+
+    def read(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            command = shlex.join(self.command)
+            raise StageError(f"{self.name} ended with code {self.process.wait()}: to see why, run {command}")
+        return json.loads(line)
+
+    def turn(self, seconds: float) -> dict[str, float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{seconds}\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def age(self) -> float:
+        return time.perf_counter() - self.start
+
+    def peak(self) -> int:
+        """The most memory that it held so far, in bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
+
+
+def _start(worker: Worker) -> dict[str, float]:
+    worker.read()
+    first = worker.age()
+    steps = worker.read()["steps"]
+    return {"first_step_seconds": first, "warm_seconds": worker.age(), "warm_steps": steps}
+
+
+def _turns(workers: dict[str, Worker], rounds: int, seconds: float, what: str) -> dict[str, list[dict[str, float]]]:
+    order = list(workers)
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in order}
+    with console.progress("turns") as bar:
+        all_turns = [name for index in range(rounds) for name in (order, order[::-1])[index % 2]]
+        for name in bar.track(all_turns, description=what):
+            turns[name].append(workers[name].turn(seconds))
+    return turns
+
+
+def _import_once(packages: set[str]) -> None:
+    """So that the first to start does not alone pay for reading the libraries from disk."""
+    for package in packages:
+        subprocess.run([sys.executable, "-c", f"import {package}"], capture_output=True, check=False)
+
+
+def _usable(name: str, peer: Peer, device: str) -> bool:
+    if device == "gpu" and not peer.gpu:
+        return False
+    if not _has(peer.package):
+        console.note(f"{name}: {peer.package} is not installed (pip install {peer.package}), left out")
+        return False
+    if device == "gpu" and not gpu_of(peer.package):
+        console.note(f"{name}: {peer.package} sees no GPU, left out")
+        return False
+    return True
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def gpu_of(package: str) -> bool:
+    """Whether a library sees a GPU: asked in a process of its own, which lets go of it again."""
+    ask = {
+        "tensorflow": "import tensorflow; assert tensorflow.config.list_physical_devices('GPU')",
+        "torch": "import torch; assert torch.cuda.is_available()",
+    }[package]
+    return subprocess.run([sys.executable, "-c", ask], capture_output=True, check=False).returncode == 0
