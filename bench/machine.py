@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from common.errors import StageError
+from common.machine import processor
 
 ROOT = Path(__file__).parent.parent
 CODE = ("common", "pipeline", "trainers", "export", "bench", "configs", "requirements.lock")
@@ -14,19 +15,9 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 def machine() -> str:
     """The processor, its cores, and the instructions that matter here."""
-    name = _cpu().get("model name", platform.machine())
-    return f"{len(os.sched_getaffinity(0))} cores of {name} ({', '.join(cpu_flags())})"
-
-
-def cpu_flags() -> list[str]:
-    """The instructions that matter here, those that the processor has."""
-    return [flag for flag in CPU_FLAGS if flag in _cpu().get("flags", "").split()]
-
-
-def _cpu() -> dict[str, str]:
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in fields.items()}
+    name, flags = processor()
+    known = ", ".join(flag for flag in CPU_FLAGS if flag in flags)
+    return f"{len(os.sched_getaffinity(0))} cores of {name or platform.machine()} ({known})"
 
 
 def commit() -> str:

@@ -77,30 +77,30 @@ def windows(size: Size) -> tuple[np.ndarray, np.ndarray]:
 
 def ours(precision: str) -> Callable[[Size, str], Run]:
     def make(size: Size, device: str) -> Run:
-        keras, tf = _tensorflow()
+        _, tf = _tensorflow()
         from pipeline.lanes import Batch
-        from trainers.config import ModelConfig
+        from trainers.config import ModelConfig, TrainConfig
         from trainers.devices import prepare
         from trainers.model import CharLSTM
+        from trainers.optimizer import make_optimizer
         from trainers.step import Steps
 
-        devices = prepare(1)
+        devices, config = prepare(1), TrainConfig(learning_rate=RATE, clip=CLIP)
         with devices.strategy.scope():
             model = CharLSTM(ModelConfig(units=size.units, layers=size.layers), VOCAB, precision=precision)
-            optimizer = keras.optimizers.Adam(RATE)
+            optimizer = make_optimizer(config, total=1, an_epoch=1)
             optimizer.build(model.trainable_variables)
-        steps = Steps(devices, model, optimizer, CLIP)
+        steps = Steps(devices, model, optimizer, config)
         ids, targets = (x.astype(np.uint8) for x in windows(size))
         full = np.full(size.lanes, size.window, np.int32)
         dataset = tf.data.Dataset.from_tensors(Batch(ids, targets, full)).repeat()
-        batches, count = iter(steps.distribute(dataset)), tf.constant(0, tf.int64)
+        batches, first = steps.distribute(lambda _: dataset, size.lanes), tf.constant(0, tf.int64)
         carry = steps.scatter(model.initial_carry(size.lanes))
 
         def run(number: int) -> None:
             nonlocal carry
-            for _ in range(number):
-                totals, carry = steps.train(next(batches), carry, count)
-            float(totals.nats)
+            totals, carry = steps.train(batches, carry, first, tf.constant(number))
+            totals.nats.numpy()
 
         return run
 

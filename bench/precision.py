@@ -35,7 +35,7 @@ def compare(config: Path, data: Path, seeds: int, steps: int, overrides: tuple[s
     train = RunConfig.read(config, overrides).train
     tokens = read_manifest(data).split("train").tokens
     epochs = steps / windows_per_epoch(tokens, train.lanes, train.window)
-    fixed = (*overrides, f"train.epochs={epochs!r}", f"train.evaluate_every={-(-steps // LOOKS)}")
+    fixed = (*overrides, "train.sample=0", f"train.epochs={epochs!r}", f"train.evaluate_every={-(-steps // LOOKS)}")
     curves: dict[str, list[Curve]] = {precision: [] for precision in PRECISIONS}
     with tempfile.TemporaryDirectory() as scratch, console.progress("runs") as bar:
         for seed, precision in bar.track([(seed, p) for seed in range(1, seeds + 1) for p in PRECISIONS]):
@@ -94,4 +94,4 @@ def _curve(config: Path, data: Path, settings: tuple[str, ...], run: Path) -> Cu
     command = [sys.executable, "-m", "trainers", "train", str(config), "--data", str(data), "--out", str(run)]
     measure([*command, "--unvalidated", *options])  # whether the text is a good one is not the question here
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(row["step"], row["val_nats"]) for row in rows]
+    return [(row["step"], row["val_nats"]) for row in rows if "val_nats" in row]

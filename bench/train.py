@@ -27,12 +27,12 @@ from typing import Any
 from rich.table import Table
 
 from bench import gemm
-from bench.machine import commit, cpu_flags, machine
+from bench.machine import commit, machine
 from bench.peers import PEERS, Peer, Size, flops_a_character
 from common import console
 from common.errors import StageError, UsageError
 from common.files import write_json
-from trainers.config import TrainConfig
+from common.machine import multiplies_bfloat16
 
 SIZES = (Size(2, 128), Size(2, 256), Size(2, 512), Size(3, 512, lanes=100, window=100))
 Rounds = dict[str, list[float]]
@@ -98,11 +98,7 @@ def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> 
 
 def default_precision(device: str) -> str:
     """The precision of a user who sets none, on this machine."""
-    precision = TrainConfig().precision
-    if precision != "auto":
-        return precision
-    fast = device == "cpu" and {"avx512_bf16", "amx_bf16"} & set(cpu_flags())
-    return "bfloat16" if fast else "float32"
+    return "bfloat16" if device == "cpu" and multiplies_bfloat16() else "float32"
 
 
 def ratios(rates: Rounds, own: str) -> dict[str, dict[str, float]]:

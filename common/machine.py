@@ -11,6 +11,11 @@ def processor() -> tuple[str, set[str]]:
     return fields.get("model name", ""), set(fields.get("flags", "").split())
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products in bfloat16; without them they are slower than float32's."""
+    return bool({"avx512_bf16", "amx_bf16"} & processor()[1])
+
+
 def memory() -> int:
     """The bytes of memory that this process holds now; 0 where it is not told."""
     status = Path("/proc/self/status")

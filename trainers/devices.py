@@ -8,7 +8,7 @@ from typing import Literal
 import tensorflow as tf
 
 from common.errors import UsageError
-from common.machine import processor
+from common.machine import multiplies_bfloat16
 
 
 @dataclass(frozen=True)
@@ -123,5 +123,4 @@ def prepare(count: int, cluster: Cluster | None = None) -> Devices:
 
 def default_precision() -> Literal["float32", "bfloat16"]:
     """What layers' products are fastest in: bfloat16 on a CPU that multiplies it, else float32."""
-    fast = {"avx512_bf16", "amx_bf16"} & processor()[1]
-    return "bfloat16" if fast and not tf.config.list_physical_devices("GPU") else "float32"
+    return "bfloat16" if multiplies_bfloat16() and not tf.config.list_physical_devices("GPU") else "float32"

@@ -37,7 +37,7 @@ def test_every_seed_runs_in_both_precisions(config: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(precision, "_curve", curve)
     precision.compare(config, config.parent / "data", 2, 7, ("model.units=4",), config.parent / "out")
-    common = ("model.units=4", f"train.epochs={7 / 82!r}", "train.evaluate_every=2")
+    common = ("model.units=4", "train.sample=0", f"train.epochs={7 / 82!r}", "train.evaluate_every=2")
     each = [(f"train.seed={seed}", f"train.precision={p}") for seed in (1, 2) for p in precision.PRECISIONS]
     assert asked == [(*common, *own) for own in each]
     result = json.loads((config.parent / "out" / "bench-precision.json").read_text(encoding="utf-8"))

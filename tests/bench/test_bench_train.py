@@ -46,21 +46,13 @@ def test_the_ceiling_is_the_best_of_all_libraries_and_rounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("set_to", "device", "flags", "expected"),
-    [
-        ("float32", "cpu", ["avx512_bf16"], "float32"),
-        ("bfloat16", "cpu", [], "bfloat16"),
-        ("auto", "cpu", ["avx2", "avx512_bf16"], "bfloat16"),
-        ("auto", "cpu", ["amx_bf16"], "bfloat16"),
-        ("auto", "cpu", ["avx2", "avx512f"], "float32"),
-        ("auto", "gpu", ["avx512_bf16"], "float32"),
-    ],
+    ("device", "multiplies", "expected"),
+    [("cpu", True, "bfloat16"), ("cpu", False, "float32"), ("gpu", True, "float32")],
 )
-def test_the_default_precision(
-    set_to: str, device: str, flags: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+def test_the_default_precision_is_the_processors(
+    monkeypatch: pytest.MonkeyPatch, device: str, multiplies: bool, expected: str
 ) -> None:
-    monkeypatch.setattr(train, "TrainConfig", lambda: type("Config", (), {"precision": set_to}))
-    monkeypatch.setattr(train, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(train, "multiplies_bfloat16", lambda: multiplies)
     assert train.default_precision(device) == expected
 
 

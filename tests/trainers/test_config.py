@@ -37,7 +37,7 @@ def test_settings_do_not_change() -> None:
         ("[model]\nunits = 0", "", "'units': input should be greater than 0, got 0"),
         ("[train]\nlanes = 2.5", "", "'lanes': input should be a valid integer, got 2.5"),
         ("[train]\nlanes = true", "", "'lanes': input should be a valid integer, got True"),
-        ("[train]\nprecision = 'half'", "", "'precision': input should be 'float32' or 'bfloat16', got 'half'"),
+        ("[train]\nprecision = 'half'", "", "'precision': input should be 'auto', 'float32' or 'bfloat16', got 'half'"),
         ("[model]\nlayers = 1\ndropout = 0.1", "", "dropout lies between layers, so it needs 2 of them or more, got"),
         ("[train]\nepochs = inf", "", "'epochs': input should be a finite number, got inf"),
         ("", "data.unit=byte", "--set changes [model] and [train] here, got 'data.unit=byte'"),
