@@ -164,6 +164,13 @@ class Training:
             self.driver.begin()
             try:
                 self._run(last, bar)
+            except tf.errors.OpError as error:
+                if self.devices.workers == 1:
+                    raise
+                raise StageError(
+                    f"worker {self.devices.worker} lost the others ({type(error).__name__}): start them again, as many "
+                    f"as you like; {run.folder} goes on from step {checkpoint.last_step(run):,}"
+                ) from None
             finally:
                 self.driver.end()
                 self.watch.close()
