@@ -33,12 +33,12 @@ def ours(precision: str) -> Callable[..., Step]:
             from pipeline.lanes import Batch
             from trainers.config import ModelConfig
             from trainers.devices import prepare
-            from trainers.model import CharLSTM
+            from trainers.model import CharRNN
             from trainers.step import Steps
 
         devices = prepare(1)
         with devices.strategy.scope():
-            model = CharLSTM(ModelConfig(units=units, layers=layers), VOCAB, precision=precision)
+            model = CharRNN(ModelConfig(units=units, layers=layers), VOCAB, precision=precision)
             optimizer = keras.optimizers.Adam(0.002)
             optimizer.build(model.trainable_variables)
         steps = Steps(devices, model, optimizer)

@@ -25,7 +25,7 @@ from common.files import check_replaceable, sha256_file, whole_file, whole_folde
 from pipeline.manifest import Manifest
 from pipeline.vocab import Vocab
 from trainers.config import RunConfig
-from trainers.model import CharLSTM
+from trainers.model import CharRNN
 
 FORMAT_VERSION = 1
 METRICS = "metrics.jsonl"
@@ -41,10 +41,10 @@ class Run:
     data: Path
     data_sha256: str
 
-    def build(self) -> CharLSTM:
+    def build(self) -> CharRNN:
         """The model with its first weights."""
         train = self.config.train
-        return CharLSTM(self.config.model, self.vocab.size, train.seed, train.precision)
+        return CharRNN(self.config.model, self.vocab.size, train.seed, train.precision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ def weights_sha256(checkpoint: Checkpoint) -> str:
 class State:
     """What training changes: weights, optimizer, and the carry as one array over all lanes."""
 
-    def __init__(self, model: CharLSTM, optimizer: keras.Optimizer, lanes: int):
+    def __init__(self, model: CharRNN, optimizer: keras.Optimizer, lanes: int):
         self.model, self.optimizer = model, optimizer
         self.carry_BxLx2xH = tf.Variable(model.initial_carry(lanes), trainable=False)
         self._tracked = _tracked(model, optimizer=_by_path(optimizer.variables), carry=self.carry_BxLx2xH)
@@ -208,7 +208,7 @@ class State:
             self._tracked.read(str(checkpoint.folder / "state")).assert_consumed()
 
 
-def load_model(run: Run, checkpoint: Checkpoint | None = None) -> CharLSTM:
+def load_model(run: Run, checkpoint: Checkpoint | None = None) -> CharRNN:
     """The run's model with the weights of a checkpoint, by default the best. Raises StageError for a damaged one."""
     model, checkpoint = run.build(), checkpoint or best(run)
     with _as_damage(checkpoint):
@@ -217,7 +217,7 @@ def load_model(run: Run, checkpoint: Checkpoint | None = None) -> CharLSTM:
     return model
 
 
-def _tracked(model: CharLSTM, **others: Any) -> tf.train.Checkpoint:
+def _tracked(model: CharRNN, **others: Any) -> tf.train.Checkpoint:
     """Names every variable itself: handed the model, TensorFlow passes over the layers that Keras keeps in a list, in
     writing and in reading alike, and says nothing."""
     return tf.train.Checkpoint(weights=_by_path(model.weights), **others)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from pipeline.lanes import Batch
 from trainers.devices import Devices
-from trainers.model import CharLSTM
+from trainers.model import CharRNN
 
 
 class Totals(NamedTuple):
@@ -42,7 +42,7 @@ class Steps:
     def __init__(
         self,
         devices: Devices,
-        model: CharLSTM,
+        model: CharRNN,
         optimizer: Any = None,  # a keras.Optimizer; none where nothing is trained
         clip: float = 5.0,
         seed: int = 1,

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainers.model import CharLSTM, join_carry, split_carry
+from trainers.model import CharRNN, join_carry, split_carry
 
-MakeModel = Callable[..., CharLSTM]
+MakeModel = Callable[..., CharRNN]
 
 
 def test_with_the_carry_short_windows_are_one_long_window(rng: np.random.Generator, make_model: MakeModel) -> None:
@@ -86,11 +86,11 @@ def test_the_first_weights_are_a_function_of_the_seed(make_model: MakeModel) -> 
 
 
 def test_first_weights_remember_and_keep_norms(make_model: MakeModel) -> None:
-    cell = make_model(units=6).lstms[1].cell
+    cell = make_model(units=6).rnns[1].cell
     np.testing.assert_array_equal(cell.bias.numpy(), np.repeat([0, 1, 0, 0], 6))
     recurrent_HxG = cell.recurrent_kernel.numpy()
     np.testing.assert_allclose(recurrent_HxG @ recurrent_HxG.T, np.eye(6), atol=1e-5)
-    rows_VxG = make_model(units=40, vocab=100).lstms[0].cell.kernel.numpy()
+    rows_VxG = make_model(units=40, vocab=100).rnns[0].cell.kernel.numpy()
     assert abs(rows_VxG.std() - 1) < 0.05, "a one-hot input must move the gates by one"
 
 

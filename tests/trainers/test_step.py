@@ -9,7 +9,7 @@ from common.errors import UsageError
 from pipeline.lanes import Batch
 from trainers.config import ModelConfig
 from trainers.devices import Devices, plan
-from trainers.model import CharLSTM
+from trainers.model import CharRNN
 from trainers.step import Steps, total_nats
 
 On = Callable[..., Devices]
@@ -30,7 +30,7 @@ def documents(rng: np.random.Generator, windows: int) -> list[Batch]:
 
 def build(devices: Devices, dropout: float = 0.0, optimizer: str = "adam", **kwargs: float) -> Steps:
     with devices.strategy.scope():
-        model = CharLSTM(ModelConfig(units=7, layers=2, dropout=dropout), V, seed=3)
+        model = CharRNN(ModelConfig(units=7, layers=2, dropout=dropout), V, seed=3)
         optimizer = keras.optimizers.get(
             {"class_name": optimizer, "config": {"learning_rate": kwargs.pop("rate", 0.01)}}
         )
