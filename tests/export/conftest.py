@@ -52,7 +52,7 @@ OTHERS = {
 def other_run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]
 ) -> Path:
-    """Runs of the other cells, with an embedding and norms, over an odd number of characters, trained for a few steps."""
+    """Runs of the other cells, with an embedding and norms, over an odd number of characters, a few steps old."""
     folder = tmp_path_factory.mktemp("others")
     vocab = char_vocab(Counter(TEXT.decode()))
     manifest = make_data(folder / "data", 50, vocab, train=TEXT, val=TEXT[:100])
