@@ -35,17 +35,17 @@ class Cell(Protocol):
     layer: type[keras.Layer]  # the stock layer that owns the weights
     states: int  # S: how many tensors it carries
     gates: int  # G / H
-    kept: tuple[int, ...]  # what `forward` keeps for `backward`: the columns of each, in H
-    names: tuple[str, ...]  # of the activations that the last of these begins with
+    kept: int  # K / H: the columns of what `forward` keeps for `backward`, side by side since every op of a step counts
+    names: tuple[str, ...]  # of the activations that it begins with
     apart: bool  # whether the recurrent product enters the step apart from z: then it has a gradient of its own
 
     def weights(self, layer: Any) -> Weights:
         """Reads a built Keras layer's weights. Gradients flow back to the layer's variables."""
 
-    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, tuple[tf.Tensor, ...]]:
-        """The state after the step, and what its gradient needs."""
+    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, tf.Tensor]:
+        """The state after the step, and kept_BxK, what its gradient needs."""
 
-    def backward(self, after: State, kept: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
+    def backward(self, after: State, kept_BxK: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
         """From the gradients of the state after the step to those of z, of h R (the same tensor, unless `apart`) and of
         the state before it, h R aside; None where there is none."""
 
@@ -54,8 +54,7 @@ class Lstm:
     """Keras orders the gate columns i, f, c, o; here i, f, o, c: three sigmoids side by side, then one tanh."""
 
     layer = keras.layers.LSTM
-    states, gates, apart = 2, 4, False
-    kept: tuple[int, ...] = (1, 4)
+    states, gates, kept, apart = 2, 4, 6, False
     names: tuple[str, ...] = ("input", "forget", "output", "candidate")
 
     def weights(self, layer: Any) -> Weights:
@@ -67,18 +66,18 @@ class Lstm:
         i, f, c, o = tf.split(tf.convert_to_tensor(w_G), 4, axis=-1)
         return tf.concat([i, f, o, c], axis=-1)
 
-    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, tuple[tf.Tensor, ...]]:
+    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, tf.Tensor]:
         _, c_prev_BxH = before
         H, z_BxG = c_prev_BxH.shape[-1], z_BxG + hr_BxG
         ifo_Bx3H, g = tf.sigmoid(z_BxG[:, : 3 * H]), tf.tanh(z_BxG[:, 3 * H :])
         i, f, o = tf.split(ifo_Bx3H, 3, axis=1)
         c_BxH = f * c_prev_BxH + i * g
-        return (o * tf.tanh(c_BxH), c_BxH), (c_prev_BxH, tf.concat([ifo_Bx3H, g], 1))
+        tanh_c = tf.tanh(c_BxH)
+        return (o * tanh_c, c_BxH), tf.concat([ifo_Bx3H, g, c_prev_BxH, tanh_c], 1)
 
-    def backward(self, after: State, kept: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
-        (dh_BxH, dc_BxH), (c_prev_BxH, gates_BxG) = after, kept
-        i, f, o, g = tf.split(gates_BxG, 4, axis=1)
-        tanh_c = tf.tanh(f * c_prev_BxH + i * g)  # made again: cheaper than to keep and read c
+    def backward(self, after: State, kept_BxK: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
+        dh_BxH, dc_BxH = after
+        i, f, o, g, c_prev_BxH, tanh_c = tf.split(kept_BxK, self.kept, axis=1)
         dc_BxH = dc_BxH + dh_BxH * o * (1 - tanh_c * tanh_c)
         dz_i = dc_BxH * g * i * (1 - i)
         dz_f = dc_BxH * c_prev_BxH * f * (1 - f)
@@ -92,8 +91,7 @@ class Gru:
     """Gate columns z, r, h, as in Keras. The reset gate weighs the recurrent product, so that one stands apart."""
 
     layer = keras.layers.GRU
-    states, gates, apart = 1, 3, True
-    kept: tuple[int, ...] = (1, 4)
+    states, gates, kept, apart = 1, 3, 5, True
     names: tuple[str, ...] = ("update", "reset", "candidate")
 
     def weights(self, layer: Any) -> Weights:
@@ -102,17 +100,17 @@ class Gru:
         kernel, recurrent = (tf.convert_to_tensor(w) for w in (cell.kernel, cell.recurrent_kernel))
         return Weights(kernel, bias_G, (recurrent, recurrent_bias_G))
 
-    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, tuple[tf.Tensor, ...]]:
+    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, tf.Tensor]:
         (h_prev_BxH,) = before
         H = h_prev_BxH.shape[-1]
         zr_Bx2H, hr_h = tf.sigmoid(z_BxG[:, : 2 * H] + hr_BxG[:, : 2 * H]), hr_BxG[:, 2 * H :]
         z, r = tf.split(zr_Bx2H, 2, axis=1)
         g = tf.tanh(z_BxG[:, 2 * H :] + r * hr_h)
-        return (g + z * (h_prev_BxH - g),), (h_prev_BxH, tf.concat([zr_Bx2H, g, hr_h], 1))
+        return (g + z * (h_prev_BxH - g),), tf.concat([zr_Bx2H, g, hr_h, h_prev_BxH], 1)
 
-    def backward(self, after: State, kept: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
-        (dh_BxH,), (h_prev_BxH, gates_Bx4H) = after, kept
-        z, r, g, hr_h = tf.split(gates_Bx4H, 4, axis=1)
+    def backward(self, after: State, kept_BxK: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
+        (dh_BxH,) = after
+        z, r, g, hr_h, h_prev_BxH = tf.split(kept_BxK, self.kept, axis=1)
         dz_z = dh_BxH * (h_prev_BxH - g) * z * (1 - z)
         dz_g = dh_BxH * (1 - z) * (1 - g * g)
         dz_r = dz_g * hr_h * r * (1 - r)
@@ -123,8 +121,7 @@ class Rnn:
     """The plain one: a single tanh."""
 
     layer = keras.layers.SimpleRNN
-    states, gates, apart = 1, 1, False
-    kept: tuple[int, ...] = (1,)
+    states, gates, kept, apart = 1, 1, 1, False
     names: tuple[str, ...] = ("state",)
 
     def weights(self, layer: Any) -> Weights:
@@ -133,12 +130,12 @@ class Rnn:
         )
         return Weights(kernel, bias, (recurrent,))
 
-    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, tuple[tf.Tensor, ...]]:
+    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, tf.Tensor]:
         h_BxH = tf.tanh(z_BxG + hr_BxG)
-        return (h_BxH,), (h_BxH,)
+        return (h_BxH,), h_BxH
 
-    def backward(self, after: State, kept: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
-        (dh_BxH,), (h_BxH,) = after, kept
+    def backward(self, after: State, kept_BxK: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
+        (dh_BxH,), h_BxH = after, kept_BxK
         dz_BxH = dh_BxH * (1 - h_BxH * h_BxH)
         return dz_BxH, dz_BxH, (None,)
 

@@ -94,7 +94,7 @@ def watch(
     cell: Cell, z_TxBxG: tf.Tensor, before: State, recurrent: Recurrent, keep_TxBx1: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, State, dict[str, tf.Tensor]]:
     """`recur` in float32, and the activations of every step by the cell's names for them, each TxBxH."""
-    after, h_TxBxH, *_, kept_TxBxK = _forward(cell, z_TxBxG, before, recurrent, keep_TxBx1, 1, tf.float32)
+    after, h_TxBxH, kept_TxBxK = _forward(cell, z_TxBxG, before, recurrent, keep_TxBx1, 1, tf.float32)
     H = h_TxBxH.shape[-1]
     return h_TxBxH, after, {name: kept_TxBxK[..., n * H : (n + 1) * H] for n, name in enumerate(cell.names)}
 
@@ -155,11 +155,11 @@ def _loop(
     @tf.custom_gradient
     def loop(z_TxBxG: tf.Tensor, *rest: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable[..., list[tf.Tensor]]]:
         before, recurrent = rest[: cell.states], rest[cell.states :]
-        after, h_TxBxH, *kept = _forward(cell, z_TxBxG, before, recurrent, keep, unroll, dtype)
+        after, h_TxBxH, kept_TxBxK = _forward(cell, z_TxBxG, before, recurrent, keep, unroll, dtype)
 
         def grad(dhs_TxBxH: tf.Tensor, *dafter: tf.Tensor) -> list[tf.Tensor]:
             h_prev_TxBxH = tf.concat([before[0][None], h_TxBxH[:-1]], 0)
-            return _backward(cell, dhs_TxBxH, dafter, h_prev_TxBxH, kept, recurrent, keep, unroll, dtype)
+            return _backward(cell, dhs_TxBxH, dafter, h_prev_TxBxH, kept_TxBxK, recurrent, keep, unroll, dtype)
 
         return (h_TxBxH, *after), grad
 
@@ -175,8 +175,8 @@ def _forward(
     keep: tf.Tensor | None,
     unroll: int,
     dtype: tf.DType,
-) -> tuple[Any, ...]:
-    """The state after the last step, h_TxBxH, and what the gradient needs of every step, each TxBxK."""
+) -> tuple[State, tf.Tensor, tf.Tensor]:
+    """The state after the last step, and of every step h_TxBxH and kept_TxBxK."""
     H, turns = before[0].shape[-1], z_TxBxG.shape[0] // unroll
     recurrent = (tf.cast(recurrent[0], dtype), *recurrent[1:])
     z_N, keep_N = _turns(z_TxBxG, unroll), _turns(keep, unroll)
@@ -186,19 +186,18 @@ def _forward(
         keep_UxBx1 = keep_N and keep_N.read(t)
         for u in range(unroll):
             state = _kept(state, keep_UxBx1, u)
-            state, kept = cell.forward(z_UxBxG[u], _product(state[0], recurrent, dtype), state)
-            steps.append((state[0], *kept))
+            state, kept_BxK = cell.forward(z_UxBxG[u], _product(state[0], recurrent, dtype), state)
+            steps.append((state[0], kept_BxK))
         return t + 1, state, _write(t, arrays, steps)
 
-    columns = [k * H for k in (1, *cell.kept)]
-    _, after, arrays = tf.while_loop(
+    _, after, (hs, kept) = tf.while_loop(
         lambda t, *_: t < turns,
         turn,
-        (0, tuple(before), [_array(turns, tf.float32) for _ in columns]),
+        (0, tuple(before), [_array(turns, tf.float32) for _ in range(2)]),
         parallel_iterations=1,
         maximum_iterations=turns,
     )
-    return after, *(_time(array, k) for array, k in zip(arrays, columns, strict=True))
+    return after, _time(hs, H), _time(kept, cell.kept * H)
 
 
 def _backward(
@@ -206,7 +205,7 @@ def _backward(
     dhs_TxBxH: tf.Tensor,
     dafter: State,
     h_prev_TxBxH: tf.Tensor,
-    kept: list[tf.Tensor],
+    kept_TxBxK: tf.Tensor,
     recurrent: Recurrent,
     keep: tf.Tensor | None,
     unroll: int,
@@ -215,17 +214,14 @@ def _backward(
     """The gradients of z, the state before and the recurrent weights, from those of every h and of the state after."""
     H, G, turns = h_prev_TxBxH.shape[-1], recurrent[0].shape[-1], h_prev_TxBxH.shape[0] // unroll
     r_GxH = tf.cast(tf.transpose(recurrent[0]), dtype)
-    keep_N = _turns(keep, unroll)
-    dhs_N, kept_N = _turns(dhs_TxBxH, unroll), [_turns(x_TxBxK, unroll) for x_TxBxK in kept]
+    dhs_N, kept_N, keep_N = (_turns(x, unroll) for x in (dhs_TxBxH, kept_TxBxK, keep))
 
     def turn(t: Any, dstate: Any, arrays: Any) -> tuple[Any, ...]:
-        dhs_UxBxH, kept_U, steps = dhs_N.read(t), [array.read(t) for array in kept_N], []
+        dhs_UxBxH, kept_UxBxK, steps = dhs_N.read(t), kept_N.read(t), []
         keep_UxBx1 = keep_N and keep_N.read(t)
         for u in reversed(range(unroll)):
             dh_BxH, *others = dstate
-            dz_BxG, dhr_BxG, (direct, *others) = cell.backward(
-                (dhs_UxBxH[u] + dh_BxH, *others), tuple(x_UxBxK[u] for x_UxBxK in kept_U)
-            )
+            dz_BxG, dhr_BxG, (direct, *others) = cell.backward((dhs_UxBxH[u] + dh_BxH, *others), kept_UxBxK[u])
             dz_BxG = tf.cast(dz_BxG, dtype)
             dhr_BxG = tf.cast(dhr_BxG, dtype) if cell.apart else dz_BxG
             dh_BxH = tf.cast(tf.matmul(dhr_BxG, r_GxH), tf.float32)
