@@ -34,7 +34,6 @@ class Cell(Protocol):
 
     layer: type[keras.Layer]  # the stock layer that owns the weights
     states: int  # S: how many tensors it carries
-    gates: int  # G / H
     kept: int  # K / H: the columns of what `forward` keeps for `backward`, side by side since every op of a step counts
     names: tuple[str, ...]  # of the activations that it begins with
     apart: bool  # whether the recurrent product enters the step apart from z: then it has a gradient of its own
@@ -54,7 +53,7 @@ class Lstm:
     """Keras orders the gate columns i, f, c, o; here i, f, o, c: three sigmoids side by side, then one tanh."""
 
     layer = keras.layers.LSTM
-    states, gates, kept, apart = 2, 4, 6, False
+    states, kept, apart = 2, 6, False
     names: tuple[str, ...] = ("input", "forget", "output", "candidate")
 
     def weights(self, layer: Any) -> Weights:
@@ -91,7 +90,7 @@ class Gru:
     """Gate columns z, r, h, as in Keras. The reset gate weighs the recurrent product, so that one stands apart."""
 
     layer = keras.layers.GRU
-    states, gates, kept, apart = 1, 3, 5, True
+    states, kept, apart = 1, 5, True
     names: tuple[str, ...] = ("update", "reset", "candidate")
 
     def weights(self, layer: Any) -> Weights:
@@ -121,7 +120,7 @@ class Rnn:
     """The plain one: a single tanh."""
 
     layer = keras.layers.SimpleRNN
-    states, gates, kept, apart = 1, 1, 1, False
+    states, kept, apart = 1, 1, False
     names: tuple[str, ...] = ("state",)
 
     def weights(self, layer: Any) -> Weights:

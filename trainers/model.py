@@ -150,7 +150,7 @@ class CharRNN(keras.Model):
         """
         layers = [self.cell.weights(layer) for layer in self.rnns]
         first = self._first(layers[0], tf.float32, tf.gather)
-        if self.vocab_size <= recurrence.DENSE:
+        if self.vocab_size <= recurrence.TABLE:
             first = functools.partial(tf.gather, first(tf.range(self.vocab_size)))
 
         def step(ids_B: tf.Tensor, states: States) -> tuple[tf.Tensor, States]:
@@ -196,7 +196,7 @@ class CharRNN(keras.Model):
         if self.embedding is None:
             return lambda ids: look_up(w.kernel_IxG, ids) + w.bias_G
         rows_VxE = tf.convert_to_tensor(self.embedding.embeddings)
-        if self.vocab_size > recurrence.DENSE:
+        if self.vocab_size > recurrence.TABLE:
             return lambda ids: recurrence.project(look_up(rows_VxE, ids), w, dtype)
         # A small vocabulary is projected once, instead of every character of the window.
         table_VxG = recurrence.matmul(rows_VxE, w.kernel_IxG, dtype)

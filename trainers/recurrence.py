@@ -21,7 +21,8 @@ import tensorflow as tf
 from trainers.cells import Cell, State, Weights
 
 UNROLL = 10  # steps a turn: fewer leave the loop's own cost in sight, more only lengthen the first trace
-DENSE = 2048  # the largest vocabulary for which work that grows with V is cheaper than scattering row by row
+DENSE = 256  # the largest vocabulary of which a one-hot product is as fast as a sum by rows; at 2,048 it takes 10 times
+TABLE = 2048  # the largest vocabulary that is projected whole, rather than the rows that a window reads
 
 Recurrent = tuple[tf.Tensor, ...]  # trainers.cells.Weights.recurrent
 
@@ -34,7 +35,7 @@ def matmul(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 def look_up(table_VxK: tf.Tensor, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """The rows of a table, float32 [*ids.shape, K]: one-hot inputs times the table, gathered instead of multiplied out.
 
-    The gradient of a small table is made in `dtype`, that of a large one (V above DENSE) in float32.
+    The gradient of a small table is a product in `dtype`, that of a large one (V above DENSE) a sum in float32.
     """
 
     @tf.custom_gradient
@@ -45,7 +46,6 @@ def look_up(table_VxK: tf.Tensor, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
             ids_N, dy_NxK = tf.reshape(ids, [-1]), tf.reshape(dy, [-1, K])
             if V > DENSE:
                 return tf.math.unsorted_segment_sum(dy_NxK, ids_N, V)
-            # One dense product: tf.gather's own gradient scatters row by row, several times slower on a CPU.
             one_hot_NxV = tf.one_hot(ids_N, V, dtype=dtype)
             return tf.cast(tf.matmul(one_hot_NxV, tf.cast(dy_NxK, dtype), transpose_a=True), tf.float32)
 
