@@ -11,7 +11,7 @@ from common.machine import memory
 from trainers import checkpoint
 from trainers.checkpoint import Run
 from trainers.generate import Sampler
-from trainers.model import CharLSTM
+from trainers.model import CharRNN
 
 TEMPERATURE = 0.8  # of the samples
 BOARD = "tensorboard"  # the folder within the run's
@@ -20,7 +20,7 @@ BOARD = "tensorboard"  # the folder within the run's
 class Watch:
     """Shows and keeps what is reported. On a worker that is not the chief: nothing."""
 
-    def __init__(self, run: Run, model: CharLSTM, total: int, bar: Progress, chief: bool):
+    def __init__(self, run: Run, model: CharRNN, total: int, bar: Progress, chief: bool):
         self.run, self.total, self.bar, self.chief = run, total, bar, chief
         self._task = bar.add_task("training", total=total)
         self._board = (

@@ -82,7 +82,7 @@ def result(one: Training) -> list[np.ndarray]:
     return [
         *one.steps.model.get_weights(),
         *(v.numpy() for v in one.steps.optimizer.variables),
-        one.state.carry_BxLx2xH.numpy(),
+        one.state.carry_BxLxSxH.numpy(),
     ]
 
 
