@@ -46,6 +46,19 @@ def test_settings_do_not_change() -> None:
             "",
             "variational_dropout says which outputs dropout hides, so it needs",
         ),
+        (
+            "[train]\ndecay = 0.5",
+            "",
+            "[train]: a falling learning rate has a schedule and a decay below 1, a constant one neither, got "
+            "schedule=constant, decay=0.5",
+        ),
+        ("[train]\nschedule = 'cosine'", "", "a decay below 1, a constant one neither, got schedule=cosine, decay=1.0"),
+        ("[train]\noptimizer = 'adamw'", "", "adamw is adam with weight decay, so it needs weight_decay above 0, got"),
+        (
+            "[[train.callbacks]]\nmonitor = 'x'",
+            "",
+            "a callback is a table with a name, such as name = 'CSVLogger', got",
+        ),
         ("[train]\nepochs = inf", "", "'epochs': input should be a finite number, got inf"),
         ("", "data.unit=byte", "--set changes [model] and [train] here, got 'data.unit=byte'"),
         ("[trian]\nlanes = 2", "", "no section is called 'trian' (did you mean 'train'?); there are: data, validate,"),
