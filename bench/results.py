@@ -43,7 +43,7 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
         "step": chosen.step,
         "steps": rows[-1]["step"],
         "training_seconds": sum(row["seconds"] for row in trained),
-        "val_nats_before": rows[0]["val_nats"],
+        "val_nats_before": checkpoint.evaluations(run)[0]["val_nats"],
         "val_nats": chosen.val_nats,
         "test_nats": score["nats"],
         "machine": machine(),

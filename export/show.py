@@ -58,7 +58,7 @@ def _bits(folder: Path, run: checkpoint.Run) -> Table:
     table = Table(title=f"Bits per {run.vocab.unit} on held-out text", title_justify="left", box=None)
     for name in ("", "bits", "nats"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    rows = checkpoint.read_metrics(run)
+    rows = checkpoint.evaluations(run)
     best = min(rows, key=lambda row: row["val_nats"])
     table.add_row("before training (val)", f"{rows[0]['val_bits']:.3f}", f"{rows[0]['val_nats']:.3f}")
     table.add_row(f"after step {best['step']:,} (val)", f"{best['val_bits']:.3f}", f"{best['val_nats']:.3f}")

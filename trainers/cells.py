@@ -9,7 +9,7 @@
 The LSTM is that of Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; the GRU that of Cho et al.
 2014 with the reset gate after the product, as cuDNN has it and Keras by default.
 
-Legend: B lanes, I inputs, H units, G gate columns (4 H, 3 H, H), K columns kept. A state is the tuple of what a cell
+Legend: B lanes, I inputs, H units, G gate columns (4 H, 3 H, H). A state is the tuple of what a cell
 carries from step to step, each BxH: (h, c) for the LSTM, (h,) for the others; h is the output.
 """
 
@@ -19,6 +19,9 @@ import keras
 import tensorflow as tf
 
 State = tuple[tf.Tensor, ...]
+Kept = tuple[tf.Tensor, ...]  # BxH each
+
+_sigmoid_grad, _tanh_grad = tf.raw_ops.SigmoidGrad, tf.raw_ops.TanhGrad  # dy y (1 - y) and dy (1 - y y), one op each
 
 
 class Weights(NamedTuple):
@@ -34,17 +37,17 @@ class Cell(Protocol):
 
     layer: type[keras.Layer]  # the stock layer that owns the weights
     states: int  # S: how many tensors it carries
-    kept: int  # K / H: the columns of what `forward` keeps for `backward`, side by side since every op of a step counts
-    names: tuple[str, ...]  # of the activations that it begins with
+    kept: int  # how many tensors, BxH each, `forward` keeps for `backward`
+    names: tuple[str, ...]  # of the activations, which are the first of them
     apart: bool  # whether the recurrent product enters the step apart from z: then it has a gradient of its own
 
     def weights(self, layer: Any) -> Weights:
         """Reads a built Keras layer's weights. Gradients flow back to the layer's variables."""
 
-    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, tf.Tensor]:
-        """The state after the step, and kept_BxK, what its gradient needs."""
+    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Kept]:
+        """The state after the step, and what its gradient needs."""
 
-    def backward(self, after: State, kept_BxK: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
+    def backward(self, after: State, kept: Kept) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
         """From the gradients of the state after the step to those of z, of h R (the same tensor, unless `apart`) and of
         the state before it, h R aside; None where there is none."""
 
@@ -65,24 +68,23 @@ class Lstm:
         i, f, c, o = tf.split(tf.convert_to_tensor(w_G), 4, axis=-1)
         return tf.concat([i, f, o, c], axis=-1)
 
-    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, tf.Tensor]:
+    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Kept]:
         _, c_prev_BxH = before
-        H, z_BxG = c_prev_BxH.shape[-1], z_BxG + hr_BxG
-        ifo_Bx3H, g = tf.sigmoid(z_BxG[:, : 3 * H]), tf.tanh(z_BxG[:, 3 * H :])
-        i, f, o = tf.split(ifo_Bx3H, 3, axis=1)
+        H = c_prev_BxH.shape[-1]
+        # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: one tanh over all gates takes less than three sigmoids, and no slices.
+        half_G = tf.constant([0.5] * (3 * H) + [1.0] * H)
+        i, f, o, g = tf.split(tf.tanh((z_BxG + hr_BxG) * half_G) * half_G + (1 - half_G), 4, axis=1)
         c_BxH = f * c_prev_BxH + i * g
         tanh_c = tf.tanh(c_BxH)
-        return (o * tanh_c, c_BxH), tf.concat([ifo_Bx3H, g, c_prev_BxH, tanh_c], 1)
+        return (o * tanh_c, c_BxH), (i, f, o, g, c_prev_BxH, tanh_c)
 
-    def backward(self, after: State, kept_BxK: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
+    def backward(self, after: State, kept: Kept) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
         dh_BxH, dc_BxH = after
-        i, f, o, g, c_prev_BxH, tanh_c = tf.split(kept_BxK, self.kept, axis=1)
-        dc_BxH = dc_BxH + dh_BxH * o * (1 - tanh_c * tanh_c)
-        dz_i = dc_BxH * g * i * (1 - i)
-        dz_f = dc_BxH * c_prev_BxH * f * (1 - f)
-        dz_o = dh_BxH * tanh_c * o * (1 - o)
-        dz_g = dc_BxH * i * (1 - g * g)
-        dz_BxG = tf.concat([dz_i, dz_f, dz_o, dz_g], 1)
+        i, f, o, g, c_prev_BxH, tanh_c = kept
+        dc_BxH += _tanh_grad(y=tanh_c, dy=dh_BxH * o)
+        dz = [_sigmoid_grad(y=i, dy=dc_BxH * g), _sigmoid_grad(y=f, dy=dc_BxH * c_prev_BxH)]
+        dz += [_sigmoid_grad(y=o, dy=dh_BxH * tanh_c), _tanh_grad(y=g, dy=dc_BxH * i)]
+        dz_BxG = tf.concat(dz, 1)
         return dz_BxG, dz_BxG, (None, dc_BxH * f)
 
 
@@ -99,20 +101,19 @@ class Gru:
         kernel, recurrent = (tf.convert_to_tensor(w) for w in (cell.kernel, cell.recurrent_kernel))
         return Weights(kernel, bias_G, (recurrent, recurrent_bias_G))
 
-    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, tf.Tensor]:
+    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Kept]:
         (h_prev_BxH,) = before
         H = h_prev_BxH.shape[-1]
-        zr_Bx2H, hr_h = tf.sigmoid(z_BxG[:, : 2 * H] + hr_BxG[:, : 2 * H]), hr_BxG[:, 2 * H :]
-        z, r = tf.split(zr_Bx2H, 2, axis=1)
+        z, r = tf.split(tf.sigmoid(z_BxG[:, : 2 * H] + hr_BxG[:, : 2 * H]), 2, axis=1)
+        hr_h = hr_BxG[:, 2 * H :]
         g = tf.tanh(z_BxG[:, 2 * H :] + r * hr_h)
-        return (g + z * (h_prev_BxH - g),), tf.concat([zr_Bx2H, g, hr_h, h_prev_BxH], 1)
+        return (g + z * (h_prev_BxH - g),), (z, r, g, hr_h, h_prev_BxH)
 
-    def backward(self, after: State, kept_BxK: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
-        (dh_BxH,) = after
-        z, r, g, hr_h, h_prev_BxH = tf.split(kept_BxK, self.kept, axis=1)
-        dz_z = dh_BxH * (h_prev_BxH - g) * z * (1 - z)
-        dz_g = dh_BxH * (1 - z) * (1 - g * g)
-        dz_r = dz_g * hr_h * r * (1 - r)
+    def backward(self, after: State, kept: Kept) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
+        (dh_BxH,), (z, r, g, hr_h, h_prev_BxH) = after, kept
+        dz_z = _sigmoid_grad(y=z, dy=dh_BxH * (h_prev_BxH - g))
+        dz_g = _tanh_grad(y=g, dy=dh_BxH * (1 - z))
+        dz_r = _sigmoid_grad(y=r, dy=dz_g * hr_h)
         return tf.concat([dz_z, dz_r, dz_g], 1), tf.concat([dz_z, dz_r, dz_g * r], 1), (dh_BxH * z,)
 
 
@@ -129,13 +130,13 @@ class Rnn:
         )
         return Weights(kernel, bias, (recurrent,))
 
-    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, tf.Tensor]:
+    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Kept]:
         h_BxH = tf.tanh(z_BxG + hr_BxG)
-        return (h_BxH,), h_BxH
+        return (h_BxH,), (h_BxH,)
 
-    def backward(self, after: State, kept_BxK: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
-        (dh_BxH,), h_BxH = after, kept_BxK
-        dz_BxH = dh_BxH * (1 - h_BxH * h_BxH)
+    def backward(self, after: State, kept: Kept) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
+        (dh_BxH,), (h_BxH,) = after, kept
+        dz_BxH = _tanh_grad(y=h_BxH, dy=dh_BxH)
         return dz_BxH, dz_BxH, (None,)
 
 

@@ -56,10 +56,10 @@ class Run:
     data_sha256: str
     init_from: str = ""  # the run whose weights it began with, and their hash
 
-    def build(self) -> CharRNN:
-        """The model with its first weights."""
+    def build(self, precision: str | None = None) -> CharRNN:
+        """The model with its first weights. precision: of its products, by default as it is trained."""
         train = self.config.train
-        return CharRNN(self.config.model, self.vocab.size, train.seed, train.precision)
+        return CharRNN(self.config.model, self.vocab.size, train.seed, precision or train.precision)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -179,6 +179,11 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
+
+
+def evaluations(run: Run) -> list[dict[str, Any]]:
+    """Those of the reports that are of a validation, first one first."""
+    return [row for row in read_metrics(run) if "val_nats" in row]
 
 
 def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:
@@ -331,8 +336,9 @@ class State:
 
 
 def load_model(run: Run, checkpoint: Checkpoint | None = None) -> CharRNN:
-    """The run's model with the weights of a checkpoint, by default the best. Raises StageError for a damaged one."""
-    model, checkpoint = run.build(), checkpoint or best(run)
+    """The run's model, all float32, with the weights of a checkpoint, by default the best. Raises StageError for a
+    damaged one."""
+    model, checkpoint = run.build("float32"), checkpoint or best(run)
     with _as_damage(checkpoint):
         status = _tracked(model).read(str(checkpoint.folder / "state"))
         status.expect_partial().assert_existing_objects_matched()

@@ -18,12 +18,13 @@ def show(folder: Path) -> None:
     table.add_row("parameters", f"{run.build().count_params():,}")
     for section, settings in run.config.to_json().items():
         table.add_row(section, ", ".join(f"{name}={value}" for name, value in settings.items()))
-    rows = checkpoint.read_metrics(run)
+    rows = checkpoint.evaluations(run)
     for name, row in (("first", rows[0]), ("last", rows[-1])) if rows else ():
         table.add_row(
             f"{name} validation", f"step {row['step']:,}: {row['val_nats']:.4f} nats, {row['val_bits']:.4f} bits"
         )
     for one in found:
+        judged = "not validated" if one.val_nats is None else f"{one.val_nats:.4f} nats on val"
         size = sum(file.stat().st_size for file in one.folder.iterdir())
-        table.add_row(f"checkpoint {one.step:,}", f"{one.val_nats:.4f} nats on val, {size / 1e6:.1f} MB, {one.folder}")
+        table.add_row(f"checkpoint {one.step:,}", f"{judged}, {size / 1e6:.1f} MB, {one.folder}")
     console.out.print(table)

@@ -145,7 +145,7 @@ class CharRNN(keras.Model):
             y_BxTxH, states = self._run_stock(ids_BxT, states, masks)
         else:
             y_BxTxH, states = self._run_loop(ids_BxT, states, masks, reset_BxT, self.matmul_dtype, recurrence.recur)
-        return self.dense(y_BxTxH), join_carry(states)
+        return self._logits(y_BxTxH), join_carry(states)
 
     def stepper(self, end_id: int | None = None) -> Step:
         """Prepares the weights for many single steps. Gives step(ids_B, states) -> (logits_BxV, states), plain ops.
@@ -190,6 +190,13 @@ class CharRNN(keras.Model):
         self._run_loop(tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLxSxH), (), reset_BxT, tf.float32, recur)
         return found
 
+    def _logits(self, y_BxTxH: tf.Tensor) -> tf.Tensor:
+        """What the dense layer gives, float32, its product in the precision of all others."""
+        B, T = tf.shape(y_BxTxH)[0], y_BxTxH.shape[1]
+        y_NxH = tf.reshape(y_BxTxH, [-1, self.config.units])
+        logits_NxV = recurrence.matmul(y_NxH, self.dense.kernel, self.matmul_dtype) + self.dense.bias
+        return tf.reshape(logits_NxV, [B, T, self.vocab_size])
+
     def _normed(self, index: int, y: tf.Tensor) -> tf.Tensor:
         """What layer `index` gives to the one above it."""
         return self.norms[index](y) if self.norms else y
@@ -199,13 +206,13 @@ class CharRNN(keras.Model):
     ) -> Callable[[tf.Tensor], tf.Tensor]:
         """x W + b of the first layer as a function of ids, [*ids.shape, G]; look_up(table, ids) gives rows."""
         if self.embedding is None:
-            return lambda ids: look_up(w.kernel_IxG, ids) + w.bias_G
+            return functools.partial(look_up, w.kernel_IxG + w.bias_G)
         rows_VxE = tf.convert_to_tensor(self.embedding.embeddings)
         if self.vocab_size > recurrence.TABLE:
             return lambda ids: recurrence.project(look_up(rows_VxE, ids), w, dtype)
         # A small vocabulary is projected once, instead of every character of the window.
         table_VxG = recurrence.matmul(rows_VxE, w.kernel_IxG, dtype)
-        return lambda ids: look_up(table_VxG, ids) + w.bias_G
+        return functools.partial(look_up, table_VxG + w.bias_G)
 
     def _run_stock(self, ids_BxT: tf.Tensor, states: States, masks: Sequence[tf.Tensor]) -> tuple[tf.Tensor, States]:
         y_BxTxK = tf.one_hot(ids_BxT, self.vocab_size) if self.embedding is None else self.embedding(ids_BxT)
@@ -238,7 +245,7 @@ class CharRNN(keras.Model):
                 z_TxBxG = first(tf.transpose(ids_BxT))
             else:
                 if masks:
-                    y_TxBxH = y_TxBxH * tf.transpose(masks[index - 1], [1, 0, 2])
+                    y_TxBxH = tf.cast(y_TxBxH, tf.float32) * tf.transpose(masks[index - 1], [1, 0, 2])
                 z_TxBxG = recurrence.project(y_TxBxH, w, dtype)
             y_TxBxH, state_after = recur(self.cell, z_TxBxG, state, w.recurrent, dtype, keep_TxBx1)
             y_TxBxH = self._normed(index, y_TxBxH)

@@ -25,9 +25,25 @@ class Totals(NamedTuple):
 
 def total_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tensor) -> tf.Tensor:
     """The sum of -ln p(target) over the real targets: the first `count` of each row. The one definition of the loss."""
-    nats_BxT = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(targets_BxT, tf.int32), logits_BxTxV)
+    nats_BxT = _nats(logits_BxTxV, tf.cast(targets_BxT, tf.int32))
     real_BxT = tf.sequence_mask(count_B, tf.shape(targets_BxT)[1], dtype=nats_BxT.dtype)
     return tf.reduce_sum(nats_BxT * real_BxT)
+
+
+@tf.custom_gradient
+def _nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+    """-ln p(target), as TensorFlow's sparse cross entropy, which on a CPU takes exp of one number at a time."""
+    shifted_BxTxV = logits_BxTxV - tf.reduce_max(logits_BxTxV, -1, keepdims=True)
+    exp_BxTxV = tf.exp(shifted_BxTxV)
+    sum_BxTx1 = tf.reduce_sum(exp_BxTxV, -1, keepdims=True)
+    nats_BxT = tf.math.log(sum_BxTx1[..., 0]) - tf.gather(shifted_BxTxV, targets_BxT, batch_dims=2)
+
+    def grad(dnats_BxT: tf.Tensor) -> tuple[tf.Tensor, None]:
+        dnats_BxTx1 = dnats_BxT[..., None]
+        one_hot_BxTxV = tf.one_hot(targets_BxT, logits_BxTxV.shape[-1])
+        return exp_BxTxV * (dnats_BxTx1 / sum_BxTx1) - dnats_BxTx1 * one_hot_BxTxV, None
+
+    return nats_BxT, grad
 
 
 def _real(batch: Batch) -> tf.Tensor:

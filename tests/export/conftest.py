@@ -1,13 +1,16 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tensorflow as tf
 
+from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import Manifest
 from pipeline.vocab import char_vocab
 from trainers import checkpoint
+from trainers.checkpoint import Run
 from trainers.config import RunConfig
 from trainers.devices import Devices
 from trainers.loop import Training
@@ -15,16 +18,25 @@ from trainers.loop import Training
 TEXT = b"def spam(eggs):\n    return eggs * 2\n\n\n" * 10
 
 
+def trained(folder: Path, manifest: Manifest, model: dict[str, Any], total: int) -> Path:
+    """A run on the data set `data` beside its folder, of so many steps."""
+    train = {"lanes": 4, "window": 5, "learning_rate": 0.05, "sample": 0}
+    config = RunConfig.from_tables(model, train, "test")
+    data = folder.parent / "data"
+    run = checkpoint.open_run(Run(folder, config, manifest.vocab, data, manifest.data_sha256))
+    an_epoch = windows_per_epoch(manifest.split("train").tokens, 4, 5)
+    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
+    with checkpoint.hold(run, chief=True):
+        Training(run, manifest, devices, an_epoch, total).go()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
     """A small run, trained for a few steps: 2 layers of 9 units."""
     folder = tmp_path_factory.mktemp("exported")
     manifest = make_data(folder / "data", 1000, train=TEXT, val=TEXT[:100])
-    config = RunConfig.from_tables({"units": 9}, {"lanes": 4, "window": 10, "learning_rate": 0.05}, "test")
-    opened = checkpoint.open_run(folder / "runs" / "tiny", config, folder / "data", manifest)
-    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
-    Training(opened, manifest, devices, an_epoch=10, total=12).go()
-    return opened.folder
+    return trained(folder / "tiny", manifest, {"units": 9}, total=12)
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +46,7 @@ def documents_run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[
     text = "Анна\nZoë\nĐorđe\nあい\n".encode() * 10
     vocab = char_vocab(Counter(text.decode()), end="newline", replace=True)
     manifest = make_data(folder / "data", 50, vocab, train=text, val=text)
-    config = RunConfig.from_tables({"units": 9}, {"lanes": 4, "window": 10, "learning_rate": 0.05}, "test")
-    opened = checkpoint.open_run(folder / "runs" / "names", config, folder / "data", manifest)
-    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
-    Training(opened, manifest, devices, an_epoch=5, total=10).go()
-    return opened.folder
+    return trained(folder / "names", manifest, {"units": 9}, total=10)
 
 
 OTHERS = {
@@ -56,9 +64,4 @@ def other_run(
     folder = tmp_path_factory.mktemp("others")
     vocab = char_vocab(Counter(TEXT.decode()))
     manifest = make_data(folder / "data", 50, vocab, train=TEXT, val=TEXT[:100])
-    train = {"lanes": 4, "window": 7, "learning_rate": 0.05}
-    config = RunConfig.from_tables(OTHERS[request.param], train, "test")
-    opened = checkpoint.open_run(folder / "runs" / request.param, config, folder / "data", manifest)
-    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
-    Training(opened, manifest, devices, an_epoch=10, total=5).go()
-    return opened.folder
+    return trained(folder / request.param, manifest, OTHERS[request.param], total=5)
