@@ -1,4 +1,4 @@
-"""The command line: python -m bench results | train | precision | data."""
+"""The command line: python -m bench results | train | precision | scale | data."""
 
 from pathlib import Path
 
@@ -87,6 +87,26 @@ def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides
         from bench.precision import compare
 
     compare(config, data or Path("data") / config.stem, seeds, steps, overrides, out)
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path), default=Path("configs/stdlib.toml"))
+@click.option("--data", type=click.Path(path_type=Path), help="The data set. Default: data/NAME.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of each; medians are shown.")
+@click.option("--steps", type=click.IntRange(16), default=800, show_default=True, help="Of each training.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting of the config.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
+def scale(config: Path, data: Path | None, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
+    """What dividing costs: one replica, two replicas, two workers, all on this machine.
+
+    \b
+    Example:
+      python -m bench scale configs/stdlib.toml --set model.units=512
+    """
+    with console.hushed():
+        from bench.scale import compare
+
+    compare(config, data or Path("data") / config.stem, rounds, steps, overrides, out)
 
 
 @cli.command()

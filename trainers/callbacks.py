@@ -2,6 +2,7 @@
 
 What Keras calls an epoch is here the stretch from one evaluation to the next: a real epoch of a large text may last for
 days. The logs hold loss, val_loss (nats a character), bits, val_bits, gradient_norm, learning_rate and per_second.
+A run that goes on begins with new callbacks: what they remembered is not kept. Each worker has its own, as with `fit`.
 """
 
 import importlib

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.errors import UsageError
 from pipeline.lanes import Batch
 from trainers.config import ModelConfig, TrainConfig
-from trainers.devices import Devices, plan
+from trainers.devices import Devices
 from trainers.model import CharRNN
 from trainers.optimizer import make_optimizer
 from trainers.step import Steps, total_nats
@@ -169,8 +168,3 @@ def test_scatter_and_gather_are_inverse(rng: np.random.Generator, on: On) -> Non
     steps = build(on(replicas=2))
     carry = rng.normal(size=(B, 2, 2, 7)).astype(np.float32)
     np.testing.assert_array_equal(steps.gather(steps.scatter(carry)), carry)
-
-
-def test_lanes_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"6 lanes do not divide over 4 replicas; numbers that do: 1, 2, 3, 6$"):
-        plan(6, replicas=4)

@@ -1,0 +1,107 @@
+"""Training speed on one device, on two replicas, and on two workers, all on this machine: what it costs to divide.
+
+Replicas and workers share the cores that one replica has to itself, so no gain is to be seen here, only the price:
+copies of the weights, and a reduction of all gradients a step. With a device of its own for each, that price is what is
+lost of N times the speed.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bench.machine import commit, machine
+from common import console
+from common.errors import StageError
+from common.files import write_json
+from pipeline.lanes import windows_per_epoch
+from pipeline.manifest import read_manifest
+from trainers import checkpoint
+from trainers.config import RunConfig
+
+ARMS = {"1 replica": (1, 1), "2 replicas": (1, 2), "2 workers": (2, 1)}  # workers, replicas of each
+REPORTS = 8  # of a turn; the first one holds the tracing, and does not count
+
+
+def compare(config: Path, data: Path, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
+    """Prints a table and writes out/bench-scale.json. Each turn is a training of `steps` steps by the command line.
+
+    Raises StageError where the code is not committed, or a training fails.
+    """
+    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    train = RunConfig.read(config, overrides).train
+    epochs = steps / windows_per_epoch(read_manifest(data).split("train").tokens, train.lanes, train.window)
+    fixed = (f"train.epochs={epochs!r}", f"train.evaluate_every={steps}", f"train.report_every={steps // REPORTS}")
+    settings = (*overrides, "train.sample=0", *fixed)
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
+    with console.progress("turns") as bar:
+        for name in bar.track(list(ARMS) * rounds):
+            turns[name].append(_turn(*ARMS[name], config, data, settings))
+    rates = {name: statistics.median(turn["per_second"] for turn in each) for name, each in turns.items()}
+    result = {
+        "format_version": 1,
+        "config": RunConfig.read(config, settings).to_json(),
+        "characters_per_second": rates,
+        "steps_per_second": {name: rate / (train.lanes * train.window) for name, rate in rates.items()},
+        "parameters": turns["1 replica"][0]["parameters"],
+        # Gradients, and the loss and number of targets beside them, in one reduction a step.
+        "bytes_a_reduction": 4 * (turns["1 replica"][0]["parameters"] + 2),
+        "rounds": turns,
+        "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")},
+        **made_at,
+    }
+    write_json(out / "bench-scale.json", result)
+    console.out.print(table(result))
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The figures, for the terminal and README."""
+    model = result["config"]["model"]
+    title = f"{model['layers']} x {model['units']}, {result['bytes_a_reduction'] / 1e6:.2f} MB a reduction"
+    shown = Table(title=title, title_justify="left", box=None)
+    for column in ("", "chars/s", "steps/s", "of one replica"):
+        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
+    rates = result["characters_per_second"]
+    for name, rate in rates.items():
+        share = f"{rate / rates['1 replica']:.2f}"
+        shown.add_row(name, f"{rate:,.0f}", f"{result['steps_per_second'][name]:.1f}", share)
+    return shown
+
+
+def _turn(workers: int, replicas: int, config: Path, data: Path, settings: tuple[str, ...]) -> dict[str, float]:
+    options = [part for setting in settings for part in ("--set", setting)]
+    options += ["--replicas", str(replicas)] if workers == 1 else []
+    hosts = _addresses(workers)
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "trainers", "train", str(config), "--data", str(data), "--unvalidated"]
+        command += ["--out", f"{scratch}/run", *options]
+        processes = []
+        for index in range(workers):
+            cluster = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+            environment = {**os.environ, **({"TF_CONFIG": json.dumps(cluster)} if workers > 1 else {})}
+            processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+        said = [process.communicate()[1] for process in processes]
+        for process, words in zip(processes, said, strict=True):
+            if process.returncode:
+                raise StageError(f"a training ended with code {process.returncode}: {words.strip().splitlines()[-1]}")
+        run = checkpoint.read_run(Path(scratch) / "run")
+        rates = [row["per_second"] for row in checkpoint.read_metrics(run) if "per_second" in row]
+    return {"per_second": statistics.median(rates[1:]), "parameters": run.build().count_params()}
+
+
+def _addresses(count: int) -> list[str]:
+    """As many free ports on loopback."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    names = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return names
