@@ -53,7 +53,7 @@ def progress(unit: str = "") -> Progress:
     """A progress bar on standard error, removed when done; where that is no terminal, nothing is drawn."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),  # as wide as the terminal leaves room for
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),

@@ -27,12 +27,12 @@ from common import console
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, only_one, sha256_file, whole_file, whole_folder, write_json
 from pipeline.vocab import Vocab
+from trainers import metrics
 from trainers.config import RunConfig
 from trainers.devices import default_precision
 from trainers.model import CharLSTM
 
 FORMAT_VERSION = 2
-METRICS = "metrics.jsonl"
 
 
 # What lengthens or observes the same run. Everything else makes it another one.
@@ -171,25 +171,18 @@ def read_run(folder: Path) -> Run:
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
     """The reports so far, first one first. A last line that a kill cut short is left out."""
-    path = run.folder / METRICS
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    return metrics.read(run.folder)
 
 
 def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:
     """Writes the reports anew, whole or not at all."""
-    with whole_file(run.folder / METRICS) as partial:
+    with whole_file(run.folder / metrics.METRICS) as partial:
         partial.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
 def add_metrics(run: Run, row: dict[str, Any]) -> None:
     """Adds a report."""
-    with (run.folder / METRICS).open("a", encoding="utf-8") as file:
+    with (run.folder / metrics.METRICS).open("a", encoding="utf-8") as file:
         file.write(f"{json.dumps(row)}\n")
 
 

@@ -160,7 +160,7 @@ class Training:
             if last:
                 console.note(f"going on from step {start:,}")
         with wished() as self.wish, console.progress("steps") as bar:
-            self.watch = Watch(run, self.steps.model, self.total, bar, self.devices.chief)
+            self.watch = Watch(run, self.steps.model, start, self.total, bar, self.devices.chief)
             self.driver.begin()
             try:
                 self._run(last, bar)
