@@ -125,7 +125,8 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(StageError, match=message):
             plot((run, folder), tmp_path / "curves.png", "step")
-    for out, got in ((tmp_path, r".* \(a folder\)"), (tmp_path / "curves.gif", r".*curves\.gif")):
+    (tmp_path / "folder.png").mkdir()
+    for out, got in ((tmp_path / "folder.png", r".* \(a folder\)"), (tmp_path / "curves.gif", r".*curves\.gif")):
         with pytest.raises(UsageError, match=rf"^--out must be a file NAME.png, .svg or .pdf, got {got}$"):
             plot((run,), out, "step")
     assert not (tmp_path / "curves.png").exists()
