@@ -182,7 +182,8 @@ class Training:
         carry = self.steps.scatter(self.state.carry_BxLx2xH)
         iterator = self._batches(step % self.an_epoch)
         if last is None or (last.val_nats is None and self._evaluates(step)):
-            self._evaluate(step, carry, None, bar)
+            trained = [row for row in self.rows if "train_nats" in row]
+            self._evaluate(step, carry, trained[-1] if trained else None, bar)
         while step < self.total and not self.driver.stop and not self._stale():
             if step % self.an_epoch == 0:
                 carry = self.steps.scatter(self.steps.model.initial_carry(config.lanes))
@@ -225,6 +226,8 @@ class Training:
             if self.wish.signal and self.devices.workers == 1:  # many must stop at the same batch, so they finish
                 self._stop(step, carry, self.wish.signal)
 
+        if train:
+            self.driver.evaluating(step)
         score = evaluate(self.steps, run.data, self.manifest, "val", config.lanes, config.window, bar, poll)
         row = val_row(step, self.an_epoch, score.nats)
         self._check(step, score.nats, np.array([score.nats]))
@@ -232,9 +235,9 @@ class Training:
         if config.histograms:
             self.watch.histograms(step, self._inside())
         self.rows.append(row)
-        self._save(step, carry, score.nats)
         if train:
             self.driver.evaluated(step, train, row)
+        self._save(step, carry, score.nats)  # with what callbacks changed, such as the learning rate
 
     def _inside(self) -> dict[str, tf.Tensor]:
         """Gradients and gates, as they are in the first windows of validation, always the same ones."""
