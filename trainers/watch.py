@@ -112,7 +112,7 @@ class Watch:
         self._print(line, style)
 
     def _print(self, line: str, style: str) -> None:
-        console.err.print(line, style=style, soft_wrap=False, no_wrap=True, overflow="crop")
+        console.err.print(line, style=style, soft_wrap=False, no_wrap=True)
 
     def _show(self, step: int, text: str) -> None:
         """A sample, in a frame. Below it the table has its head again."""
