@@ -81,13 +81,13 @@ def ours(precision: str) -> Callable[[Size, str], Run]:
         from pipeline.lanes import Batch
         from trainers.config import ModelConfig, TrainConfig
         from trainers.devices import prepare
-        from trainers.model import CharLSTM
+        from trainers.model import CharRNN
         from trainers.optimizer import make_optimizer
         from trainers.step import Steps
 
         devices, config = prepare(1), TrainConfig(learning_rate=RATE, clip=CLIP)
         with devices.strategy.scope():
-            model = CharLSTM(ModelConfig(units=size.units, layers=size.layers), VOCAB, precision=precision)
+            model = CharRNN(ModelConfig(units=size.units, layers=size.layers), VOCAB, precision=precision)
             optimizer = make_optimizer(config, total=1, an_epoch=1)
             optimizer.build(model.trainable_variables)
         steps = Steps(devices, model, optimizer, config)

@@ -1,1 +1,2 @@
-"""A run's best checkpoint as a SavedModel for TF Serving and as a .tflite for devices, each proven once written."""
+"""A run's best checkpoint as a SavedModel for TF Serving, a .tflite for devices and a .keras file, each proven once
+written."""

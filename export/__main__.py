@@ -1,4 +1,4 @@
-"""The command line: python -m export savedmodel | tflite | show."""
+"""The command line: python -m export savedmodel | tflite | keras | show."""
 
 from pathlib import Path
 
@@ -49,6 +49,34 @@ def tflite(run: Path, out: Path | None, force: bool) -> None:
     with console.hushed():
         from export.lite import export_lite
     export_lite(run, out or Path("devices") / run.name, force)
+
+
+@cli.command()
+@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.option("--out", type=FOLDER, help="The folder to make. Default: exported/NAME.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="The rows of every call.")
+@click.option("--force", is_flag=True, help="Replace it where another model lies there.")
+def keras(run: Path, out: Path | None, batch: int, force: bool) -> None:
+    """Writes a .keras file of stock layers.
+
+    The run's best checkpoint, proven by a fresh process that has Keras, but not this project. Its layers are stateful:
+    a call goes on where the one before it ended. They cannot start afresh inside a window: where the data are
+    documents, begin a window at the end of each, and reset the layers ahead of it.
+
+    \b
+    Example:
+      python -m export keras runs/stdlib --out exported/stdlib
+    \b
+    And in any Python that has Keras, with ids as model.json tells them:
+      model = keras.models.load_model("exported/stdlib/model.keras")
+      logits = model.predict(np.array([list(b"def ")]))     # [batch, length, vocabulary]
+      for layer in model.layers:
+          if hasattr(layer, "reset_states"):
+              layer.reset_states()                          # another text
+    """
+    with console.hushed():
+        from export.keras_model import export_keras
+    export_keras(run, out or Path("exported") / run.name, batch, force)
 
 
 @cli.command()

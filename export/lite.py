@@ -1,6 +1,6 @@
 """A .tflite for devices: one step of the model, batch 1, the carry in and out, builtin ops only, the weights inside.
 
-devices/NAME/model.tflite      signature `serving_default`: token (int32 [1]), carry (float32 [1, L, 2, H])
+devices/NAME/model.tflite      signature `serving_default`: token (int32 [1]), carry (float32 [1, L, S, H])
                                -> logits (float32 [1, V]), carry; a token that ends a document is read from an empty
                                carry, whatever comes in
 devices/NAME/model.json        the vocabulary and what the file was made from
@@ -21,42 +21,43 @@ from export.lite_runner import LiteModel
 from export.made import LOGITS_TOLERANCE, already_made, check_logits, known, made_from
 from trainers import checkpoint
 from trainers.generate import Sampler
-from trainers.model import CharLSTM
+from trainers.model import CharRNN
 
 PROBE = b"def read(self, size=-1):\n    return self._buffer[:size]\n"
 
 
-def step_model(model: CharLSTM, end_id: int | None = None) -> keras.Model:
+def step_model(model: CharRNN, end_id: int | None = None) -> keras.Model:
     """One step as a functional Keras model with the trained weights: (token, carry) -> (logits, carry), batch 1.
 
-    end_id: as in CharLSTM.stepper.
+    end_id: as in CharRNN.stepper.
     Built from cells because the converter turns them into plain matrix products; a layer with a time axis would need
     TensorList ops, which the runtime on devices does not have.
     """
-    L, H = model.config.layers, model.config.units
     token = keras.Input((), batch_size=1, dtype="int32", name="token")
-    carry_BxLx2xH = keras.Input((L, 2, H), batch_size=1, name="carry")
-    before = carry_BxLx2xH
+    carry_BxLxSxH = keras.Input(model.initial_carry(1).shape[1:], batch_size=1, name="carry")
+    before = carry_BxLxSxH
     if end_id is not None:
         keep_B = keras.ops.cast(keras.ops.not_equal(token, end_id), "float32")
         before = before * keras.ops.reshape(keep_B, [1, 1, 1, 1])
-    y, states = keras.ops.one_hot(token, model.vocab_size), []
-    for index, layer in enumerate(model.lstms):
-        cell = keras.layers.LSTMCell(H, name=layer.name)  # a functional model wants a name of its own for each
-        y, (h, c) = cell(y, [before[:, index, 0], before[:, index, 1]])
+    y = model.embedding(token) if model.embedding else keras.ops.one_hot(token, model.vocab_size)
+    after = []
+    for index, layer in enumerate(model.rnns):
+        # A functional model wants a name of its own for each.
+        cell = type(layer.cell).from_config({**layer.cell.get_config(), "name": layer.name})
+        y, state = cell(y, [before[:, index, s] for s in range(model.cell.states)])
         cell.set_weights(layer.cell.get_weights())
-        states.append(keras.ops.stack([h, c], 1))
-    outputs = {"logits": model.dense(y), "carry": keras.ops.stack(states, 1)}
-    return keras.Model({"token": token, "carry": carry_BxLx2xH}, outputs)
+        y = model.norms[index](y) if model.norms else y
+        after.append(keras.ops.stack(state, 1))
+    outputs = {"logits": model.dense(y), "carry": keras.ops.stack(after, 1)}
+    return keras.Model({"token": token, "carry": carry_BxLxSxH}, outputs)
 
 
-def convert(model: CharLSTM, end_id: int | None = None) -> bytes:
+def convert(model: CharRNN, end_id: int | None = None) -> bytes:
     """The step model as the bytes of a .tflite, float32."""
-    L, H = model.config.layers, model.config.units
     # A fixed batch in the signature: left open, the file says -1, which browsers' runtimes refuse.
     signature = {
         "token": keras.InputSpec(shape=(1,), dtype="int32", name="token"),
-        "carry": keras.InputSpec(shape=(1, L, 2, H), dtype="float32", name="carry"),
+        "carry": keras.InputSpec(shape=model.initial_carry(1).shape, dtype="float32", name="carry"),
     }
     with tempfile.TemporaryDirectory() as scratch:
         step_model(model, end_id).export(scratch, verbose=False, input_signature=[signature])

@@ -1,6 +1,6 @@
 """Text from a .tflite with NumPy and ai_edge_litert, no TensorFlow: what an application on a device does.
 
-Legend: L layers, H units, V vocabulary; batch 1 throughout.
+Legend: L layers, S states of a cell (2 of an LSTM, else 1), H units, V vocabulary; batch 1 throughout.
 """
 
 import json
@@ -38,7 +38,7 @@ class LiteModel:
         return {op["op_name"] for op in self._interpreter._get_ops_details()}
 
     def initial_carry(self) -> Floats:
-        """Zeros [1, L, 2, H]."""
+        """Zeros [1, L, S, H]."""
         return np.zeros(self._run.get_input_details()["carry"]["shape"], np.float32)
 
     def step(self, token: int, carry: Floats) -> tuple[Floats, Floats]:

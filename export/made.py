@@ -1,4 +1,4 @@
-"""What both exports share: what a model was made from, whether it lies there already, how near its logits must be, and
+"""What the exports share: what a model was made from, whether it lies there already, how near its logits must be, and
 prompts to ask it."""
 
 import json

@@ -7,7 +7,7 @@ runs/NAME/checkpoints/step-00000500/              one checkpoint, whole: written
     state.index, state.data-00000-of-00001        weights, optimizer and carry, as tf.train.Checkpoint writes them
 runs/NAME/checkpoints/damaged-step-00000500/      one that could not be read when the run went on; nothing reads it
 
-The carry is kept as one carry_BxLx2xH over all lanes, so a run goes on with any number of replicas.
+The carry is kept as one carry_BxLxSxH over all lanes, so a run goes on with any number of replicas.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from pipeline.vocab import Vocab
 from trainers import metrics
 from trainers.config import RunConfig
 from trainers.devices import default_precision
-from trainers.model import CharLSTM
+from trainers.model import CharRNN
 
 FORMAT_VERSION = 2
 
@@ -56,10 +56,10 @@ class Run:
     data_sha256: str
     init_from: str = ""  # the run whose weights it began with, and their hash
 
-    def build(self) -> CharLSTM:
+    def build(self) -> CharRNN:
         """The model with its first weights."""
         train = self.config.train
-        return CharLSTM(self.config.model, self.vocab.size, train.seed, train.precision)
+        return CharRNN(self.config.model, self.vocab.size, train.seed, train.precision)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -259,11 +259,11 @@ def weights_sha256(checkpoint: Checkpoint) -> str:
 class State:
     """What training changes: weights, optimizer, and the carry as one array over all lanes."""
 
-    def __init__(self, model: CharLSTM, optimizer: keras.Optimizer, lanes: int):
+    def __init__(self, model: CharRNN, optimizer: keras.Optimizer, lanes: int):
         self.model, self.optimizer = model, optimizer
-        self.carry_BxLx2xH = tf.Variable(model.initial_carry(lanes), trainable=False)
+        self.carry_BxLxSxH = tf.Variable(model.initial_carry(lanes), trainable=False)
         slots = {path.partition("/")[2]: value for path, value in _by_path(optimizer.variables).items()}
-        self._tracked = _tracked(model, optimizer=slots, carry=self.carry_BxLx2xH)  # whatever the optimizer's own name
+        self._tracked = _tracked(model, optimizer=slots, carry=self.carry_BxLxSxH)  # whatever the optimizer's own name
 
     def save(self, run: Run, step: int, val_nats: float | None, since: Since = Since()) -> Checkpoint:
         """Writes checkpoint `step`, then removes those that are neither among the last `keep` nor the best."""
@@ -323,7 +323,7 @@ class State:
         return one
 
 
-def load_model(run: Run, checkpoint: Checkpoint | None = None) -> CharLSTM:
+def load_model(run: Run, checkpoint: Checkpoint | None = None) -> CharRNN:
     """The run's model with the weights of a checkpoint, by default the best. Raises StageError for a damaged one."""
     model, checkpoint = run.build(), checkpoint or best(run)
     with _as_damage(checkpoint):
@@ -347,7 +347,7 @@ class Source:
         chosen = best(run)
         return cls(run, chosen, f"{folder.name} at step {chosen.step} ({weights_sha256(chosen)[:12]})")
 
-    def hand_on(self, model: CharLSTM, vocab: Vocab) -> None:
+    def hand_on(self, model: CharRNN, vocab: Vocab) -> None:
         """Gives a model the weights. Of symbols that both vocabularies have, its own; others begin as they are.
 
         Raises StageError where the models are not of one shape but for their vocabularies.
@@ -370,7 +370,7 @@ class Source:
             mine.assign(value)
 
 
-def _tracked(model: CharLSTM, **others: Any) -> tf.train.Checkpoint:
+def _tracked(model: CharRNN, **others: Any) -> tf.train.Checkpoint:
     """Names every variable itself: handed the model, TensorFlow passes over the layers that Keras keeps in a list, in
     writing and in reading alike, and says nothing."""
     return tf.train.Checkpoint(weights=_by_path(model.weights), **others)

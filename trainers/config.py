@@ -12,17 +12,23 @@ from common.settings import make, read_config, settings
 
 @settings
 class ModelConfig:
-    """A stack of LSTM layers between one-hot characters and logits."""
+    """A stack of recurrent layers between characters and logits."""
 
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"  # rnn: the plain one, a tanh
     units: int = Field(128, gt=0)  # H, the cells of a layer
     layers: int = Field(2, gt=0)  # L
+    embedding: int = Field(0, ge=0)  # E, numbers that stand for a character, learned; 0: one-hot, V numbers
     dropout: float = Field(0.0, ge=0, lt=1)  # the share of a layer's outputs hidden from the next layer while training
+    variational_dropout: bool = False  # the same outputs at every step of a window (Gal & Ghahramani 2016)
+    layer_norm: bool = False  # normalizes what each layer gives to the next, and the last one to the logits
 
     def __post_init__(self) -> None:
         if self.dropout and self.layers == 1:
             raise ValueError(
                 f"dropout lies between layers, so it needs 2 of them or more, got dropout={self.dropout}, layers=1"
             )
+        if self.variational_dropout and not self.dropout:
+            raise ValueError("variational_dropout says which outputs dropout hides, so it needs dropout above 0, got 0")
 
 
 @settings

@@ -7,6 +7,7 @@ from typing import Literal
 
 import tensorflow as tf
 
+from common import console
 from common.errors import UsageError
 from common.machine import multiplies_bfloat16
 
@@ -107,6 +108,7 @@ def prepare(count: int, cluster: Cluster | None = None) -> Devices:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(cores)
     if cluster:
+        console.note(f"worker {cluster.index} of {len(cluster.workers)}: waiting for the others")
         strategy = tf.distribute.MultiWorkerMirroredStrategy()  # it reads TF_CONFIG, and waits for the others
         workers = len(cluster.workers)
         return Devices(

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from pipeline.vocab import Vocab
 from trainers import checkpoint
-from trainers.model import CharLSTM, split_carry
+from trainers.model import CharRNN, split_carry
 
 GREEDY = 1e-3  # temperatures below this take the likeliest character, with nothing left to chance
 LONGEST = 1 << 20  # characters that one call writes at most; part of the graph, so that no caller can ask for more
@@ -35,7 +35,7 @@ def choose(logits_BxV: tf.Tensor, temperature_B: tf.Tensor, uniform_B: tf.Tensor
 class Sampler:
     """A model and its vocabulary as functions from text to text."""
 
-    def __init__(self, model: CharLSTM, vocab: Vocab):
+    def __init__(self, model: CharRNN, vocab: Vocab):
         self.model, self.vocab = model, vocab
         self._written = [symbol for symbol in vocab.symbols if symbol]
 

@@ -153,7 +153,7 @@ class Training:
             checkpoint.write_metrics(run, self.rows)
             write_json(run.folder / "run.json", run.to_json())
             console.note(
-                f"{run.config.model.layers} x {run.config.model.units} units, "
+                f"{run.config.model.cell} of {run.config.model.layers} x {run.config.model.units} units, "
                 f"{self.steps.model.count_params():,} parameters, {config.precision}; {self.total:,} steps of "
                 f"{config.lanes} lanes x {config.window} {run.vocab.unit}s; {self.devices.describe(config.lanes)}"
             )
@@ -164,6 +164,13 @@ class Training:
             self.driver.begin()
             try:
                 self._run(last, bar)
+            except tf.errors.OpError as error:
+                if self.devices.workers == 1:
+                    raise
+                raise StageError(
+                    f"worker {self.devices.worker} lost the others ({type(error).__name__}): start them again, as many "
+                    f"as you like; {run.folder} goes on from step {checkpoint.last_step(run):,}"
+                ) from None
             finally:
                 self.driver.end()
                 self.watch.close()
@@ -179,7 +186,7 @@ class Training:
     def _run(self, last: Checkpoint | None, bar: Progress) -> None:
         step, config = last.step if last else 0, self.config
         self.since = last.since if last else Since()
-        carry = self.steps.scatter(self.state.carry_BxLx2xH)
+        carry = self.steps.scatter(self.state.carry_BxLxSxH)
         iterator = self._batches(step % self.an_epoch)
         if last is None or (last.val_nats is None and self._evaluates(step)):
             trained = [row for row in self.rows if "train_nats" in row]
@@ -253,7 +260,7 @@ class Training:
 
     def _save(self, step: int, carry: Any, val_nats: float | None) -> None:
         """Writes a checkpoint; all workers bring their lanes' carry, the chief alone writes."""
-        self.state.carry_BxLx2xH.assign(self.steps.gather(carry))
+        self.state.carry_BxLxSxH.assign(self.steps.gather(carry))
         if self.devices.chief:
             self.state.save(self.run, step, val_nats, self.since)
         self.saved_at = time.monotonic()

@@ -1,43 +1,52 @@
 """The model: (ids, carry) -> (logits, carry). The carry is an argument and a result, never hidden in a layer.
 
-Legend: B lanes, T time steps, L layers, H units, V vocabulary. carry_BxLx2xH holds h (index 0) and c (index 1) of every
-layer, one row a lane: it splits, gathers, is saved and is sent over a wire as any other batch does.
+Legend: B lanes, T time steps, L layers, S states of a cell, H units, E numbers of an embedding, G gate columns, V
+vocabulary. carry_BxLxSxH holds the state of every layer, one row a lane: h (index 0) and, of an LSTM, c (index 1). It
+splits, gathers, is saved and is sent over a wire as any other batch does.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from trainers import lstm
+from trainers import recurrence
+from trainers.cells import CELLS, Cell, State, Weights
 from trainers.config import ModelConfig
 
-States = list[tuple[tf.Tensor, tf.Tensor]]  # h_BxH and c_BxH of each layer: the carry, taken apart
+States = list[State]  # of each layer: the carry, taken apart
 Step = Callable[[tf.Tensor, States], tuple[tf.Tensor, States]]
+Recur = Callable[..., tuple[tf.Tensor, State]]  # trainers.recurrence.recur, or what takes its place
+LookUp = Callable[..., tf.Tensor]  # look_up(table_VxK, ids): its rows
 
 
-def split_carry(carry_BxLx2xH: tf.Tensor) -> States:
-    """The carry as (h, c) a layer."""
-    return [tuple(tf.unstack(hc_Bx2xH, axis=1)) for hc_Bx2xH in tf.unstack(carry_BxLx2xH, axis=1)]
+def split_carry(carry_BxLxSxH: tf.Tensor) -> States:
+    """The carry as a state a layer."""
+    return [tuple(tf.unstack(state_BxSxH, axis=1)) for state_BxSxH in tf.unstack(carry_BxLxSxH, axis=1)]
 
 
 def join_carry(states: States) -> tf.Tensor:
-    """The inverse of `split_carry`: carry_BxLx2xH."""
-    return tf.stack([tf.stack(hc, 1) for hc in states], 1)
+    """The inverse of `split_carry`: carry_BxLxSxH."""
+    return tf.stack([tf.stack(state, 1) for state in states], 1)
 
 
-class CharLSTM(keras.Model):
-    """L LSTM layers of H units between one-hot ids and a dense layer to logits.
+@keras.saving.register_keras_serializable(package="unreasonable_rnn")
+class CharRNN(keras.Model):
+    """L recurrent layers of H units between ids (one-hot, or an embedding of E numbers) and a dense layer to logits.
 
-    The layers are stock Keras ones: their weights, names and, but for the first kernel, initial values (orthogonal
-    recurrent kernels, forget bias 1) are what any Keras user expects. How they are run is chosen here: through cuDNN
-    where a GPU is visible, else by the loop of trainers.lstm, which is several times faster on a CPU, and which alone
+    The layers are stock Keras ones: their weights, names and, but for what comes first, initial values (orthogonal
+    recurrent kernels, an LSTM's forget bias 1) are what any Keras user expects. With `layer_norm` a LayerNormalization
+    follows each, ahead of dropout; the state goes on without it. How they are run is chosen here: through cuDNN where
+    a GPU is visible, else by the loop of trainers.recurrence, which is several times faster on a CPU, and which alone
     can start afresh inside a window.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 1, precision: str = "float32"):
-        super().__init__(name="char_lstm")
-        self.config, self.vocab_size = config, vocab_size
+        super().__init__(name="char_rnn")
+        self.config, self.vocab_size, self.seed = config, vocab_size, seed
         self.matmul_dtype = tf.as_dtype(precision)
         self.use_stock_layers = bool(tf.config.list_logical_devices("GPU"))
         seeds = iter(range(1000 * seed, 1000 * seed + 1000))  # every initial value is a function of the one seed
@@ -45,54 +54,84 @@ class CharLSTM(keras.Model):
         def initializer(kind: type[keras.Initializer], **settings: float) -> keras.Initializer:
             return kind(seed=next(seeds), **settings)
 
-        # A one-hot input picks one row of the first kernel: its fan-in is 1, not V, and rows of unit variance give
-        # gates of unit variance. Glorot's rule counts V inputs, starts 20 times smaller, and learns far more slowly.
-        first = initializer(keras.initializers.RandomNormal, stddev=1.0)
+        # Gates start with unit variance. A one-hot input picks one row of the first kernel: its fan-in is 1, not V, so
+        # the row has unit variance; Glorot's rule counts V inputs, starts 20 times smaller, and learns far more slowly.
+        # An embedding's row has it instead, and the kernel after it keeps it, with variance 1 / E, by Lecun's rule.
+        if config.embedding:
+            first = initializer(keras.initializers.LecunNormal)
+            rows = initializer(keras.initializers.RandomNormal, stddev=1.0)
+            self.embedding = keras.layers.Embedding(vocab_size, config.embedding, rows, name="embedding")
+            self.embedding.build()
+        else:
+            first, self.embedding = initializer(keras.initializers.RandomNormal, stddev=1.0), None
 
-        self.lstms = [
-            keras.layers.LSTM(
+        self.rnns = [
+            self.cell.layer(
                 config.units,
                 return_sequences=True,
                 return_state=True,
                 kernel_initializer=initializer(keras.initializers.GlorotUniform) if index else first,
                 recurrent_initializer=initializer(keras.initializers.Orthogonal),
-                name=f"lstm_{index}",
+                name=f"{config.cell}_{index}",
             )
             for index in range(config.layers)
+        ]
+        self.norms = [
+            keras.layers.LayerNormalization(name=f"norm_{index}") for index in range(config.layers * config.layer_norm)
         ]
         self.dense = keras.layers.Dense(
             vocab_size, kernel_initializer=initializer(keras.initializers.GlorotUniform), name="logits"
         )
-        for index, layer in enumerate(self.lstms):
-            layer.build((None, None, config.units if index else vocab_size))
-        self.dense.build((None, None, config.units))
+        for index, layer in enumerate(self.rnns):
+            layer.build((None, None, config.units if index else config.embedding or vocab_size))
+        for layer in (*self.norms, self.dense):
+            layer.build((None, None, config.units))
         self.built = True
 
+    @property
+    def cell(self) -> Cell:
+        """What the layers are made of."""
+        return CELLS[self.config.cell]
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` makes the same model from, weights aside: model.save and load_model go through it."""
+        return {
+            "config": dataclasses.asdict(self.config),
+            "vocab_size": self.vocab_size,
+            "seed": self.seed,
+            "precision": self.matmul_dtype.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "CharRNN":
+        return cls(**{**config, "config": ModelConfig(**config["config"])})
+
     def initial_carry(self, lanes: int | tf.Tensor) -> tf.Tensor:
-        """Zeros, carry_BxLx2xH: what a text starts from."""
-        return tf.zeros([lanes, self.config.layers, 2, self.config.units])
+        """Zeros, carry_BxLxSxH: what a text starts from."""
+        return tf.zeros([lanes, self.config.layers, self.cell.states, self.config.units])
 
     def vocab_axis(self, weight: keras.Variable) -> int | None:
         """The axis of a weight that has an entry a symbol of the vocabulary; None where none has."""
-        axes = {self.lstms[0].cell.kernel.path: 0, self.dense.kernel.path: 1, self.dense.bias.path: 0}
-        return axes.get(weight.path)
+        first = self.embedding.embeddings if self.embedding else self.rnns[0].cell.kernel
+        return {first.path: 0, self.dense.kernel.path: 1, self.dense.bias.path: 0}.get(weight.path)
 
     def dropout_masks(self, lanes: int, window: int, seed: tf.Tensor) -> list[tf.Tensor]:
         """Masks for the connections between layers, mask_BxTxH each, 0 or 1 / (1 - dropout); none without dropout.
 
+        With variational dropout a mask serves all steps of the window: mask_Bx1xH.
         A pure function of the seed (shape [2], integers), so that a step repeats exactly. Made for all lanes of a step,
         of which each replica takes its own rows: the masks do not depend on how many replicas there are.
         """
-        rate = self.config.dropout
+        rate, steps = self.config.dropout, 1 if self.config.variational_dropout else window
         if rate == 0:
             return []
-        draws_LxBxTxH = tf.random.stateless_uniform([len(self.lstms) - 1, lanes, window, self.config.units], seed)
+        draws_LxBxTxH = tf.random.stateless_uniform([len(self.rnns) - 1, lanes, steps, self.config.units], seed)
         return tf.unstack(tf.cast(draws_LxBxTxH >= rate, tf.float32) / (1 - rate))
 
     def call(
         self,
         ids_BxT: tf.Tensor,
-        carry_BxLx2xH: tf.Tensor,
+        carry_BxLxSxH: tf.Tensor,
         masks: Sequence[tf.Tensor] = (),
         reset_BxT: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -101,11 +140,11 @@ class CharLSTM(keras.Model):
         masks: from `dropout_masks` while training; none otherwise.
         reset: the ids (bool) that are read from an empty carry, as if the text began with them; None: none is.
         """
-        ids_BxT, states = tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLx2xH)
+        ids_BxT, states = tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLxSxH)
         if self.use_stock_layers and reset_BxT is None:
             y_BxTxH, states = self._run_stock(ids_BxT, states, masks)
         else:
-            y_BxTxH, states = self._run_loop(ids_BxT, states, masks, reset_BxT)
+            y_BxTxH, states = self._run_loop(ids_BxT, states, masks, reset_BxT, self.matmul_dtype, recurrence.recur)
         return self.dense(y_BxTxH), join_carry(states)
 
     def stepper(self, end_id: int | None = None) -> Step:
@@ -114,48 +153,94 @@ class CharLSTM(keras.Model):
         end_id: the id that is read from an empty carry, since a document ends with it; None: none is.
         What does not change from step to step is made here, once, outside the loop that calls the step.
         """
-        layers = [lstm.weights(layer) for layer in self.lstms]
-        first_VxG = layers[0].kernel_IxG + layers[0].bias_G
+        layers = [self.cell.weights(layer) for layer in self.rnns]
+        first = self._first(layers[0], tf.float32, tf.gather)
+        if self.vocab_size <= recurrence.TABLE:
+            first = functools.partial(tf.gather, first(tf.range(self.vocab_size)))
 
         def step(ids_B: tf.Tensor, states: States) -> tuple[tf.Tensor, States]:
             if end_id is not None:
                 keep_Bx1 = tf.cast(ids_B != end_id, tf.float32)[:, None]
-                states = [(h_BxH * keep_Bx1, c_BxH * keep_Bx1) for h_BxH, c_BxH in states]
-            z_BxG = tf.gather(first_VxG, ids_B)
-            after: States = []
-            for index, (w, (h_BxH, c_BxH)) in enumerate(zip(layers, states, strict=True)):
-                if index:
-                    z_BxG = tf.matmul(after[-1][0], w.kernel_IxG) + w.bias_G
-                after.append(lstm.step(z_BxG, h_BxH, c_BxH, w.recurrent_HxG))
-            return self.dense(after[-1][0]), after
+                states = [tuple(x_BxH * keep_Bx1 for x_BxH in state) for state in states]
+            y_BxH, after = None, []
+            for index, (w, state) in enumerate(zip(layers, states, strict=True)):
+                z_BxG = tf.matmul(y_BxH, w.kernel_IxG) + w.bias_G if index else first(ids_B)
+                after.append(recurrence.step(self.cell, z_BxG, state, w.recurrent))
+                y_BxH = self._normed(index, after[-1][0])
+            return self.dense(y_BxH), after
 
         return step
 
+    def gates(
+        self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, reset_BxT: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Every gate's activations over a window, BxTxH each, to be looked at; arguments as in a call, in float32.
+
+        By layer and gate: lstm_0/input, forget, output, candidate; gru_0/update, reset, candidate; rnn_0/state.
+        """
+        found: dict[str, tf.Tensor] = {}
+        names = iter(layer.name for layer in self.rnns)
+
+        def recur(cell: Cell, z_TxBxG: tf.Tensor, state: State, recurrent: Any, _: tf.DType, keep: Any) -> Any:
+            y_TxBxH, after, activations = recurrence.watch(cell, z_TxBxG, state, recurrent, keep)
+            layer = next(names)
+            found.update({f"{layer}/{gate}": tf.transpose(a, [1, 0, 2]) for gate, a in activations.items()})
+            return y_TxBxH, after
+
+        self._run_loop(tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLxSxH), (), reset_BxT, tf.float32, recur)
+        return found
+
+    def _normed(self, index: int, y: tf.Tensor) -> tf.Tensor:
+        """What layer `index` gives to the one above it."""
+        return self.norms[index](y) if self.norms else y
+
+    def _first(
+        self, w: Weights, dtype: tf.DType, look_up: Callable[..., tf.Tensor]
+    ) -> Callable[[tf.Tensor], tf.Tensor]:
+        """x W + b of the first layer as a function of ids, [*ids.shape, G]; look_up(table, ids) gives rows."""
+        if self.embedding is None:
+            return lambda ids: look_up(w.kernel_IxG, ids) + w.bias_G
+        rows_VxE = tf.convert_to_tensor(self.embedding.embeddings)
+        if self.vocab_size > recurrence.TABLE:
+            return lambda ids: recurrence.project(look_up(rows_VxE, ids), w, dtype)
+        # A small vocabulary is projected once, instead of every character of the window.
+        table_VxG = recurrence.matmul(rows_VxE, w.kernel_IxG, dtype)
+        return lambda ids: look_up(table_VxG, ids) + w.bias_G
+
     def _run_stock(self, ids_BxT: tf.Tensor, states: States, masks: Sequence[tf.Tensor]) -> tuple[tf.Tensor, States]:
-        y_BxTxK = tf.one_hot(ids_BxT, self.vocab_size)
+        y_BxTxK = tf.one_hot(ids_BxT, self.vocab_size) if self.embedding is None else self.embedding(ids_BxT)
         after: States = []
-        for index, (layer, state) in enumerate(zip(self.lstms, states, strict=True)):
+        for index, (layer, state) in enumerate(zip(self.rnns, states, strict=True)):
             if index and masks:
                 y_BxTxK = y_BxTxK * masks[index - 1]
-            y_BxTxK, *hc = layer(y_BxTxK, initial_state=list(state))
-            after.append(tuple(hc))
+            y_BxTxK, *state_after = layer(y_BxTxK, initial_state=list(state))
+            y_BxTxK = self._normed(index, y_BxTxK)
+            after.append(tuple(state_after))
         return y_BxTxK, after
 
     def _run_loop(
-        self, ids_BxT: tf.Tensor, states: States, masks: Sequence[tf.Tensor], reset_BxT: tf.Tensor | None
+        self,
+        ids_BxT: tf.Tensor,
+        states: States,
+        masks: Sequence[tf.Tensor],
+        reset_BxT: tf.Tensor | None,
+        dtype: tf.DType,
+        recur: Recur,
     ) -> tuple[tf.Tensor, States]:
-        dtype, y_TxBxH, keep_TxBx1 = self.matmul_dtype, None, None
+        y_TxBxH, keep_TxBx1 = None, None
         if reset_BxT is not None:
             keep_TxBx1 = 1 - tf.cast(tf.transpose(reset_BxT), tf.float32)[..., None]
         after: States = []
-        for index, (layer, (h_BxH, c_BxH)) in enumerate(zip(self.lstms, states, strict=True)):
-            w = lstm.weights(layer)
+        for index, (layer, state) in enumerate(zip(self.rnns, states, strict=True)):
+            w = self.cell.weights(layer)
             if y_TxBxH is None:
-                z_TxBxG = lstm.project_ids(tf.transpose(ids_BxT), w, dtype)
+                first = self._first(w, dtype, lambda table, ids: recurrence.look_up(table, ids, dtype))
+                z_TxBxG = first(tf.transpose(ids_BxT))
             else:
                 if masks:
                     y_TxBxH = y_TxBxH * tf.transpose(masks[index - 1], [1, 0, 2])
-                z_TxBxG = lstm.project(y_TxBxH, w, dtype)
-            y_TxBxH, h_BxH, c_BxH = lstm.recur(z_TxBxG, h_BxH, c_BxH, w.recurrent_HxG, dtype, keep_TxBx1)
-            after.append((h_BxH, c_BxH))
+                z_TxBxG = recurrence.project(y_TxBxH, w, dtype)
+            y_TxBxH, state_after = recur(self.cell, z_TxBxG, state, w.recurrent, dtype, keep_TxBx1)
+            y_TxBxH = self._normed(index, y_TxBxH)
+            after.append(state_after)
         return tf.transpose(y_TxBxH, [1, 0, 2]), after

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from pipeline.lanes import Batch
 from trainers.devices import Devices
-from trainers.model import CharLSTM
+from trainers.model import CharRNN
 from trainers.optimizer import clipped
 
 
@@ -49,13 +49,13 @@ class Steps:
     """Runs batches and carries through a model on the given devices.
 
     A batch is the parts of a pipeline.lanes.Batch that there are, as per-replica values, a carry a per-replica
-    carry_BxLx2xH; both come from `distribute`/`scatter` and are handed from step to step as they are.
+    carry_BxLxSxH; both come from `distribute`/`scatter` and are handed from step to step as they are.
     """
 
     def __init__(
         self,
         devices: Devices,
-        model: CharLSTM,
+        model: CharRNN,
         optimizer: Any = None,  # from trainers.optimizer; it and the config are of use where something is trained
         config: Any = None,  # a TrainConfig
     ):
@@ -79,9 +79,9 @@ class Steps:
 
         return iter(self.strategy.distribute_datasets_from_function(shares))
 
-    def scatter(self, carry_BxLx2xH: Any) -> Any:
+    def scatter(self, carry_BxLxSxH: Any) -> Any:
         """Lays the rows of one array over the replicas, in the order in which `distribute` lays lanes."""
-        shares = tf.split(tf.convert_to_tensor(carry_BxLx2xH), self.devices.replicas)
+        shares = tf.split(tf.convert_to_tensor(carry_BxLxSxH), self.devices.replicas)
         carry = self.strategy.experimental_distribute_values_from_function(
             lambda context: shares[context.replica_id_in_sync_group]
         )
@@ -126,24 +126,24 @@ class Steps:
     def inside(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The gradient of every weight and the activation of every gate, from an empty carry, on one device: for
         histograms."""
-        carry_BxLx2xH = self.model.initial_carry(batch.ids_BxT.shape[0])
+        carry_BxLxSxH = self.model.initial_carry(batch.ids_BxT.shape[0])
         size = batch.ids_BxT.shape[0] * batch.ids_BxT.shape[1]
-        _, _, gradients = self._tower(batch, carry_BxLx2xH, [], size)
+        _, _, gradients = self._tower(batch, carry_BxLxSxH, [], size)
         named = {f"gradient/{w.path}": g for w, g in zip(self.model.trainable_variables, gradients, strict=True)}
-        return named | {f"gate/{name}": x for name, x in self.model.gates(batch.ids_BxT, carry_BxLx2xH).items()}
+        return named | {f"gate/{name}": x for name, x in self.model.gates(batch.ids_BxT, carry_BxLxSxH).items()}
 
     def _any(self, totals: Totals) -> Totals:
         """Totals that are the same on all replicas, of one of them."""
         return Totals(*(self.strategy.experimental_local_results(x)[0] for x in totals))
 
     @tf.autograph.experimental.do_not_convert
-    def _score(self, parts: tuple[tf.Tensor, ...], carry_BxLx2xH: tf.Tensor) -> tuple[Totals, tf.Tensor]:
+    def _score(self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor) -> tuple[Totals, tf.Tensor]:
         """On one replica: the loss over all of them, and its own next carry."""
         batch = Batch(*parts)
         sums, carries = [], []
         for rows in self._towers(batch):
             part = take(batch, rows)
-            logits_BxTxV, carry = self.model(part.ids_BxT, carry_BxLx2xH[rows], reset_BxT=part.reset_BxT)
+            logits_BxTxV, carry = self.model(part.ids_BxT, carry_BxLxSxH[rows], reset_BxT=part.reset_BxT)
             sums.append(total_nats(logits_BxTxV, part.targets_BxT, part.count_B))
             carries.append(carry)
         nats, targets = _all_reduce([tf.add_n(sums), _real(batch)])
@@ -151,7 +151,7 @@ class Steps:
 
     @tf.autograph.experimental.do_not_convert  # nothing in it to convert; to look takes seconds
     def _update(
-        self, parts: tuple[tf.Tensor, ...], carry_BxLx2xH: tf.Tensor, step: tf.Tensor
+        self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor, step: tf.Tensor
     ) -> tuple[Totals, tf.Tensor]:
         """On one replica: the loss over all of them, its own next carry; its copy of the weights is moved by all
         replicas' gradient."""
@@ -163,7 +163,7 @@ class Steps:
         sums, carries = [], []
         for rows in self._towers(batch):
             mine = [mask[first : first + B][rows] for mask in masks]
-            nats, carry, gradients = self._tower(take(batch, rows), carry_BxLx2xH[rows], mine, lanes * T)
+            nats, carry, gradients = self._tower(take(batch, rows), carry_BxLxSxH[rows], mine, lanes * T)
             sums.append([nats, *gradients])
             carries.append(carry)
         nats, *gradients = [tf.add_n(parts) for parts in zip(*sums, strict=True)]
@@ -179,11 +179,11 @@ class Steps:
         return [slice(tower * B // towers, (tower + 1) * B // towers) for tower in range(towers)]
 
     def _tower(
-        self, batch: Batch, carry_BxLx2xH: tf.Tensor, masks: list[tf.Tensor], targets_a_step: int
+        self, batch: Batch, carry_BxLxSxH: tf.Tensor, masks: list[tf.Tensor], targets_a_step: int
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         with tf.GradientTape() as tape:
-            logits_BxTxV, carry_BxLx2xH = self.model(batch.ids_BxT, carry_BxLx2xH, masks, batch.reset_BxT)
+            logits_BxTxV, carry_BxLxSxH = self.model(batch.ids_BxT, carry_BxLxSxH, masks, batch.reset_BxT)
             nats = total_nats(logits_BxTxV, batch.targets_BxT, batch.count_B)
             # The mean over a full step, also where an epoch's last window is not full: every target weighs the same.
             loss = nats / targets_a_step
-        return nats, carry_BxLx2xH, tape.gradient(loss, self.model.trainable_variables)
+        return nats, carry_BxLxSxH, tape.gradient(loss, self.model.trainable_variables)

@@ -19,7 +19,7 @@ from common.machine import memory
 from trainers import checkpoint
 from trainers.checkpoint import Run
 from trainers.generate import Sampler
-from trainers.model import CharLSTM
+from trainers.model import CharRNN
 
 TEMPERATURE = 0.8  # of the samples
 BOARD = "tensorboard"  # the folder within the run's
@@ -30,7 +30,7 @@ class Watch:
     """Shows and keeps what is reported, after a start at step `start` of `total`. On a worker that is not the chief:
     nothing."""
 
-    def __init__(self, run: Run, model: CharLSTM, start: int, total: int, bar: Progress, chief: bool):
+    def __init__(self, run: Run, model: CharRNN, start: int, total: int, bar: Progress, chief: bool):
         self.run, self.total, self.bar, self.chief = run, total, bar, chief
         self._task = bar.add_task("training", total=total, completed=start, visible=chief)
         self._board = (

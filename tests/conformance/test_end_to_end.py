@@ -97,6 +97,10 @@ PATH = [
         r"devices/tiny/model.tflite: step \d+ of runs/tiny, 0\.\d MB, builtin",
     ),
     (
+        "export keras runs/tiny",
+        r"exported/tiny/model.keras: step \d+ of runs/tiny, 0\.\d MB, stock layers only",
+    ),
+    (
         "export show runs/tiny",
         r"(?s)checkpoint .*SavedModel .*\.tflite .*What was made.*Bits per byte.*before training",
     ),

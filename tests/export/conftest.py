@@ -39,3 +39,26 @@ def documents_run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[
     devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
     Training(opened, manifest, devices, an_epoch=5, total=10).go()
     return opened.folder
+
+
+OTHERS = {
+    "gru": {"cell": "gru", "units": 5, "layers": 3, "embedding": 4, "layer_norm": True},
+    "rnn": {"cell": "rnn", "units": 6, "layers": 1, "embedding": 3},
+    "plain gru": {"cell": "gru", "units": 7, "dropout": 0.2, "variational_dropout": True},
+}
+
+
+@pytest.fixture(scope="session", params=OTHERS)
+def other_run(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]
+) -> Path:
+    """Runs of the other cells, with an embedding and norms, over an odd number of characters, a few steps old."""
+    folder = tmp_path_factory.mktemp("others")
+    vocab = char_vocab(Counter(TEXT.decode()))
+    manifest = make_data(folder / "data", 50, vocab, train=TEXT, val=TEXT[:100])
+    train = {"lanes": 4, "window": 7, "learning_rate": 0.05}
+    config = RunConfig.from_tables(OTHERS[request.param], train, "test")
+    opened = checkpoint.open_run(folder / "runs" / request.param, config, folder / "data", manifest)
+    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
+    Training(opened, manifest, devices, an_epoch=10, total=5).go()
+    return opened.folder

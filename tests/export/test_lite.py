@@ -35,6 +35,14 @@ def test_the_runtime_gives_the_checkpoints_logits_and_greedy_text(run: Path, dev
     assert lite.generate(b"def ", 40, temperature=0, seed=1) == greedy.numpy()[0]
 
 
+def test_every_cell_runs_on_the_runtime(other_run: Path, tmp_path: Path) -> None:
+    export_lite(other_run, tmp_path / "other", force=False)
+    lite, one = LiteModel(tmp_path / "other"), sampler(other_run)
+    assert lite.initial_carry().shape == one.model.initial_carry(1).shape
+    greedy = one.generate(*(tf.constant([x]) for x in (b"def ", 40, 0.0)), tf.constant([1], tf.int64))
+    assert lite.generate(b"def ", 40, temperature=0, seed=1) == greedy.numpy()[0]
+
+
 def test_characters_and_documents(documents_run: Path, tmp_path: Path) -> None:
     export_lite(documents_run, tmp_path / "names", force=False)
     lite, one = LiteModel(tmp_path / "names"), sampler(documents_run)

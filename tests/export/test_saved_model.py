@@ -52,6 +52,19 @@ def test_the_files_answer_with_the_checkpoints_text_and_logits(run: Path, served
         np.testing.assert_allclose(row[: len(text)], logits[0], atol=1e-4)
 
 
+def test_every_cell_is_served(other_run: Path, tmp_path: Path) -> None:
+    opened = checkpoint.read_run(other_run)
+    sampler = Sampler(checkpoint.load_model(opened), opened.vocab)
+    served, asked = Served(sampler), saved_model.requests(opened.vocab)
+    tf.saved_model.save(served, str(tmp_path), signatures=served.functions)  # without the proof's process
+    for signature, inputs in asked.items():
+        got, expected = ask(tmp_path, signature, inputs), served.answer(signature, inputs)
+        if signature == "logits":
+            np.testing.assert_allclose(got["logits"], expected["logits"], atol=1e-5)
+        else:
+            assert got["text_bytes"].tolist() == expected["text_bytes"].tolist()
+
+
 def test_characters_and_documents_are_served(documents_run: Path, tmp_path: Path) -> None:
     export_saved_model(documents_run, tmp_path / "names", version=1, force=False)
     opened = checkpoint.read_run(documents_run)

@@ -1,5 +1,6 @@
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,9 +8,9 @@ import tensorflow as tf
 
 from trainers.config import ModelConfig
 from trainers.devices import Devices
-from trainers.model import CharLSTM
+from trainers.model import CharRNN
 
-MakeModel = Callable[..., CharLSTM]
+MakeModel = Callable[..., CharRNN]
 
 
 @pytest.fixture
@@ -22,10 +23,10 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def make_model() -> MakeModel:
-    """make_model(units, layers, vocab, dropout, seed)."""
+    """make_model(units, layers, vocab, seed, and any setting of ModelConfig)."""
 
-    def make(units: int = 7, layers: int = 2, vocab: int = 11, dropout: float = 0.0, seed: int = 1) -> CharLSTM:
-        return CharLSTM(ModelConfig(units=units, layers=layers, dropout=dropout), vocab, seed)
+    def make(units: int = 7, layers: int = 2, vocab: int = 11, seed: int = 1, **settings: Any) -> CharRNN:
+        return CharRNN(ModelConfig(units=units, layers=layers, **settings), vocab, seed)
 
     return make
 

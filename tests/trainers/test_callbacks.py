@@ -143,6 +143,7 @@ def test_callbacks_of_a_config_do_their_work(
         {"name": "CSVLogger", "filename": str(tmp_path / "log.csv")},
         {"name": "TensorBoard", "log_dir": str(tmp_path / "board")},
         {"name": "ModelCheckpoint", "filepath": str(tmp_path / "{epoch}.weights.h5"), "save_weights_only": True},
+        {"name": "ModelCheckpoint", "filepath": str(tmp_path / "{epoch}.keras")},
     ]
     one = tiny_training(tmp_path / "run", data, on(), 30, make_callbacks(tiny_config(callbacks=tables).train), keep=9)
     one.go()
@@ -169,6 +170,7 @@ def test_callbacks_of_a_config_do_their_work(
         model = one.run.build()
         model.load_weights(tmp_path / f"{stretch}.weights.h5")
         equal(model.get_weights(), kept[step])
+        equal(keras.models.load_model(tmp_path / f"{stretch}.keras").get_weights(), kept[step])
 
 
 def equal(a: list[np.ndarray], b: list[np.ndarray]) -> None:

@@ -17,12 +17,15 @@ from common.errors import StageError, Stopped, UsageError
 from common.files import only_one, write_json
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab, byte_vocab
-from trainers import checkpoint
-from trainers.checkpoint import Run, Since
-from trainers.config import RunConfig
+from trainers import checkpoint, loop
+from trainers.checkpoint import Run, Since, State
+from trainers.config import ModelConfig, RunConfig
 from trainers.devices import Devices
+from trainers.evaluate import Score
 from trainers.loop import Options, Training
 from trainers.loop import train as train_command
+from trainers.model import CharRNN
+from trainers.optimizer import make_optimizer
 
 On = Callable[..., Devices]
 
@@ -82,7 +85,7 @@ def result(one: Training) -> list[np.ndarray]:
     return [
         *one.steps.model.get_weights(),
         *(v.numpy() for v in one.steps.optimizer.variables),
-        one.state.carry_BxLx2xH.numpy(),
+        one.state.carry_BxLxSxH.numpy(),
     ]
 
 
@@ -241,6 +244,64 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, data: Path, on: 
     with pytest.raises(StageError, match=r"the loss is nan before step 1\d; the checkpoint of step 10 is whole. Try a"):
         training(tmp_path / "run", data, on(), total=20).go()
     assert [c.step for c in checkpoint.checkpoints(one.run)] == [5, 10]
+
+
+def test_a_loss_far_above_its_lowest_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
+    one = training(tmp_path / "run", data, on(), total=20, learning_rate=300.0, clip=1e9, diverged=1.5)
+    with pytest.raises(
+        StageError,
+        match=r"the loss rose to \d+\.\d+ nats from \d+\.\d+ before step 5; the checkpoint of step 0 is whole",
+    ):
+        one.go()
+    assert checkpoint.best(one.run).val_nats < 6, "what is kept is from before"
+
+
+def test_evaluations_that_bring_nothing_end_the_run(
+    tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = iter([5.0, 3.0, 4.0, 2.0, 2.5, 2.0, 1.0])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: Score(next(losses), 1))
+    parts = [training(tmp_path / "run", data, on(), total=60, patience=2)]
+    with pytest.raises(Stopped):
+        interrupt(parts[0], 12).go()  # after 5, 3 and 4: what was seen so far counts when it goes on
+    parts.append(training(tmp_path / "run", data, on(), total=60, patience=2))
+    parts[1].go()
+    assert [row["val_nats"] for row in parts[1].rows if "val_nats" in row] == [5.0, 3.0, 4.0, 2.0, 2.5, 2.0]
+    assert "ended at step 25 of 60 by 2 evaluations without a better one" in capsys.readouterr().err
+    assert loop.done(parts[1].run, 60) == "25: 2 evaluations brought no better one"
+    assert checkpoint.best(parts[1].run).step == 15
+
+
+def test_a_run_begins_with_the_weights_of_another(
+    tmp_path: Path, data: Path, on: On, make_data: Callable[..., Manifest]
+) -> None:
+    before = training(tmp_path / "before", data, on(), total=5)
+    write_json(before.run.folder / "run.json", before.run.to_json())
+    before.state.save(before.run, 5, 3.0)
+    source = checkpoint.Source.read(tmp_path / "before")
+    assert source.name.startswith("before at step 5 (")
+    # Symbols at other places, one that is new, and most of the old ones gone.
+    vocab = Vocab("char", (b"\n", b"a", b"x", "é".encode()))
+    for embedding in (0, 5):
+        model = CharRNN(ModelConfig(units=8, layers=2, embedding=embedding), 256, seed=4)
+        theirs = dataclasses.replace(before.run, config=dataclasses.replace(before.run.config, model=model.config))
+        chosen = State(model, make_optimizer(theirs.config.train, 1, 1), 4)
+        chosen.optimizer.build(model.trainable_variables)
+        given = dataclasses.replace(source, run=theirs, chosen=State(model, chosen.optimizer, 4).save(theirs, 7, 2.0))
+        mine, fresh = (CharRNN(model.config, 4, seed=9) for _ in range(2))
+        given.hand_on(mine, vocab)
+        old = [ord("\n"), ord("a"), ord("x")]
+        for weight, theirs_, new in zip(mine.weights, model.weights, fresh.weights, strict=True):
+            value, source_, begun = (x.numpy() for x in (weight, theirs_, new))
+            if value.shape == source_.shape:
+                np.testing.assert_array_equal(value, source_)
+                continue
+            axis = [a == b for a, b in zip(value.shape, source_.shape, strict=True)].index(False)
+            value, source_, begun = (np.moveaxis(x, axis, 0) for x in (value, source_, begun))
+            np.testing.assert_array_equal(value[:3], source_[old])
+            np.testing.assert_array_equal(value[3], begun[3])
+    with pytest.raises(StageError, match=r"before has model.units=8, this run 6: they must agree"):
+        source.hand_on(CharRNN(ModelConfig(units=6, layers=2, dropout=0.2), 256), byte_vocab())
 
 
 def test_one_process_trains_a_run(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_settings_do_not_change() -> None:
         (
             "[model]\nunit = 3",
             "",
-            "no setting is called 'unit' (did you mean 'units'?); there are: units, layers, dropout",
+            "no setting is called 'unit' (did you mean 'units'?); there are: cell, units, layers,",
         ),
         ("[model]\nunits = '3'", "", "[model]: 'units': input should be a valid integer, got '3'"),
         ("[model]\nunits = 0", "", "'units': input should be greater than 0, got 0"),
@@ -39,6 +39,26 @@ def test_settings_do_not_change() -> None:
         ("[train]\nlanes = true", "", "'lanes': input should be a valid integer, got True"),
         ("[train]\nprecision = 'half'", "", "'precision': input should be 'auto', 'float32' or 'bfloat16', got 'half'"),
         ("[model]\nlayers = 1\ndropout = 0.1", "", "dropout lies between layers, so it needs 2 of them or more, got"),
+        ("[model]\ncell = 'tanh'", "", "'cell': input should be 'lstm', 'gru' or 'rnn', got 'tanh'"),
+        ("[model]\nembedding = -1", "", "'embedding': input should be greater than or equal to 0, got -1"),
+        (
+            "[model]\nvariational_dropout = true",
+            "",
+            "variational_dropout says which outputs dropout hides, so it needs",
+        ),
+        (
+            "[train]\ndecay = 0.5",
+            "",
+            "[train]: a falling learning rate has a schedule and a decay below 1, a constant one neither, got "
+            "schedule=constant, decay=0.5",
+        ),
+        ("[train]\nschedule = 'cosine'", "", "a decay below 1, a constant one neither, got schedule=cosine, decay=1.0"),
+        ("[train]\noptimizer = 'adamw'", "", "adamw is adam with weight decay, so it needs weight_decay above 0, got"),
+        (
+            "[[train.callbacks]]\nmonitor = 'x'",
+            "",
+            "a callback is a table with a name, such as name = 'CSVLogger', got",
+        ),
         ("[train]\nepochs = inf", "", "'epochs': input should be a finite number, got inf"),
         ("", "data.unit=byte", "--set changes [model] and [train] here, got 'data.unit=byte'"),
         ("[trian]\nlanes = 2", "", "no section is called 'trian' (did you mean 'train'?); there are: data, validate,"),

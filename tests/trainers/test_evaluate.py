@@ -11,7 +11,7 @@ from pipeline.vocab import byte_vocab
 from trainers.config import ModelConfig
 from trainers.devices import Devices
 from trainers.evaluate import Score, evaluate, lanes_and_window
-from trainers.model import CharLSTM
+from trainers.model import CharRNN
 from trainers.step import Steps, total_nats
 
 TEXT = b"a bird in the hand is worth two in the bush; " * 4
@@ -20,7 +20,7 @@ TEXT = b"a bird in the hand is worth two in the bush; " * 4
 def score(on: Callable[..., Devices], folder: Path, manifest: Manifest, lanes: int, window: int, **shape: int) -> Score:
     devices = on(**shape)
     with devices.strategy.scope():
-        model = CharLSTM(ModelConfig(units=6, layers=2), 256, seed=2)
+        model = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2)
     with console.progress() as bar:
         return evaluate(Steps(devices, model), folder, manifest, "val", lanes, window, bar)
 
@@ -30,7 +30,7 @@ def test_a_split_is_scored_as_one_text(
 ) -> None:
     manifest = make_data(tmp_path / "data", 50, train=TEXT, val=TEXT[:101])
     ids = np.frombuffer(TEXT[:101], np.uint8)[None]
-    model = CharLSTM(ModelConfig(units=6, layers=2), 256, seed=2)
+    model = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2)
     logits, _ = model(ids[:, :-1], model.initial_carry(1))
     expected = float(total_nats(logits, ids[:, 1:], np.array([100]))) / 100
     for window in (7, 100):
@@ -46,7 +46,7 @@ def test_every_document_is_scored_alone(
     lines = [b"a bird in the hand", b"", b"is worth two in the bush", b"x"]
     text = b"".join(line + b"\n" for line in lines)
     manifest = make_data(tmp_path / "data", 50, byte_vocab(end="newline"), train=text, val=text)
-    model = CharLSTM(ModelConfig(units=6, layers=2), 256, seed=2)
+    model = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2)
     nats = 0.0
     for index, line in enumerate(lines):  # each from its start, but for the first, which has none
         ids = np.frombuffer((b"\n" if index else b"") + line + b"\n", np.uint8)[None]

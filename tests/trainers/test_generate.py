@@ -9,7 +9,7 @@ from export.lite_runner import choose as numpy_choose
 from pipeline.vocab import Vocab, byte_vocab
 from trainers.config import ModelConfig
 from trainers.generate import Sampler, choose
-from trainers.model import CharLSTM
+from trainers.model import CharRNN
 
 Generate = Callable[..., list[bytes]]
 
@@ -30,7 +30,7 @@ def call(sampler: Sampler) -> Generate:
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
     """Random weights, large enough that the text depends on all that came before."""
-    model = CharLSTM(ModelConfig(units=12, layers=2), 256, seed=4)
+    model = CharRNN(ModelConfig(units=12, layers=2), 256, seed=4)
     model.set_weights([3 * weight for weight in model.get_weights()])
     return Sampler(model, byte_vocab())
 
@@ -49,7 +49,7 @@ def follower(vocab: Vocab) -> Sampler:
     """A model that writes the symbols in the order of their ids, round and round: each unit remembers one of them, the
     dense layer names the next."""
     V = vocab.size
-    model = CharLSTM(ModelConfig(units=V, layers=1), V)
+    model = CharRNN(ModelConfig(units=V, layers=1), V)
     gates_i_f_c_o = [np.full((V, V), 20.0), np.full((V, V), -20.0), 20 * np.eye(V), np.full((V, V), 20.0)]
     following = np.roll(np.eye(V), 1, axis=1)
     model.set_weights(

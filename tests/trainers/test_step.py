@@ -9,7 +9,7 @@ from common.errors import UsageError
 from pipeline.lanes import Batch
 from trainers.config import ModelConfig, TrainConfig
 from trainers.devices import Devices, plan
-from trainers.model import CharLSTM
+from trainers.model import CharRNN
 from trainers.optimizer import make_optimizer
 from trainers.step import Steps, total_nats
 
@@ -32,7 +32,7 @@ def documents(rng: np.random.Generator, windows: int) -> list[Batch]:
 def build(devices: Devices, dropout: float = 0.0, **settings: object) -> Steps:
     config = TrainConfig(**{"learning_rate": 0.01, "clip": 5.0, **settings})
     with devices.strategy.scope():
-        model = CharLSTM(ModelConfig(units=7, layers=2, dropout=dropout), V, seed=3)
+        model = CharRNN(ModelConfig(units=7, layers=2, dropout=dropout), V, seed=3)
         optimizer = make_optimizer(config, total=100, an_epoch=10)
         optimizer.build(model.trainable_variables)
     return Steps(devices, model, optimizer, config)

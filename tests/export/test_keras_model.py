@@ -1,0 +1,86 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from common.errors import StageError
+from export import keras_model
+from export.keras_model import LOAD, export_keras, prove, stock_model
+from trainers import checkpoint
+
+BATCH = 3
+
+
+def load(run: Path) -> checkpoint.CharRNN:
+    return checkpoint.load_model(checkpoint.read_run(run))
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder, exported as the command does it, its proof in a fresh process included."""
+    out = tmp_path_factory.mktemp("exported") / "tiny"
+    export_keras(run, out, BATCH, force=False)
+    return out
+
+
+def test_the_file_holds_stock_layers_and_gives_the_checkpoints_logits(run: Path, exported: Path) -> None:
+    loaded, model = keras.models.load_model(exported / "model.keras"), load(run)
+    assert {type(operation).__module__.split(".")[0] for operation in loaded.operations} == {"keras"}
+    assert [operation.name for operation in loaded.operations] == ["ids", "one_hot", "lstm_0", "lstm_1", "logits"]
+    ids = np.random.default_rng(1).integers(0, 256, (BATCH, 20))
+    expected, _ = model(ids, model.initial_carry(BATCH))
+    for _ in range(2):
+        pieces = [loaded.predict(part, verbose=0) for part in (ids[:, :13], ids[:, 13:14], ids[:, 14:])]
+        np.testing.assert_allclose(np.concatenate(pieces, 1), expected, atol=1e-5)
+        for layer in loaded.layers:  # as --help says
+            if hasattr(layer, "reset_states"):
+                layer.reset_states()
+
+
+def test_every_cell_is_exported(other_run: Path, tmp_path: Path) -> None:
+    model = load(other_run)
+    stock_model(model, 2).save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    ids = np.random.default_rng(1).integers(0, model.vocab_size, (2, 12))
+    expected, _ = model(ids, model.initial_carry(2))
+    pieces = [loaded.predict(part, verbose=0) for part in (ids[:, :11], ids[:, 11:])]
+    np.testing.assert_allclose(np.concatenate(pieces, 1), expected, atol=1e-5)
+
+
+def test_the_proof_has_nothing_of_this_project(tmp_path: Path) -> None:
+    program = "import trainers" + LOAD
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip().endswith("No module named 'trainers'")
+
+
+def test_a_file_of_another_model_is_not_passed(run: Path, exported: Path) -> None:
+    other = load(run)
+    other.dense.bias.assign_add(0.001 * tf.one_hot(7, 256))
+    with pytest.raises(StageError, match=r"the written \.keras's logits differ by 0\.001"):
+        prove(exported, other, BATCH)
+
+
+def test_what_keras_alone_does_not_load_is_not_put_in_place(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keras_model, "stock_model", lambda model, batch: model)  # a class of this project
+    with pytest.raises(StageError, match=r"the written \.keras does not load in a fresh process: .*CharRNN"):
+        export_keras(run, tmp_path / "tiny", BATCH, force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_folder_is_refused_and_the_same_model_is_not_made_again(
+    run: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_keras(run, exported, BATCH, force=False)
+    assert "is already made from" in capsys.readouterr().err
+    assert json.loads((exported / "model.json").read_text())["vocab"]["unit"] == "byte"
+    with pytest.raises(StageError, match=r"tiny is full: another model lies there; give another --out or --force$"):
+        export_keras(run, exported, BATCH + 1, force=False)
