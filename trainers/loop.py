@@ -10,6 +10,7 @@ its lanes; what one of them alone can know (a signal, its clock) they agree on a
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from rich.progress import Progress
 from common import console
 from common.errors import StageError, Stopped, UsageError
 from common.files import write_json
-from pipeline.lanes import batches, check_fits, windows_per_epoch
+from pipeline.lanes import Batch, batches, check_fits, windows_per_epoch
 from pipeline.manifest import Manifest, check_hashes, read_manifest
 from trainers import checkpoint
 from trainers.callbacks import Driver, make_callbacks
@@ -39,6 +40,7 @@ from trainers.watch import Watch, train_row, val_row
 
 PACE = 0.5  # seconds that a call to the devices should take: an answer to Ctrl-C comes no later
 MOST_STEPS = 100  # of a call
+LOOKED_INTO = 8  # lanes, for histograms: their numbers are many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,10 +250,13 @@ class Training:
 
     def _inside(self) -> dict[str, tf.Tensor]:
         """Gradients and gates, as they are in the first windows of validation, always the same ones."""
+        return self.steps.inside(self._first)
+
+    @functools.cached_property
+    def _first(self) -> Batch:
         tokens = self.manifest.split("val").tokens
-        lanes, window = lanes_and_window(tokens - 1, self.config.lanes, self.config.window, 1)
-        first = batches(self.run.data, self.manifest, "val", lanes, window).take(1)
-        return self.steps.inside(next(iter(first)))
+        lanes, window = lanes_and_window(tokens - 1, min(self.config.lanes, LOOKED_INTO), self.config.window, 1)
+        return next(iter(batches(self.run.data, self.manifest, "val", lanes, window).take(1)))
 
     def _stale(self) -> bool:
         """Whether patience has run out."""
