@@ -59,6 +59,7 @@ def progress(unit: str = "") -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=err,
+        refresh_per_second=4,  # to draw it takes a millisecond, of the cores that train
         transient=True,
         disable=not err.is_terminal,
     )
