@@ -1,4 +1,4 @@
-"""The command line: python -m bench results | train | precision | scale | data."""
+"""The command line: python -m bench results | train | precision | scale | watch | data."""
 
 from pathlib import Path
 
@@ -105,6 +105,32 @@ def scale(config: Path, data: Path | None, rounds: int, steps: int, overrides: t
     """
     with console.hushed():
         from bench.scale import compare
+
+    compare(config, data or Path("data") / config.stem, rounds, steps, overrides, out)
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path), default=Path("configs/stdlib.toml"))
+@click.option("--data", type=click.Path(path_type=Path), help="The data set. Default: data/NAME.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each; medians are shown."
+)
+@click.option("--steps", type=click.IntRange(1), default=2500, show_default=True, help="Of each turn.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
+def watch(config: Path, data: Path | None, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
+    """What it costs to watch a run: reports, bar, TensorBoard, histograms, samples, callbacks.
+
+    As it comes: ten trainings of a minute and a half each on 2 cores. Leave the machine alone meanwhile.
+
+    \b
+    Example:
+      python -m bench watch configs/stdlib.toml --rounds 3
+    """
+    with console.hushed():
+        from bench.watch import compare
 
     compare(config, data or Path("data") / config.stem, rounds, steps, overrides, out)
 

@@ -53,12 +53,13 @@ def progress(unit: str = "") -> Progress:
     """A progress bar on standard error, removed when done; where that is no terminal, nothing is drawn."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),  # as wide as the terminal leaves room for
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=err,
+        refresh_per_second=4,  # to draw it takes a millisecond, of the cores that train
         transient=True,
         disable=not err.is_terminal,
     )

@@ -67,6 +67,7 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         ("common.console common.files common.settings pipeline.vocab pipeline.manifest pipeline.shards", set()),
         ("pipeline.__main__ trainers.__main__ export.__main__", set()),  # --help is quick
         ("pipeline.ingest", {"apache_beam"}),
+        ("trainers.plot", set()),
         ("export.lite_runner", {"ai_edge_litert"}),
         ("trainers.loop trainers.evaluate trainers.info", {"tensorflow", "keras"}),
         ("export.saved_model export.session", {"tensorflow", "keras", "tensorflow_serving"}),

@@ -1,8 +1,9 @@
-"""The command line: python -m trainers train | evaluate | sample | info."""
+"""The command line: python -m trainers train | evaluate | sample | info | plot."""
 
 import math
 import os
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -133,6 +134,22 @@ def info(run: Path) -> None:
     with console.hushed():
         from trainers.info import show
     show(run)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=FOLDER, metavar="runs/NAME...")
+@click.option("--out", type=FOLDER, default=Path("curves.png"), show_default=True, help="A .png, .svg or .pdf.")
+@click.option("--x", type=click.Choice(["step", "epoch", "seconds"]), default="step", show_default=True)
+def plot(runs: tuple[Path, ...], out: Path, x: Literal["step", "epoch", "seconds"]) -> None:
+    """Draws the curves of one run or several: losses, gradient norm, learning rate, speed.
+
+    \b
+    Example:
+      python -m trainers plot runs/stdlib runs/wide --x seconds --out curves.png
+    """
+    from trainers.plot import plot
+
+    plot(runs, out, x)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,32 @@ import keras
 from common.errors import UsageError
 from trainers.config import TrainConfig
 
+# They set the optimizer's learning rate, which has to be a plain number for that.
+RATE_CHANGERS = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
+
 
 def make_callbacks(config: TrainConfig) -> list[keras.callbacks.Callback]:
-    """The callbacks that a config names. Raises UsageError for one that there is not, or that refuses its settings."""
-    return [_make(table) for table in config.callbacks]
+    """The callbacks that a config names. Raises UsageError for one that there is not, that refuses its settings, or
+    that would change a learning rate that the config has laid out already."""
+    made = [_make(table) for table in config.callbacks]
+    for callback in made:
+        if isinstance(callback, RATE_CHANGERS) and (config.schedule != "constant" or config.warmup):
+            raise UsageError(
+                f"[train] callbacks: {type(callback).__name__} changes the learning rate, so it wants a constant one, "
+                f"got schedule={config.schedule}, warmup={config.warmup}"
+            )
+    return made
 
 
 def _make(table: dict[str, Any]) -> keras.callbacks.Callback:
     name, settings = table["name"], {key: value for key, value in table.items() if key != "name"}
     module, _, kind = name.rpartition(":")
     try:
-        made = getattr(importlib.import_module(module) if module else keras.callbacks, kind)(**settings)
+        found = getattr(importlib.import_module(module) if module else keras.callbacks, kind, None)
+        if found is None:
+            known = "" if module else f", which has {', '.join(n for n in dir(keras.callbacks) if n[0].isupper())}"
+            raise UsageError(f"[train] callbacks: there is no '{kind}' in {module or 'keras.callbacks'}{known}")
+        made = found(**settings)
     except (AttributeError, ImportError, TypeError, ValueError) as error:
         raise UsageError(f"[train] callbacks: '{name}' cannot be made ({type(error).__name__}: {error})") from None
     if not isinstance(made, keras.callbacks.Callback):
@@ -48,22 +63,31 @@ class Driver:
 
     def steps(self, step: int, nats: list[float]) -> None:
         """Steps that were made, `step` with the last of them: the loss of each."""
-        stretch, batch = divmod(step - len(nats), self.every)
-        if self._begun != stretch:
-            self.list.on_epoch_begin(stretch)
-            self._begun = stretch
-        for index, loss in enumerate(nats if self.any else (), start=batch):
+        first = step - len(nats)
+        self._open(first)
+        for index, loss in enumerate(nats if self.any else (), start=first % self.every):
             self.list.on_train_batch_begin(index)
             self.list.on_train_batch_end(index, {"loss": loss})
 
-    def evaluated(self, step: int, train: dict[str, Any], val: dict[str, Any]) -> None:
-        """The end of a stretch, after `step` steps: its last report on training, and its validation."""
-        loss = {"loss": val["val_nats"], "bits": val["val_bits"]}
+    def evaluating(self, step: int) -> None:
+        """A validation after `step` steps begins."""
+        self._open(step - 1)  # a run may go on just there
         self.list.on_test_begin()
+
+    def evaluated(self, step: int, train: dict[str, Any], val: dict[str, Any]) -> None:
+        """It has ended, and the stretch with it: its last report on training, and its validation."""
+        loss = {"loss": val["val_nats"], "bits": val["val_bits"]}
         self.list.on_test_end(loss)
         logs = {"loss": train["train_nats"], "bits": train["train_bits"]}
         logs |= {name: train[name] for name in ("gradient_norm", "learning_rate", "per_second")}
         self.list.on_epoch_end((step - 1) // self.every, logs | {f"val_{name}": value for name, value in loss.items()})
+
+    def _open(self, step: int) -> None:
+        """Begins the stretch that step `step`, counted from 0, is in, unless it is begun."""
+        stretch = step // self.every
+        if self._begun != stretch:
+            self._begun = stretch
+            self.list.on_epoch_begin(stretch)
 
     def end(self) -> None:
         self.list.on_train_end()

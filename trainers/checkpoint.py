@@ -12,6 +12,7 @@ The carry is kept as one carry_BxLxSxH over all lanes, so a run goes on with any
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -27,12 +28,12 @@ from common import console
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, only_one, sha256_file, whole_file, whole_folder, write_json
 from pipeline.vocab import Vocab
+from trainers import metrics
 from trainers.config import RunConfig
 from trainers.devices import default_precision
 from trainers.model import CharRNN
 
 FORMAT_VERSION = 2
-METRICS = "metrics.jsonl"
 
 
 # What lengthens or observes the same run. Everything else makes it another one.
@@ -171,14 +172,7 @@ def read_run(folder: Path) -> Run:
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
     """The reports so far, first one first. A last line that a kill cut short is left out."""
-    path = run.folder / METRICS
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    return metrics.read(run.folder)
 
 
 def evaluations(run: Run) -> list[dict[str, Any]]:
@@ -188,13 +182,13 @@ def evaluations(run: Run) -> list[dict[str, Any]]:
 
 def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:
     """Writes the reports anew, whole or not at all."""
-    with whole_file(run.folder / METRICS) as partial:
+    with whole_file(run.folder / metrics.METRICS) as partial:
         partial.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
 def add_metrics(run: Run, row: dict[str, Any]) -> None:
     """Adds a report."""
-    with (run.folder / METRICS).open("a", encoding="utf-8") as file:
+    with (run.folder / metrics.METRICS).open("a", encoding="utf-8") as file:
         file.write(f"{json.dumps(row)}\n")
 
 
@@ -231,6 +225,14 @@ def _read(folder: Path, run: Run) -> Checkpoint:
     return one
 
 
+def _whole(folder: Path, run: Run) -> Checkpoint | None:
+    """A checkpoint, or nothing where it is damaged."""
+    try:
+        return _read(folder, run)
+    except StageError:
+        return None
+
+
 def best(run: Run) -> Checkpoint:
     """The checkpoint with the lowest validation loss: the one to evaluate, sample and export."""
     found = [one for one in checkpoints(run) if one.val_nats is not None]
@@ -255,6 +257,7 @@ def hold(run: Run, chief: bool) -> Iterator[None]:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     with only_one(run.folder):
+        write_json(run.folder / "run.json", run.to_json())
         for left in (run.folder / "checkpoints").glob(".step-*"):
             shutil.rmtree(left)
         yield
@@ -296,7 +299,7 @@ class State:
             for file in partial.iterdir():  # on the disk before it is called whole, should the power fail
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        found = checkpoints(run)
+        found = [one for one in map(_whole, _folders(run), itertools.repeat(run)) if one]
         kept = min(found, key=_val_nats)
         for old in found[: -run.config.train.keep]:
             if old != kept:
@@ -323,7 +326,9 @@ class State:
                 return one
             except StageError as error:
                 console.note(f"{error}")
-                folder.rename(folder.with_name(f"damaged-{folder.name}"))
+                aside = folder.with_name(f"damaged-{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
         if folders:
             raise StageError(f"no checkpoint of {run.folder} is whole: remove the run, or give another --out")
         return None

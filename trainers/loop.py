@@ -10,11 +10,12 @@ its lanes; what one of them alone can know (a signal, its clock) they agree on a
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -23,8 +24,7 @@ from rich.progress import Progress
 
 from common import console
 from common.errors import StageError, Stopped, UsageError
-from common.files import write_json
-from pipeline.lanes import batches, check_fits, windows_per_epoch
+from pipeline.lanes import Batch, batches, check_fits, windows_per_epoch
 from pipeline.manifest import Manifest, check_hashes, read_manifest
 from trainers import checkpoint
 from trainers.callbacks import Driver, make_callbacks
@@ -39,6 +39,7 @@ from trainers.watch import Watch, train_row, val_row
 
 PACE = 0.5  # seconds that a call to the devices should take: an answer to Ctrl-C comes no later
 MOST_STEPS = 100  # of a call
+LOOKED_INTO = 8  # lanes, for histograms: their numbers are many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def train(
         return
     devices = prepare(count, cluster)
     with checkpoint.hold(run, devices.chief):
-        Training(run, manifest, devices, an_epoch, total, callbacks, source).go()
+        Training(run, manifest, devices, an_epoch, total, callbacks, source, options.allow).go()
 
 
 def done(run: Run, total: int) -> str:
@@ -124,6 +125,7 @@ class Training:
         total: int,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         source: checkpoint.Source | None = None,
+        allow: tuple[str, ...] = (),
     ):
         self.run, self.manifest, self.devices = run, manifest, devices
         self.config = run.config.train
@@ -138,20 +140,25 @@ class Training:
         self.steps = Steps(devices, model, optimizer, self.config)
         self.state = State(model, optimizer, self.config.lanes)
         self.driver = Driver(callbacks, model, total, self.config.evaluate_every)
-        self.rows: list[dict[str, Any]] = []  # what metrics.jsonl holds
+        self.lowest = self.best = math.inf  # losses, of training and of validation
+        self.stale = 0  # evaluations since the best one
+        self.trained: dict[str, Any] | None = None  # the last report on training
         self.since, self.saved_at, self.pace = Since(), time.monotonic(), 1
-        self.wish = Wish()
+        self.wish, self.allow = Wish(), allow
 
     def go(self) -> None:
         """Trains to the last step, from the last checkpoint if there is one."""
         run, config = self.run, self.config
         last = self._restore()
         start = last.step if last else 0
+        if "train.learning_rate" in self.allow and config.schedule == "constant" and not config.warmup:
+            self.steps.optimizer.learning_rate = config.learning_rate  # a variable, so it came with the checkpoint
         # What was reported after the checkpoint that the run goes on from is taken back: those steps are made again.
-        self.rows = [row for row in checkpoint.read_metrics(run) if last and _before(row, last)]
+        rows = [row for row in checkpoint.read_metrics(run) if last and _before(row, last)]
+        for row in rows:
+            self._remember(row)
         if self.devices.chief:
-            checkpoint.write_metrics(run, self.rows)
-            write_json(run.folder / "run.json", run.to_json())
+            checkpoint.write_metrics(run, rows)
             console.note(
                 f"{run.config.model.cell} of {run.config.model.layers} x {run.config.model.units} units, "
                 f"{self.steps.model.count_params():,} parameters, {config.precision}; {self.total:,} steps of "
@@ -160,7 +167,7 @@ class Training:
             if last:
                 console.note(f"going on from step {start:,}")
         with wished() as self.wish, console.progress("steps") as bar:
-            self.watch = Watch(run, self.steps.model, self.total, bar, self.devices.chief)
+            self.watch = Watch(run, self.steps.model, start, self.total, bar, self.devices.chief)
             self.driver.begin()
             try:
                 self._run(last, bar)
@@ -189,8 +196,8 @@ class Training:
         carry = self.steps.scatter(self.state.carry_BxLxSxH)
         iterator = self._batches(step % self.an_epoch)
         if last is None or (last.val_nats is None and self._evaluates(step)):
-            self._evaluate(step, carry, None, bar)
-        while step < self.total and not self.driver.stop and not self._stale():
+            self._evaluate(step, carry, self.trained, bar)
+        while step < self.total and not self.driver.stop and not 0 < config.patience <= self.stale:
             if step % self.an_epoch == 0:
                 carry = self.steps.scatter(self.steps.model.initial_carry(config.lanes))
             count, clock = self._count(step), time.monotonic()
@@ -210,12 +217,13 @@ class Training:
         """What is due after `step` steps: a report, a validation, a checkpoint, or the end that was wished for."""
         rate = float(tf.convert_to_tensor(self.steps.optimizer.learning_rate))
         row = train_row(step, self.an_epoch, self.since, float(totals.gradient_norm[-1]), rate)
-        self._check(step, row["train_nats"], totals.nats)
-        self.driver.steps(step, [float(n) / int(t) for n, t in zip(totals.nats, totals.targets, strict=True)])
+        losses = [float(n) / int(t) for n, t in zip(totals.nats, totals.targets, strict=True)]
+        self._check(step, row["train_nats"], losses)
+        self.driver.steps(step, losses)
         self.watch.move(row)
         if step % self.config.report_every == 0 or self._evaluates(step):
             self.watch.report(row)
-            self.rows.append(row)
+            self._remember(row)
             self.since = Since()
         if stop:
             self._stop(step, carry, stop)
@@ -232,28 +240,35 @@ class Training:
             if self.wish.signal and self.devices.workers == 1:  # many must stop at the same batch, so they finish
                 self._stop(step, carry, self.wish.signal)
 
+        if train:
+            self.driver.evaluating(step)
         score = evaluate(self.steps, run.data, self.manifest, "val", config.lanes, config.window, bar, poll)
         row = val_row(step, self.an_epoch, score.nats)
-        self._check(step, score.nats, np.array([score.nats]))
+        self._check_number(step, score.nats)
         self.watch.evaluated(row)
         if config.histograms:
             self.watch.histograms(step, self._inside())
-        self.rows.append(row)
-        self._save(step, carry, score.nats)
+        self._remember(row)
         if train:
             self.driver.evaluated(step, train, row)
+        self._save(step, carry, score.nats)  # with what callbacks changed, such as the learning rate
 
     def _inside(self) -> dict[str, tf.Tensor]:
         """Gradients and gates, as they are in the first windows of validation, always the same ones."""
-        tokens = self.manifest.split("val").tokens
-        lanes, window = lanes_and_window(tokens - 1, self.config.lanes, self.config.window, 1)
-        first = batches(self.run.data, self.manifest, "val", lanes, window).take(1)
-        return self.steps.inside(next(iter(first)))
+        return self.steps.inside(self._first)
 
-    def _stale(self) -> bool:
-        """Whether patience has run out."""
-        stale = since_best(self.rows)
-        return 0 < self.config.patience <= stale
+    @functools.cached_property
+    def _first(self) -> Batch:
+        tokens = self.manifest.split("val").tokens
+        lanes, window = lanes_and_window(tokens - 1, min(self.config.lanes, LOOKED_INTO), self.config.window, 1)
+        return next(iter(batches(self.run.data, self.manifest, "val", lanes, window).take(1)))
+
+    def _remember(self, row: dict[str, Any]) -> None:
+        """Takes a report into what the end of the run depends on."""
+        if "train_nats" in row:
+            self.lowest, self.trained = min(self.lowest, row["train_nats"]), row
+        else:
+            self.best, self.stale = (row["val_nats"], 0) if row["val_nats"] < self.best else (self.best, self.stale + 1)
 
     def _save(self, step: int, carry: Any, val_nats: float | None) -> None:
         """Writes a checkpoint; all workers bring their lanes' carry, the chief alone writes."""
@@ -300,16 +315,20 @@ class Training:
         stop, save, slow = self.steps.agree([int(self.wish.signal), int(late), -pace])
         return stop, bool(save), -slow
 
-    def _check(self, step: int, nats: float, losses: Any) -> None:
-        """Raises StageError where the loss is no number, or has left its lowest far behind."""
-        config = self.config
-        lowest = min((row["train_nats"] for row in self.rows if "train_nats" in row), default=math.inf)
+    def _check(self, step: int, nats: float, losses: list[float]) -> None:
+        """Raises StageError where a loss is no number, or their mean since the last report is far above its lowest."""
+        for loss in losses:
+            self._check_number(step, loss)
         # At losses near 0 a multiple means little: then it must have risen by a whole nat as well.
-        diverged = nats > max(config.diverged * lowest, lowest + 1)
-        if np.all(np.isfinite(losses)) and not diverged:
-            return
-        what = f"rose to {nats:.3f} nats from {lowest:.3f}" if diverged else f"is {losses[~np.isfinite(losses)][0]}"
-        last = checkpoint.last_step(self.run)
+        if nats > max(self.config.diverged * self.lowest, self.lowest + 1):
+            self._fail(step, f"rose to {nats:.3f} nats from {self.lowest:.3f}")
+
+    def _check_number(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            self._fail(step, f"is {loss}")
+
+    def _fail(self, step: int, what: str) -> NoReturn:
+        config, last = self.config, checkpoint.last_step(self.run)
         raise StageError(
             f"{self.run.folder}: the loss {what} before step {step:,}; the checkpoint of step {last:,} is whole. Try "
             f"a lower learning_rate than {config.learning_rate}, a lower clip than {config.clip}, or a warmup, in "

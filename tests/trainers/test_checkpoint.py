@@ -62,7 +62,7 @@ def training(
     folder: Path, data: Path, devices: Devices, total: int, callbacks: tuple[object, ...] = (), **settings: object
 ) -> Training:
     run = opened(folder, data, config(**settings))
-    folder.mkdir(exist_ok=True)
+    write_json(folder / "run.json", run.to_json())  # as checkpoint.hold does
     return Training(run, read_manifest(data), devices, 15, total, callbacks)
 
 
@@ -195,7 +195,6 @@ def test_a_checkpoint_of_another_structure_is_damage(tmp_path: Path, data: Path,
 def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, data: Path, on: On) -> None:
     one = training(tmp_path / "run", data, on(), total=10)
     saved = one.state.save(one.run, 1, 3.0)
-    write_json(tmp_path / "run" / "run.json", one.run.to_json())
     with pytest.raises(
         StageError, match=r"are of another vocabulary \(256 bytes\) than .*data \(2 bytes\); give the data"
     ):
@@ -237,7 +236,6 @@ def test_what_was_reported_after_the_last_checkpoint_is_taken_back(tmp_path: Pat
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
     one = training(tmp_path / "run", data, on(), total=20)
-    write_json(one.run.folder / "run.json", one.run.to_json())
     one.state.save(one.run, 5, 3.0)
     one.steps.model.dense.bias.assign(np.full(256, np.nan, np.float32))
     one.state.save(one.run, 10, 2.0)
@@ -266,7 +264,7 @@ def test_evaluations_that_bring_nothing_end_the_run(
         interrupt(parts[0], 12).go()  # after 5, 3 and 4: what was seen so far counts when it goes on
     parts.append(training(tmp_path / "run", data, on(), total=60, patience=2))
     parts[1].go()
-    assert [row["val_nats"] for row in parts[1].rows if "val_nats" in row] == [5.0, 3.0, 4.0, 2.0, 2.5, 2.0]
+    assert [row["val_nats"] for row in checkpoint.evaluations(parts[1].run)] == [5.0, 3.0, 4.0, 2.0, 2.5, 2.0]
     assert "ended at step 25 of 60 by 2 evaluations without a better one" in capsys.readouterr().err
     assert loop.done(parts[1].run, 60) == "25: 2 evaluations brought no better one"
     assert checkpoint.best(parts[1].run).step == 15
@@ -276,7 +274,6 @@ def test_a_run_begins_with_the_weights_of_another(
     tmp_path: Path, data: Path, on: On, make_data: Callable[..., Manifest]
 ) -> None:
     before = training(tmp_path / "before", data, on(), total=5)
-    write_json(before.run.folder / "run.json", before.run.to_json())
     before.state.save(before.run, 5, 3.0)
     source = checkpoint.Source.read(tmp_path / "before")
     assert source.name.startswith("before at step 5 (")
@@ -342,6 +339,27 @@ def test_other_data_or_settings_are_refused_unless_allowed(
     decay = begin("decay", config(schedule="cosine", decay=0.5))
     with pytest.raises(StageError, match=r"\(train.epochs 1.0 -> 2.0\)"):
         opened(decay, data, config(schedule="cosine", decay=0.5, epochs=2.0))
+
+
+def test_an_allowed_rate_is_the_one_that_is_used(tmp_path: Path, data: Path, on: On) -> None:
+    one = training(tmp_path / "run", data, on(), total=5)
+    with checkpoint.hold(one.run, chief=True):
+        one.go()
+    allow = ("train.learning_rate",)
+    run = opened(tmp_path / "run", data, config(learning_rate=0.25), *allow)
+    other = Training(run, read_manifest(data), on(), 15, 8, allow=allow)
+    other.go()
+    rates = [row["learning_rate"] for row in checkpoint.read_metrics(run) if "learning_rate" in row]
+    np.testing.assert_allclose(rates, [0.01, 0.01, 0.25, 0.25])  # after 3, 5; 6 and 8 steps
+
+
+def test_a_text_learned_by_heart_is_no_divergence(
+    tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "evaluate", lambda *_: Score(50.0, 1))  # however far validation lies above training
+    one = training(tmp_path / "run", data, on(), total=10)
+    one.go()
+    assert [row["val_nats"] for row in checkpoint.evaluations(one.run)] == [50.0] * 3
 
 
 def test_precision_is_settled_once(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

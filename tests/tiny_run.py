@@ -1,0 +1,57 @@
+"""Runs of a few steps of a tiny model, made without the command line."""
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from common.files import write_json
+from pipeline.manifest import read_manifest
+from trainers import checkpoint
+from trainers.checkpoint import Run
+from trainers.config import RunConfig
+from trainers.devices import Devices
+from trainers.loop import Training
+
+TEXT = b"the quick brown fox jumps over the lazy dog.\n" * 4
+AN_EPOCH = 15  # steps, of TEXT in 4 lanes and windows of 3
+
+
+def tiny_config(**train: object) -> RunConfig:
+    """4 lanes x 3 characters, reports every 3 steps, evaluations every 5, no samples."""
+    settings = {"lanes": 4, "window": 3, "evaluate_every": 5, "report_every": 3, "learning_rate": 0.01}
+    settings |= {"precision": "float32", "sample": 0, **train}
+    return RunConfig.from_tables({"units": 8, "layers": 2, "dropout": 0.2}, settings, "test")
+
+
+def tiny_training(
+    folder: Path,
+    data: Path,
+    devices: Devices,
+    total: int,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    **train: object,
+) -> Training:
+    """Training of the run in `folder`, begun or gone on with, up to step `total`."""
+    manifest = read_manifest(data)
+    run = checkpoint.open_run(Run(folder, tiny_config(**train), manifest.vocab, data, manifest.data_sha256))
+    write_json(folder / "run.json", run.to_json())  # as checkpoint.hold does
+    return Training(run, manifest, devices, AN_EPOCH, total, callbacks)
+
+
+def interrupted(one: Training, at: int) -> Training:
+    """A SIGTERM will come while the step before `at` is made; a call makes one step."""
+    train = one.steps.train
+
+    def spy(batches: Any, carry: Any, first: tf.Tensor, count: tf.Tensor) -> Any:
+        if int(first) == at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train(batches, carry, first, count)
+
+    one.steps.train = spy  # type: ignore[method-assign]
+    one._count = lambda step: 1  # type: ignore[method-assign]
+    return one
