@@ -2,16 +2,14 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from tiny_run import AN_EPOCH, TEXT, interrupted, tiny_config, tiny_training
 
 from common.errors import StageError, Stopped, UsageError
 from common.files import only_one, write_json
@@ -29,23 +27,6 @@ from trainers.optimizer import make_optimizer
 
 On = Callable[..., Devices]
 
-TEXT = b"the quick brown fox jumps over the lazy dog.\n" * 4
-
-
-def config(**train: object) -> RunConfig:
-    settings = {
-        "lanes": 4,
-        "window": 3,
-        "evaluate_every": 5,
-        "report_every": 3,
-        "learning_rate": 0.01,
-        "epochs": 1.0,
-        "precision": "float32",
-        "sample": 0,
-        **train,
-    }
-    return RunConfig.from_tables({"units": 8, "layers": 2, "dropout": 0.2}, settings, "test")
-
 
 @pytest.fixture
 def data(tmp_path: Path, make_data: Callable[..., Manifest]) -> Path:
@@ -56,28 +37,6 @@ def data(tmp_path: Path, make_data: Callable[..., Manifest]) -> Path:
 def opened(folder: Path, data: Path, config: RunConfig, *allow: str, init_from: str = "") -> Run:
     manifest = read_manifest(data)
     return checkpoint.open_run(Run(folder, config, manifest.vocab, data, manifest.data_sha256, init_from), allow)
-
-
-def training(
-    folder: Path, data: Path, devices: Devices, total: int, callbacks: tuple[object, ...] = (), **settings: object
-) -> Training:
-    run = opened(folder, data, config(**settings))
-    write_json(folder / "run.json", run.to_json())  # as checkpoint.hold does
-    return Training(run, read_manifest(data), devices, 15, total, callbacks)
-
-
-def interrupt(one: Training, at: int) -> Training:
-    """A SIGTERM comes while the step before `at` is made; a call makes one step."""
-    train, one.pace = one.steps.train, 1
-
-    def spy(batches: object, carry: object, first: tf.Tensor, count: tf.Tensor) -> object:
-        if int(first) == at - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train(batches, carry, first, count)
-
-    one.steps.train = spy  # type: ignore[method-assign]
-    one._count = lambda step: 1  # type: ignore[method-assign]
-    return one
 
 
 def result(one: Training) -> list[np.ndarray]:
@@ -104,12 +63,12 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
     data = tmp_path / "data"
     make_data(data, 1000, byte_vocab(end), train=TEXT, val=TEXT[:101])
     # 20 steps cross the end of the first epoch (15), stopped inside it, between two reports.
-    whole = training(tmp_path / "whole", data, on(*before), total=20)
+    whole = tiny_training(tmp_path / "whole", data, on(*before), total=20)
     whole.go()
-    part = training(tmp_path / "parts", data, on(*before), total=20)
+    part = tiny_training(tmp_path / "parts", data, on(*before), total=20)
     with pytest.raises(Stopped, match="stopped at step 7, and saved"):
-        interrupt(part, 7).go()
-    rest = training(tmp_path / "parts", data, on(*after), total=20)
+        interrupted(part, 7).go()
+    rest = tiny_training(tmp_path / "parts", data, on(*after), total=20)
     rest.go()
     exact = before == after
     for a, b in zip(result(rest), result(whole), strict=True):
@@ -124,7 +83,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
 
 
 def test_a_loaded_model_is_the_trained_one(tmp_path: Path, data: Path, on: On) -> None:
-    one = training(tmp_path / "run", data, on(), total=10)
+    one = tiny_training(tmp_path / "run", data, on(), total=10)
     one.go()
     run = checkpoint.read_run(tmp_path / "run")
     assert run == one.run
@@ -135,7 +94,7 @@ def test_a_loaded_model_is_the_trained_one(tmp_path: Path, data: Path, on: On) -
 
 
 def test_the_last_and_the_best_are_kept(tmp_path: Path, data: Path, on: On) -> None:
-    one = training(tmp_path / "run", data, on(), total=10, keep=2)
+    one = tiny_training(tmp_path / "run", data, on(), total=10, keep=2)
     for step, nats in ((1, 3.0), (2, 2.0), (3, 2.5), (4, 2.4), (5, 2.3)):
         one.state.save(one.run, step, nats)
     assert [(c.step, c.val_nats) for c in checkpoint.checkpoints(one.run)] == [(2, 2.0), (4, 2.4), (5, 2.3)]
@@ -145,7 +104,7 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path, data: Path, on: On) -> N
 def test_a_checkpoint_cut_short_in_writing_is_not_seen(
     tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = training(tmp_path / "run", data, on(), total=10)
+    one = tiny_training(tmp_path / "run", data, on(), total=10)
     one.state.save(one.run, 1, 3.0)
 
     def fail(*_: object) -> None:
@@ -159,7 +118,7 @@ def test_a_checkpoint_cut_short_in_writing_is_not_seen(
 
 
 def test_what_a_kill_left_behind_is_swept_away(tmp_path: Path, data: Path, on: On) -> None:
-    one = training(tmp_path / "run", data, on(), total=10)
+    one = tiny_training(tmp_path / "run", data, on(), total=10)
     one.state.save(one.run, 1, 3.0)
     (one.run.folder / "checkpoints" / ".step-00000002.partial-x").mkdir()
     with checkpoint.hold(one.run, chief=True):
@@ -167,7 +126,7 @@ def test_what_a_kill_left_behind_is_swept_away(tmp_path: Path, data: Path, on: O
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, data: Path, on: On) -> None:
-    one = training(tmp_path / "run", data, on(), total=10)
+    one = tiny_training(tmp_path / "run", data, on(), total=10)
     saved = one.state.save(one.run, 1, 3.0)
     path = saved.folder / "state.data-00000-of-00001"
     path.write_bytes(path.read_bytes()[:100])
@@ -184,16 +143,16 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, data: Path, on: On) -> No
 
 
 def test_a_checkpoint_of_another_structure_is_damage(tmp_path: Path, data: Path, on: On) -> None:
-    one = training(tmp_path / "run", data, on(), total=10)
+    one = tiny_training(tmp_path / "run", data, on(), total=10)
     saved = one.state.save(one.run, 1, 3.0)
     deeper = RunConfig.from_tables({"units": 8, "layers": 3}, {"lanes": 4, "window": 3, "precision": "float32"}, "test")
-    other = Training(dataclasses.replace(one.run, config=deeper), read_manifest(data), on(), 15, 10)
+    other = Training(dataclasses.replace(one.run, config=deeper), read_manifest(data), on(), AN_EPOCH, 10)
     with pytest.raises(StageError, match=r"step-00000001 is damaged"):
         other.state.restore(saved)
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, data: Path, on: On) -> None:
-    one = training(tmp_path / "run", data, on(), total=10)
+    one = tiny_training(tmp_path / "run", data, on(), total=10)
     saved = one.state.save(one.run, 1, 3.0)
     with pytest.raises(
         StageError, match=r"are of another vocabulary \(256 bytes\) than .*data \(2 bytes\); give the data"
@@ -208,10 +167,10 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, data: Pat
 def test_the_carry_starts_empty_at_each_epoch_and_goes_on_within(
     tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, empty = training(tmp_path / "run", data, on(), total=32), []
+    one, empty = tiny_training(tmp_path / "run", data, on(), total=32), []
     train = one.steps.train
 
-    def spy(batches: object, carry: object, first: tf.Tensor, count: tf.Tensor) -> object:
+    def spy(batches: object, carry: object, first: object, count: object) -> object:
         empty.append((int(first), not np.any(one.steps.gather(carry))))
         return train(batches, carry, first, count)
 
@@ -222,30 +181,30 @@ def test_the_carry_starts_empty_at_each_epoch_and_goes_on_within(
 
 
 def test_what_was_reported_after_the_last_checkpoint_is_taken_back(tmp_path: Path, data: Path, on: On) -> None:
-    training(tmp_path / "run", data, on(), total=10).go()
+    tiny_training(tmp_path / "run", data, on(), total=10).go()
     metrics = tmp_path / "run" / "metrics.jsonl"
     whole = metrics.read_text()
     metrics.write_text(
         whole + '{"step": 15, "val_nats": 1.0}\n{"step": 2'
     )  # killed before checkpoint 15, and in a line
-    rest = training(tmp_path / "run", data, on(), total=15)
+    rest = tiny_training(tmp_path / "run", data, on(), total=15)
     rest.go()
     assert [row["step"] for row in checkpoint.read_metrics(rest.run) if "val_nats" in row] == [0, 5, 10, 15]
     assert metrics.read_text().startswith(whole)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
-    one = training(tmp_path / "run", data, on(), total=20)
+    one = tiny_training(tmp_path / "run", data, on(), total=20)
     one.state.save(one.run, 5, 3.0)
     one.steps.model.dense.bias.assign(np.full(256, np.nan, np.float32))
     one.state.save(one.run, 10, 2.0)
     with pytest.raises(StageError, match=r"the loss is nan before step 1\d; the checkpoint of step 10 is whole. Try a"):
-        training(tmp_path / "run", data, on(), total=20).go()
+        tiny_training(tmp_path / "run", data, on(), total=20).go()
     assert [c.step for c in checkpoint.checkpoints(one.run)] == [5, 10]
 
 
 def test_a_loss_far_above_its_lowest_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
-    one = training(tmp_path / "run", data, on(), total=20, learning_rate=300.0, clip=1e9, diverged=1.5)
+    one = tiny_training(tmp_path / "run", data, on(), total=20, learning_rate=300.0, clip=1e9, diverged=1.5)
     with pytest.raises(
         StageError,
         match=r"the loss rose to \d+\.\d+ nats from \d+\.\d+ before step 5; the checkpoint of step 0 is whole",
@@ -259,10 +218,10 @@ def test_evaluations_that_bring_nothing_end_the_run(
 ) -> None:
     losses = iter([5.0, 3.0, 4.0, 2.0, 2.5, 2.0, 1.0])
     monkeypatch.setattr(loop, "evaluate", lambda *_: Score(next(losses), 1))
-    parts = [training(tmp_path / "run", data, on(), total=60, patience=2)]
+    parts = [tiny_training(tmp_path / "run", data, on(), total=60, patience=2)]
     with pytest.raises(Stopped):
-        interrupt(parts[0], 12).go()  # after 5, 3 and 4: what was seen so far counts when it goes on
-    parts.append(training(tmp_path / "run", data, on(), total=60, patience=2))
+        interrupted(parts[0], 12).go()  # after 5, 3 and 4: what was seen so far counts when it goes on
+    parts.append(tiny_training(tmp_path / "run", data, on(), total=60, patience=2))
     parts[1].go()
     assert [row["val_nats"] for row in checkpoint.evaluations(parts[1].run)] == [5.0, 3.0, 4.0, 2.0, 2.5, 2.0]
     assert "ended at step 25 of 60 by 2 evaluations without a better one" in capsys.readouterr().err
@@ -273,7 +232,7 @@ def test_evaluations_that_bring_nothing_end_the_run(
 def test_a_run_begins_with_the_weights_of_another(
     tmp_path: Path, data: Path, on: On, make_data: Callable[..., Manifest]
 ) -> None:
-    before = training(tmp_path / "before", data, on(), total=5)
+    before = tiny_training(tmp_path / "before", data, on(), total=5)
     before.state.save(before.run, 5, 3.0)
     source = checkpoint.Source.read(tmp_path / "before")
     assert source.name.startswith("before at step 5 (")
@@ -314,13 +273,13 @@ def test_other_data_or_settings_are_refused_unless_allowed(
         write_json(tmp_path / name / "run.json", opened(tmp_path / name, data, config).to_json())
         return tmp_path / name
 
-    folder = begin("run", config())
-    assert opened(folder, data, longer := config(epochs=9.0, keep=7)).config == longer
+    folder = begin("run", tiny_config())
+    assert opened(folder, data, longer := tiny_config(epochs=9.0, keep=7)).config == longer
     make_data(tmp_path / "other", 1000, train=TEXT[1:], val=TEXT[:101])
     with pytest.raises(StageError, match=r"other settings \(data \w{12} -> \w{12}\): give another --out, or say --al"):
-        opened(folder, tmp_path / "other", config())
-    assert opened(folder, tmp_path / "other", config(), "data").data == tmp_path / "other"
-    changed = config(clip=1.0, seed=2)
+        opened(folder, tmp_path / "other", tiny_config())
+    assert opened(folder, tmp_path / "other", tiny_config(), "data").data == tmp_path / "other"
+    changed = tiny_config(clip=1.0, seed=2)
     both = r"\(train.clip 5.0 -> 1.0; train.seed 1 -> 2\): .*say --allow train.clip --allow train.seed$"
     with pytest.raises(StageError, match=both):
         opened(folder, data, changed)
@@ -332,22 +291,22 @@ def test_other_data_or_settings_are_refused_unless_allowed(
     ):
         opened(folder, data, changed, "train.clap")
     with pytest.raises(StageError, match=r"cannot go on with another train.lanes \(train.lanes 4 -> 2\): give another"):
-        opened(folder, data, config(lanes=2), "train.lanes")
+        opened(folder, data, tiny_config(lanes=2), "train.lanes")
     with pytest.raises(StageError, match=r"was begun from new weights, not from x at step 3"):
-        opened(folder, data, config(), init_from="x at step 3")
+        opened(folder, data, tiny_config(), init_from="x at step 3")
     # With a learning rate that falls over all steps, their number is part of the schedule.
-    decay = begin("decay", config(schedule="cosine", decay=0.5))
+    decay = begin("decay", tiny_config(schedule="cosine", decay=0.5))
     with pytest.raises(StageError, match=r"\(train.epochs 1.0 -> 2.0\)"):
-        opened(decay, data, config(schedule="cosine", decay=0.5, epochs=2.0))
+        opened(decay, data, tiny_config(schedule="cosine", decay=0.5, epochs=2.0))
 
 
 def test_an_allowed_rate_is_the_one_that_is_used(tmp_path: Path, data: Path, on: On) -> None:
-    one = training(tmp_path / "run", data, on(), total=5)
+    one = tiny_training(tmp_path / "run", data, on(), total=5)
     with checkpoint.hold(one.run, chief=True):
         one.go()
     allow = ("train.learning_rate",)
-    run = opened(tmp_path / "run", data, config(learning_rate=0.25), *allow)
-    other = Training(run, read_manifest(data), on(), 15, 8, allow=allow)
+    run = opened(tmp_path / "run", data, tiny_config(learning_rate=0.25), *allow)
+    other = Training(run, read_manifest(data), on(), AN_EPOCH, 8, allow=allow)
     other.go()
     rates = [row["learning_rate"] for row in checkpoint.read_metrics(run) if "learning_rate" in row]
     np.testing.assert_allclose(rates, [0.01, 0.01, 0.25, 0.25])  # after 3, 5; 6 and 8 steps
@@ -357,26 +316,26 @@ def test_a_text_learned_by_heart_is_no_divergence(
     tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "evaluate", lambda *_: Score(50.0, 1))  # however far validation lies above training
-    one = training(tmp_path / "run", data, on(), total=10)
+    one = tiny_training(tmp_path / "run", data, on(), total=10)
     one.go()
     assert [row["val_nats"] for row in checkpoint.evaluations(one.run)] == [50.0] * 3
 
 
 def test_precision_is_settled_once(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "default_precision", lambda: "bfloat16")
-    run = opened(tmp_path / "run", data, config(precision="auto"))
+    run = opened(tmp_path / "run", data, tiny_config(precision="auto"))
     assert run.config.train.precision == "bfloat16"
     (tmp_path / "run").mkdir()
     write_json(tmp_path / "run" / "run.json", run.to_json())
     monkeypatch.setattr(checkpoint, "default_precision", lambda: "float32")  # as on another machine
-    assert opened(tmp_path / "run", data, config(precision="auto")).config.train.precision == "bfloat16"
+    assert opened(tmp_path / "run", data, tiny_config(precision="auto")).config.train.precision == "bfloat16"
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "json", "gone"])
 def test_a_damaged_last_checkpoint_is_named_and_passed_over(
     tmp_path: Path, data: Path, on: On, damage: str, capsys: pytest.CaptureFixture[str], rng: np.random.Generator
 ) -> None:
-    one = training(tmp_path / "run", data, on(), total=10)
+    one = tiny_training(tmp_path / "run", data, on(), total=10)
     first = [weight.copy() for weight in one.steps.model.get_weights()]
     one.state.save(one.run, 5, 3.0, Since(1.5, 3, 0.25))
     one.steps.model.dense.bias.assign(np.ones(256))
@@ -419,9 +378,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path, content: str | None, message:
 
 def test_data_that_cannot_be_trained_on_is_refused_before_a_run_is_made(tmp_path: Path, data: Path) -> None:
     with pytest.raises(StageError, match=r"has not been validated: run python -m pipeline validate .*--unvalidated$"):
-        train_command(config(), data, tmp_path / "run")
+        train_command(tiny_config(), data, tmp_path / "run")
     with pytest.raises(
         StageError, match=r"too short for 50 lanes and a window of 20: .*windows of 20 fit 8 lanes at most"
     ):
-        train_command(config(lanes=50, window=20), data, tmp_path / "run", Options(unvalidated=True))
+        train_command(tiny_config(lanes=50, window=20), data, tmp_path / "run", Options(unvalidated=True))
     assert not (tmp_path / "run").exists()
