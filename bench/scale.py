@@ -1,8 +1,7 @@
 """Training speed on one device, on two replicas, and on two workers, all on this machine: what it costs to divide.
 
 Replicas and workers share the cores that one replica has to itself, so no gain is to be seen here, only the price:
-copies of the weights, and a reduction of all gradients a step. With a device of its own for each, that price is what is
-lost of N times the speed.
+copies of the weights, and a reduction of all gradients a step.
 """
 
 import datetime

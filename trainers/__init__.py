@@ -1,1 +1,1 @@
-"""A data set to a model: config, LSTM, carry as data, the distributed step, checkpoints, sampling, evaluation."""
+"""A data set to a model: config, model, carry as data, the distributed step, checkpoints, sampling, evaluation."""

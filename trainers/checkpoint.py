@@ -12,7 +12,6 @@ The carry is kept as one carry_BxLxSxH over all lanes, so a run goes on with any
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -29,7 +28,7 @@ from common.errors import StageError, UsageError
 from common.files import check_replaceable, only_one, sha256_file, whole_file, whole_folder, write_json
 from pipeline.vocab import Vocab
 from trainers import metrics
-from trainers.config import RunConfig
+from trainers.config import ModelConfig, RunConfig
 from trainers.devices import default_precision
 from trainers.model import CharRNN
 
@@ -42,8 +41,12 @@ FREE = (
     *("sample", "histograms", "callbacks"),
 )
 # What the shapes of weights, slots and carry follow from: it cannot be changed under way, whatever is asked for.
-FIXED = ("train.lanes", "train.optimizer", "model.")
+FIXED = ("train.lanes", "train.optimizer", "train.momentum", "model.")
 CHANGEABLE = ("model.dropout", "model.variational_dropout")  # of the latter
+
+
+class Damage(StageError):
+    """A checkpoint cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Checkpoint:
     step: int
     val_nats: float | None
     since: Since = Since()
+    learning_rate: float | None = None  # where it is a variable, which callbacks may have changed: as it stood
 
 
 def open_run(run: Run, allow: tuple[str, ...] = ()) -> Run:
@@ -136,11 +140,12 @@ def _check_same(before: Run, run: Run, allow: tuple[str, ...]) -> None:
     for section in ("model", "train"):
         old, new = (dataclasses.asdict(getattr(one.config, section)) for one in (before, run))
         changes |= {f"{section}.{name}": (old[name], new[name]) for name in old if f"{section}.{name}" not in free}
+    known = {*changes, *free}
     changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
-    unknown = sorted(set(allow) - set(changes))
+    unknown = sorted(set(allow) - known)
     if unknown:
         raise UsageError(
-            f"--allow {unknown[0]}: no such change; what differs from {folder}: {', '.join(changes) or 'nothing'}"
+            f"--allow {unknown[0]}: there is no such setting; here {', '.join(changes) or 'nothing'} differs"
         )
     shown = {name: f"{name} {old} -> {new}" for name, (old, new) in changes.items()}
     fixed = [name for name in changes if name.startswith(FIXED) and name not in CHANGEABLE]
@@ -180,6 +185,15 @@ def evaluations(run: Run) -> list[dict[str, Any]]:
     return [row for row in read_metrics(run) if "val_nats" in row]
 
 
+def reports_before(run: Run, last: Checkpoint | None) -> list[dict[str, Any]]:
+    """The reports that were made before a checkpoint, first one first. One that is not validated was written before its
+    validation."""
+    if last is None:
+        return []
+    at = lambda row: "val_nats" not in row or last.val_nats is not None  # noqa: E731
+    return [row for row in read_metrics(run) if row["step"] < last.step or (row["step"] == last.step and at(row))]
+
+
 def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:
     """Writes the reports anew, whole or not at all."""
     with whole_file(run.folder / metrics.METRICS) as partial:
@@ -193,8 +207,14 @@ def add_metrics(run: Run, row: dict[str, Any]) -> None:
 
 
 def checkpoints(run: Run) -> list[Checkpoint]:
-    """The run's checkpoints by step, the last one last. Raises StageError where one is damaged."""
-    return [_read(path, run) for path in _folders(run)]
+    """The run's checkpoints by step, the last one last. One that is damaged is named, and passed over."""
+    found = []
+    for folder in _folders(run):
+        try:
+            found.append(_read(folder, run))
+        except Damage as error:
+            console.note(f"{error}")
+    return found
 
 
 def _folders(run: Run) -> list[Path]:
@@ -216,21 +236,15 @@ def _read(folder: Path, run: Run) -> Checkpoint:
         value = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         if value["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version {value['format_version']}, this program reads {FORMAT_VERSION}")
-        one = Checkpoint(folder, value["step"], value["val_nats"], Since(**value["since"]))
+        before, rate = value["run"]["config"]["train"]["learning_rate"], value["learning_rate"]
+        rate = rate if before == run.config.train.learning_rate else None  # another one is asked for now
+        one = Checkpoint(folder, value["step"], value["val_nats"], Since(**value["since"]), rate)
         vocab_sha256 = value["vocab_sha256"]
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from None
     if vocab_sha256 != run.vocab.sha256:
         raise StageError(f"{folder} is a checkpoint of another vocabulary than its run's; remove it")
     return one
-
-
-def _whole(folder: Path, run: Run) -> Checkpoint | None:
-    """A checkpoint, or nothing where it is damaged."""
-    try:
-        return _read(folder, run)
-    except StageError:
-        return None
 
 
 def best(run: Run) -> Checkpoint:
@@ -258,7 +272,7 @@ def hold(run: Run, chief: bool) -> Iterator[None]:
     run.folder.mkdir(parents=True, exist_ok=True)
     with only_one(run.folder):
         write_json(run.folder / "run.json", run.to_json())
-        for left in (run.folder / "checkpoints").glob(".step-*"):
+        for left in (run.folder / "checkpoints").glob(".step-*.partial-*"):
             shutil.rmtree(left)
         yield
 
@@ -277,7 +291,9 @@ class State:
     def __init__(self, model: CharRNN, optimizer: keras.Optimizer, lanes: int):
         self.model, self.optimizer = model, optimizer
         self.carry_BxLxSxH = tf.Variable(model.initial_carry(lanes), trainable=False)
+        # The learning rate is kept beside them, as a number: it is a variable under some settings only.
         slots = {path.partition("/")[2]: value for path, value in _by_path(optimizer.variables).items()}
+        slots.pop("learning_rate", None)
         self._tracked = _tracked(model, optimizer=slots, carry=self.carry_BxLxSxH)  # whatever the optimizer's own name
 
     def save(self, run: Run, step: int, val_nats: float | None, since: Since = Since()) -> Checkpoint:
@@ -292,6 +308,7 @@ class State:
                     "step": step,
                     "val_nats": val_nats,
                     "since": dataclasses.asdict(since),
+                    "learning_rate": self._rate(),
                     "vocab_sha256": run.vocab.sha256,
                     "run": run.to_json(),
                 },
@@ -299,7 +316,7 @@ class State:
             for file in partial.iterdir():  # on the disk before it is called whole, should the power fail
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        found = [one for one in map(_whole, _folders(run), itertools.repeat(run)) if one]
+        found = checkpoints(run)
         kept = min(found, key=_val_nats)
         for old in found[: -run.config.train.keep]:
             if old != kept:
@@ -311,6 +328,13 @@ class State:
         """Puts weights, optimizer and carry back to where they were. Raises StageError where the files are damaged."""
         with _as_damage(checkpoint):
             self._tracked.read(str(checkpoint.folder / "state")).assert_consumed()
+        if checkpoint.learning_rate is not None and self._rate() is not None:
+            self.optimizer.learning_rate = checkpoint.learning_rate
+
+    def _rate(self) -> float | None:
+        """The learning rate, where it is a variable."""
+        rate = self.optimizer._learning_rate
+        return float(rate.numpy()) if isinstance(rate, keras.Variable) else None
 
     def restore_last(self, run: Run) -> Checkpoint | None:
         """Restores the last checkpoint that is whole; None where there is none at all. A damaged one is named, and put
@@ -324,12 +348,12 @@ class State:
                 one = _read(folder, run)
                 self.restore(one)
                 return one
-            except StageError as error:
+            except Damage as error:
                 console.note(f"{error}")
                 aside = folder.with_name(f"damaged-{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
-        if folders:
+        if folders or any((run.folder / "checkpoints").glob("damaged-step-*")):
             raise StageError(f"no checkpoint of {run.folder} is whole: remove the run, or give another --out")
         return None
 
@@ -365,17 +389,17 @@ class Source:
         chosen = best(run)
         return cls(run, chosen, f"{folder.name} at step {chosen.step} ({weights_sha256(chosen)[:12]})")
 
-    def hand_on(self, model: CharRNN, vocab: Vocab) -> None:
-        """Gives a model the weights. Of symbols that both vocabularies have, its own; others begin as they are.
-
-        Raises StageError where the models are not of one shape but for their vocabularies.
-        """
-        theirs, ours = self.run.config.model, model.config
+    def check(self, ours: ModelConfig) -> None:
+        """Raises StageError where a model is not of the run's shape, vocabularies aside."""
+        theirs = self.run.config.model
         for name, value in dataclasses.asdict(theirs).items():
             if "dropout" not in name and getattr(ours, name) != value:
                 raise StageError(
                     f"{self.run.folder} has model.{name}={value}, this run {getattr(ours, name)}: they must agree"
                 )
+
+    def hand_on(self, model: CharRNN, vocab: Vocab) -> None:
+        """Gives a model the weights. Of symbols that both vocabularies have, its own; others begin as they are."""
         rows = {symbol: index for index, symbol in enumerate(self.run.vocab.symbols)}
         shared = [(index, rows[symbol]) for index, symbol in enumerate(vocab.symbols) if symbol in rows]
         to, taken = (list(column) for column in zip(*shared, strict=True)) if shared else ([], [])
@@ -407,6 +431,6 @@ def _as_damage(checkpoint: Checkpoint) -> Iterator[None]:
         raise _damaged(checkpoint.folder, error) from None
 
 
-def _damaged(folder: Path, error: Exception) -> StageError:
+def _damaged(folder: Path, error: Exception) -> Damage:
     reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return StageError(f"{folder} is damaged ({reason}); the one before is used where there is one")
+    return Damage(f"{folder} is damaged ({reason}); remove it to use another")

@@ -10,6 +10,7 @@ import tensorflow as tf
 from common import console
 from common.errors import UsageError
 from common.machine import multiplies_bfloat16
+from trainers.signals import at_once
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,11 @@ class Cluster:
         )
         try:
             value = json.loads(text)
+            if value == {}:
+                return None
             jobs, task = value["cluster"], value["task"]
+            if not all(isinstance(hosts, list) for hosts in jobs.values()):
+                raise TypeError("a job must be a list of host:port")
             workers, index = [*jobs.get("chief", []), *jobs.get("worker", [])], int(task["index"])
             if set(jobs) - {"chief", "worker"} or task["type"] not in jobs or not 0 <= index < len(jobs[task["type"]]):
                 raise ValueError(f"there is no {task['type']} {index}, or a job that is neither chief nor worker")
@@ -109,7 +114,8 @@ def prepare(count: int, cluster: Cluster | None = None) -> Devices:
         tf.config.threading.set_inter_op_parallelism_threads(cores)
     if cluster:
         console.note(f"worker {cluster.index} of {len(cluster.workers)}: waiting for the others")
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()  # it reads TF_CONFIG, and waits for the others
+        with at_once():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()  # it reads TF_CONFIG, and waits for the others
         workers = len(cluster.workers)
         return Devices(
             strategy, strategy.num_replicas_in_sync, 1 if gpus else cores, bool(gpus), workers, cluster.index

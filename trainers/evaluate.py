@@ -110,11 +110,11 @@ def evaluate_run(folder: Path, split: str, data: Path | None, force: bool) -> No
         model = checkpoint.load_model(run, chosen)
     with console.progress("windows") as bar:
         score = evaluate(Steps(placed, model), data, manifest, split, LANES, run.config.train.window, bar)
-    write_json(
-        report,
-        {"format_version": 1, "inputs": inputs, "nats": score.nats, "bits": score.bits, "targets": score.targets},
-    )
     console.out.print(
         f"{folder} at step {chosen.step} on {data}'s {split} split: {score.nats:.4f} nats = {score.bits:.4f} bits per "
         f"{run.vocab.unit} over {score.targets:,} {run.vocab.unit}s -> {report}",
+    )
+    write_json(
+        report,
+        {"format_version": 1, "inputs": inputs, "nats": score.nats, "bits": score.bits, "targets": score.targets},
     )

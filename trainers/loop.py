@@ -80,12 +80,14 @@ def train(
     # All that can be refused is refused before the run's folder is made: else a mended setting would be another run's.
     cluster = Cluster.from_environment()
     count = plan(train.lanes, options.replicas, cluster)
-    if tf.config.list_physical_devices("GPU") and train.precision == "bfloat16":
-        raise UsageError("precision bfloat16 is for the CPU; a GPU trains in float32: leave it out")
     callbacks = [*make_callbacks(train), *callbacks]
     source = checkpoint.Source.read(options.init_from) if options.init_from else None
     run = Run(folder, config, manifest.vocab, data, manifest.data_sha256, source.name if source else "")
     run = checkpoint.open_run(run, options.allow)
+    if source:
+        source.check(config.model)
+    if tf.config.list_physical_devices("GPU") and run.config.train.precision == "bfloat16":
+        raise UsageError("precision bfloat16 is for the CPU; a GPU trains in float32: train.precision=float32")
     an_epoch = windows_per_epoch(tokens, train.lanes, train.window)
     # Rounded first: 1.1 epochs of 10 windows are 11, not the 12 above 11.000000000000002.
     total = max(1, math.ceil(round(train.epochs * an_epoch, 6)))
@@ -93,23 +95,32 @@ def train(
     if why:
         console.note(f"{folder} is already trained to step {why}")
         return
-    devices = prepare(count, cluster)
-    with checkpoint.hold(run, devices.chief):
-        Training(run, manifest, devices, an_epoch, total, callbacks, source, options.allow).go()
+    try:
+        devices = prepare(count, cluster)
+        with checkpoint.hold(run, devices.chief):
+            Training(run, manifest, devices, an_epoch, total, callbacks, source).go()
+    except tf.errors.OpError as error:
+        reason = f"{type(error).__name__}: {(error.message or '').partition(chr(10))[0]}"
+        who = f"worker {cluster.index} lost the others, or never found them" if cluster else "TensorFlow gave up"
+        way_out = "start them all again, as many as you like" if cluster else "start it again"
+        at = f"{folder} goes on from step {checkpoint.last_step(run):,}"
+        raise StageError(f"{who} ({reason}): {way_out}; {at}") from None
 
 
 def done(run: Run, total: int) -> str:
     """Why there is nothing left to train; empty where there is."""
-    steps, stale = checkpoint.last_step(run), since_best(checkpoint.read_metrics(run))
-    if steps >= total:
-        return f"{steps:,} of {total:,}"
-    patience = run.config.train.patience
-    return f"{steps:,}: {stale} evaluations brought no better one" if patience and stale >= patience else ""
+    last = next(reversed(checkpoint.checkpoints(run)), None)
+    if last is None or (last.step == total and last.val_nats is None):  # stopped before its last validation
+        return ""
+    if last.step >= total:
+        return f"{last.step:,} of {total:,}"
+    rows, patience = checkpoint.reports_before(run, last), run.config.train.patience
+    stale = since_best([row["val_nats"] for row in rows if "val_nats" in row])
+    return f"{last.step:,}: {stale} evaluations brought no better one" if 0 < patience <= stale else ""
 
 
-def since_best(rows: list[dict[str, Any]]) -> int:
+def since_best(losses: list[float]) -> int:
     """How many of the last evaluations in a row have been no better than the best one."""
-    losses = [row["val_nats"] for row in rows if "val_nats" in row]
     return len(losses) - 1 - int(np.argmin(losses)) if losses else 0
 
 
@@ -125,7 +136,6 @@ class Training:
         total: int,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         source: checkpoint.Source | None = None,
-        allow: tuple[str, ...] = (),
     ):
         self.run, self.manifest, self.devices = run, manifest, devices
         self.config = run.config.train
@@ -134,27 +144,25 @@ class Training:
             model = run.build()
             if source:
                 source.hand_on(model, run.vocab)
-            optimizer = make_optimizer(self.config, total, an_epoch)
-            optimizer.build(model.trainable_variables)
+            optimizer = make_optimizer(self.config, total, an_epoch, model.trainable_variables)
             model.compile(optimizer, jit_compile=False)  # Keras callbacks look for the optimizer there
         self.steps = Steps(devices, model, optimizer, self.config)
         self.state = State(model, optimizer, self.config.lanes)
         self.driver = Driver(callbacks, model, total, self.config.evaluate_every)
-        self.lowest = self.best = math.inf  # losses, of training and of validation
-        self.stale = 0  # evaluations since the best one
+        self.lowest = math.inf  # the loss of the best report on training
+        self.vals: list[float] = []  # the losses of all validations
+        self.stale = 0  # of them, since the best one
         self.trained: dict[str, Any] | None = None  # the last report on training
         self.since, self.saved_at, self.pace = Since(), time.monotonic(), 1
-        self.wish, self.allow = Wish(), allow
+        self.wish = Wish()
 
     def go(self) -> None:
         """Trains to the last step, from the last checkpoint if there is one."""
         run, config = self.run, self.config
         last = self._restore()
         start = last.step if last else 0
-        if "train.learning_rate" in self.allow and config.schedule == "constant" and not config.warmup:
-            self.steps.optimizer.learning_rate = config.learning_rate  # a variable, so it came with the checkpoint
         # What was reported after the checkpoint that the run goes on from is taken back: those steps are made again.
-        rows = [row for row in checkpoint.read_metrics(run) if last and _before(row, last)]
+        rows = checkpoint.reports_before(run, last)
         for row in rows:
             self._remember(row)
         if self.devices.chief:
@@ -171,13 +179,6 @@ class Training:
             self.driver.begin()
             try:
                 self._run(last, bar)
-            except tf.errors.OpError as error:
-                if self.devices.workers == 1:
-                    raise
-                raise StageError(
-                    f"worker {self.devices.worker} lost the others ({type(error).__name__}): start them again, as many "
-                    f"as you like; {run.folder} goes on from step {checkpoint.last_step(run):,}"
-                ) from None
             finally:
                 self.driver.end()
                 self.watch.close()
@@ -218,7 +219,7 @@ class Training:
         rate = float(tf.convert_to_tensor(self.steps.optimizer.learning_rate))
         row = train_row(step, self.an_epoch, self.since, float(totals.gradient_norm[-1]), rate)
         losses = [float(n) / int(t) for n, t in zip(totals.nats, totals.targets, strict=True)]
-        self._check(step, row["train_nats"], losses)
+        self._check(step, row["train_nats"], losses, totals.gradient_norm)
         self.driver.steps(step, losses)
         self.watch.move(row)
         if step % self.config.report_every == 0 or self._evaluates(step):
@@ -268,7 +269,8 @@ class Training:
         if "train_nats" in row:
             self.lowest, self.trained = min(self.lowest, row["train_nats"]), row
         else:
-            self.best, self.stale = (row["val_nats"], 0) if row["val_nats"] < self.best else (self.best, self.stale + 1)
+            self.vals.append(row["val_nats"])
+            self.stale = since_best(self.vals)
 
     def _save(self, step: int, carry: Any, val_nats: float | None) -> None:
         """Writes a checkpoint; all workers bring their lanes' carry, the chief alone writes."""
@@ -315,29 +317,23 @@ class Training:
         stop, save, slow = self.steps.agree([int(self.wish.signal), int(late), -pace])
         return stop, bool(save), -slow
 
-    def _check(self, step: int, nats: float, losses: list[float]) -> None:
-        """Raises StageError where a loss is no number, or their mean since the last report is far above its lowest."""
-        for loss in losses:
-            self._check_number(step, loss)
+    def _check(self, step: int, nats: float, losses: list[float], norms: Any) -> None:
+        """Raises StageError where a loss or a gradient's norm is no number, or the loss since the last report is far
+        above its lowest."""
+        for number in (*losses, *norms):
+            self._check_number(step, number)
         # At losses near 0 a multiple means little: then it must have risen by a whole nat as well.
         if nats > max(self.config.diverged * self.lowest, self.lowest + 1):
             self._fail(step, f"rose to {nats:.3f} nats from {self.lowest:.3f}")
 
     def _check_number(self, step: int, loss: float) -> None:
         if not math.isfinite(loss):
-            self._fail(step, f"is {loss}")
+            self._fail(step, f"or its gradient is {loss}")
 
     def _fail(self, step: int, what: str) -> NoReturn:
         config, last = self.config, checkpoint.last_step(self.run)
         raise StageError(
             f"{self.run.folder}: the loss {what} before step {step:,}; the checkpoint of step {last:,} is whole. Try "
             f"a lower learning_rate than {config.learning_rate}, a lower clip than {config.clip}, or a warmup, in "
-            "another --out"
+            "another --out; where the text itself is so, a higher train.diverged"
         )
-
-
-def _before(row: dict[str, Any], last: Checkpoint) -> bool:
-    """Whether a report was made before a checkpoint. One that is not validated was written before its validation."""
-    if row["step"] == last.step:
-        return "val_nats" not in row or last.val_nats is not None
-    return row["step"] < last.step

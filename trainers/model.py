@@ -20,7 +20,6 @@ from trainers.config import ModelConfig
 States = list[State]  # of each layer: the carry, taken apart
 Step = Callable[[tf.Tensor, States], tuple[tf.Tensor, States]]
 Recur = Callable[..., tuple[tf.Tensor, State]]  # trainers.recurrence.recur, or what takes its place
-LookUp = Callable[..., tf.Tensor]  # look_up(table_VxK, ids): its rows
 
 
 def split_carry(carry_BxLxSxH: tf.Tensor) -> States:

@@ -43,8 +43,8 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
         return cls(**{**config, "config": TrainConfig(**config["config"])})
 
 
-def make_optimizer(config: TrainConfig, total: int, an_epoch: int) -> keras.Optimizer:
-    """Keras's optimizer as the config names it, for gradients that are summed over all replicas already.
+def make_optimizer(config: TrainConfig, total: int, an_epoch: int, variables: list[Any]) -> keras.Optimizer:
+    """Keras's optimizer of these variables, as the config names it, for gradients that are sums over all replicas.
 
     A constant rate is a variable, which callbacks may change.
     """
@@ -61,7 +61,10 @@ def make_optimizer(config: TrainConfig, total: int, an_epoch: int) -> keras.Opti
     # Clipping wants the sum over all replicas, so the step makes it; Keras would sum once more what is a sum already.
     optimizer._all_reduce_sum_gradients = list
     if config.weight_decay:
-        optimizer.exclude_from_weight_decay(var_names=["bias", "norm"])  # they scale nothing that could grow
+        # Biases, norms and an embedding's rows scale nothing that could grow.
+        optimizer.exclude_from_weight_decay([v for v in variables if not v.path.endswith("kernel")])
+    if variables:
+        optimizer.build(variables)
     return optimizer
 
 

@@ -29,6 +29,7 @@ def test_tf_config_names_the_workers(
         "{",
         "[]",
         '{"cluster": {"worker": ["a:1"]}}',
+        '{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
         '{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}',
         '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
@@ -42,6 +43,8 @@ def test_a_tf_config_that_names_no_worker_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_without_tf_config_there_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert Cluster.from_environment() is None
+    monkeypatch.setenv("TF_CONFIG", "{}")
     assert Cluster.from_environment() is None
 
 

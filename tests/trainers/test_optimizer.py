@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainers.config import TrainConfig
+from trainers.config import ModelConfig, TrainConfig
+from trainers.model import CharRNN
 from trainers.optimizer import LearningRate, clipped, make_optimizer
 
 TOTAL, EPOCH = 41, 10
@@ -46,7 +47,7 @@ def test_char_rnn_decays_as_char_rnn_did() -> None:
 
 
 def test_a_schedule_is_saved_with_its_optimizer() -> None:
-    made = make_optimizer(TrainConfig(schedule="cosine", decay=0.1, warmup=3), TOTAL, EPOCH)
+    made = make_optimizer(TrainConfig(schedule="cosine", decay=0.1, warmup=3), TOTAL, EPOCH, [])
     again = keras.optimizers.deserialize(keras.optimizers.serialize(made))
     for step in (0, 7, 40):
         assert float(again._learning_rate(step)) == float(made._learning_rate(step))
@@ -55,8 +56,7 @@ def test_a_schedule_is_saved_with_its_optimizer() -> None:
 def moved(gradients: list[list[float]], **settings: object) -> np.ndarray:
     """A kernel and a bias of [1, -2] after these gradients, one a step."""
     kernel, bias = (keras.Variable(np.array([1.0, -2.0], np.float32), name=name) for name in ("kernel", "bias"))
-    optimizer = make_optimizer(TrainConfig(learning_rate=0.1, **settings), TOTAL, EPOCH)
-    optimizer.build([kernel, bias])
+    optimizer = make_optimizer(TrainConfig(learning_rate=0.1, **settings), TOTAL, EPOCH, [kernel, bias])
     for gradient in gradients:
         optimizer.apply([tf.constant(gradient), tf.constant(gradient)], [kernel, bias])
     return np.stack([kernel.numpy(), bias.numpy()])
@@ -90,6 +90,17 @@ def test_weight_decay_shrinks_kernels_and_leaves_biases() -> None:
     kernel, bias = moved(still, optimizer="adamw", weight_decay=0.5)
     np.testing.assert_allclose(kernel, np.array([1.0, -2.0]) * (1 - 0.1 * 0.5) ** 2, rtol=1e-6)
     np.testing.assert_array_equal(bias, [1.0, -2.0])
+
+
+def test_weight_decay_leaves_norms_and_embeddings() -> None:
+    model = CharRNN(ModelConfig(units=3, layers=2, embedding=2, layer_norm=True), 5)
+    config = TrainConfig(learning_rate=0.5, optimizer="adamw", weight_decay=1.0)
+    optimizer = make_optimizer(config, TOTAL, EPOCH, model.trainable_variables)
+    before = [w.numpy() for w in model.trainable_variables]
+    optimizer.apply([tf.zeros(w.shape) for w in before], model.trainable_variables)
+    for weight, start in zip(model.trainable_variables, before, strict=True):
+        expected = start / 2 if weight.path.endswith("kernel") else start
+        np.testing.assert_allclose(weight, expected, rtol=1e-6, err_msg=weight.path)
 
 
 def test_gradients_are_clipped_by_norm_or_by_value() -> None:

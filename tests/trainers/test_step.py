@@ -32,8 +32,7 @@ def build(devices: Devices, dropout: float = 0.0, **settings: object) -> Steps:
     config = TrainConfig(**{"learning_rate": 0.01, "clip": 5.0, **settings})
     with devices.strategy.scope():
         model = CharRNN(ModelConfig(units=7, layers=2, dropout=dropout), V, seed=3)
-        optimizer = make_optimizer(config, total=100, an_epoch=10)
-        optimizer.build(model.trainable_variables)
+        optimizer = make_optimizer(config, 100, 10, model.trainable_variables)
     return Steps(devices, model, optimizer, config)
 
 
