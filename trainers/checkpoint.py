@@ -45,7 +45,7 @@ FIXED = ("train.lanes", "train.optimizer", "train.momentum", "model.")
 CHANGEABLE = ("model.dropout", "model.variational_dropout")  # of the latter
 
 
-class Damage(StageError):
+class DamageError(StageError):
     """A checkpoint cannot be read."""
 
 
@@ -212,7 +212,7 @@ def checkpoints(run: Run) -> list[Checkpoint]:
     for folder in _folders(run):
         try:
             found.append(_read(folder, run))
-        except Damage as error:
+        except DamageError as error:
             console.note(f"{error}")
     return found
 
@@ -348,7 +348,7 @@ class State:
                 one = _read(folder, run)
                 self.restore(one)
                 return one
-            except Damage as error:
+            except DamageError as error:
                 console.note(f"{error}")
                 aside = folder.with_name(f"damaged-{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
@@ -431,6 +431,6 @@ def _as_damage(checkpoint: Checkpoint) -> Iterator[None]:
         raise _damaged(checkpoint.folder, error) from None
 
 
-def _damaged(folder: Path, error: Exception) -> Damage:
+def _damaged(folder: Path, error: Exception) -> DamageError:
     reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return Damage(f"{folder} is damaged ({reason}); remove it to use another")
+    return DamageError(f"{folder} is damaged ({reason}); remove it to use another")
