@@ -161,6 +161,20 @@ def test_a_signal_saves_and_ends_the_run(home: Path, whole: str, number: signal.
     assert curve(home, number.name) == curve(home, whole)
 
 
+def check_alike(home: Path, name: str, whole: str) -> None:
+    """All losses and the last weights, to 1e-5."""
+    for a, b in zip(curve(home, name), curve(home, whole), strict=True):
+        assert a[:2] == b[:2]
+        assert a[2] == pytest.approx(b[2], abs=1e-5)
+    for a, b in zip(weights(home, name), weights(home, whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_two_replicas_train_as_one(home: Path, whole: str) -> None:
+    end(start(home, "replicas", "--replicas", "2"))
+    check_alike(home, "replicas", whole)
+
+
 def test_two_workers_train_as_one_and_outlive_each_other(home: Path, whole: str) -> None:
     cluster = addresses()
     workers = [start(home, "workers", cluster=cluster, worker=index) for index in range(2)]
@@ -177,8 +191,4 @@ def test_two_workers_train_as_one_and_outlive_each_other(home: Path, whole: str)
     said = [end(worker) for worker in workers]
     assert "2 CPU replicas on 2 workers" in said[0]
     assert "steps of" not in said[1], "the chief alone reports"
-    for a, b in zip(curve(home, "workers"), curve(home, whole), strict=True):
-        assert a[:2] == b[:2]
-        assert a[2] == pytest.approx(b[2], abs=1e-5)
-    for a, b in zip(weights(home, "workers"), weights(home, whole), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    check_alike(home, "workers", whole)
