@@ -79,7 +79,7 @@ def table(result: dict[str, Any]) -> Table:
 def _turn(workers: int, replicas: int, config: Path, data: Path, settings: tuple[str, ...]) -> dict[str, float]:
     options = [part for setting in settings for part in ("--set", setting)]
     options += ["--replicas", str(replicas)] if workers == 1 else []
-    hosts = _addresses(workers)
+    hosts = addresses(workers)
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "trainers", "train", str(config), "--data", str(data), "--unvalidated"]
         command += ["--out", f"{scratch}/run", *options]
@@ -97,7 +97,7 @@ def _turn(workers: int, replicas: int, config: Path, data: Path, settings: tuple
     return {"per_second": statistics.median(rates[1:]), "parameters": run.build().count_params()}
 
 
-def _addresses(count: int) -> list[str]:
+def addresses(count: int) -> list[str]:
     """As many free ports on loopback."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     names = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]

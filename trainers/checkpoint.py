@@ -186,12 +186,13 @@ def evaluations(run: Run) -> list[dict[str, Any]]:
 
 
 def reports_before(run: Run, last: Checkpoint | None) -> list[dict[str, Any]]:
-    """The reports that were made before a checkpoint, first one first. One that is not validated was written before its
-    validation."""
+    """The reports that were made before a checkpoint, first one first."""
     if last is None:
         return []
-    at = lambda row: "val_nats" not in row or last.val_nats is not None  # noqa: E731
-    return [row for row in read_metrics(run) if row["step"] < last.step or (row["step"] == last.step and at(row))]
+    rows = [row for row in read_metrics(run) if row["step"] <= last.step]
+    if last.val_nats is None:  # it was written before the validation of its step
+        rows = [row for row in rows if row["step"] < last.step or "val_nats" not in row]
+    return rows
 
 
 def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:

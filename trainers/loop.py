@@ -246,10 +246,10 @@ class Training:
         score = evaluate(self.steps, run.data, self.manifest, "val", config.lanes, config.window, bar, poll)
         row = val_row(step, self.an_epoch, score.nats)
         self._check_number(step, score.nats)
-        self.watch.evaluated(row)
-        if config.histograms:
-            self.watch.histograms(step, self._inside())
         self._remember(row)
+        self.watch.evaluated(row, best=self.stale == 0)
+        if config.histograms and self.devices.chief:
+            self.watch.histograms(step, self._inside())
         if train:
             self.driver.evaluated(step, train, row)
         self._save(step, carry, score.nats)  # with what callbacks changed, such as the learning rate

@@ -19,31 +19,31 @@ def wished() -> Iterator[Wish]:
 
     Outside the main thread, where Python has no signals, nothing is changed.
     """
-    wish, before = Wish(), {}
+    wish = Wish()
 
     def note(number: int, _: Any) -> None:
         if wish.signal:
             raise KeyboardInterrupt
         wish.signal = number
 
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled(note):
         yield wish
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+def at_once() -> contextlib.AbstractContextManager[None]:
+    """For the block, SIGINT and SIGTERM end the process as they would any other: what waits inside TensorFlow gives
+    Python no turn to look at a wish."""
+    return _handled(signal.SIG_DFL)
 
 
 @contextlib.contextmanager
-def at_once() -> Iterator[None]:
-    """For the block, SIGINT and SIGTERM end the process as they would any other: what waits inside TensorFlow gives
-    Python no turn to look at a wish."""
+def _handled(handler: Any) -> Iterator[None]:
+    """For the block, SIGINT and SIGTERM go to `handler`."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

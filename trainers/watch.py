@@ -37,9 +37,6 @@ class Watch:
             tf.summary.create_file_writer(str(run.folder / BOARD)) if chief else tf.summary.create_noop_writer()
         )
         self._generate = tf.function(Sampler(model, run.vocab).generate)
-        self._best = min(
-            (row["val_nats"] for row in checkpoint.read_metrics(run) if "val_nats" in row), default=math.inf
-        )
         self._pace: tuple[int, float] | None = None  # a step, and when it was made: time left is reckoned from there
         self._headed = False
 
@@ -60,12 +57,11 @@ class Watch:
             f"{row['gradient_norm']:>9.3g}{row['learning_rate']:>9.3g}{row['memory'] / 1e6:>8,.0f}"
         )
 
-    def evaluated(self, row: dict[str, Any]) -> None:
+    def evaluated(self, row: dict[str, Any], best: bool) -> None:
         """Keeps and shows a validation, and what the model now writes."""
         if not self.chief:
             return
         self._keep(row, "val_nats", "val_bits")
-        best, self._best = row["val_nats"] < self._best, min(row["val_nats"], self._best)
         self._line(f"{_where(row, 'val')}  validation{', the best so far' if best else ''}", style="bold")
         length = self.run.config.train.sample
         if length and row["step"]:  # before the first step there is nothing to read

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.scale import addresses
 from pipeline.manifest import Manifest
 from trainers import checkpoint
 
@@ -95,15 +95,6 @@ def curve(home: Path, name: str) -> list[tuple[int, str, float]]:
     return [(row["step"], key, row[key]) for row in rows for key in ("train_nats", "val_nats") if key in row]
 
 
-def addresses() -> list[str]:
-    """Two free ports on loopback."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    names = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-    for one in sockets:
-        one.close()
-    return names
-
-
 def weights(home: Path, name: str) -> list[np.ndarray]:
     last = checkpoint.checkpoints(run(home, name))[-1]
     assert last.step == STEPS
@@ -176,7 +167,7 @@ def test_two_replicas_train_as_one(home: Path, whole: str) -> None:
 
 
 def test_two_workers_train_as_one_and_outlive_each_other(home: Path, whole: str) -> None:
-    cluster = addresses()
+    cluster = addresses(2)
     workers = [start(home, "workers", cluster=cluster, worker=index) for index in range(2)]
     reach(home, "workers", STEPS // 4, *workers)
     workers[1].kill()
@@ -186,7 +177,7 @@ def test_two_workers_train_as_one_and_outlive_each_other(home: Path, whole: str)
     assert "worker 0 lost the others" in said
     assert "goes on from step" in said
     workers[1].communicate()
-    cluster = addresses()
+    cluster = addresses(2)
     workers = [start(home, "workers", cluster=cluster, worker=index) for index in range(2)]
     said = [end(worker) for worker in workers]
     assert "2 CPU replicas on 2 workers" in said[0]

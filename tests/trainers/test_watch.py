@@ -4,7 +4,7 @@ import io
 import math
 import shutil
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,23 +84,13 @@ def test_steps_that_are_made_again_come_later_in_tensorboard(tmp_path: Path, dat
 class Terminal:
     """A terminal of so many columns, and a run that is watched on it, without training it."""
 
-    def __init__(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        folder: Path,
-        width: int,
-        chief: bool = True,
-        sample: int = 9,
-        rows: Sequence[dict[str, Any]] = (),
-    ):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, width: int, chief: bool = True, sample: int = 9):
         self.file, self.clock = io.StringIO(), 100.0
         settings: dict[str, Any] = {"force_terminal": True, "color_system": None, "soft_wrap": True, "markup": False}
         monkeypatch.setattr(console, "err", Console(file=self.file, width=width, highlight=False, **settings))
         monkeypatch.setattr(watch, "time", types.SimpleNamespace(monotonic=lambda: self.clock))
         folder.mkdir()
         run = Run(folder, tiny_config(sample=sample), byte_vocab(), folder, "")
-        if rows:
-            checkpoint.write_metrics(run, list(rows))
         self.watch = Watch(run, run.build(), 0, 20_000, Progress(disable=True), chief)
         self.folder = folder
 
@@ -112,9 +102,9 @@ class Terminal:
         self.watch.move(row)
         self.watch.report(row)
 
-    def validate(self, step: int, nats: float, text: str = "") -> None:
+    def validate(self, step: int, nats: float, text: str = "", best: bool = False) -> None:
         self.watch._sample = lambda step, length: text  # type: ignore[method-assign]
-        self.watch.evaluated(watch.val_row(step, 8000, nats))
+        self.watch.evaluated(watch.val_row(step, 8000, nats), best)
 
     def shown(self) -> list[str]:
         return [line.rstrip() for line in self.file.getvalue().splitlines()]
@@ -122,10 +112,10 @@ class Terminal:
 
 def test_the_terminal_shows_a_table_and_samples_in_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal(monkeypatch, tmp_path / "run", 80)
-    terminal.validate(0, 5.545)
+    terminal.validate(0, 5.545, best=True)
     terminal.train(100, 3.0, 7.0)
     terminal.train(200, 2.5, 2.0)
-    terminal.validate(200, 2.75, "To be,\n\tor\x1b[31m not\r to be" + "!" * 70)
+    terminal.validate(200, 2.75, "To be,\n\tor\x1b[31m not\r to be" + "!" * 70, best=True)
     terminal.train(10_000, 1.5, 196.0)
     terminal.validate(10_000, 2.875)
     assert terminal.shown() == [
@@ -170,8 +160,13 @@ def test_a_worker_that_is_not_the_chief_shows_and_keeps_nothing(
     assert (terminal.shown(), list(terminal.folder.iterdir())) == ([], [])
 
 
-def test_a_run_that_goes_on_knows_its_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal(monkeypatch, tmp_path / "run", 80, sample=0, rows=[watch.val_row(5, 10, 2.0)])
-    terminal.validate(10, 2.25)
-    terminal.validate(15, 1.75)
-    assert [line.split("  ")[-1] for line in terminal.shown()[1:]] == ["validation", "validation, the best so far"]
+def test_a_run_that_goes_on_knows_its_best(tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = tiny_training(tmp_path / "run", data, on(), 10)
+    one.go()
+    rows = checkpoint.read_metrics(one.run)
+    rows[-1]["val_nats"] = 0.5  # lower than any that a model so small will reach
+    checkpoint.write_metrics(one.run, rows)
+    file = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=file, width=80, color_system=None))
+    tiny_training(tmp_path / "run", data, on(), 12).go()
+    assert [line.split("  ")[-1] for line in file.getvalue().splitlines() if "validation" in line] == ["validation"]
