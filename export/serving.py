@@ -39,8 +39,8 @@ OF_A_VERSION = ("saved_model.pb", "variables/variables.index", "variables/variab
 
 STABLE, CANARY = "stable", "canary"
 
-# The server was written with the same TensorFlow as the graph. Older ones read it as well: its default attributes are
-# stripped, and its ops are those that a server had years ago.
+# The server of the same TensorFlow as the graph. Older ones should read it as well: attributes that have their default
+# are stripped from it, and its ops are of years ago; but that has not been run.
 IMAGE = "tensorflow/serving:2.21.0"
 GRPC_PORT, REST_PORT = 8500, 8501
 CPUS = 2
