@@ -1,4 +1,4 @@
-"""The command line: python -m export savedmodel | tflite | keras | show."""
+"""The command line: python -m export savedmodel | label | tflite | keras | show."""
 
 from pathlib import Path
 
@@ -31,6 +31,25 @@ def savedmodel(run: Path, out: Path | None, version: int, force: bool) -> None:
     with console.hushed():
         from export.saved_model import export_saved_model
     export_saved_model(run, out or Path("served") / run.name, version, force)
+
+
+@cli.command()
+@click.argument("base", type=FOLDER, metavar="served/NAME")
+@click.argument("changes", nargs=-1, metavar="[LABEL=VERSION|LABEL=|VERSION]...")
+def label(base: Path, changes: tuple[str, ...]) -> None:
+    """Says which version of a model is stable, which is canary.
+
+    LABEL=VERSION moves a label, LABEL= removes it, VERSION has servers load a version without a label; without any, the
+    labels are shown. Servers that run read it within seconds. Versions that were labelled until now stay loaded until
+    the next change, so that going back is quick.
+
+    \b
+    Example:
+      python -m export label served/stdlib stable=2           # promote, or back with stable=1
+    """
+    with console.hushed():
+        from export.serving import relabel
+    relabel(base, changes)
 
 
 @cli.command()

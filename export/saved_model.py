@@ -25,7 +25,9 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from common import console
 from common.errors import StageError
 from common.files import check_replaceable, whole_folder, write_json
+from export.facts import facts_of
 from export.made import LOGITS_TOLERANCE, already_made, check_logits, known, made_from
+from export.serving import write_package
 from pipeline.vocab import Vocab
 from trainers import checkpoint
 from trainers.generate import Sampler
@@ -107,6 +109,7 @@ def export_saved_model(folder: Path, out: Path, version: int, force: bool) -> No
     origin = made_from(run, chosen)
     check_replaceable(target, "saved_model.pb", "a SavedModel")
     if not force and already_made(target, MADE_FROM, origin, f"--version {next_version(out)}"):
+        write_package(out, version, facts_of(run, chosen))  # what a card tells may have come since
         return
     served = Served(Sampler(checkpoint.load_model(run, chosen), run.vocab))
     with console.err.status(f"writing {target}"), whole_folder(target, replace=force) as partial:
@@ -114,6 +117,7 @@ def export_saved_model(folder: Path, out: Path, version: int, force: bool) -> No
         write_warmup(partial / "assets.extra" / "tf_serving_warmup_requests", out.name, run.vocab)
         write_json(partial / MADE_FROM, origin)
         prove(served, partial)
+    write_package(out, version, facts_of(run, chosen))
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     console.out.print(
         f"{target}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB; a fresh process answers with the checkpoint's "

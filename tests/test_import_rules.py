@@ -16,6 +16,7 @@ ALLOWED = {
     "export": {
         "common",
         "pipeline.vocab",
+        "pipeline.manifest",
         "trainers.config",
         "trainers.model",
         "trainers.checkpoint",
@@ -69,6 +70,7 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         ("pipeline.ingest", {"apache_beam"}),
         ("trainers.plot", set()),
         ("export.lite_runner", {"ai_edge_litert"}),
+        ("export.serving", {"tensorflow_serving"}),
         ("trainers.loop trainers.evaluate trainers.info", {"tensorflow", "keras"}),
         ("export.saved_model export.session", {"tensorflow", "keras", "tensorflow_serving"}),
     ],

@@ -10,6 +10,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from common.errors import StageError
 from export import saved_model
 from export.saved_model import Served, export_saved_model, prove
+from export.serving import FACTS, TEMPLATES, read
 from export.session import answer
 from pipeline.vocab import Vocab
 from trainers import checkpoint
@@ -119,6 +120,15 @@ def test_warm_up_requests_are_what_a_server_replays(served: Path) -> None:
         inputs = {name: tf.make_ndarray(value).tolist() for name, value in request.inputs.items()}
         got = ask(served / "1", request.model_spec.signature_name, inputs)
         assert {len(value) for value in got.values()} == {len(next(iter(inputs.values())))}
+
+
+def test_the_package_lies_beside_the_version(served: Path) -> None:
+    files = {path.name for path in served.iterdir() if path.is_file() and path.name != ".lock"}
+    assert files == {"models.config", *TEMPLATES}
+    assert (served / "1" / FACTS).is_file()
+    labels = read(served)
+    assert labels is not None
+    assert labels.labels == {"stable": 1}
 
 
 def test_a_full_version_folder_is_refused_and_the_same_model_is_not_made_again(

@@ -1,0 +1,61 @@
+"""What a model card tells of a version and its export.json does not: what only the run and its data know.
+
+served/NAME/1/assets.extra/facts.json       kept with the version, so that the card can be made again anywhere
+"""
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from common.errors import StageError
+from pipeline.manifest import read_manifest
+from trainers.checkpoint import Checkpoint, Run, weights_sha256
+
+TOOLS = ("tensorflow", "keras", "numpy")
+
+
+def facts_of(run: Run, chosen: Checkpoint) -> dict[str, Any]:
+    """What is known of a run's checkpoint, as JSON. `test` and `data` are None where it is not known."""
+    return {
+        "format_version": 1,
+        "parameters": run.build().count_params(),
+        "test": _test(run, chosen),
+        "data": _data(run),
+        "tools": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in TOOLS},
+    }
+
+
+def _test(run: Run, chosen: Checkpoint) -> dict[str, Any] | None:
+    """The score on the test split, where it was made of these weights."""
+    try:
+        report = json.loads((run.folder / "evaluation-test.json").read_text(encoding="utf-8"))
+        inputs = {name: report["inputs"][name] for name in ("weights_sha256", "data_sha256")}
+        if inputs != {"weights_sha256": weights_sha256(chosen), "data_sha256": run.data_sha256}:
+            return None
+        return {name: report[name] for name in ("nats", "bits", "targets")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _data(run: Run) -> dict[str, Any] | None:
+    """The data set that the run learned from, where that still lies where it lay."""
+    try:
+        manifest = read_manifest(run.data)
+    except StageError:
+        return None
+    if manifest.data_sha256 != run.data_sha256:
+        return None
+    return {
+        "name": run.data.resolve().name,
+        "tokens": {name: split.tokens for name, split in manifest.splits.items()},
+        "validated": manifest.validation is not None,
+        "sources": sorted({Path(source.name).parts[0] for source in manifest.sources}),
+        "files": len(manifest.sources),
+        "bytes": sum(source.bytes for source in manifest.sources),
+        "corpora": [
+            {name: found.get(name) for name in ("name", "licence", "address", "from", "text_sha256", "date")}
+            for found in manifest.provenance
+        ],
+    }
