@@ -46,7 +46,7 @@ demo:
 	@$(MAKE) --no-print-directory run CONFIG=configs/stdlib.toml
 
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest

@@ -89,7 +89,7 @@ def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> 
         "ceiling": ceiling({library: turns[library] for library in workers.keys() - peers.keys()}),
         "ratios": {own: ratios(rates, own) for own in peers if own.startswith("ours")},
         "rounds": turns,
-        "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "torch") if _has(name)},
+        "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "torch") if has(name)},
         **made_at,
     }
     write_json(out / f"bench-train-{'gpu-' if device == 'gpu' else ''}{size.name}.json", result)
@@ -197,7 +197,7 @@ class Worker:
             env=os.environ | hidden,
         )
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -205,10 +205,13 @@ class Worker:
             raise StageError(f"{self.name} ended with code {self.process.wait()}: to see why, run {command}")
         return json.loads(line)
 
-    def turn(self, seconds: float) -> dict[str, float]:
+    def tell(self, line: str) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{seconds}\n")
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
+
+    def turn(self, seconds: float) -> dict[str, Any]:
+        self.tell(str(seconds))
         return self.read()
 
     def age(self) -> float:
@@ -246,7 +249,7 @@ def _import_once(packages: set[str]) -> None:
 def _usable(name: str, peer: Peer, device: str) -> bool:
     if device == "gpu" and not peer.gpu:
         return False
-    if not _has(peer.package):
+    if not has(peer.package):
         console.note(f"{name}: {peer.package} is not installed (pip install {peer.package}), left out")
         return False
     if device == "gpu" and not gpu_of(peer.package):
@@ -255,7 +258,7 @@ def _usable(name: str, peer: Peer, device: str) -> bool:
     return True
 
 
-def _has(package: str) -> bool:
+def has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 

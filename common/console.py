@@ -1,13 +1,15 @@
 """The terminal: results go to standard output, everything else (progress, notes, errors) to standard error."""
 
+import codecs
 import contextlib
+import itertools
 import os
 import re
 import sys
 import tempfile
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import click
 from rich.console import Console
@@ -39,14 +41,32 @@ def note(message: str) -> None:
 
 
 def write_text(text: bytes) -> None:
-    """Puts a model's text and a newline on standard output: byte for byte into a file or a pipe; on a terminal with
-    U+FFFD for what is not UTF-8, and for the control characters that could drive the terminal."""
-    if out.is_terminal:
-        shown = text.decode("utf-8", errors="replace")
-        text = visible(shown, keep="\n\t").encode()
+    """Puts a model's text and a newline on standard output (`write_pieces`)."""
+    write_pieces([text])
+
+
+def write_pieces(pieces: Iterable[bytes], before: bytes = b"") -> None:
+    """Puts a model's text on standard output as it comes, and a newline: byte for byte into a file or a pipe; on a
+    terminal with U+FFFD for what is not UTF-8, and for the control characters that could drive the terminal.
+
+    before: comes first, but not before the first piece is there: where there is none, nothing is written.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def put(piece: bytes, last: bool = False) -> None:
+        shown = visible(decoder.decode(piece, last), keep="\n\t").encode() if out.is_terminal else piece
+        sys.stdout.buffer.write(shown + b"\n" * last)
+        sys.stdout.buffer.flush()
+
+    rest = iter(pieces)
+    first = next(rest, b"")
     sys.stdout.flush()
-    sys.stdout.buffer.write(text + b"\n")
-    sys.stdout.buffer.flush()
+    try:
+        for piece in itertools.chain([before + first], rest):
+            put(piece)
+    finally:
+        with contextlib.suppress(BrokenPipeError):  # then the loop has raised it
+            put(b"", last=True)
 
 
 def progress(unit: str = "") -> Progress:

@@ -1,5 +1,8 @@
-"""The command line: python -m export savedmodel | label | tflite | keras | show."""
+"""The command line: python -m export savedmodel | label | query | tflite | keras | show."""
 
+import math
+import os
+import secrets
 from pathlib import Path
 
 import click
@@ -7,6 +10,7 @@ import click
 from common import console
 
 FOLDER = click.Path(path_type=Path)
+CAP = click.IntRange(1, 1 << 20)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -17,12 +21,18 @@ def cli() -> None:
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 @click.option("--out", type=FOLDER, help="TF Serving's base path. Default: served/NAME.")
-@click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="The version to write below it.")
-@click.option("--force", is_flag=True, help="Replace that version where another model lies there.")
-def savedmodel(run: Path, out: Path | None, version: int, force: bool) -> None:
-    """Writes a SavedModel for TF Serving.
+@click.option("--version", type=click.IntRange(1), help="The version to write below it.  [default: the next one]")
+@click.option("--force", is_flag=True, help="Replace that version (without --version: the latest).")
+@click.option("--most-length", type=CAP, default=4096, show_default=True, help="Characters that a row may ask for.")
+@click.option("--most-prompt", type=CAP, default=4096, show_default=True, help="Characters that it may give to read.")
+@click.option("--most-rows", type=CAP, default=64, show_default=True, help="Rows of a call, and of a batch.")
+def savedmodel(
+    run: Path, out: Path | None, version: int | None, force: bool, most_length: int, most_prompt: int, most_rows: int
+) -> None:
+    """Writes a SavedModel for TF Serving, and what a server is started with.
 
-    The run's best checkpoint, proven by a fresh process that answers from the files alone.
+    The run's best checkpoint, proven by a fresh process that answers from the files alone. What callers may ask for at
+    most is part of the graph. Where the latest version holds the same model, nothing is made.
 
     \b
     Example:
@@ -30,7 +40,9 @@ def savedmodel(run: Path, out: Path | None, version: int, force: bool) -> None:
     """
     with console.hushed():
         from export.saved_model import export_saved_model
-    export_saved_model(run, out or Path("served") / run.name, version, force)
+        from trainers.generate import Limits
+    limits = Limits(length=most_length, prompt=most_prompt, rows=most_rows)
+    export_saved_model(run, out or Path("served") / run.name, version, force, limits)
 
 
 @cli.command()
@@ -112,6 +124,112 @@ def show(run: Path, served: Path | None, devices: Path | None) -> None:
     with console.hushed():
         from export.show import show as show_run
     show_run(run, served or Path("served") / run.name, devices or Path("devices") / run.name)
+
+
+@cli.command()
+@click.option("--target", default="localhost:8500", show_default=True, metavar="HOST:PORT", help="The server's gRPC.")
+@click.option("--model", required=True, metavar="NAME", help="The server's name for the model.")
+@click.option("--version", type=click.IntRange(0), help="A version of it.  [default: the latest]")
+@click.option("--label", metavar="NAME", help="The version that bears this label.")
+@click.option("--prompt", default="", help="The text to continue, or to score.")
+@click.option("--length", type=click.IntRange(0), default=500, show_default=True, help="Characters to write.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.8,
+    show_default=True,
+    help="0 is the likeliest text, 1 the model's own.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(-(1 << 63), (1 << 63) - 1),
+    help="The same seed writes the same text.  [default: another each time, and told]",
+)
+@click.option("--top-k", type=click.IntRange(0), default=0, help="Draw from so many of the likeliest characters.")
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1), default=1.0, help="From as few as have this probability together."
+)
+@click.option(
+    "--repetition-penalty",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    help="Above 1, what was written is less likely to come again.",
+)
+@click.option("--stop", default="", metavar="TEXT", help="End ahead of this text.")
+@click.option("--stream/--no-stream", default=True, help="Show the text as it comes, or all at once.")
+@click.option("--score", is_flag=True, help="Tell how likely the prompt is, instead.")
+@click.option("--info", is_flag=True, help="Tell what the model says of itself, instead.")
+@click.option("--status", is_flag=True, help="Tell which versions and signatures there are, instead.")
+@click.option("--json", "as_json", is_flag=True, help="Answer in one line of JSON.")
+@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds that a call may take.")
+@click.option("--tls", is_flag=True, help="Over TLS; a --tls-... option says so too.")
+@click.option("--tls-root", type=FOLDER, metavar="PEM", help="Authorities to trust.  [default: the public ones]")
+@click.option("--tls-key", type=FOLDER, metavar="PEM", help="The client's own key, with --tls-cert.")
+@click.option("--tls-cert", type=FOLDER, metavar="PEM", help="The client's own certificate.")
+@click.option("--tls-name", metavar="NAME", help="The name in the server's certificate, where it is not its address.")
+def query(
+    target: str,
+    model: str,
+    version: int | None,
+    label: str | None,
+    prompt: str,
+    length: int,
+    temperature: float,
+    seed: int | None,
+    top_k: int,
+    top_p: float,
+    repetition_penalty: float,
+    stop: str,
+    stream: bool,
+    score: bool,
+    info: bool,
+    status: bool,
+    as_json: bool,
+    timeout: float,
+    tls: bool,
+    tls_root: Path | None,
+    tls_key: Path | None,
+    tls_cert: Path | None,
+    tls_name: str | None,
+) -> None:
+    """Asks a model that TF Serving serves.
+
+    Writes the text as it comes, in pieces of which each is a call.
+
+    \b
+    Examples:
+      python -m export query --model book --prompt "Once " --length 2000 --stop "THE END"
+      python -m export query --target serving.example:443 --tls --model book --status
+    """
+    if score + info + status > 1:
+        raise click.UsageError("of --score, --info and --status, one at a time")
+    for name, value in (("temperature", temperature), ("top-p", top_p), ("repetition-penalty", repetition_penalty)):
+        if math.isnan(value):
+            raise click.BadParameter(f"nan is no --{name}")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC has to say comes back in the error
+    from common.settings import make
+    from export import query as ask
+
+    files = {"root_certificates": tls_root, "key": tls_key, "certificate": tls_cert, "server_name": tls_name}
+    trust = make(ask.Tls, files, "--tls-...") if tls or any(files.values()) else None
+    text = os.fsencode(prompt)  # as it was typed, whatever its encoding
+    with ask.Client(target, model, version=version, label=label, timeout=timeout, tls=trust) as client:
+        if score:
+            ask.score(client, text, as_json)
+        elif info:
+            ask.info(client, as_json)
+        elif status:
+            ask.status(client, as_json)
+        else:
+            sampling = ask.Sampling(
+                temperature=temperature,
+                seed=secrets.randbelow(1 << 31) if seed is None else seed,
+                top_k=top_k,
+                top_p=top_p,
+                repetition_penalty=repetition_penalty,
+                stop=os.fsencode(stop),
+            )
+            ask.write(client, text, length, sampling, stream=stream, as_json=as_json, tell_seed=seed is None)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ devices/NAME/model.json        the vocabulary and what the file was made from
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -20,7 +19,6 @@ from common.files import check_replaceable, whole_folder, write_json
 from export.lite_runner import LiteModel
 from export.made import LOGITS_TOLERANCE, already_made, check_logits, known, made_from
 from trainers import checkpoint
-from trainers.generate import Sampler
 from trainers.model import CharRNN
 
 PROBE = b"def read(self, size=-1):\n    return self._buffer[:size]\n"
@@ -29,7 +27,7 @@ PROBE = b"def read(self, size=-1):\n    return self._buffer[:size]\n"
 def step_model(model: CharRNN, end_id: int | None = None) -> keras.Model:
     """One step as a functional Keras model with the trained weights: (token, carry) -> (logits, carry), batch 1.
 
-    end_id: as in CharRNN.stepper.
+    end_id: the id that is read from an empty carry; None: none is.
     Built from cells because the converter turns them into plain matrix products; a layer with a time axis would need
     TensorList ops, which the runtime on devices does not have.
     """
@@ -80,7 +78,7 @@ def export_lite(folder: Path, out: Path, force: bool) -> None:
     with console.err.status(f"writing {out}"), whole_folder(out, replace=force) as partial:
         (partial / "model.tflite").write_bytes(convert(model, run.vocab.end_id))
         write_json(partial / "model.json", origin)
-        prove(partial, Sampler(model, run.vocab))
+        prove(partial, model)
     size = (out / "model.tflite").stat().st_size
     console.out.print(
         f"{out / 'model.tflite'}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB, builtin ops only; its runtime's "
@@ -88,16 +86,16 @@ def export_lite(folder: Path, out: Path, force: bool) -> None:
     )
 
 
-def prove(folder: Path, sampler: Sampler) -> None:
-    """Raises StageError unless the file runs on ai_edge_litert with builtin ops and gives the sampler's logits."""
+def prove(folder: Path, model: CharRNN) -> None:
+    """Raises StageError unless the file runs on ai_edge_litert with builtin ops and gives the model's logits."""
     lite = LiteModel(folder)
     foreign = sorted(op for op in lite.ops if op.startswith("Flex") or op in ("CUSTOM", "VAR_HANDLE"))
     if foreign:
         raise StageError(f"the written .tflite needs more than builtin ops: {', '.join(foreign)}")
-    probe = known(PROBE, lite.vocab)
-    expected_TxV: Any = sampler.logits(tf.constant([probe]))[0][0].numpy()
+    ids_1xT = lite.vocab.prompt_ids(known(PROBE, lite.vocab))[None]
+    logits_1xTxV, _ = model(ids_1xT, model.initial_carry(1), reset_BxT=ids_1xT == lite.vocab.end_id)
     carry, difference = lite.initial_carry(), 0.0
-    for token, expected_V in zip(lite.vocab.prompt_ids(probe), expected_TxV, strict=True):
+    for token, expected_V in zip(ids_1xT[0], logits_1xTxV[0].numpy(), strict=True):
         logits_V, carry = lite.step(int(token), carry)
         difference = max(difference, float(np.max(np.abs(logits_V - expected_V))))
     check_logits(difference, "the written .tflite")

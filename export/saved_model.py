@@ -2,167 +2,210 @@
 
 served/NAME/1/                                              a version, as TF Serving's base path wants it
     saved_model.pb, variables/                              the graph and the weights
-    assets.extra/tf_serving_warmup_requests                 a request of each signature, replayed when a server loads it
+    assets.extra/tf_serving_warmup_requests                 requests of each signature and batch size, which a server
+                                                            replays before its first caller waits for them
     assets.extra/export.json                                what it was made from
 
-Signatures; every input has one entry a row [B], every output B rows:
-    serving_default   prompt (string), length (int32), temperature (float32), seed (int64)
-                      -> text (string, valid UTF-8), text_bytes (string, as drawn); the new text alone
-    logits            text (string) -> logits (float32, [B, P, V]: after each id that is read), length (int32: how many)
+The signatures are told in export.signatures.
 """
 
+import base64
+import dataclasses
+import importlib.metadata
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from common import console
 from common.errors import StageError
 from common.files import check_replaceable, whole_folder, write_json
 from export.facts import facts_of
-from export.made import LOGITS_TOLERANCE, already_made, check_logits, known, made_from
-from export.serving import write_package
-from pipeline.vocab import Vocab
+from export.made import already_made, known, made_from, read_made_from
+from export.serving import batch_sizes, model_name, write_package
+from export.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
-from trainers.generate import Sampler
+from trainers.checkpoint import Checkpoint, Run
+from trainers.generate import Limits, Sampler
 
 MADE_FROM = "assets.extra/export.json"
+WARM_UP = "assets.extra/tf_serving_warmup_requests"
+TOLERANCE = 1e-5  # of a number, or of its size where that is above 1
 
-Inputs = dict[str, list[Any]]
+# What a stock server cannot run: ops of XLA, of cuDNN, of Python, of other processes.
+FOREIGN = ("Xla", "Cudnn", "PyFunc", "EagerPyFunc", "PyCall", "Collective", "_Mkl")
 
-DTYPES = {
-    "prompt": tf.string,
-    "length": tf.int32,
-    "temperature": tf.float32,
-    "seed": tf.int64,
-    "text": tf.string,
-}
+Request = tuple[str, dict[str, list[Any]]]  # a signature, and its inputs
 
 
-class Served(tf.Module):
-    """The signatures, over a model's weights."""
+def requests(served: Served) -> Iterator[Request]:
+    """What a written model is asked, and a server is warmed up with: each signature with each size of a batch.
 
-    def __init__(self, sampler: Sampler):
-        super().__init__(name="served")
-        self.vocab = sampler.vocab
-        self.weights = [weight.value for weight in sampler.model.weights]  # tracked: what variables/ will hold
-
-        def spec(name: str) -> tf.TensorSpec:
-            return tf.TensorSpec([None], DTYPES[name], name)
-
-        @tf.function(input_signature=[spec(name) for name in ("prompt", "length", "temperature", "seed")])
-        def serving_default(
-            prompt: tf.Tensor, length: tf.Tensor, temperature: tf.Tensor, seed: tf.Tensor
-        ) -> dict[str, tf.Tensor]:
-            drawn_B = sampler.generate(prompt, length, temperature, seed)
-            return {"text": tf.strings.unicode_transcode(drawn_B, "UTF-8", "UTF-8"), "text_bytes": drawn_B}
-
-        @tf.function(input_signature=[spec("text")])
-        def logits(text: tf.Tensor) -> dict[str, tf.Tensor]:
-            logits_BxPxV, length_B = sampler.logits(text)
-            return {"logits": logits_BxPxV, "length": length_B}
-
-        self.functions = {"serving_default": serving_default, "logits": logits}
-
-    def answer(self, signature: str, inputs: Inputs) -> dict[str, np.ndarray]:
-        """Runs a signature on Python lists, without the detour over a file."""
-        outputs = self.functions[signature](**tensors(inputs))
-        return {name: value.numpy() for name, value in outputs.items()}
-
-
-def requests(vocab: Vocab) -> dict[str, Inputs]:
-    """What the written model is asked, and a server is warmed up with, by signature.
-
-    Prompts of different lengths, one of them empty, share a batch; hot and cold rows too.
+    Prompts of different lengths, one of them empty, share a batch; hot and cold rows too, with options and without.
     """
+    vocab, limits = served.sampler.vocab, served.sampler.limits
+    prompts = [known(text, vocab) for text in (b"def ", b"", b"import os\nclass ")]
+    carries = list(served.answer("start", {"prompt": prompts})["carry_bytes"])
+    values: dict[str, list[Any]] = {
+        "prompt": prompts,
+        "length": [min(count, limits.length) for count in (20, 16, 3)],
+        "temperature": [0.8, 1.0, 0.0],
+        "seed": [1, 2, 3],
+        "top_k": [0, 5, 0],
+        "top_p": [1.0, 0.9, 1.0],
+        "repetition_penalty": [1.0, 1.0, 1.2],
+        "stop": [b"", known(b"e", vocab), b""],
+        "carry_bytes": [carries[0], b"", carries[2]],
+        "text": prompts,
+        "layer": [0, served.sampler.model.config.layers - 1, 0],
+        "ignored": [b"", b"", b""],
+    }
+    for rows in batch_sizes(limits.rows):
+        for signature, names in INPUTS.items():
+            yield signature, {name: [values[name][row % 3] for row in range(rows)] for name in names}
+
+
+def info(run: Run, chosen: Checkpoint, limits: Limits) -> dict[str, Any]:
+    """What the signature `info` tells, as JSON."""
+    origin = made_from(run, chosen)
+    nats = origin["val_nats"]
     return {
-        "serving_default": {
-            "prompt": [known(b"def ", vocab), b"", known(b"import os\nclass ", vocab)],
-            "length": [40, 64, 16],
-            "temperature": [0.8, 1.0, 0.0],
-            "seed": [1, 2, 3],
-        },
-        "logits": {"text": [known(b"for line in lines:\n", vocab), known(b"return", vocab)]},
+        **origin,
+        "unit": run.vocab.unit,
+        "bits_per_char": None if nats is None else nats / np.log(2),
+        "limits": dataclasses.asdict(limits),
+        "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")},
     }
 
 
-def tensors(inputs: Inputs) -> dict[str, tf.Tensor]:
-    """Lists as tensors of the types that the signatures take."""
-    return {name: tf.constant(values, DTYPES[name]) for name, values in inputs.items()}
-
-
-def export_saved_model(folder: Path, out: Path, version: int, force: bool) -> None:
+def export_saved_model(folder: Path, out: Path, version: int | None, force: bool, limits: Limits | None = None) -> None:
     """Writes out/VERSION from a run's best checkpoint, proves it in a fresh process, and only then puts it in place.
 
+    version: None: the latest where the same model lies there, else the next. limits: None: the usual ones.
     Raises StageError where that version is there already and was made from something else (unless `force`), or where
     what the written model answers differs from the checkpoint.
     """
     run = checkpoint.read_run(folder)
     chosen = checkpoint.best(run)
+    limits = limits or Limits()
+    about = info(run, chosen, limits)
+    latest = latest_version(out)
+    if version is None:
+        again = force or read_made_from(out / str(latest) / MADE_FROM) == about
+        version = max(latest, 1) if again else latest + 1
     target = out / str(version)
-    origin = made_from(run, chosen)
     check_replaceable(target, "saved_model.pb", "a SavedModel")
-    if not force and already_made(target, MADE_FROM, origin, f"--version {next_version(out)}"):
+    if not force and already_made(target, MADE_FROM, about, f"--version {latest + 1}"):
         write_package(out, version, facts_of(run, chosen))  # what a card tells may have come since
         return
-    served = Served(Sampler(checkpoint.load_model(run, chosen), run.vocab))
+    sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab, limits, frozen=True)
+    served = Served(sampler, json.dumps(about, ensure_ascii=False))
     with console.err.status(f"writing {target}"), whole_folder(target, replace=force) as partial:
         tf.saved_model.save(served, str(partial), signatures=served.functions)
-        write_warmup(partial / "assets.extra" / "tf_serving_warmup_requests", out.name, run.vocab)
-        write_json(partial / MADE_FROM, origin)
+        check_ops(partial)
+        write_warmup(partial / WARM_UP, model_name(out), served)
+        write_json(partial / MADE_FROM, about)
         prove(served, partial)
     write_package(out, version, facts_of(run, chosen))
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     console.out.print(
-        f"{target}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB; a fresh process answers with the checkpoint's "
-        f"text, and its logits to {LOGITS_TOLERANCE:g}",
+        f"{target}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB; a fresh process answers as the checkpoint "
+        f"does, in all {len(INPUTS)} signatures",
     )
 
 
-def next_version(out: Path) -> int:
-    """The first number above every version that is there."""
-    return 1 + max((int(path.name) for path in out.glob("*") if path.name.isdigit()), default=0)
+def latest_version(out: Path) -> int:
+    """The highest version that is there; 0 where there is none."""
+    return max((int(path.name) for path in out.glob("*") if path.name.isdigit()), default=0)
 
 
-def write_warmup(path: Path, model: str, vocab: Vocab) -> None:
+def check_ops(folder: Path) -> None:
+    """Raises StageError where a written graph holds an op that a stock server does not run, or is bound to a device."""
+    read = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    graph = read.meta_graphs[0].graph_def
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    foreign = {node.op for node in nodes if node.op.startswith(FOREIGN)}
+    attributes = [node.attr for node in nodes] + [function.attr for function in graph.library.function]
+    foreign |= {"a function for XLA" for attribute in attributes if attribute["_XlaMustCompile"].b}
+    foreign |= {f"a device, {node.device}" for node in nodes if "GPU" in node.device}
+    if foreign:
+        raise StageError(f"the graph holds what a stock server does not run: {', '.join(sorted(foreign))}")
+
+
+def write_warmup(path: Path, model: str, served: Served) -> None:
     """Writes the requests that TF Serving replays when it loads the model, before the first caller waits for them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature, inputs in requests(vocab).items():
+        for signature, inputs in requests(served):
             request = predict_pb2.PredictRequest()
             request.model_spec.name, request.model_spec.signature_name = model, signature
-            for name, value in tensors(inputs).items():
-                request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+            for name, values in inputs.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(values, DTYPES[name]))
             log = prediction_log_pb2.PredictLog(request=request)
             writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
 
 
 def prove(served: Served, folder: Path) -> None:
-    """Lets a fresh process answer `requests` from the files alone, and compares with the checkpoint.
+    """Lets a fresh process answer the warm-up requests from the files alone, and compares with the checkpoint.
 
-    Raises StageError where a text differs at all, or a logit by more than LOGITS_TOLERANCE.
+    Raises StageError where a text differs at all, or a number by more than TOLERANCE.
     """
     with tempfile.TemporaryDirectory() as scratch:
         answers = Path(scratch) / "answers.json"
         command = [sys.executable, "-m", "export.session", str(folder), str(answers)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        model, limits = served.sampler.model, served.sampler.limits
+        reference = Served(Sampler(model, served.sampler.vocab, limits), served.info)
+        asked = [(signature, reference.answer(signature, inputs)) for signature, inputs in requests(reference)]
+        said = process.communicate()[1]
+        if process.returncode:
+            last = (said.strip().splitlines() or ["no message"])[-1]
             raise StageError(f"the written SavedModel does not load in a fresh process: {last}")
-        got = json.loads(answers.read_text(encoding="utf-8"))
-    asked = requests(served.vocab)
-    text = served.answer("serving_default", asked["serving_default"])["text_bytes"]
-    expected = [row.hex() for row in text]
-    if got["text_bytes"] != expected:
-        raise StageError(
-            f"the written SavedModel wrote {got['text_bytes']}, the checkpoint {expected} (as hexadecimal)"
-        )
-    logits = served.answer("logits", asked["logits"])["logits"]
-    difference = float(np.max(np.abs(np.array(got["logits"]) - logits)))
-    check_logits(difference, "the written SavedModel")
+        found = json.loads(answers.read_text(encoding="utf-8"))
+    if len(found) != len(asked):
+        raise StageError(f"the written SavedModel has {len(found)} warm-up requests, not {len(asked)}")
+    for (signature, expected), got in zip(asked, found, strict=True):
+        if got.keys() != expected.keys():
+            raise StageError(f"the written SavedModel's {signature} gives {', '.join(got)}, not {', '.join(expected)}")
+        for name, value in expected.items():
+            compare(f"{signature}.{name}", unpacked(got[name]), value)
+
+
+def compare(what: str, got: np.ndarray, expected: np.ndarray) -> None:
+    """Raises StageError where an output of the written model is not the checkpoint's."""
+    if what.endswith("carry_bytes"):  # numbers, most of them
+        got, expected = (np.array([np.frombuffer(row, np.float32) for row in rows]) for rows in (got, expected))
+    if got.shape != expected.shape:
+        raise StageError(f"the written SavedModel's {what} is {got.shape}, the checkpoint's {expected.shape}")
+    if expected.dtype.kind != "f":
+        same = np.array_equal(got, expected)
+        difference = "" if same else f": {got.tolist()[:3]} instead of {expected.tolist()[:3]}"
+    else:
+        off = np.abs(got - expected) / np.maximum(1, np.abs(expected))
+        near = (off <= TOLERANCE) & (np.abs(expected) >= np.finfo(np.float32).tiny)  # below it: a carry's whole numbers
+        same = bool(np.all(near | (got.view(np.int32) == expected.view(np.int32))))
+        difference = "" if same else f" by {np.max(off):.1g}; at most {TOLERANCE:g} is allowed"
+    if not same:
+        raise StageError(f"the written SavedModel's {what} differs{difference}")
+
+
+def packed(value: np.ndarray) -> dict[str, Any]:
+    """An output as JSON, which holds no bytes."""
+    if value.dtype.kind == "O":
+        return {"bytes": [base64.b64encode(row).decode() for row in value]}
+    return {"dtype": value.dtype.name, "shape": value.shape, "data": base64.b64encode(value.tobytes()).decode()}
+
+
+def unpacked(value: dict[str, Any]) -> np.ndarray:
+    """The inverse of `packed`."""
+    if "bytes" in value:
+        return np.array([base64.b64decode(row) for row in value["bytes"]] + [None], object)[:-1]
+    return np.frombuffer(base64.b64decode(value["data"]), value["dtype"]).reshape(value["shape"])

@@ -1,7 +1,7 @@
-"""Answers the standard requests from a SavedModel's files alone: python -m export.session FOLDER ANSWERS.json
+"""Answers a SavedModel's warm-up requests from its files alone: python -m export.session FOLDER ANSWERS.json
 
-Run as a process of its own by export.saved_model. It loads the graph into a Session, as TF Serving's C++ loader does,
-so that nothing of the process that wrote the model, nor any of its Python, can help.
+Run as a process of its own by export.saved_model. It loads the graph into a Session and replays the requests, as TF
+Serving's C++ does, so that nothing of the process that wrote the model, nor any of its Python, can help.
 """
 
 import json
@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
-from common.errors import StageError
-from export.made import read_made_from
-from export.saved_model import MADE_FROM, Inputs, requests
-from pipeline.vocab import Vocab
+from export.saved_model import WARM_UP, packed
 
 
-def answer(session: tf.compat.v1.Session, signature: Any, inputs: Inputs) -> dict[str, Any]:
+def answer(session: tf.compat.v1.Session, signature: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Runs one signature of a loaded SavedModel."""
     return session.run(
         {name: tensor.name for name, tensor in signature.outputs.items()},
@@ -26,19 +24,17 @@ def answer(session: tf.compat.v1.Session, signature: Any, inputs: Inputs) -> dic
 
 
 def main(folder: str, answers: str) -> None:
-    made_from = read_made_from(Path(folder) / MADE_FROM)
-    if made_from is None:
-        raise StageError(f"{folder} does not say what it was made from: {MADE_FROM} is missing")
-    asked = requests(Vocab.from_json(made_from["vocab"]))
+    """Answers every request of the warm-up file, in order."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         signatures = tf.compat.v1.saved_model.load(session, ["serve"], folder).signature_def
-        got = {name: answer(session, signatures[name], inputs) for name, inputs in asked.items()}
-    value = {
-        "text_bytes": [row.hex() for row in got["serving_default"]["text_bytes"]],
-        "logits": got["logits"]["logits"].tolist(),
-    }
+        found = []
+        for record in tf.compat.v1.io.tf_record_iterator(str(Path(folder) / WARM_UP)):
+            request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+            inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+            got = answer(session, signatures[request.model_spec.signature_name], inputs)
+            found.append({name: packed(value) for name, value in got.items()})
     with open(answers, "w", encoding="utf-8") as file:
-        json.dump(value, file)
+        json.dump(found, file)
 
 
 if __name__ == "__main__":

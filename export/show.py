@@ -10,9 +10,9 @@ from common import console
 from common.errors import StageError
 from export.lite_runner import LiteModel
 from export.made import read_made_from
-from export.saved_model import MADE_FROM, tensors
+from export.saved_model import MADE_FROM, latest_version
 from trainers import checkpoint
-from trainers.generate import Sampler
+from trainers.generate import Asked, Sampler
 
 TEMPERATURES = (0.5, 0.8, 1.0)
 LENGTH = 240  # characters, after an empty prompt: it suits every text
@@ -77,35 +77,32 @@ def _samples(sources: dict[str, list[bytes]]) -> None:
             console.write_text(text.decode("utf-8", errors="replace").encode())
 
 
-def _requests() -> dict[str, tf.Tensor]:
+def _inputs() -> dict[str, tf.Tensor]:
     rows = len(TEMPERATURES)
-    return tensors(
-        {
-            "prompt": [b""] * rows,
-            "length": [LENGTH] * rows,
-            "temperature": list(TEMPERATURES),
-            "seed": list(range(rows)),
-        }
-    )
+    return {
+        "prompt": tf.constant([b""] * rows),
+        "length": tf.constant([LENGTH] * rows),
+        "temperature": tf.constant(TEMPERATURES),
+        "seed": tf.range(rows, dtype=tf.int64),
+    }
 
 
 def _from_checkpoint(run: checkpoint.Run, chosen: checkpoint.Checkpoint) -> list[bytes]:
     sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab)
-    inputs = _requests()
-    drawn_B = tf.function(sampler.generate)(*(inputs[n] for n in ("prompt", "length", "temperature", "seed")))
-    return drawn_B.numpy().tolist()
+    generate = tf.function(sampler.generate, autograph=False)
+    return generate(Asked(*_inputs().values())).text_bytes.numpy().tolist()
 
 
 def _latest(served: Path) -> Path:
-    versions = sorted((path for path in served.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
-    if not versions:
+    latest = latest_version(served)
+    if not latest:
         raise StageError(f"there is no SavedModel in {served}: make it with python -m export savedmodel")
-    return versions[-1]
+    return served / str(latest)
 
 
 def _from_saved_model(version: Path) -> list[bytes]:
     loaded = tf.saved_model.load(str(version))
-    return loaded.signatures["serving_default"](**_requests())["text_bytes"].numpy().tolist()
+    return loaded.signatures["serving_default"](**_inputs())["text_bytes"].numpy().tolist()
 
 
 def _from_lite(devices: Path) -> list[bytes]:

@@ -72,6 +72,7 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         ("export.lite_runner", {"ai_edge_litert"}),
         ("export.serving", {"tensorflow_serving"}),
         ("trainers.loop trainers.evaluate trainers.info", {"tensorflow", "keras"}),
+        ("export.query", {"tensorflow_serving"}),  # and with it the client
         ("export.saved_model export.session", {"tensorflow", "keras", "tensorflow_serving"}),
     ],
 )

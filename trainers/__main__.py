@@ -92,7 +92,7 @@ def evaluate(run: Path, split: str, data: Path | None, force: bool) -> None:
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 @click.option("--prompt", default="", help="The text to continue; none starts as after a newline.")
-@click.option("--length", type=click.IntRange(0, 1 << 20), default=500, show_default=True, help="Characters to write.")
+@click.option("--length", type=click.IntRange(0), default=500, show_default=True, help="Characters to write.")
 @click.option(
     "--temperature",
     type=click.FloatRange(0),
@@ -107,7 +107,26 @@ def evaluate(run: Path, split: str, data: Path | None, force: bool) -> None:
     show_default=True,
     help="The same seed writes the same text.",
 )
-def sample(run: Path, prompt: str, length: int, temperature: float, seed: int) -> None:
+@click.option("--top-k", type=click.IntRange(0, (1 << 31) - 1), default=0, help="Draw among so many. [default: all]")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Draw among so likely ones.")
+@click.option(
+    "--repetition-penalty",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    help="Above 1: the last 64 characters are less likely to come again.",
+)
+@click.option("--stop", default="", help="Write no further than to this text, 64 characters at most.")
+def sample(
+    run: Path,
+    prompt: str,
+    length: int,
+    temperature: float,
+    seed: int,
+    top_k: int,
+    top_p: float,
+    repetition_penalty: float,
+    stop: str,
+) -> None:
     """Writes text with a run's best checkpoint.
 
     \b
@@ -116,10 +135,11 @@ def sample(run: Path, prompt: str, length: int, temperature: float, seed: int) -
     """
     with console.hushed():
         from trainers.generate import sample_run
-    if math.isnan(temperature):
-        raise click.BadParameter("nan is no temperature: give 0 or more")
-    start = os.fsencode(prompt)  # as it was typed, whatever its encoding
-    console.write_text(start + sample_run(run, start, length, temperature, seed))
+    if not all(map(math.isfinite, (temperature, top_p, repetition_penalty))):
+        raise click.BadParameter("a temperature, --top-p and --repetition-penalty are finite numbers")
+    start, end = os.fsencode(prompt), os.fsencode(stop)  # as they were typed, whatever their encoding
+    pieces = sample_run(run, start, length, temperature, seed, top_k, top_p, repetition_penalty, end)
+    console.write_pieces(pieces, before=start)
 
 
 @cli.command()

@@ -13,6 +13,7 @@ Legend: B lanes, I inputs, H units, G gate columns (4 H, 3 H, H). A state is the
 carries from step to step, each BxH: (h, c) for the LSTM, (h,) for the others; h is the output.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import keras
@@ -20,6 +21,7 @@ import tensorflow as tf
 
 State = tuple[tf.Tensor, ...]
 Kept = tuple[tf.Tensor, ...]  # BxH each
+Infer = Callable[[tf.Tensor, tf.Tensor, State], State]  # of z, h R and the state before
 
 _sigmoid_grad, _tanh_grad = tf.raw_ops.SigmoidGrad, tf.raw_ops.TanhGrad  # dy y (1 - y) and dy (1 - y y), one op each
 
@@ -51,6 +53,15 @@ class Cell(Protocol):
         """From the gradients of the state after the step to those of z, of h R (the same tensor, unless `apart`) and of
         the state before it, h R aside; None where there is none."""
 
+    def fold(self, w: Weights) -> Weights:
+        """The weights that `infer` takes: what `forward` multiplies its sums by is in them."""
+
+    def inference(self, units: int) -> Infer:
+        """`forward` with folded weights, in fewer ops and with no thought of a gradient. Gives the next state.
+
+        To be made outside the loop that calls it: it holds constants, which a loop would make anew in every turn.
+        """
+
 
 class Lstm:
     """Keras orders the gate columns i, f, c, o; here i, f, o, c: three sigmoids side by side, then one tanh."""
@@ -72,11 +83,29 @@ class Lstm:
         _, c_prev_BxH = before
         H = c_prev_BxH.shape[-1]
         # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: one tanh over all gates takes less than three sigmoids, and no slices.
-        half_G = tf.constant([0.5] * (3 * H) + [1.0] * H)
+        half_G = self._half(H)
         i, f, o, g = tf.split(tf.tanh((z_BxG + hr_BxG) * half_G) * half_G + (1 - half_G), 4, axis=1)
         c_BxH = f * c_prev_BxH + i * g
         tanh_c = tf.tanh(c_BxH)
         return (o * tanh_c, c_BxH), (i, f, o, g, c_prev_BxH, tanh_c)
+
+    def _half(self, H: int) -> tf.Tensor:
+        return tf.constant([0.5] * (3 * H) + [1.0] * H)
+
+    def fold(self, w: Weights) -> Weights:
+        half_G = self._half(w.recurrent[0].shape[0])
+        return Weights(w.kernel_IxG * half_G, w.bias_G * half_G, (w.recurrent[0] * half_G,))
+
+    def inference(self, units: int) -> Infer:
+        half_G = self._half(units)
+        rest_G = 1 - half_G
+
+        def infer(z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> State:
+            i, f, o, g = tf.split(tf.tanh(z_BxG + hr_BxG) * half_G + rest_G, 4, axis=1)
+            c_BxH = f * before[1] + i * g
+            return (o * tf.tanh(c_BxH), c_BxH)
+
+        return infer
 
     def backward(self, after: State, kept: Kept) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
         dh_BxH, dc_BxH = after
@@ -116,6 +145,24 @@ class Gru:
         dz_r = _sigmoid_grad(y=r, dy=dz_g * hr_h)
         return tf.concat([dz_z, dz_r, dz_g], 1), tf.concat([dz_z, dz_r, dz_g * r], 1), (dh_BxH * z,)
 
+    def fold(self, w: Weights) -> Weights:
+        H = w.recurrent[0].shape[0]
+        half_G = tf.constant([0.5] * (2 * H) + [1.0] * H)
+        recurrent, recurrent_bias = w.recurrent
+        return Weights(w.kernel_IxG * half_G, w.bias_G * half_G, (recurrent * half_G, recurrent_bias * half_G))
+
+    def inference(self, units: int) -> Infer:
+        H = units
+
+        def infer(z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> State:
+            # Unlike sigmoid's, tanh's rounding does not depend on where in the batch a row stands.
+            gates = tf.tanh(z_BxG[:, : 2 * H] + hr_BxG[:, : 2 * H]) * 0.5 + 0.5
+            z, r = tf.split(gates, 2, axis=1)
+            g = tf.tanh(z_BxG[:, 2 * H :] + r * hr_BxG[:, 2 * H :])
+            return (g + z * (before[0] - g),)
+
+        return infer
+
 
 class Rnn:
     """The plain one: a single tanh."""
@@ -138,6 +185,12 @@ class Rnn:
         (dh_BxH,), (h_BxH,) = after, kept
         dz_BxH = _tanh_grad(y=h_BxH, dy=dh_BxH)
         return dz_BxH, dz_BxH, (None,)
+
+    def fold(self, w: Weights) -> Weights:
+        return w
+
+    def inference(self, units: int) -> Infer:
+        return lambda z_BxG, hr_BxG, before: self.forward(z_BxG, hr_BxG, before)[0]
 
 
 CELLS: dict[str, Cell] = {"lstm": Lstm(), "gru": Gru(), "rnn": Rnn()}

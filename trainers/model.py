@@ -6,7 +6,6 @@ splits, gathers, is saved and is sent over a wire as any other batch does.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ from trainers.cells import CELLS, Cell, State, Weights
 from trainers.config import ModelConfig
 
 States = list[State]  # of each layer: the carry, taken apart
-Step = Callable[[tf.Tensor, States], tuple[tf.Tensor, States]]
 Recur = Callable[..., tuple[tf.Tensor, State]]  # trainers.recurrence.recur, or what takes its place
 
 
@@ -146,30 +144,6 @@ class CharRNN(keras.Model):
             y_BxTxH, states = self._run_loop(ids_BxT, states, masks, reset_BxT, self.matmul_dtype, recurrence.recur)
         return self._logits(y_BxTxH), join_carry(states)
 
-    def stepper(self, end_id: int | None = None) -> Step:
-        """Prepares the weights for many single steps. Gives step(ids_B, states) -> (logits_BxV, states), plain ops.
-
-        end_id: the id that is read from an empty carry, since a document ends with it; None: none is.
-        What does not change from step to step is made here, once, outside the loop that calls the step.
-        """
-        layers = [self.cell.weights(layer) for layer in self.rnns]
-        first = self._first(layers[0], tf.float32, tf.gather)
-        if self.vocab_size <= recurrence.TABLE:
-            first = functools.partial(tf.gather, first(tf.range(self.vocab_size)))
-
-        def step(ids_B: tf.Tensor, states: States) -> tuple[tf.Tensor, States]:
-            if end_id is not None:
-                keep_Bx1 = tf.cast(ids_B != end_id, tf.float32)[:, None]
-                states = [tuple(x_BxH * keep_Bx1 for x_BxH in state) for state in states]
-            y_BxH, after = None, []
-            for index, (w, state) in enumerate(zip(layers, states, strict=True)):
-                z_BxG = tf.matmul(y_BxH, w.kernel_IxG) + w.bias_G if index else first(ids_B)
-                after.append(recurrence.step(self.cell, z_BxG, state, w.recurrent))
-                y_BxH = self._normed(index, after[-1][0])
-            return self.dense(y_BxH), after
-
-        return step
-
     def gates(
         self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, reset_BxT: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
@@ -200,18 +174,19 @@ class CharRNN(keras.Model):
         """What layer `index` gives to the one above it."""
         return self.norms[index](y) if self.norms else y
 
-    def _first(
-        self, w: Weights, dtype: tf.DType, look_up: Callable[..., tf.Tensor]
-    ) -> Callable[[tf.Tensor], tf.Tensor]:
-        """x W + b of the first layer as a function of ids, [*ids.shape, G]; look_up(table, ids) gives rows."""
+    def _first(self, w: Weights, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
+        """x W + b of the first layer as a function of ids, [*ids.shape, G]."""
+
+        def look_up(table: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+            return lambda ids: recurrence.look_up(table, ids, dtype)
+
         if self.embedding is None:
-            return functools.partial(look_up, w.kernel_IxG + w.bias_G)
+            return look_up(w.kernel_IxG + w.bias_G)
         rows_VxE = tf.convert_to_tensor(self.embedding.embeddings)
         if self.vocab_size > recurrence.TABLE:
-            return lambda ids: recurrence.project(look_up(rows_VxE, ids), w, dtype)
+            return lambda ids: recurrence.project(look_up(rows_VxE)(ids), w, dtype)
         # A small vocabulary is projected once, instead of every character of the window.
-        table_VxG = recurrence.matmul(rows_VxE, w.kernel_IxG, dtype)
-        return functools.partial(look_up, table_VxG + w.bias_G)
+        return look_up(recurrence.matmul(rows_VxE, w.kernel_IxG, dtype) + w.bias_G)
 
     def _run_stock(self, ids_BxT: tf.Tensor, states: States, masks: Sequence[tf.Tensor]) -> tuple[tf.Tensor, States]:
         y_BxTxK = tf.one_hot(ids_BxT, self.vocab_size) if self.embedding is None else self.embedding(ids_BxT)
@@ -240,8 +215,7 @@ class CharRNN(keras.Model):
         for index, (layer, state) in enumerate(zip(self.rnns, states, strict=True)):
             w = self.cell.weights(layer)
             if y_TxBxH is None:
-                first = self._first(w, dtype, lambda table, ids: recurrence.look_up(table, ids, dtype))
-                z_TxBxG = first(tf.transpose(ids_BxT))
+                z_TxBxG = self._first(w, dtype)(tf.transpose(ids_BxT))
             else:
                 if masks:
                     y_TxBxH = tf.cast(y_TxBxH, tf.float32) * tf.transpose(masks[index - 1], [1, 0, 2])

@@ -2,7 +2,7 @@
 
     stock    keras.layers.LSTM, GRU or SimpleRNN itself: cuDNN on a GPU
     loop     a graph loop for the CPU with a hand-written gradient: this file's `recur`
-    step     a single time step for sampling and export: this file's `step`
+    step     a single time step for sampling and export: trainers.stepper
 
 What differs from cell to cell stands in trainers.cells; this file is what they share.
 
@@ -53,11 +53,6 @@ def project(x: tf.Tensor, w: Weights, dtype: tf.DType) -> tf.Tensor:
     x_NxI = tf.cast(tf.reshape(x, [-1, x.shape[-1]]), dtype)
     z_NxG = tf.nn.bias_add(tf.matmul(x_NxI, tf.cast(w.kernel_IxG, dtype)), tf.cast(w.bias_G, dtype))
     return tf.reshape(z_NxG, [*lengths, z_NxG.shape[-1]])
-
-
-def step(cell: Cell, z_BxG: tf.Tensor, before: State, recurrent: Recurrent) -> State:
-    """One time step from the projected input z = x W + b. Gives the next state."""
-    return cell.forward(z_BxG, _recurrent(recurrent, tf.float32)(before[0]), before)[0]
 
 
 def recur(

@@ -18,7 +18,7 @@ from common import console
 from common.machine import memory
 from trainers import checkpoint
 from trainers.checkpoint import Run
-from trainers.generate import Sampler
+from trainers.generate import Asked, Sampler
 from trainers.model import CharRNN
 
 TEMPERATURE = 0.8  # of the samples
@@ -36,7 +36,7 @@ class Watch:
         self._board = (
             tf.summary.create_file_writer(str(run.folder / BOARD)) if chief else tf.summary.create_noop_writer()
         )
-        self._generate = tf.function(Sampler(model, run.vocab).generate)
+        self._generate = tf.function(Sampler(model, run.vocab).generate, autograph=False)
         self._pace: tuple[int, float] | None = None  # a step, and when it was made: time left is reckoned from there
         self._headed = False
 
@@ -86,10 +86,10 @@ class Watch:
                 tf.summary.scalar(name, row[name])
 
     def _sample(self, step: int, length: int) -> str:
-        drawn = self._generate(
+        asked = Asked(
             tf.constant([b""]), tf.constant([length]), tf.constant([TEMPERATURE]), tf.constant([step], tf.int64)
         )
-        return drawn.numpy()[0].decode("utf-8", errors="replace")
+        return self._generate(asked).text_bytes.numpy()[0].decode("utf-8", errors="replace")
 
     def _left(self, step: int) -> str:
         """The time left, at the pace since the start, validations and all; empty where there is no telling yet."""

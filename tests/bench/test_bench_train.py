@@ -132,7 +132,7 @@ def test_all_and_a_size_exclude_each_other() -> None:
 
 
 def test_torch_is_left_out_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "_has", lambda package: package != "torch")
+    monkeypatch.setattr(train, "has", lambda package: package != "torch")
     with console.err.capture() as seen:
         usable = [name for name, peer in PEERS.items() if train._usable(name, peer, "cpu")]
     assert usable == ["ours, float32", "ours, bfloat16", "keras.layers.LSTM, fit"]

@@ -90,7 +90,7 @@ PATH = [
     ("trainers info runs/tiny", r"parameters +│ 45,\d\d\d "),
     (
         "export savedmodel runs/tiny --out served/tiny",
-        r"served/tiny/1: step \d+ of runs/tiny, 0\.\d MB; a fresh process",
+        r"served/tiny/1: step \d+ of runs/tiny, \d\.\d MB; a fresh process",
     ),
     (
         "export tflite runs/tiny --out devices/tiny",
@@ -235,7 +235,7 @@ MISTAKES = [
         1,
         "are of another vocabulary",
     ),
-    ("a full version folder", "export savedmodel runs/tiny --out served/full", 1, "served/full/1 is full"),
+    ("a full version folder", "export savedmodel runs/tiny --out served/full --version 1", 1, "served/full/1 is full"),
     (
         "a folder of other things",
         "export tflite runs/tiny --out configs --force",
@@ -248,7 +248,7 @@ MISTAKES = [
         1,
         "text.py is a file, a run is a folder",
     ),
-    ("no number", "trainers sample runs/tiny --temperature nan", 2, "nan is no temperature"),
+    ("no number", "trainers sample runs/tiny --temperature nan", 2, "are finite numbers"),
     ("data that has moved", "trainers evaluate runs/tiny --data data/gone", 1, "say with --data where it lies now"),
     ("no such run", "trainers sample runs/none", 1, "there is no run in runs/none"),
     ("no such command", "trainers tarin", 2, "No such command 'tarin'"),

@@ -1,9 +1,11 @@
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_model
 import pytest
+import serving
 import tensorflow as tf
 
 from pipeline.lanes import windows_per_epoch
@@ -14,6 +16,12 @@ from trainers.checkpoint import Run
 from trainers.config import RunConfig
 from trainers.devices import Devices
 from trainers.loop import Training
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which server the tests of the client asked; pytest's header would be silent under -q."""
+    terminalreporter.write_line(f"TF Serving: {serving.kind()}")
+
 
 TEXT = b"def spam(eggs):\n    return eggs * 2\n\n\n" * 10
 
@@ -65,3 +73,16 @@ def other_run(
     vocab = char_vocab(Counter(TEXT.decode()))
     manifest = make_data(folder / "data", 50, vocab, train=TEXT, val=TEXT[:100])
     return trained(folder / request.param, manifest, OTHERS[request.param], total=5)
+
+
+@pytest.fixture(scope="session")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base path of the fake model, versions 1 and 2."""
+    return fake_model.write(tmp_path_factory.mktemp("served") / "fake", 1, 2)
+
+
+@pytest.fixture(scope="session")
+def server(fake: Path) -> Iterator[serving.Server]:
+    """TF Serving, or what stands in for it (pytest's report ends with which), with the fake model."""
+    with serving.served(fake) as server:
+        yield server

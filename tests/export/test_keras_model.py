@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_file_holds_stock_layers_and_gives_the_checkpoints_logits(run: Path, exported: Path) -> None:
     loaded, model = keras.models.load_model(exported / "model.keras"), load(run)
     assert {type(operation).__module__.split(".")[0] for operation in loaded.operations} == {"keras"}
-    assert [operation.name for operation in loaded.operations] == ["ids", "one_hot", "lstm_0", "lstm_1", "logits"]
+    names = [operation.name for operation in loaded.operations]
+    assert re.fullmatch(r"ids one_hot(_\d+)? lstm_0 lstm_1 logits", " ".join(names))  # Keras numbers its ops a process
     ids = np.random.default_rng(1).integers(0, 256, (BATCH, 20))
     expected, _ = model(ids, model.initial_carry(BATCH))
     for _ in range(2):

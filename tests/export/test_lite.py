@@ -9,7 +9,8 @@ from common.errors import StageError
 from export.lite import export_lite, prove
 from export.lite_runner import LiteModel
 from trainers import checkpoint
-from trainers.generate import Sampler
+from trainers.generate import Asked, Sampler
+from trainers.model import CharRNN
 
 
 @pytest.fixture(scope="module")
@@ -19,37 +20,41 @@ def devices(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def sampler(run: Path) -> Sampler:
-    opened = checkpoint.read_run(run)
-    return Sampler(checkpoint.load_model(opened), opened.vocab)
+def load(run: Path) -> CharRNN:
+    return checkpoint.load_model(checkpoint.read_run(run))
+
+
+def greedy(run: Path, prompt: bytes) -> bytes:
+    """The 40 likeliest characters after a prompt, by the checkpoint."""
+    sampler = Sampler(load(run), checkpoint.read_run(run).vocab)
+    asked = Asked(*(tf.constant([x]) for x in (prompt, 40, 0.0)), tf.constant([1], tf.int64))
+    return sampler.generate(asked).text_bytes.numpy()[0]
 
 
 def test_the_runtime_gives_the_checkpoints_logits_and_greedy_text(run: Path, devices: Path) -> None:
     lite, text = LiteModel(devices), b"import spam\n\ndef eggs(x):\n"
-    expected_TxV = sampler(run).logits(tf.constant([text]))[0][0]
+    model = load(run)
+    expected_TxV = model(np.frombuffer(text, np.uint8)[None], model.initial_carry(1))[0][0]
     carry = lite.initial_carry()
     for byte, expected_V in zip(text, expected_TxV, strict=True):
         logits_V, carry = lite.step(byte, carry)
         np.testing.assert_allclose(logits_V, expected_V, atol=1e-4)
-    greedy = sampler(run).generate(*(tf.constant([x]) for x in (b"def ", 40, 0.0)), tf.constant([1], tf.int64))
-    assert lite.generate(b"def ", 40, temperature=0, seed=1) == greedy.numpy()[0]
+    assert lite.generate(b"def ", 40, temperature=0, seed=1) == greedy(run, b"def ")
 
 
 def test_every_cell_runs_on_the_runtime(other_run: Path, tmp_path: Path) -> None:
     export_lite(other_run, tmp_path / "other", force=False)
-    lite, one = LiteModel(tmp_path / "other"), sampler(other_run)
-    assert lite.initial_carry().shape == one.model.initial_carry(1).shape
-    greedy = one.generate(*(tf.constant([x]) for x in (b"def ", 40, 0.0)), tf.constant([1], tf.int64))
-    assert lite.generate(b"def ", 40, temperature=0, seed=1) == greedy.numpy()[0]
+    lite = LiteModel(tmp_path / "other")
+    assert lite.initial_carry().shape == load(other_run).initial_carry(1).shape
+    assert lite.generate(b"def ", 40, temperature=0, seed=1) == greedy(other_run, b"def ")
 
 
 def test_characters_and_documents(documents_run: Path, tmp_path: Path) -> None:
     export_lite(documents_run, tmp_path / "names", force=False)
-    lite, one = LiteModel(tmp_path / "names"), sampler(documents_run)
+    lite = LiteModel(tmp_path / "names")
     prompts = [b"", b"Zo", "Анна\nĐ".encode(), b"q?"]
     for prompt in prompts:
-        greedy = one.generate(*(tf.constant([x]) for x in (prompt, 40, 0.0)), tf.constant([1], tf.int64))
-        assert lite.generate(prompt, 40, temperature=0, seed=1) == greedy.numpy()[0]
+        assert lite.generate(prompt, 40, temperature=0, seed=1) == greedy(documents_run, prompt)
     texts = [lite.generate(b"", 40, 1.5, seed) for seed in range(20)]
     assert not any(b"\n" in text for text in texts)
     assert len({len(text) for text in texts}) > 1, "they end where their documents do"
@@ -77,8 +82,8 @@ def test_seeds_repeat_and_the_empty_prompt_starts_after_a_newline(devices: Path)
 
 
 def test_a_file_of_another_model_is_not_passed(run: Path, devices: Path) -> None:
-    other = sampler(run)
-    other.model.dense.bias.assign_add(0.001 * tf.one_hot(7, 256))
+    other = load(run)
+    other.dense.bias.assign_add(0.001 * tf.one_hot(7, 256))
     with pytest.raises(StageError, match=r"the written \.tflite's logits differ by 0\.001"):
         prove(devices, other)
 

@@ -1,174 +1,223 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from common.errors import StageError
 from export import saved_model
-from export.saved_model import Served, export_saved_model, prove
-from export.serving import FACTS, TEMPLATES, read
+from export.saved_model import export_saved_model
+from export.serving import read
 from export.session import answer
-from pipeline.vocab import Vocab
+from export.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
-from trainers.generate import Sampler
+from trainers.generate import Limits, Sampler
+
+LIMITS = Limits(rows=5)
 
 
 @pytest.fixture(scope="module")
 def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base path of a model, exported as the command does it, its proof in a fresh process included."""
     out = tmp_path_factory.mktemp("served") / "tiny"
-    export_saved_model(run, out, version=1, force=False)
+    export_saved_model(run, out, version=1, force=False, limits=LIMITS)
     return out
 
 
-def ask(version: Path, signature: str, inputs: dict[str, list[Any]]) -> dict[str, Any]:
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(version))
-        return answer(session, loaded.signature_def[signature], inputs)
+class Files:
+    """A version's files in a Session, and what the checkpoint itself answers."""
+
+    def __init__(self, version: Path, run: Path):
+        opened = checkpoint.read_run(run)
+        self.reference = Served(Sampler(checkpoint.load_model(opened), opened.vocab, LIMITS), "")
+        with tf.Graph().as_default() as graph:
+            self.session = tf.compat.v1.Session(graph=graph)
+            loaded = tf.compat.v1.saved_model.load(self.session, ["serve"], str(version))
+        self.signatures = loaded.signature_def
+
+    def ask(self, signature: str, inputs: dict[str, list[Any]]) -> dict[str, Any]:
+        return answer(self.session, self.signatures[signature], inputs)
+
+    def check(self, signature: str, inputs: dict[str, list[Any]]) -> dict[str, Any]:
+        """Asks the files, and compares with the checkpoint as the export does."""
+        got, expected = self.ask(signature, inputs), self.reference.answer(signature, inputs)
+        assert got.keys() == expected.keys()
+        for name, value in expected.items():
+            saved_model.compare(f"{signature}.{name}", got[name], value)
+        return got
 
 
-def test_the_files_answer_with_the_checkpoints_text_and_logits(run: Path, served: Path) -> None:
-    opened = checkpoint.read_run(run)
-    sampler = Sampler(checkpoint.load_model(opened), opened.vocab)
-    for rows in (1, 5):  # other batch sizes than the export's own proof
+@pytest.fixture(scope="module")
+def files(served: Path, run: Path) -> Files:
+    return Files(served / "1", run)
+
+
+def test_the_files_answer_as_the_checkpoint_does(files: Files) -> None:
+    for rows in (1, 5):  # other requests, and other sizes, than the export's own proof
         inputs = {
             "prompt": [b"def ", b"", "é".encode(), b"x" * 50, b"return"][:rows],
             "length": [30, 3, 0, 9, 100][:rows],
             "temperature": [1.0, 0.5, 1.0, 0.0, 2.0][:rows],
             "seed": [1, -1, 0, 5, 2**50][:rows],
         }
-        got = ask(served / "1", "serving_default", inputs)
-        expected = sampler.generate(*saved_model.tensors(inputs).values()).numpy().tolist()
-        assert got["text_bytes"].tolist() == expected
-        assert [text.decode("utf-8") for text in got["text"]] == [t.decode("utf-8", "replace") for t in expected]
-    texts = [b"def spam(", b"eggs"]
-    got = ask(served / "1", "logits", {"text": texts})
-    assert got["length"].tolist() == [9, 4]
-    for row, text in zip(got["logits"], texts, strict=True):
-        logits, _ = sampler.model(np.frombuffer(text, np.uint8)[None], sampler.model.initial_carry(1))
-        np.testing.assert_allclose(row[: len(text)], logits[0], atol=1e-4)
+        got = files.check("serving_default", inputs)
+        assert [len(text) for text in got["text_bytes"]] == inputs["length"]
+        drawn = [text.decode("utf-8", "replace") for text in got["text_bytes"]]
+        assert [text.decode("utf-8") for text in got["text"]] == drawn
+    assert files.check("score", {"text": [b"def spam(", b"eggs"]})["n_chars"].tolist() == [9, 4]
+
+
+def save(run: Path, folder: Path) -> Served:
+    """The files alone, without the export's proof."""
+    opened = checkpoint.read_run(run)
+    served = Served(Sampler(checkpoint.load_model(opened), opened.vocab, LIMITS, frozen=True), "")
+    tf.saved_model.save(served, str(folder), signatures=served.functions)
+    return served
 
 
 def test_every_cell_is_served(other_run: Path, tmp_path: Path) -> None:
-    opened = checkpoint.read_run(other_run)
-    sampler = Sampler(checkpoint.load_model(opened), opened.vocab)
-    served, asked = Served(sampler), saved_model.requests(opened.vocab)
-    tf.saved_model.save(served, str(tmp_path), signatures=served.functions)  # without the proof's process
+    served = save(other_run, tmp_path)
+    saved_model.check_ops(tmp_path)
+    asked = dict(saved_model.requests(served))  # of each signature the largest
+    assert asked.keys() == INPUTS.keys()
+    files = Files(tmp_path, other_run)
     for signature, inputs in asked.items():
-        got, expected = ask(tmp_path, signature, inputs), served.answer(signature, inputs)
-        if signature == "logits":
-            np.testing.assert_allclose(got["logits"], expected["logits"], atol=1e-5)
-        else:
-            assert got["text_bytes"].tolist() == expected["text_bytes"].tolist()
+        files.check(signature, inputs)
 
 
 def test_characters_and_documents_are_served(documents_run: Path, tmp_path: Path) -> None:
-    export_saved_model(documents_run, tmp_path / "names", version=1, force=False)
-    opened = checkpoint.read_run(documents_run)
-    sampler = Sampler(checkpoint.load_model(opened), opened.vocab)
+    save(documents_run, tmp_path)
     prompts = [b"", b"Zo", "Анна\nĐ".encode(), b"q?"]  # two documents, and what is not known
     inputs = {"prompt": prompts, "length": [30] * 4, "temperature": [1.0, 0.0, 2.0, 0.5], "seed": [1, 2, 3, 4]}
-    got = ask(tmp_path / "names" / "1", "serving_default", inputs)
-    expected = sampler.generate(*saved_model.tensors(inputs).values()).numpy().tolist()
-    assert got["text_bytes"].tolist() == expected
-    assert all(b"\n" not in text and len(text.decode()) <= 30 for text in expected)
-    got = ask(tmp_path / "names" / "1", "logits", {"text": prompts})
-    assert got["length"].tolist() == [1, 3, 7, 3]  # the end of a document, and the characters
+    got = Files(tmp_path, documents_run).check("serving_default", inputs)
+    assert all(b"\n" not in text and len(text.decode()) <= 30 for text in got["text_bytes"])
 
 
 def test_every_input_and_output_has_a_row_a_request(served: Path) -> None:
     loaded = tf.saved_model.load(str(served / "1"))
-    rank = {}
-    for name, function in loaded.signatures.items():
-        rank |= {f"{name}.{key}": spec.shape.as_list() for key, spec in function.structured_input_signature[1].items()}
-        rank |= {f"{name}.{key}": value.shape.as_list()[:1] for key, value in function.structured_outputs.items()}
-    assert rank == {
-        **{
-            f"serving_default.{key}": [None]
-            for key in ("prompt", "length", "temperature", "seed", "text", "text_bytes")
-        },
-        **{f"logits.{key}": [None] for key in ("text", "logits", "length")},
+    assert {name: set(f.structured_input_signature[1]) for name, f in loaded.signatures.items()} == {
+        name: set(inputs) for name, inputs in INPUTS.items()
     }
+    for function in loaded.signatures.values():
+        for name, spec in function.structured_input_signature[1].items():
+            assert (spec.shape.as_list(), spec.dtype) == ([None], DTYPES[name])
+        assert {value.shape.as_list()[0] for value in function.structured_outputs.values()} == {None}
 
 
-def test_the_graph_holds_nothing_that_a_stock_server_lacks(served: Path) -> None:
-    from tensorflow.core.protobuf import saved_model_pb2
+@pytest.mark.parametrize("foreign", ["XlaLaunch", "CudnnRNNV3", "PyFunc", "EagerPyFunc"])
+def test_a_graph_that_a_stock_server_does_not_run_is_refused(served: Path, tmp_path: Path, foreign: str) -> None:
+    written = saved_model_pb2.SavedModel.FromString((served / "1" / "saved_model.pb").read_bytes())
+    assert sum(len(function.node_def) for function in written.meta_graphs[0].graph_def.library.function) > 1000
+    written.meta_graphs[0].graph_def.library.function[0].node_def.add(name="foreign", op=foreign)
+    (tmp_path / "saved_model.pb").write_bytes(written.SerializeToString())
+    with pytest.raises(StageError, match=rf"what a stock server does not run: {foreign}$"):
+        saved_model.check_ops(tmp_path)
+    written.meta_graphs[0].graph_def.library.function[0].node_def.pop()
+    written.meta_graphs[0].graph_def.library.function[0].attr["_XlaMustCompile"].b = True
+    (tmp_path / "saved_model.pb").write_bytes(written.SerializeToString())
+    with pytest.raises(StageError, match=r"what a stock server does not run: a function for XLA$"):
+        saved_model.check_ops(tmp_path)
 
-    graph = (
-        saved_model_pb2.SavedModel.FromString((served / "1" / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
-    )
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    ops = {node.op for node in nodes}
-    assert len(nodes) > 100
-    assert not {op for op in ops if op.startswith(("Xla", "Cudnn", "PyFunc", "EagerPyFunc", "Collective"))}
-    attributes = [node.attr for node in nodes] + [function.attr for function in graph.library.function]
-    assert not any(attribute["_XlaMustCompile"].b for attribute in attributes if "_XlaMustCompile" in attribute)
-    assert {node.device for node in nodes} <= {"", "/device:CPU:*", "/device:CPU:0"}
+
+def test_a_model_that_was_made_beside_a_gpu_is_the_same_graph(run: Path, tmp_path: Path) -> None:
+    """Where a GPU is visible the model runs through cuDNN; what is exported must not. There is none here: the model is
+    told that there were."""
+    graphs = []
+    for gpu in (False, True):
+        opened = checkpoint.read_run(run)
+        model = checkpoint.load_model(opened)
+        model.use_stock_layers = gpu
+        served = Served(Sampler(model, opened.vocab, LIMITS, frozen=True), "")
+        tf.saved_model.save(served, str(tmp_path / str(gpu)), signatures=served.functions)
+        read = saved_model_pb2.SavedModel.FromString((tmp_path / str(gpu) / "saved_model.pb").read_bytes())
+        functions = read.meta_graphs[0].graph_def.library.function
+        graphs.append(sorted(sorted(node.op for node in function.node_def) for function in functions))
+    assert graphs[0] == graphs[1]
 
 
-def test_warm_up_requests_are_what_a_server_replays(served: Path) -> None:
-    records = tf.data.TFRecordDataset(str(served / "1" / "assets.extra" / "tf_serving_warmup_requests"))
+def test_warm_up_requests_are_what_a_server_replays(served: Path, files: Files) -> None:
+    records = tf.data.TFRecordDataset(str(served / "1" / saved_model.WARM_UP))
     replayed = [prediction_log_pb2.PredictionLog.FromString(r.numpy()).predict_log.request for r in records]
-    assert [(r.model_spec.name, r.model_spec.signature_name) for r in replayed] == [
-        ("tiny", n) for n in ("serving_default", "logits")
-    ]
-    for request in replayed:
+    sizes = [1, 2, 4, 5]  # of batches, up to the limit
+    rows = [len(tf.make_ndarray(next(iter(r.inputs.values())))) for r in replayed]
+    assert [(r.model_spec.name, r.model_spec.signature_name) for r in replayed] == [("tiny", n) for n in INPUTS] * 4
+    assert rows == [size for size in sizes for _ in INPUTS]
+    for request, count in zip(replayed[-2 * len(INPUTS) :], rows[-2 * len(INPUTS) :], strict=True):
         inputs = {name: tf.make_ndarray(value).tolist() for name, value in request.inputs.items()}
-        got = ask(served / "1", request.model_spec.signature_name, inputs)
-        assert {len(value) for value in got.values()} == {len(next(iter(inputs.values())))}
+        got = files.ask(request.model_spec.signature_name, inputs)
+        assert {len(value) for value in got.values()} == {count}
+        for name in {"error", "finish_reason"} & got.keys():
+            assert not [row for row in got[name] if row.startswith(b"error")]
 
 
-def test_the_package_lies_beside_the_version(served: Path) -> None:
-    files = {path.name for path in served.iterdir() if path.is_file() and path.name != ".lock"}
-    assert files == {"models.config", *TEMPLATES}
-    assert (served / "1" / FACTS).is_file()
-    labels = read(served)
-    assert labels is not None
-    assert labels.labels == {"stable": 1}
-
-
-def test_a_full_version_folder_is_refused_and_the_same_model_is_not_made_again(
-    run: Path, served: Path, capsys: pytest.CaptureFixture[str]
+def test_the_same_model_is_not_made_again_and_another_one_is_the_next_version(
+    run: Path,
+    served: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = (served / "1" / "saved_model.pb").stat().st_mtime_ns
-    export_saved_model(run, served, version=1, force=False)
-    assert "is already made from" in capsys.readouterr().err
-    about = served / "1" / "assets.extra" / "export.json"
-    whole = about.read_text()
-    about.write_text(json.dumps({**json.loads(whole), "step": 1}))
+    monkeypatch.setattr(saved_model, "prove", lambda served, folder: None)  # it takes a process and seconds
+    out = tmp_path / "tiny"
+    shutil.copytree(served, out)
+    before = (out / "1" / "saved_model.pb").stat().st_mtime_ns
+    for version in (None, 1):
+        export_saved_model(run, out, version, force=False, limits=LIMITS)
+        assert "is already made from" in capsys.readouterr().err
     with pytest.raises(StageError, match=r"1 is full: another model lies there; give --version 2 or --force$"):
-        export_saved_model(run, served, version=1, force=False)
-    about.write_text(whole)
-    assert (served / "1" / "saved_model.pb").stat().st_mtime_ns == before
+        export_saved_model(run, out, version=1, force=False)  # with other limits
+    assert (out / "1" / "saved_model.pb").stat().st_mtime_ns == before
+    export_saved_model(run, out, version=None, force=False, limits=Limits(rows=1))
+    assert sorted(path.name for path in out.iterdir() if path.name.isdigit()) == ["1", "2"]
+    assert read(out).labels == {"stable": 1, "canary": 2}
 
 
 def test_a_model_that_answers_otherwise_is_not_put_in_place(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other_requests(path: Path, model: str, vocab: Vocab) -> None:
-        path.parent.mkdir()
-        variables = path.parent.parent / "variables" / "variables.data-00000-of-00001"
-        data = bytearray(variables.read_bytes())
-        data[:400] = np.full(100, 0.5, np.float32).tobytes()  # another model than the one in memory
-        variables.write_bytes(data)
+    class Tampered(Served):
+        def __init__(self, sampler: Sampler, info: str):
+            super().__init__(sampler, info)
+            if sampler.laid:
+                sampler.laid.dense_bias_V.assign_add(0.001 * tf.one_hot(7, 256))
 
-    monkeypatch.setattr(saved_model, "write_warmup", other_requests)
-    with pytest.raises(StageError, match="the written SavedModel"):
-        export_saved_model(run, tmp_path / "served", version=1, force=False)
+    monkeypatch.setattr(saved_model, "Served", Tampered)
+    with pytest.raises(StageError, match=r"start\.logits differs by 0\.000.*; at most 1e-05 is allowed$"):
+        export_saved_model(run, tmp_path / "served", version=1, force=False, limits=Limits(rows=1))
     assert list((tmp_path / "served").iterdir()) == []
 
 
-def test_the_proof_compares_texts_and_logits(run: Path, served: Path) -> None:
-    opened = checkpoint.read_run(run)
-    model = checkpoint.load_model(opened)
-    prove(Served(Sampler(model, opened.vocab)), served / "1")
-    model.dense.bias.assign_add(0.001 * tf.one_hot(7, 256))  # texts stay, logits do not
-    with pytest.raises(StageError, match=r"logits differ by 0\.001"):
-        prove(Served(Sampler(model, opened.vocab)), served / "1")
-    model.dense.bias.assign_add(100 * tf.one_hot(7, 256))
-    with pytest.raises(StageError, match=r"the written SavedModel wrote \['"):
-        prove(Served(Sampler(model, opened.vocab)), served / "1")
+def test_answers_are_compared_to_the_last_text_and_the_fifth_digit() -> None:
+    text, carry = np.array([b"ab", b""], object), np.array([np.float32([0.5, -1.5]).tobytes()], object)
+    five, six = (np.array([np.int32([number]).tobytes()], object) for number in (5, 6))
+    compare = saved_model.compare
+    compare("generate.text", text, np.array([b"ab", b""], object))
+    compare("score.nats", np.float32([1, 1000]), np.float32([1.000009, 1000.009]))
+    compare("start.carry_bytes", carry, np.array([np.float32([0.500004, -1.5]).tobytes()], object))
+    for what, got, expected, message in (
+        ("generate.text", text, np.array([b"ab", b"c"], object), r"generate.text differs: \[b'ab', b''\] instead of"),
+        ("generate.n_chars", np.int32([3]), np.int32([4]), r"generate.n_chars differs: \[3\] instead of \[4\]$"),
+        (
+            "score.nats",
+            np.float32([1]),
+            np.float32([1.00002]),
+            r"differs by 2e-05; at most 1e-05 is allowed$",
+        ),
+        ("score.nats", np.float32([np.nan]), np.float32([1]), "score.nats differs by nan"),
+        ("start.logits", np.zeros((1, 2), np.float32), np.zeros((1, 3), np.float32), r"is \(1, 2\), .* \(1, 3\)$"),
+        ("start.carry_bytes", five, six, r"start\.carry_bytes differs"),
+    ):
+        with pytest.raises(StageError, match=message):
+            compare(what, got, expected)
+
+
+def test_outputs_survive_json() -> None:
+    for value in (np.array([b"", b"\xff\0"], object), np.float32([[1, np.nan]]), np.zeros((0, 3), np.int32)):
+        back = saved_model.unpacked(json.loads(json.dumps(saved_model.packed(value))))
+        assert (back.dtype, back.shape) == (value.dtype, value.shape)
+        np.testing.assert_array_equal(back, value)

@@ -1,14 +1,15 @@
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.lite_runner import choose as numpy_choose
+from common.errors import UsageError
 from pipeline.vocab import Vocab, byte_vocab
 from trainers.config import ModelConfig
-from trainers.generate import Sampler, choose
+from trainers.generate import KINDS, Asked, Limits, Sampler, Written
 from trainers.model import CharRNN
 
 Generate = Callable[..., list[bytes]]
@@ -17,14 +18,26 @@ Generate = Callable[..., list[bytes]]
 def call(sampler: Sampler) -> Generate:
     """generate(prompts, lengths, temperatures, seeds), traced once."""
     traced = tf.function(
-        sampler.generate,
-        input_signature=[tf.TensorSpec([None], dtype) for dtype in (tf.string, tf.int32, tf.float32, tf.int64)],
+        lambda *columns: sampler.generate(Asked(*columns)),
+        input_signature=[tf.TensorSpec([None], kind) for kind in KINDS[:4]],
+        autograph=False,
     )
 
     def generate(prompts: list[bytes], lengths: list[int], temperatures: list[float], seeds: list[int]) -> list[bytes]:
-        return list(traced(prompts, lengths, temperatures, seeds).numpy())
+        written = traced(prompts, lengths, temperatures, seeds)
+        assert not [reason for reason in written.finish_reason.numpy() if reason not in (b"length", b"stop")]
+        return list(written.text_bytes.numpy())
 
     return generate
+
+
+def ask(sampler: Sampler, prompts: list[bytes], lengths: list[int], warm: float = 1.0, **options: Any) -> Written:
+    """Written, of NumPy arrays; seeds count from 1. options: top_k, top_p, penalty, stop, the same for all rows."""
+    B = len(prompts)
+    one = {"top_k": 0, "top_p": 1.0, "penalty": 1.0, "stop": b"", **options}
+    columns = [prompts, lengths, [warm] * B, range(1, B + 1), *([value] * B for value in one.values())]
+    asked = Asked(*(tf.constant(list(column), kind) for column, kind in zip(columns, KINDS, strict=True)))
+    return Written(*(column.numpy() for column in sampler.generate(asked)))
 
 
 @pytest.fixture(scope="module")
@@ -103,45 +116,9 @@ def test_a_prompt_of_two_documents_is_read_as_its_last(sampler: Sampler) -> None
     documents = Sampler(sampler.model, byte_vocab(end="newline"))
     both, last = call(documents)([b"one\nand two", b"and two"], [40, 40], [0.0, 0.0], [1, 1])
     assert both == last
-    logits, lengths = documents.logits(tf.constant([b"one\nand", b"and", b""]))
-    assert lengths.numpy().tolist() == [8, 4, 1]
-    np.testing.assert_allclose(logits[0, 4:], logits[1, :4], atol=1e-5)
-
-
-def test_characters_are_counted_and_found_by_their_code_points() -> None:
-    sampler = follower(Vocab("char", CHARACTERS))
-    assert sampler.encode(tf.constant(["яa😀".encode(), b"", "é".encode()]))[0].numpy().tolist() == [
-        [4, 1, 6],
-        [0, 0, 0],
-        [3, 0, 0],
-    ]
-    assert call(sampler)(["я".encode(), b""], [3, 8], [0.0, 0.0], [1, 1]) == ["中😀\n".encode(), "abéя中😀\na".encode()]
-    logits, lengths = sampler.logits(tf.constant(["яa😀".encode(), b""]))
-    assert lengths.numpy().tolist() == [3, 1]
-    assert np.argmax(logits[0], -1).tolist() == [5, 2, 0]
-
-
-def test_characters_where_the_number_of_rows_is_known_ahead() -> None:
-    for end_id in (None, 0):
-        sampler = follower(Vocab("char", CHARACTERS, end_id))
-        inputs = (tf.constant(["я".encode()]), tf.constant([2]), tf.constant([0.0]), tf.constant([1], tf.int64))
-        assert tf.function(sampler.generate)(*inputs).numpy().tolist() == ["中😀".encode()]
-
-
-def test_what_is_unknown_has_an_id_or_is_refused_by_name() -> None:
-    unknown = follower(Vocab("char", CHARACTERS, unknown_id=2))
-    for text in ("a!é\U0010fffd", "", "\u4e2c"):  # below, between and above what it knows
-        assert unknown.encode(tf.constant([text.encode()]))[0].numpy()[0].tolist() == (
-            unknown.vocab.encode(text.encode()).tolist() or [0]
-        )
-    spell = call(follower(Vocab("char", CHARACTERS)))
-    for text in ("ab!é", "\U0010fffd", "\x00"):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="a character is outside the vocabulary"):
-            spell([b"a", text.encode()], [1, 1], [1.0, 1.0], [1, 1])
-    with pytest.raises(tf.errors.InvalidArgumentError, match="!"):
-        spell([b"ab!"], [1], [1.0], [1])
-    with pytest.raises(tf.errors.InvalidArgumentError, match="Invalid formatting on input string"):
-        spell([b"\xff"], [1], [1.0], [1])
+    _, logits, _ = documents.start(tf.constant([b"one\nand", b"and", b""]))
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
+    assert np.abs(logits[1] - logits[2]).max() > 1e-2
 
 
 def test_the_same_seed_writes_the_same_text(generate: Generate) -> None:
@@ -176,56 +153,134 @@ def test_temperature_zero_and_nearly_zero_are_greedy(sampler: Sampler, generate:
     assert generate([text] * 2, [20] * 2, [0.0, 1e-4], [1, 2]) == [expected, expected]
 
 
-def test_temperatures_without_meaning_have_one(generate: Generate) -> None:
-    greedy, nan, negative, infinite = generate([b"ab"] * 4, [20] * 4, [0.0, np.nan, -1.0, np.inf], [1] * 4)
-    assert greedy == nan == negative
-    assert len(set(infinite)) > 10, "all characters alike"
-
-
-def test_lengths_of_nothing(generate: Generate) -> None:
-    assert generate([b"abc", b"a"], [0, -5], [1.0, 1.0], [1, 1]) == [b"", b""]
-
-
 def test_bytes_of_every_kind_are_prompts(generate: Generate) -> None:
     (text,) = generate([b"\x00\xff" + "é\r\n".encode()], [5], [1.0], [1])
     assert len(text) == 5
 
 
-def test_a_byte_outside_the_vocabulary_is_refused() -> None:
-    with pytest.raises(tf.errors.InvalidArgumentError, match="holds a byte that is outside the model"):
-        call(speller(b"abc\n"))([b"abd"], [1], [1.0], [1])
+def test_a_row_that_cannot_be_answered_says_so_and_leaves_the_others_alone(sampler: Sampler) -> None:
+    limited = Sampler(sampler.model, sampler.vocab, Limits(length=30, prompt=9, rows=4))
+    fine = ask(limited, [b"abc", b"abc"], [30, 0])
+    assert (fine.finish_reason.tolist(), fine.n_chars.tolist()) == ([b"length"] * 2, [30, 0])
+    mixed = ask(limited, [b"abc", b"0123456789", b"x"], [30, 5, 31])
+    assert mixed.finish_reason.tolist() == [
+        b"length",
+        b"error: prompt: at most 9 bytes are read, got 10 bytes",
+        b"error: length: 0 to 30, got 31",
+    ]
+    assert mixed.text_bytes.tolist() == [fine.text_bytes[0], b"", b""]
+    assert (mixed.n_chars.tolist(), mixed.log_prob.tolist()[1:]) == ([30, 0, 0], [0, 0])
+    many = ask(limited, [b"a"] * 5, [1] * 5)
+    assert many.finish_reason.tolist() == [b"error: at most 4 rows a call, got 5"] * 5
+    assert ask(limited, [], []).text_bytes.tolist() == []
+    for settings, what in (
+        ({"warm": np.nan}, "temperature: a number, 0 (greedy) or more, got nan"),
+        ({"warm": np.inf}, "temperature: a number, 0 (greedy) or more, got inf"),
+        ({"warm": -0.5}, "temperature: a number, 0 (greedy) or more, got -0.5"),
+        ({"top_k": -1}, "top_k: 0 (all) or more, got -1"),
+        ({"top_p": 0.0}, "top_p: more than 0, at most 1 (all), got 0"),
+        ({"top_p": np.nan}, "top_p: more than 0, at most 1 (all), got nan"),
+        ({"penalty": 0.0}, "repetition_penalty: a number above 0, got 0"),
+        ({"stop": b"." * 65}, "stop: at most 64 bytes are read, got 65 bytes"),
+    ):
+        assert ask(limited, [b"abc"], [3], **settings).finish_reason.tolist() == [f"error: {what}".encode()]
 
 
-def test_choose_draws_in_proportion_to_the_softmax(rng: np.random.Generator) -> None:
-    logits = rng.normal(size=6).astype(np.float32)
-    n = 20_000
-    uniform = ((np.arange(n) + 0.5) / n).astype(np.float32)
-    for temperature in (0.5, 1.0, 2.0):
-        drawn = choose(tf.tile(logits[None], [n, 1]), tf.fill([n], temperature), uniform)
-        p = np.exp(logits / temperature)
-        np.testing.assert_allclose(np.bincount(drawn, minlength=6) / n, p / p.sum(), atol=2e-3)
+def test_impossible_limits_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"limits: rows must be 1 to 1,048,576, got 0$"):
+        Limits(rows=0)
 
 
-@pytest.mark.parametrize("uniform", [0.0, 0.3, 1 - 2**-23])
-@pytest.mark.parametrize("temperature", [0.0, 1e-3, 0.7, 100.0])
-def test_choose_takes_where_the_uniform_falls(rng: np.random.Generator, temperature: float, uniform: float) -> None:
-    logits = (10 * rng.normal(size=(50, 9))).astype(np.float32)
-    drawn = choose(logits, tf.fill([50], temperature), tf.fill([50], uniform)).numpy()
-    for row, got in zip(logits, drawn, strict=True):
-        for one in (int(got), numpy_choose(row, temperature, uniform)):
-            scaled = row.astype(np.float64) / max(temperature, 1e-3)
-            p = np.exp(scaled - scaled.max())
-            above = np.cumsum(p / p.sum())
-            if temperature == 0:
-                assert one == np.argmax(row)
-            else:
-                assert above[one] - p[one] / p.sum() - 1e-5 <= uniform <= above[one] + 1e-5
+def test_what_is_outside_the_vocabulary_is_named() -> None:
+    spell = follower(Vocab("char", CHARACTERS))
+    prompts = ["ab!é".encode(), b"\xff", "\U0010fffd".encode(), b"a"]
+    assert ask(spell, prompts, [2] * 4, 0.0).finish_reason.tolist() == [
+        b"error: prompt: '!' is not in the model's vocabulary; see info",
+        b"error: prompt: not UTF-8, which a text of characters must be",
+        "error: prompt: '\U0010fffd' is not in the model's vocabulary; see info".encode(),
+        b"length",
+    ]
+    assert ask(spell, [b"a"], [2], stop=b"q").finish_reason[0].startswith(b"error: stop: 'q' is not")
 
 
-def test_logits_are_the_windows(sampler: Sampler) -> None:
-    texts = [b"for i in range(3):", b"x"]
-    logits, lengths = sampler.logits(tf.constant(texts))
-    assert lengths.numpy().tolist() == [18, 1]
-    for row, text in zip(logits, texts, strict=True):
-        expected, _ = sampler.model(np.frombuffer(text, np.uint8)[None], sampler.model.initial_carry(1))
-        np.testing.assert_allclose(row[: len(text)], expected[0], atol=1e-5)
+def test_a_stop_ends_the_text_ahead_of_it(sampler: Sampler) -> None:
+    whole = ask(sampler, [b"def "] * 3, [200] * 3)
+    stop = whole.text_bytes[0][60:63]
+    cut = ask(sampler, [b"def "] * 3, [200] * 3, stop=stop)
+    for text, got, reason in zip(whole.text_bytes, cut.text_bytes, cut.finish_reason, strict=True):
+        assert (got, reason) == ((text.split(stop)[0], b"stop") if stop in text else (text, b"length"))
+    assert cut.n_chars.tolist() == [len(text) for text in cut.text_bytes]
+    # The model's own probability of what stands there, not of what was cut off.
+    (log_prob_BxP, _, _) = sampler.score(tf.constant([b"\n" + whole.text_bytes[0]]))
+    assert log_prob_BxP.shape == (1, 201)
+
+
+def test_a_stop_is_looked_for_in_what_is_written() -> None:
+    spell = speller(b"unmistakbe\n")
+    assert ask(spell, [b"unmis", b"unmist"], [9, 6], 0.0, stop=b"sta").text_bytes.tolist() == [
+        b"takbe\nunm",
+        b"akbe\nu",
+    ]
+
+
+def test_a_stop_is_characters_and_comes_before_the_end_of_a_document() -> None:
+    spell = follower(Vocab("char", CHARACTERS, end_id=0))
+    assert ask(spell, [b""], [9], 0.0, stop="я中".encode()).text_bytes.tolist() == ["abé".encode()]
+    ended = ask(spell, [b"", b""], [9, 9], 0.0, stop="中😀\n".encode())
+    assert ended.text_bytes.tolist() == ["abéя".encode()] * 2
+    assert ended.finish_reason.tolist() == [b"stop"] * 2
+
+
+def test_log_prob_is_what_score_says(sampler: Sampler) -> None:
+    written = ask(sampler, [b""] * 3, [50, 1, 0], 0.7)
+    log_prob_BxP, count_B, problem_B = sampler.score(tf.constant(written.text_bytes))
+    assert (count_B.numpy().tolist(), problem_B.numpy().tolist()) == ([50, 1, 0], [b""] * 3)
+    np.testing.assert_allclose(np.sum(log_prob_BxP, 1), written.log_prob, rtol=1e-5)
+    ids = np.frombuffer(b"\n" + written.text_bytes[0], np.uint8)[None]
+    logits, _ = sampler.model(ids, sampler.model.initial_carry(1))
+    expected = tf.math.log_softmax(logits[0, :-1]).numpy()[np.arange(50), ids[0, 1:]]
+    np.testing.assert_allclose(log_prob_BxP[0], expected, atol=1e-5)
+
+
+def test_in_pieces_the_text_is_the_same(sampler: Sampler) -> None:
+    stop = ask(sampler, [b"def "], [120]).text_bytes[0][90:95]
+    for options in ({}, {"stop": stop}, {"penalty": 1.3, "top_k": 20, "top_p": 0.9}):
+        whole = ask(sampler, [b"def "], [120], **options)
+        carry, prompt, text, log_prob = b"", b"def ", b"", 0.0
+        for length in (1, 2, 17, 0, 73, 27):
+            one = {"top_k": 0, "top_p": 1.0, "penalty": 1.0, "stop": b"", **options}
+            columns = [[x] for x in (prompt, length, 1.0, 1, *one.values())]
+            asked = Asked(*(tf.constant(column, kind) for column, kind in zip(columns, KINDS, strict=True)))
+            written, carry_B = sampler.go_on(tf.constant([carry]), asked)
+            (carry,), prompt = carry_B.numpy(), b""
+            text += written.text_bytes.numpy()[0]
+            log_prob += float(written.log_prob[0])
+            if written.finish_reason.numpy()[0] == b"stop":
+                text = text[: len(text) - int(written.n_back[0])]
+                break
+        assert text == whole.text_bytes[0]
+        if "stop" not in options:
+            np.testing.assert_allclose(log_prob, whole.log_prob[0], rtol=1e-5)
+    assert whole.text_bytes[0] != ask(sampler, [b"def "], [120]).text_bytes[0], "options change the text"
+
+
+def test_neurons_are_the_states_of_a_layer(sampler: Sampler) -> None:
+    text = b"for i in range(3):"
+    (h_BxPxH, c_BxPxH), count_B, problem_B = sampler.neurons(tf.constant([text, b"ab", text]), tf.constant([1, 0, 2]))
+    assert count_B.numpy().tolist() == [18, 2, 0]
+    assert problem_B.numpy().tolist() == [b"", b"", b"error: layer: 0 to 1, got 2"]
+    carry, ids = sampler.model.initial_carry(1), np.frombuffer(b"\n" + text, np.uint8)
+    for t, index in enumerate(ids):
+        _, carry = sampler.model(np.array([[index]]), carry)
+        if t:
+            np.testing.assert_allclose(h_BxPxH[0, t - 1], carry[0, 1, 0], atol=1e-5)
+            np.testing.assert_allclose(c_BxPxH[0, t - 1], carry[0, 1, 1], atol=1e-5)
+    assert np.abs(h_BxPxH[1, :2]).min() > 0
+    assert not np.any(h_BxPxH[1, 2:])
+    assert not np.any(h_BxPxH[2])
+
+
+def test_wide_models_run_one_row_as_two() -> None:
+    widths = [(256, 0), (257, 0), (8, 300)]
+    models = [CharRNN(ModelConfig(units=units, layers=1, embedding=wide), 8) for units, wide in widths]
+    assert [Sampler(model, Vocab("byte", tuple(b"%d" % i for i in range(8)))).fewest for model in models] == [1, 2, 2]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainers.model import CharRNN, join_carry, split_carry
+from trainers.model import CharRNN
 
 MakeModel = Callable[..., CharRNN]
 
@@ -31,20 +31,6 @@ def test_with_the_carry_short_windows_are_one_long_window(
     np.testing.assert_allclose(tf.concat(pieces, 1), long_logits, atol=1e-5)
     np.testing.assert_allclose(carry, long_carry, atol=1e-5)
     assert np.abs(tf.concat(cold, 1) - long_logits)[:, 5:].max() > 1e-3, "without the carry the past must be missed"
-
-
-@kinds
-def test_the_stepper_is_the_window_one_character_at_a_time(
-    rng: np.random.Generator, make_model: MakeModel, kind: dict[str, Any]
-) -> None:
-    model = make_model(layers=3, **kind)
-    ids = rng.integers(0, 11, (2, 9))
-    logits, carry = model(ids, model.initial_carry(2))
-    step, states = model.stepper(), split_carry(model.initial_carry(2))
-    for t in range(9):
-        step_logits, states = step(tf.constant(ids[:, t]), states)
-        np.testing.assert_allclose(step_logits, logits[:, t], atol=1e-5)
-    np.testing.assert_allclose(join_carry(states), carry, atol=1e-5)
 
 
 def test_lanes_do_not_see_each_other(rng: np.random.Generator, make_model: MakeModel) -> None:
@@ -76,20 +62,6 @@ def test_a_document_does_not_see_those_before_it(
             alone, last = model(ids[row : row + 1, start:stop], model.initial_carry(1))
             np.testing.assert_allclose(together[row, start:stop], alone[0], atol=near)
         np.testing.assert_allclose(carry[row], last[0], atol=near)
-
-
-@kinds
-def test_the_stepper_starts_afresh_at_the_end_of_a_document(
-    rng: np.random.Generator, make_model: MakeModel, kind: dict[str, Any]
-) -> None:
-    model = make_model(**kind)
-    ids = rng.integers(0, 4, (3, 12))
-    logits, carry = model(ids, model.initial_carry(3), reset_BxT=ids == 2)
-    step, states = model.stepper(end_id=2), split_carry(model.initial_carry(3))
-    for t in range(12):
-        step_logits, states = step(tf.constant(ids[:, t]), states)
-        np.testing.assert_allclose(step_logits, logits[:, t], atol=1e-5)
-    np.testing.assert_allclose(join_carry(states), carry, atol=1e-5)
 
 
 def test_the_first_weights_are_a_function_of_the_seed(make_model: MakeModel) -> None:

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from trainers import recurrence
-from trainers.cells import CELLS
+from trainers.cells import CELLS, Weights
 from trainers.model import CharRNN
 
 # T, B, H: one of everything, T below, at, above and far off a multiple of the unrolling, odd units.
@@ -101,7 +101,9 @@ def test_the_gradient_stops_where_the_loop_starts_afresh(
     def unrolled(z: Any, state: Any, recurrent: Any) -> Any:
         hs = []
         for t in range(T):
-            state = recurrence.step(CELLS[cell], z[t], tuple(x * keep[t] for x in state), recurrent)
+            state = tuple(x * keep[t] for x in state)
+            r_HxG, *bias = recurrent
+            state, _ = CELLS[cell].forward(z[t], sum(bias, tf.matmul(state[0], r_HxG)), state)
             hs.append(state[0])
         return tf.stack(hs), *state
 
@@ -119,12 +121,18 @@ def test_the_gradient_stops_where_the_loop_starts_afresh(
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_step_is_a_window_of_one(rng: np.random.Generator, cell: str) -> None:
-    z, state, recurrent, _ = window(rng, cell, 1, 3, 5)
-    recurrent = [tf.constant(w) for w in recurrent]
-    _, *after = recur(cell, z, state, recurrent, tf.float32, None)
-    for step, whole in zip(recurrence.step(CELLS[cell], z[0], tuple(state), recurrent), after, strict=True):
-        np.testing.assert_allclose(step, whole, atol=1e-6)
+def test_inference_with_folded_weights_is_forward(rng: np.random.Generator, cell: str) -> None:
+    x, state, recurrent, _ = window(rng, cell, 1, 3, 5)
+    kind, G = CELLS[cell], GATES[cell] * 5
+    weights = Weights(rng.normal(size=(G, G)).astype(np.float32), np.ones(G, np.float32), tuple(recurrent))
+
+    def sums(w: Weights) -> tuple[tf.Tensor, tf.Tensor]:
+        r_HxG, *bias = w.recurrent
+        return tf.matmul(x[0], w.kernel_IxG) + w.bias_G, sum(bias, tf.matmul(state[0], r_HxG))
+
+    after = kind.inference(5)(*sums(kind.fold(weights)), tuple(state))
+    for got, expected in zip(after, kind.forward(*sums(weights), tuple(state))[0], strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("settings", "size"), MODELS)
@@ -183,8 +191,6 @@ def test_a_large_vocabulary_is_run_another_way_to_the_same_end(
         with tf.GradientTape() as tape:
             logits, after = model(ids, carry)
             loss = tf.reduce_sum(tf.sin(logits))
-        step = model.stepper()(tf.constant(ids[:, 0]), [tuple(tf.zeros([2, 7]) for _ in "hc")] * 2)[0]
-        np.testing.assert_allclose(step, logits[:, 0], atol=1e-5)
         return [logits, after, *tape.gradient(loss, model.trainable_variables)]
 
     small = run()

@@ -1,0 +1,251 @@
+"""The same weights written with by ours and by what a PyTorch user would write, each a process that runs when told to.
+
+    python -m bench.loops NAME FOLDER LAYERS UNITS          FOLDER: of bench.served: the model, its weights beside it
+
+It answers in lines of JSON: once it is warm, with the logits after PROMPT and the time that its first text took; and
+then, for each {"rows": B, "seconds": S} that it reads, how many microseconds a step of B characters took. A turn's
+calls write LENGTHS characters in turns, each row from an empty prompt at TEMPERATURE, and end with the text as bytes.
+
+ours         the SavedModel's serving_default in a Session, as TF Serving's C++ loads and runs it: text in, text out
+ours, ids    the same stepper and the same drawing in a graph of static shapes, ids out: what strings, checks and open
+             shapes cost is left out
+ours, XLA    that graph under jit_compile, which no stock server runs
+torch        eager loops under inference_mode: a one-hot row of an identity matrix, one step of nn.LSTM or of LSTMCells,
+             softmax, multinomial; the cells also with one thread, which a busy machine hinders less
+"""
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench.peers import Size, say
+from pipeline.vocab import Vocab
+
+# 100 characters: ASCII's and a few of two and three bytes.
+VOCAB = Vocab("char", tuple(c.encode() for c in ["\n", *map(chr, range(32, 127)), "é", "ñ", "ü", "—"]))
+WEIGHTS = "weights.npz"  # beside the model's folder, as Keras lays them out
+
+ROWS = (1, 16)
+LENGTHS = (200, 500, 1000)
+TEMPERATURE = 0.8
+PROMPT = b"def read(self):"
+
+Write = Callable[[int, int, int], list[bytes]]  # rows, length, seed
+
+
+class Loop(NamedTuple):
+    write: Write
+    logits: np.ndarray  # after PROMPT
+
+
+class Peer(NamedTuple):
+    make: Callable[[Path, Size], Loop]
+    package: str
+
+
+def served(base: Path, size: Size) -> Loop:
+    tf = _tensorflow()
+    with tf.Graph().as_default():
+        session = tf.compat.v1.Session()
+        signatures = tf.compat.v1.saved_model.load(session, ["serve"], str(base / "1")).signature_def
+
+    def function(name: str, inputs: list[str], output: str) -> Callable[..., Any]:
+        signature = signatures[name]
+        feeds = [signature.inputs[one].name for one in inputs]
+        return session.make_callable(signature.outputs[output].name, feeds)
+
+    generate = function("serving_default", ["prompt", "length", "temperature", "seed"], "text_bytes")
+    start = function("start", ["prompt"], "logits")
+
+    def write(rows: int, length: int, seed: int) -> list[bytes]:
+        seeds = [*range(seed, seed + rows)]
+        return generate([b""] * rows, [length] * rows, [TEMPERATURE] * rows, seeds).tolist()
+
+    return Loop(write, start([PROMPT])[0])
+
+
+def ids(xla: bool) -> Callable[[Path, Size], Loop]:
+    """A loop of ids in, ids out."""
+
+    def make(base: Path, size: Size) -> Loop:
+        tf = _tensorflow()
+        from bench.served import model_of
+        from trainers import draw
+        from trainers.generate import DRAW_TURN
+        from trainers.model import split_carry
+        from trainers.stepper import Stepper, lay_out
+
+        model = model_of(size)
+        laid = tf.nest.map_structure(lambda weight: weight.numpy(), lay_out(model))
+        symbols = np.array(VOCAB.symbols, object)
+        graph = tf.Graph()
+        with graph.as_default():
+            laid = tf.nest.map_structure(tf.Variable, laid)
+            session = tf.compat.v1.Session()
+            session.run(tf.compat.v1.global_variables_initializer())
+
+        def empty(rows: int) -> Any:
+            return split_carry(model.initial_carry(rows))
+
+        def loop(laid: Any, seed_B: Any, rows: int, length: int) -> tuple[Any, Any]:
+            """Ids of whole turns of DRAW_TURN steps, and their log-probabilities, as trainers.generate draws them."""
+            stepper, cumulate, turns = Stepper(model, None, laid), draw.cumulation(VOCAB.size), -(-length // DRAW_TURN)
+            sharpness_B = draw.sharpness(tf.fill([rows], TEMPERATURE))
+            uniform = draw.uniforms(seed_B, tf.zeros([rows], tf.int64), sharpness_B, turns * DRAW_TURN)
+            uniform_KxTxBx1 = tf.reshape(uniform, [turns, DRAW_TURN, rows, 1])
+
+            def body(index: Any, states: Any, arrays: Any) -> tuple[Any, ...]:
+                logits_TxBxV, ids_TxB = [], []
+                for uniform_Bx1 in tf.unstack(tf.gather(uniform_KxTxBx1, index)):
+                    logits_TxBxV.append(stepper.logits(states))
+                    ids_TxB.append(draw.choose(logits_TxBxV[-1] * sharpness_B[:, None], uniform_Bx1, cumulate))
+                    states = stepper.read(ids_TxB[-1], states)
+                log_prob = draw.log_probability(tf.concat(logits_TxBxV, axis=0), tf.concat(ids_TxB, axis=0))
+                found = tf.stack(ids_TxB), tf.reshape(log_prob, [DRAW_TURN, rows])
+                return index + 1, states, [array.write(index, x) for array, x in zip(arrays, found, strict=True)]
+
+            arrays = [tf.TensorArray(kind, turns, element_shape=[DRAW_TURN, rows]) for kind in (tf.int32, tf.float32)]
+            states = stepper.read(tf.fill([rows], VOCAB.start_id), empty(rows))
+            _, _, arrays = tf.while_loop(lambda index, *_: index < turns, body, (0, states, arrays))
+            ids, log_prob = (tf.reshape(array.stack(), [-1, rows])[:length] for array in arrays)
+            return ids, log_prob
+
+        def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+            return tf.function(function, autograph=False, jit_compile=xla)
+
+        def made(rows: int, length: int) -> Callable[..., Any]:
+            with graph.as_default():
+                seed_B = tf.compat.v1.placeholder(tf.int64, [rows])
+                read = tf.nest.map_structure(tf.convert_to_tensor, laid)
+                found = compiled(lambda laid, seed_B: loop(laid, seed_B, rows, length))(read, seed_B)
+            return session.make_callable(list(found), [seed_B])
+
+        functions = {(rows, length): made(rows, length) for rows in ROWS for length in LENGTHS}
+
+        def write(rows: int, length: int, seed: int) -> list[bytes]:
+            ids_NxB, _ = functions[rows, length]([*range(seed, seed + rows)])
+            return [b"".join(row) for row in symbols[ids_NxB.T]]
+
+        def reading(laid: Any) -> Any:
+            stepper, states = Stepper(model, None, laid), empty(1)
+            for one in VOCAB.encode(PROMPT).tolist():
+                states = stepper.read(tf.constant([one]), states)
+            return stepper.logits(states)
+
+        with graph.as_default():
+            logits = compiled(reading)(tf.nest.map_structure(tf.convert_to_tensor, laid))
+        return Loop(write, session.run(logits)[0])
+
+    return make
+
+
+def torch(cells: bool, threads: int | None = None) -> Callable[[Path, Size], Loop]:
+    """nn.LSTM a step at a time, or a list of LSTMCells; threads: None: as many as PyTorch takes."""
+
+    def make(base: Path, size: Size) -> Loop:
+        import torch
+        from torch import nn
+
+        if threads:
+            torch.set_num_threads(threads)
+        *lstm, dense_HxV, bias_V = (torch.from_numpy(w) for w in np.load(base.parent / WEIGHTS).values())
+        V = VOCAB.size
+        # Keras's gate columns i, f, c, o are PyTorch's i, f, g, o; of PyTorch's two biases one will do.
+        if cells:
+            stack = [nn.LSTMCell(size.units if index else V, size.units) for index in range(size.layers)]
+            owners = [(cell, "") for cell in stack]
+        else:
+            whole = nn.LSTM(V, size.units, size.layers)
+            owners = [(whole, f"_l{index}") for index in range(size.layers)]
+        dense, identity = nn.Linear(size.units, V), torch.eye(V)
+        with torch.no_grad():
+            for (owner, end), kernel, recurrent, bias in zip(owners, lstm[::3], lstm[1::3], lstm[2::3], strict=True):
+                getattr(owner, f"weight_ih{end}").copy_(kernel.T)
+                getattr(owner, f"weight_hh{end}").copy_(recurrent.T)
+                getattr(owner, f"bias_ih{end}").copy_(bias)
+                getattr(owner, f"bias_hh{end}").zero_()
+            dense.weight.copy_(dense_HxV.T)
+            dense.bias.copy_(bias_V)
+
+        def step_cells(ids_B: Any, state: Any) -> tuple[Any, Any]:
+            y, after = identity[ids_B], []
+            for index, cell in enumerate(stack):
+                y, c = cell(y, state[index] if state else None)
+                after.append((y, c))
+            return dense(y), after
+
+        def step_lstm(ids_B: Any, state: Any) -> tuple[Any, Any]:
+            y_1xBxH, state = whole(identity[ids_B][None], state)
+            return dense(y_1xBxH[0]), state
+
+        step = step_cells if cells else step_lstm
+
+        @torch.inference_mode()
+        def write(rows: int, length: int, seed: int) -> list[bytes]:
+            torch.manual_seed(seed)
+            ids_B, state, drawn = torch.full([rows], VOCAB.start_id), None, []
+            for _ in range(length):
+                logits_BxV, state = step(ids_B, state)
+                ids_B = torch.multinomial(torch.softmax(logits_BxV / TEMPERATURE, dim=-1), 1)[:, 0]
+                drawn.append(ids_B)
+            return [b"".join(VOCAB.symbols[one] for one in row) for row in torch.stack(drawn, 1).tolist()]
+
+        @torch.inference_mode()
+        def read() -> np.ndarray:
+            state = None
+            for one in VOCAB.encode(PROMPT).tolist():
+                logits_BxV, state = step(torch.tensor([one]), state)
+            return logits_BxV[0].numpy()
+
+        return Loop(write, read())
+
+    return make
+
+
+def _tensorflow() -> Any:
+    from common import console
+
+    with console.hushed():
+        import tensorflow as tf
+    tf.get_logger().setLevel("ERROR")  # that the Session's loader is deprecated
+    return tf
+
+
+PEERS = {
+    "ours": Peer(served, "tensorflow"),
+    "ours, ids": Peer(ids(xla=False), "tensorflow"),
+    "ours, XLA": Peer(ids(xla=True), "tensorflow"),
+    "torch nn.LSTM": Peer(torch(cells=False), "torch"),
+    "torch LSTMCell": Peer(torch(cells=True), "torch"),
+    "torch LSTMCell, 1 thread": Peer(torch(cells=True, threads=1), "torch"),
+}
+
+
+def main(name: str, base: Path, size: Size) -> None:
+    start = time.perf_counter()
+    loop = PEERS[name].make(base, size)
+    loaded = time.perf_counter()
+    loop.write(ROWS[0], LENGTHS[0], 0)
+    first = time.perf_counter()
+    for rows, length in itertools.product(ROWS, LENGTHS):
+        loop.write(rows, length, 0)
+    say({"logits": loop.logits.tolist(), "load_seconds": loaded - start, "first_seconds": first - start})
+    seeds = itertools.count(1)
+    for line in sys.stdin:
+        asked, rounds = json.loads(line), 0
+        start = time.perf_counter()
+        while (now := time.perf_counter()) - start < asked["seconds"] or not rounds:
+            for length in LENGTHS:
+                loop.write(asked["rows"], length, next(seeds))
+            rounds += 1
+        say({"us_a_step": (now - start) / (rounds * sum(LENGTHS)) * 1e6})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Size(*(int(argument) for argument in sys.argv[3:])))

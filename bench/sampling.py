@@ -1,0 +1,193 @@
+"""How fast the exported SavedModel writes: beside PyTorch, beside XLA, and beside the reading of its weights alone.
+
+The turns of a round lie beside each other and a ratio is the median of the rounds' ratios, for the reasons that
+bench.train gives.
+
+A step of B rows reads each weight once, whatever B is: the recurrent kernels, the kernels between layers and the dense
+one, in float32 (of the first kernel and of the biases it reads a row, which is not counted). It cannot take less than
+those bytes over the rate at which all cores together read a buffer of that size: what a share is a share of.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from bench.loops import LENGTHS, PEERS, ROWS, TEMPERATURE, VOCAB
+from bench.machine import commit, machine
+from bench.peers import Size
+from bench.served import export
+from bench.train import Worker, has, ratios
+from common import console
+from common.errors import StageError
+from common.files import write_json
+
+TOLERANCE = 1e-4  # of logits
+TARGETS = {1: 4.0, 16: 2.0}  # times the better of torch's, for so many rows
+OWN = "ours"
+
+Turns = dict[int, dict[str, list[float]]]  # microseconds a step, by rows and peer, an entry a round
+
+
+def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
+    """Prints a table and writes out/bench-serve-sampling-LxH.json: medians, ratios, and every round.
+
+    A peer that is not installed is left out, and said to be. Raises StageError where the code is not committed, a peer
+    fails, or has other logits than ours.
+    """
+    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    names = [name for name, peer in PEERS.items() if _usable(name, peer.package)]
+    cores, weights = len(os.sched_getaffinity(0)), weight_bytes(size)
+    workers: dict[str, Worker] = {}
+    readers = [Worker("reader", "cpu", "bench.reading", str(weights // cores)) for _ in range(cores)]
+    try:
+        with tempfile.TemporaryDirectory() as scratch, console.err.status("exporting, warming up"):
+            exported, started = export(size, Path(scratch) / "bench"), {}
+            for name in names:  # one after another: how each starts is timed
+                arguments = (name, str(exported.base), str(size.layers), str(size.units))
+                workers[name] = Worker(name, "cpu", "bench.loops", *arguments)
+                started[name] = workers[name].read()
+            for reader in readers:
+                reader.read()
+        off = check_logits({name: np.array(each.pop("logits")) for name, each in started.items()})
+        turns, bounds = _turns(workers, readers, rounds, seconds, size.name)
+    finally:
+        for worker in (*workers.values(), *readers):
+            worker.process.kill()
+    medians = {rows: {name: statistics.median(each) for name, each in turns[rows].items()} for rows in ROWS}
+    best = {kind: max(bound[kind] for bound in bounds) for kind in bounds[0]}
+    least = {kind: weights / rate * 1e6 for kind, rate in best.items()}  # microseconds a step
+    result: dict[str, Any] = {
+        "format_version": 1,
+        "work": {
+            "layers": size.layers,
+            "units": size.units,
+            "vocabulary": VOCAB.size,
+            "lengths": LENGTHS,
+            "temperature": TEMPERATURE,
+        },
+        "export": {"seconds": exported.seconds, "bytes": exported.bytes},
+        "peers": {
+            name: {
+                **started[name],
+                "logits_off": off[name],
+                "rows": {
+                    rows: {
+                        "us_a_step": medians[rows][name],
+                        "characters_per_second": rows / medians[rows][name] * 1e6,
+                        "share_of_read": least["read"] / medians[rows][name],
+                        "share_of_copy": least["copy"] / medians[rows][name],
+                    }
+                    for rows in ROWS
+                },
+            }
+            for name in names
+        },
+        "bound": {"weight_bytes": weights, "cores": cores, "bytes_per_second": best, "us_a_step": least},
+        "ratios": {rows: ratios(_rates(turns[rows]), OWN) for rows in ROWS},
+        "targets": TARGETS,
+        "rounds": {"us_a_step": turns, "bounds": bounds},
+        "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "torch") if has(name)},
+        **made_at,
+    }
+    result = json.loads(json.dumps(result))  # as it is read from the file: names are strings
+    write_json(out / f"bench-serve-sampling-{size.name}.json", result)
+    console.out.print(table(result))
+
+
+def weight_bytes(size: Size) -> int:
+    """What every step reads."""
+    kernels = (2 * size.layers - 1) * size.units * 4 * size.units
+    return 4 * (kernels + size.units * VOCAB.size)
+
+
+def check_logits(logits: dict[str, np.ndarray]) -> dict[str, float]:
+    """How far each peer's logits are from ours. Raises StageError for one that has another model."""
+    off = {name: float(np.max(np.abs(each - logits[OWN]))) for name, each in logits.items()}
+    for name, difference in off.items():
+        if not difference <= TOLERANCE:
+            rule = f"at most {TOLERANCE:g} is allowed"
+            raise StageError(f"{name} has not the same weights: its logits differ by {difference:.1g}, {rule}")
+    return off
+
+
+def better_torch(result: dict[str, Any], rows: int) -> float | None:
+    """How many times as fast as the faster of torch's two loops ours is; None without torch."""
+    found = result["ratios"][str(rows)]
+    return min((each["median_of_ratios"] for name, each in found.items() if name.startswith("torch")), default=None)
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The figures, for the terminal and README."""
+    work, bound = result["work"], result["bound"]
+    title = f"{work['layers']} x {work['units']}, {work['vocabulary']} characters, texts of {work['lengths']}"
+    shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))
+    for column in ("", "rows", "us a step", "chars/s", "ours is", "of read", "of copy", "first"):
+        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for rows in ROWS:
+        for name, peer in result["peers"].items():
+            found, ratio = peer["rows"][str(rows)], result["ratios"][str(rows)].get(name)
+            shown.add_row(
+                name,
+                str(rows),
+                f"{found['us_a_step']:,.1f}",
+                f"{found['characters_per_second']:,.0f}",
+                f"{ratio['median_of_ratios']:.2f} x" if ratio else "",
+                f"{found['share_of_read']:.0%}",
+                f"{found['share_of_copy']:.0%}",
+                f"{peer['first_seconds']:.1f} s",
+            )
+    rates, least = bound["bytes_per_second"], bound["us_a_step"]
+    lines = [
+        "ours is so many times as fast: medians of the rounds' ratios; first: from imports to the first text's end",
+        f"of read, of copy: {bound['weight_bytes'] / 1e6:.2f} MB of weights a step, {least['read']:.1f} us where "
+        f"{bound['cores']} cores read as much",
+        f"at {rates['read'] / 1e9:,.0f} GB/s (np.max), {least['copy']:.1f} us at the {rates['copy'] / 1e9:,.0f} GB/s "
+        "of their copying, reads and writes counted",
+        f"exported in {result['export']['seconds']:.1f} s, {result['export']['bytes'] / 1e6:.1f} MB; loaded in a fresh "
+        f"process in {result['peers'][OWN]['load_seconds']:.1f} s, imports included",
+        *(
+            f"{rows} row{'s' * (rows > 1)}: ours is {against:.2f} x as fast as the better of torch's; "
+            f"the target is {TARGETS[rows]:g} x"
+            for rows in ROWS
+            if (against := better_torch(result, rows)) is not None
+        ),
+    ]
+    shown.caption = "\n".join(lines)
+    return shown
+
+
+def _turns(
+    workers: dict[str, Worker], readers: list[Worker], rounds: int, seconds: float, what: str
+) -> tuple[Turns, list[dict[str, float]]]:
+    """Every round's microseconds a step, and bytes a second of all cores."""
+    turns: Turns = {rows: {name: [] for name in workers} for rows in ROWS}
+    bounds = []
+    with console.progress("rounds") as bar:
+        for index in bar.track(range(rounds), description=what):
+            for rows in ROWS:
+                for name in list(workers)[:: 1 if index % 2 == 0 else -1]:
+                    workers[name].tell(json.dumps({"rows": rows, "seconds": seconds}))
+                    turns[rows][name].append(workers[name].read()["us_a_step"])
+            for reader in readers:  # all at once
+                reader.tell(str(seconds))
+            found = [reader.read() for reader in readers]
+            bounds.append({kind: sum(each[kind] for each in found) for kind in found[0]})
+    return turns, bounds
+
+
+def _rates(turns: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {name: [1 / us for us in each] for name, each in turns.items()}
+
+
+def _usable(name: str, package: str) -> bool:
+    if not has(package):
+        console.note(f"{name}: {package} is not installed (pip install {package}), left out")
+    return has(package)

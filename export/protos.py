@@ -1,0 +1,111 @@
+"""The messages of TF Serving's gRPC API, and NumPy arrays as its tensors.
+
+All without TensorFlow, whose import takes seconds.
+"""
+
+import contextlib
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import StageError
+
+Array = npt.NDArray[Any]
+
+
+@contextlib.contextmanager
+def _folder_of_tensorflow() -> Iterator[None]:
+    """For the block, `tensorflow` names TensorFlow's folder with nothing of it run, unless it is imported already.
+
+    The generated modules want no more of it than tensorflow.core.*_pb2, plain messages, found below that folder.
+    Afterwards the name is free again: who imports TensorFlow later gets all of it, with these very messages.
+    """
+    spec = None if "tensorflow" in sys.modules else importlib.util.find_spec("tensorflow")
+    if spec is None:  # imported already, or not there: then the import below says so
+        yield
+        return
+    sys.modules["tensorflow"] = importlib.util.module_from_spec(spec)
+    try:
+        yield
+    finally:
+        del sys.modules["tensorflow"]
+
+
+# Never prediction_service_pb2 and model_service_pb2: these two fail under protobuf 6, and no message is in them.
+with _folder_of_tensorflow():
+    from tensorflow.core.framework import tensor_pb2, types_pb2
+    from tensorflow_serving.apis import (
+        get_model_metadata_pb2,
+        get_model_status_pb2,
+        model_pb2,
+        model_service_pb2_grpc,
+        predict_pb2,
+        prediction_service_pb2_grpc,
+    )
+
+__all__ = [
+    "dtype_name",
+    "from_tensor",
+    "get_model_metadata_pb2",
+    "get_model_status_pb2",
+    "model_pb2",
+    "model_service_pb2_grpc",
+    "predict_pb2",
+    "prediction_service_pb2_grpc",
+    "to_tensor",
+]
+
+# A tensor's type: the field that its values stand in where they are listed one by one, and NumPy's type.
+TYPES: dict[int, tuple[str, np.dtype[Any]]] = {
+    types_pb2.DT_STRING: ("string_val", np.dtype(object)),  # of bytes
+    types_pb2.DT_INT32: ("int_val", np.dtype("<i4")),
+    types_pb2.DT_INT64: ("int64_val", np.dtype("<i8")),
+    types_pb2.DT_FLOAT: ("float_val", np.dtype("<f4")),
+}
+NAMES = {
+    types_pb2.DT_STRING: "string",
+    types_pb2.DT_INT32: "int32",
+    types_pb2.DT_INT64: "int64",
+    types_pb2.DT_FLOAT: "float32",
+}
+
+
+def dtype_name(number: int) -> str:
+    """A tensor's type as NumPy calls it; one that the client does not handle as TensorFlow does."""
+    return NAMES.get(number) or str(types_pb2.DataType.Name(number))
+
+
+def to_tensor(array: Array) -> Any:
+    """A TensorProto of an array of int32, int64, float32 or (dtype object) bytes."""
+    number = next((number for number, (_, dtype) in TYPES.items() if dtype == array.dtype), None)
+    if number is None:
+        raise StageError(f"a tensor must be one of {', '.join(NAMES.values())}, got {array.dtype}")
+    proto = tensor_pb2.TensorProto(dtype=number)
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    if number == types_pb2.DT_STRING:
+        proto.string_val.extend(array.ravel().tolist())
+    else:
+        proto.tensor_content = array.astype(TYPES[number][1]).tobytes()
+    return proto
+
+
+def from_tensor(proto: Any) -> Array:
+    """The array of a TensorProto, in whichever of its two forms the values come: packed, or listed one by one."""
+    if proto.dtype not in TYPES:
+        raise StageError(f"a tensor must be one of {', '.join(NAMES.values())}, got {dtype_name(proto.dtype)}")
+    field, dtype = TYPES[proto.dtype]
+    shape = [dim.size for dim in proto.tensor_shape.dim]
+    if proto.tensor_content:
+        return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
+    listed = list(getattr(proto, field))
+    # A list may end early: its last value stands for the rest, and where there is none, zero or nothing.
+    rest = listed[-1] if listed else b"" if dtype.hasobject else 0
+    flat = np.full(math.prod(shape), rest, dtype)
+    flat[: len(listed)] = listed
+    return flat.reshape(shape)

@@ -1,0 +1,166 @@
+"""A model that one can work out by heart, with the signatures of a real export: python tests/export/fake_model.py BASE
+
+It writes BOOK over and over, a byte a character, from byte `seed` on after an empty prompt, and one byte further on for
+each byte of prompt. Temperature and the like change nothing but log_prob. A negative seed makes lines documents: the
+text stops at the end of one.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import tensorflow as tf
+
+BOOK = "Älter als 'Zoë' — naïve あい words; THE END of one.\n".encode()
+LONGEST = 4096
+CELLS, WIDTH = 4, 3
+
+
+def written(seed: int, prompt: bytes, length: int) -> bytes:
+    """What the model writes, without stop strings: this, in Python."""
+    start = (seed + len(prompt)) % len(BOOK)
+    return (BOOK * (1 + (start + length) // len(BOOK)))[start : start + length]
+
+
+def spec(dtype: tf.DType, *names: str) -> dict[str, tf.TensorSpec]:
+    return {name: tf.TensorSpec([None], dtype, name) for name in names}
+
+
+PROMPT = spec(tf.string, "prompt")
+SETTINGS = {**spec(tf.int32, "length"), **spec(tf.float32, "temperature"), **spec(tf.int64, "seed")}
+FURTHER = {**spec(tf.int32, "top_k"), **spec(tf.float32, "top_p", "repetition_penalty"), **spec(tf.string, "stop")}
+
+
+class Fake(tf.Module):
+    """version: tells versions apart, by log_prob's thousands, and in the carry."""
+
+    def __init__(self, version: int):
+        super().__init__()
+        self.version = version
+
+        def draw(read, drawn, length, temperature, seed, top_k, top_p, repetition_penalty, stop):
+            """Text from where a prompt of `read` bytes and `drawn` further ones have led to."""
+            start = tf.math.floormod(tf.cast(seed, tf.int32) + read + drawn, len(BOOK))
+            pages = tf.fill(tf.shape(start), BOOK * (2 + LONGEST // len(BOOK)))
+            text = tf.strings.substr(pages, start, tf.clip_by_value(length, 0, LONGEST))
+            stop = tf.where(seed < 0, "\n", stop)
+
+            def ahead(row):
+                text, stop = row
+                parts = tf.strings.split([text], stop).flat_values  # none where the text is empty
+                return tf.where(stop == "", text, tf.concat([parts, [""]], 0)[0])
+
+            cut = tf.map_fn(ahead, (text, stop), fn_output_signature=tf.string)
+            reason = tf.where(tf.strings.length(cut) < tf.strings.length(text), "stop", "length")
+            bad = "error: the length must be 0 to 4096, got " + tf.strings.as_string(length)
+            reason = tf.where((length < 0) | (length > LONGEST), bad, reason)
+            cut = tf.where(tf.strings.substr(reason, 0, 5) == "error", "", cut)
+            log_prob = -(temperature + 10 * tf.cast(top_k, tf.float32) + 100 * top_p + 1000 * repetition_penalty)
+            return {
+                "text": tf.strings.unicode_transcode(cut, "UTF-8", "UTF-8"),
+                "text_bytes": cut,
+                "n_chars": tf.strings.length(cut),
+                "log_prob": log_prob,
+                "finish_reason": reason,
+            }
+
+        def length_of(text):
+            return tf.strings.length(text)
+
+        def zeros(text):
+            return tf.zeros_like(length_of(text))
+
+        def nothing(text):
+            return tf.fill(tf.shape(text), "")
+
+        @tf.function(input_signature=list({**PROMPT, **SETTINGS}.values()))
+        def serving_default(prompt, length, temperature, seed):
+            more = (zeros(prompt), tf.ones_like(temperature), tf.ones_like(temperature), nothing(prompt))
+            return draw(length_of(prompt), zeros(prompt), length, temperature, seed, *more)
+
+        @tf.function(input_signature=list({**PROMPT, **SETTINGS, **FURTHER}.values()))
+        def generate(prompt, *settings):
+            return draw(length_of(prompt), zeros(prompt), *settings)
+
+        def state(read, drawn):
+            return tf.strings.join([tf.strings.as_string(read), tf.strings.as_string(drawn), str(version)], ":")
+
+        @tf.function(input_signature=list(PROMPT.values()))
+        def start(prompt):
+            long = tf.where(length_of(prompt) > LONGEST, "error: the prompt is too long", "")
+            logits = tf.one_hot(length_of(prompt) % CELLS, CELLS)
+            return {"carry_bytes": state(length_of(prompt), zeros(prompt)), "logits": logits, "error": long}
+
+        @tf.function(
+            input_signature=[*spec(tf.string, "carry_bytes").values(), *{**PROMPT, **SETTINGS, **FURTHER}.values()]
+        )
+        def continue_(carry_bytes, prompt, *settings):
+            fresh = tf.where(carry_bytes == "", f"0:0:{version}", carry_bytes)
+            parts = tf.strings.split(fresh, ":").to_tensor(shape=[None, 3])
+            read = tf.strings.to_number(parts[:, 0], tf.int32) + length_of(prompt)
+            drawn = tf.strings.to_number(parts[:, 1], tf.int32)
+            outputs = draw(read, drawn, *settings)
+            strange = "error: the carry is another version's: " + parts[:, 2]
+            outputs["finish_reason"] = tf.where(parts[:, 2] == str(version), outputs["finish_reason"], strange)
+            return {**outputs, "carry_bytes": state(read, drawn + outputs["n_chars"])}
+
+        def scored(text):
+            """Two bits a byte, whatever the text."""
+            nats = 2 * tf.math.log(2.0) * tf.cast(length_of(text), tf.float32)
+            empty = tf.where(text == "", "nothing to score", "")
+            bits = tf.where(text == "", 0.0, 2.0)
+            return {"nats": nats, "n_chars": length_of(text), "bits_per_char": bits, "error": empty}
+
+        @tf.function(input_signature=list(spec(tf.string, "text").values()))
+        def score(text):
+            return scored(text)
+
+        @tf.function(input_signature=list(spec(tf.string, "text").values()))
+        def score_chars(text):
+            real = tf.sequence_mask(length_of(text))
+            return {**scored(text), "log_probs": tf.where(real, -2 * tf.math.log(2.0), 0.0)}
+
+        @tf.function(input_signature=[*spec(tf.string, "text").values(), *spec(tf.int32, "layer").values()])
+        def neurons(text, layer):
+            """Unit u of layer l holds 100 l + 10 p + u after p bytes."""
+            real = tf.sequence_mask(length_of(text), dtype=tf.float32)
+            place = 100 * tf.cast(layer, tf.float32)[:, None] + 10 * tf.range(
+                1, 1 + tf.cast(tf.shape(real)[1], tf.float32)
+            )
+            h = (place[:, :, None] + tf.range(WIDTH, dtype=tf.float32)) * real[:, :, None]
+            error = tf.where(layer < 2, "", "there are layers 0 and 1")
+            return {"h": h, "c": -h, "n_chars": length_of(text), "error": error}
+
+        @tf.function(input_signature=list(spec(tf.string, "ignored").values()))
+        def info(ignored):
+            about = json.dumps({"format_version": 1, "unit": "byte", "version": version, "limits": {"length": LONGEST}})
+            return {"info": tf.fill(tf.shape(ignored), about)}
+
+        @tf.function(input_signature=list(spec(tf.string, "text").values()))
+        def total(text):
+            """One number for all rows: a signature that cannot be batched."""
+            return {"bytes": tf.reduce_sum(length_of(text))[None]}
+
+        self.functions = {
+            "serving_default": serving_default,
+            "generate": generate,
+            "start": start,
+            "continue": continue_,
+            "score": score,
+            "score_chars": score_chars,
+            "neurons": neurons,
+            "info": info,
+            "total": total,
+        }
+
+
+def write(base: Path, *versions: int) -> Path:
+    """Saves the model's versions below a base path."""
+    for version in versions:
+        fake = Fake(version)
+        tf.saved_model.save(fake, str(base / str(version)), signatures=fake.functions)
+    return base
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), 1, 2)

@@ -1,0 +1,207 @@
+"""Small models as they are served, asked row by row; and what they should answer, worked out slowly."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from serving_stand_in import Loaded
+
+from export import saved_model
+from export.signatures import DTYPES, INPUTS, Served
+from pipeline.vocab import Vocab
+from trainers import checkpoint, draw
+from trainers.config import ModelConfig
+from trainers.generate import MEMORY, Limits, Sampler
+from trainers.model import CharRNN
+
+Row = dict[str, Any]
+Columns = dict[str, npt.NDArray[Any]]
+
+LIMITS = Limits(length=200, prompt=300, rows=64, pictured=64)
+TIMEOUT = 60.0  # seconds: what takes longer hangs
+DEFAULTS: Row = {
+    "prompt": b"",
+    "length": 20,
+    "temperature": 1.0,
+    "seed": 1,
+    "top_k": 0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "stop": b"",
+    "carry_bytes": b"",
+    "text": b"",
+    "layer": 0,
+    "ignored": b"",
+}
+
+
+def columns(signature: str, rows: list[Row]) -> Columns:
+    """The inputs of a signature; what a row does not say stands in DEFAULTS."""
+    found: Columns = {}
+    for name in INPUTS[signature]:
+        found[name] = np.empty(len(rows), DTYPES[name].as_numpy_dtype)
+        found[name][:] = [row.get(name, DEFAULTS[name]) for row in rows]
+    return found
+
+
+class Model:
+    """A model that answers, in this process."""
+
+    def __init__(self, sampler: Sampler):
+        self.sampler, self.vocab, self.net, self.served = sampler, sampler.vocab, sampler.model, Served(sampler, "")
+
+    def run(self, signature: str, inputs: Columns) -> Columns:
+        return self.served.answer(signature, inputs)
+
+    def ask(self, signature: str, rows: list[Row]) -> list[Row]:
+        """The outputs, a row each."""
+        outputs = self.run(signature, columns(signature, rows))
+        assert {len(column) for column in outputs.values()} == {len(rows)}
+        return [{name: column[index] for name, column in outputs.items()} for index in range(len(rows))]
+
+    def one(self, signature: str, **row: Any) -> Row:
+        return self.ask(signature, [row])[0]
+
+    def text(self, rng: np.random.Generator, most: int) -> bytes:
+        """Up to so many characters of the vocabulary."""
+        return self.vocab.decode(rng.integers(0, self.vocab.size, rng.integers(0, most + 1)))
+
+    def row(self, rng: np.random.Generator, longest: int = LIMITS.length) -> Row:
+        """A request of `generate` at random."""
+        return {
+            "prompt": self.text(rng, LIMITS.prompt if rng.random() < 0.1 else 20),
+            "length": rng.integers(0, longest + 1),
+            "temperature": rng.choice([0.0, 0.3, 1.0, 1.0, 2.0]),
+            "seed": rng.integers(-(2**63), 2**63 - 1),
+            "top_k": rng.choice([0, 0, 1, 5, 40]),
+            "top_p": rng.choice([1.0, 1.0, 0.9, 0.4]),
+            "repetition_penalty": rng.choice([1.0, 1.0, 1.3, 0.8]),
+            "stop": self.text(rng, 2) if rng.random() < 0.5 else b"",
+        }
+
+
+class Exported(Model):
+    """The files of an export, which a Session runs, as a server does."""
+
+    def __init__(self, sampler: Sampler, base: Path):
+        super().__init__(sampler)
+        self.base, self.files = base, Loaded(base / "1")
+
+    def run(self, signature: str, inputs: Columns) -> Columns:
+        there = self.files.signatures[signature]
+        outputs = sorted(there.outputs)
+        feeds = {there.inputs[name].name: column for name, column in inputs.items()}
+        found = self.files.run(feeds, [there.outputs[name].name for name in outputs], TIMEOUT)
+        return dict(zip(outputs, found, strict=True))
+
+
+@functools.cache
+def exported(run: Path) -> Exported:
+    """A run as `python -m export savedmodel` writes it, without the proof: that takes a process, and is tested."""
+    base = run.parent / "served" / run.name
+    with mock.patch.object(saved_model, "prove"):
+        saved_model.export_saved_model(run, base, version=1, force=False, limits=LIMITS)
+    opened = checkpoint.read_run(run)
+    return Exported(Sampler(checkpoint.load_model(opened), opened.vocab, LIMITS), base)
+
+
+def random_model(vocab: Vocab, seed: int = 4, **config: Any) -> Model:
+    """Random weights, large enough that the text is varied, and depends on all that came before."""
+    net = CharRNN(ModelConfig(**config), vocab.size, seed)
+    random = np.random.default_rng(seed)
+    net.set_weights([(2 if w.ndim > 1 else 1) * (w + 0.1 * random.normal(size=w.shape)) for w in net.get_weights()])
+    return Model(Sampler(net, vocab, LIMITS, frozen=True))
+
+
+def products_round_alike() -> bool:
+    """Whether a row's products are the same, to the last bit, whatever number of rows is multiplied at once.
+
+    So it is with oneDNN on CPUs that have AVX-512; on others some numbers of rows differ.
+    """
+    random = np.random.default_rng(1)
+    for inputs, fewest in ((13, 1), (300, 2)):
+        x, w = (random.normal(size=shape).astype(np.float32) for shape in ((9, inputs), (inputs, 4 * inputs)))
+        whole = tf.matmul(x, w).numpy()
+        if not all(np.array_equal(tf.matmul(x[:rows], w), whole[:rows]) for rows in range(fewest, 9)):
+            return False
+    return True
+
+
+# What the model says, from its own calls.
+
+
+class Slow:
+    """A model's own calls, a character each."""
+
+    def __init__(self, model: Model):
+        self.net, self.vocab = model.net, model.vocab
+        self.call = tf.function(model.net.call)
+
+    def read(self, ids: npt.ArrayLike, carry: Any = None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """The logits_TxV after each id, and the carry_TxLxSxH; what ends a document is read from an empty one."""
+        nothing = self.net.initial_carry(1)
+        carry, logits, carries = nothing if carry is None else carry, [], []
+        for one in np.asarray(ids, np.int32):
+            before = nothing if one == self.vocab.end_id else carry
+            (after,), carry = self.call(tf.constant([[one]]), before)
+            logits.append(after[0])
+            carries.append(carry[0])
+        return np.array(logits), np.array(carries)
+
+
+class Told(NamedTuple):
+    text: bytes
+    log_prob: float
+    reason: bytes
+
+
+def written_slowly(slow: Slow, row: Row) -> Told:
+    """What `generate` should write, in the order of Hugging Face's generate, with the same random numbers."""
+    row, vocab = {**DEFAULTS, **row}, slow.vocab
+    warm, stop = draw.sharpness(tf.constant([row["temperature"]], tf.float32)), vocab.encode(row["stop"]).tolist()
+    seed, zero = tf.constant([row["seed"]], tf.int64), tf.constant([0], tf.int64)
+    uniforms = draw.uniforms(seed, zero, warm, tf.constant(max(int(row["length"]), 1))).numpy()[:, 0]
+    logits, carries = slow.read(vocab.prompt_ids(row["prompt"]))
+    seen: list[int] = vocab.encode(row["prompt"]).tolist()
+    written: list[int] = []
+    log_probs: list[float] = []
+    kept, reason = 0, b"length"
+    while len(written) < row["length"]:
+        now = logits[-1].astype(np.float64)
+        one = choose_slowly(now, [*seen, *written][-MEMORY:], row, float(uniforms[len(written)]))
+        log_probs.append(now[one] - np.log(np.sum(np.exp(now - now.max()))) - now.max())
+        written.append(one)
+        kept = len(written)
+        if stop and written[-len(stop) :] == stop:
+            kept, reason = kept - len(stop), b"stop"
+            break
+        if one == vocab.end_id:
+            kept, reason = kept - 1, b"stop"
+            break
+        logits, carries = slow.read([one], tf.constant(carries[-1:]))
+    return Told(vocab.decode(written[:kept]), float(np.sum(log_probs[:kept])), reason)
+
+
+def choose_slowly(logits: npt.NDArray[Any], recent: list[int], row: Row, uniform: float) -> int:
+    """Penalty, temperature, top-k, top-p, and where the uniform number falls."""
+    penalty, top_p = row["repetition_penalty"], np.float32(row["top_p"])
+    scaled = logits.copy()
+    for one in set(recent):
+        scaled[one] = scaled[one] / penalty if scaled[one] > 0 else scaled[one] * penalty
+    if row["temperature"] == 0:
+        return int(np.argmax(scaled))
+    scaled /= row["temperature"]
+    order = np.argsort(-scaled, kind="stable")
+    if row["top_k"]:
+        order = order[: row["top_k"]]
+    p = np.exp(scaled[order] - scaled.max())
+    p /= p.sum()
+    if top_p < 1:
+        order = order[np.cumsum(p) - p < top_p]
+    left = np.sort(order)  # the uniform number falls among ids in their own order
+    weights = np.exp(scaled[left] - scaled.max())
+    return int(left[np.searchsorted(np.cumsum(weights), uniform * weights.sum(), side="right")])

@@ -1,0 +1,77 @@
+"""The server that the tests ask: the one that TF_SERVING_TARGET names, a tensorflow_model_server of their own, or the
+stand-in for it.
+
+TF_SERVING_TARGET=host:port must serve, under the name `fake`, what `python tests/export/fake_model.py BASE` writes: all
+versions, the first with the label `stable` (CONFIG below). Other models it does not have: the stand-in serves those.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from export.client import Client, ServingError
+
+BINARY = shutil.which("tensorflow_model_server")
+TARGET = os.environ.get("TF_SERVING_TARGET", "")
+STARTS_WITHIN = 60  # seconds
+
+CONFIG = """model_config_list {{ config {{
+  name: "{name}" base_path: "{base}" model_platform: "tensorflow"
+  model_version_policy {{ all {{}} }}
+  version_labels {{ key: "stable" value: 1 }}
+}} }}
+"""
+
+
+class Server(NamedTuple):
+    target: str
+    model: str
+
+
+def kind() -> str:
+    """What `served` will ask."""
+    return f"the server at {TARGET}" if TARGET else BINARY or "tests/serving_stand_in.py, no TF Serving was found"
+
+
+@contextlib.contextmanager
+def served(base: Path, name: str = "fake") -> Iterator[Server]:
+    """A model in all its versions, version 1 with the label `stable`."""
+    if TARGET and name == "fake":
+        yield Server(TARGET, name)
+    elif BINARY:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        config = base.parent / f"{name}.config"
+        config.write_text(CONFIG.format(base=base, name=name))
+        settings = [f"--port={port}", f"--model_config_file={config}"]
+        process = subprocess.Popen([BINARY, *settings, "--allow_version_labels_for_unavailable_models=true"])
+        try:
+            wait_for(Server(f"localhost:{port}", name))
+            yield Server(f"localhost:{port}", name)
+        finally:
+            process.terminate()
+            process.wait()
+    else:
+        from serving_stand_in import StandIn, serving
+
+        with serving(StandIn(base, name, labels={"stable": 1})) as target:
+            yield Server(target, name)
+
+
+def wait_for(server: Server) -> None:
+    """Returns once the server has loaded the model."""
+    until = time.monotonic() + STARTS_WITHIN
+    with Client(server.target, server.model) as client:
+        while time.monotonic() < until:
+            with contextlib.suppress(ServingError):
+                if all(version.state == "AVAILABLE" for version in client.status()):
+                    return
+            time.sleep(0.2)
+    raise TimeoutError(f"{server.target} did not load '{server.model}' within {STARTS_WITHIN} s")

@@ -1,0 +1,182 @@
+"""The rules by which TF Serving joins calls to batches, after its source: for tests/serving_stand_in.py."""
+
+import dataclasses
+import itertools
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from grpc import StatusCode
+
+Run = Callable[[dict[str, Any], float | None], list[Any]]  # arrays by the tensors' names, seconds -> outputs
+
+
+class Refused(Exception):  # noqa: N818 as a server says no
+    def __init__(self, code: StatusCode, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """The server's batching parameters, and its values for those that are not given."""
+
+    max_batch_size: int = 1000
+    batch_timeout_micros: int = 0
+    max_enqueued_batches: int = 10
+    num_batch_threads: int = os.cpu_count() or 1
+    allowed_batch_sizes: tuple[int, ...] = ()
+    enable_large_batch_splitting: bool = False
+    max_execution_batch_size: int = 0  # with splitting; 0: max_batch_size
+    pad_variable_length_inputs: bool = False  # known, so that a file may name it; true is not stood in for
+
+    @property
+    def largest(self) -> int:
+        """Rows of one run of the graph, at most."""
+        return (self.enable_large_batch_splitting and self.max_execution_batch_size) or self.max_batch_size
+
+    @classmethod
+    def read(cls, path: Path) -> "Batching":
+        """A file as --batching_parameters_file takes it: `max_batch_size { value: 32 }`, `allowed_batch_sizes: 8`."""
+        text = re.sub(r"#.*", "", path.read_text())
+        entries = re.findall(r"(\w+)\s*(?::|\{\s*value\s*:)\s*(\w+)\s*\}?", text)
+        sizes = tuple(int(value) for name, value in entries if name == "allowed_batch_sizes")
+        single = {name: value == "true" if value in ("true", "false") else int(value) for name, value in entries}
+        return cls(**{**single, "allowed_batch_sizes": sizes})  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass
+class Task:
+    """A call, or a part of one, that waits in a batch."""
+
+    inputs: dict[str, Any]
+    rows: int
+    deadline: float | None
+    outputs: futures.Future[list[Any]] = dataclasses.field(default_factory=futures.Future)
+
+
+class Queue:
+    """The batches of one signature that wait; the last is open."""
+
+    def __init__(self, run: Run):
+        self.run, self.batches, self.opened = run, deque[list[Task]]([[]]), 0.0
+
+    @property
+    def open_rows(self) -> int:
+        return sum(task.rows for task in self.batches[-1])
+
+
+class Batcher:
+    """Calls of the same signature are joined to one run of the graph, and its outputs are divided among them."""
+
+    def __init__(self, rules: Batching):
+        self.rules, self.queues, self.changed = rules, dict[Any, Queue](), threading.Condition()
+        self.ran: list[int] = []  # the rows of every run, padding included
+        for _ in range(rules.num_batch_threads):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def __call__(self, key: Any, run: Run, inputs: dict[str, Any], timeout: float | None) -> list[Any]:
+        if any(array.ndim == 0 for array in inputs.values()):
+            raise Refused(StatusCode.INVALID_ARGUMENT, "Batching Run() input tensors must have at least one dimension")
+        sizes = {len(array) for array in inputs.values()}
+        if len(sizes) > 1:
+            raise Refused(
+                StatusCode.INVALID_ARGUMENT, "Batching Run() input tensors must have equal 0th-dimension size"
+            )
+        deadline = time.monotonic() + timeout if timeout is not None else None
+        with self.changed:
+            queue = self.queues.setdefault(key, Queue(run))
+            tasks = self._schedule(queue, inputs, sizes.pop(), deadline)
+            self.changed.notify_all()
+        parts = [task.outputs.result() for task in tasks]
+        return parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+
+    def _schedule(self, queue: Queue, inputs: dict[str, Any], rows: int, deadline: float | None) -> list[Task]:
+        rules, waiting, full = self.rules, queue.batches, "The batch scheduling queue to which this task was submitted"
+        if rows > rules.max_batch_size:
+            larger = f"Task size {rows} is larger than maximum input batch size {rules.max_batch_size}"
+            raise Refused(StatusCode.INVALID_ARGUMENT, larger)
+        room = rules.largest - queue.open_rows
+        cuts = [0, rows]
+        if rules.enable_large_batch_splitting:
+            capacity = (rules.max_enqueued_batches - len(waiting)) * rules.largest + room
+            if rows > capacity:
+                message = f"{full} is full; task size is {rows} but scheduling capacity is only {capacity}"
+                raise Refused(StatusCode.UNAVAILABLE, message)
+            if rows > room:
+                cuts = sorted({0, *range(room, rows, rules.largest), rows})
+        elif rows > room and len(waiting) >= rules.max_enqueued_batches:
+            counts = f"currently {len(waiting)} batches enqueued and max_enqueued_batches is {len(waiting)}"
+            raise Refused(StatusCode.UNAVAILABLE, f"{full} is full; {counts}")
+        tasks = []
+        for start, end in itertools.pairwise(cuts):
+            task = Task({name: array[start:end] for name, array in inputs.items()}, end - start, deadline)
+            if queue.open_rows + task.rows > rules.largest:
+                waiting.append([])
+            if not waiting[-1]:
+                queue.opened = time.monotonic()
+            waiting[-1].append(task)
+            tasks.append(task)
+        return tasks
+
+    def _due(self) -> tuple[Queue | None, float | None]:
+        """A queue whose first batch can be run, else how long until one can."""
+        soonest = None
+        for queue in self.queues.values():
+            left = queue.opened + self.rules.batch_timeout_micros / 1e6 - time.monotonic()
+            if len(queue.batches) > 1 or (queue.batches[0] and (left <= 0 or queue.open_rows >= self.rules.largest)):
+                return queue, None
+            if queue.batches[0]:
+                soonest = left if soonest is None else min(soonest, left)
+        return None, soonest
+
+    def _work(self) -> None:
+        while True:
+            with self.changed:
+                queue, left = self._due()
+                while queue is None:
+                    self.changed.wait(left)
+                    queue, left = self._due()
+                batch = queue.batches.popleft()
+                if not queue.batches:
+                    queue.batches.append([])
+            try:
+                for task, outputs in zip(batch, self._outputs(queue.run, batch), strict=True):
+                    task.outputs.set_result(outputs)
+            except Exception as error:
+                for task in batch:
+                    task.outputs.set_exception(error)
+
+    def _outputs(self, run: Run, batch: list[Task]) -> list[list[Any]]:
+        rows = sum(task.rows for task in batch)
+        padded = next((size for size in self.rules.allowed_batch_sizes if size >= rows), rows)
+        # What fills a batch up is the first row of its last call.
+        filler = [{name: array[:1] for name, array in batch[-1].inputs.items()}] * (padded - rows)
+        parts = [*(task.inputs for task in batch), *filler]
+        for part in parts:
+            for name, array in part.items():
+                if array.shape[1:] != batch[0].inputs[name].shape[1:]:
+                    differ = f"Tensors with name '{name}' from different tasks have different shapes"
+                    raise Refused(StatusCode.FAILED_PRECONDITION, f"{differ} and padding is turned off.")
+        merged = {name: np.concatenate([part[name] for part in parts]) for name in batch[0].inputs}
+        deadlines = [task.deadline for task in batch]
+        timeout = None if None in deadlines else max(deadlines) - time.monotonic()  # type: ignore[type-var]
+        self.ran.append(padded)
+        outputs = run(merged, timeout)
+        if any(array.ndim == 0 for array in outputs):
+            raise Refused(StatusCode.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
+        if any(len(array) != padded for array in outputs):
+            raise Refused(
+                StatusCode.FAILED_PRECONDITION,
+                "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input "
+                "tensors",
+            )
+        cuts = np.cumsum([task.rows for task in batch])
+        return [[array[end - task.rows : end] for array in outputs] for task, end in zip(batch, cuts, strict=True)]

@@ -1,0 +1,255 @@
+"""A stand-in for tensorflow_model_server, where no binary of it is to be had: python tests/serving_stand_in.py BASE
+
+It is not TF Serving, and its speed says nothing of TF Serving's. What they share is what a client and a model notice:
+the API over gRPC; a graph that a Session runs from its files alone, as the server's C++ loader does; versions by folder
+number, and labels; the codes and wordings of refusals; the rules of batching. All of it follows the server's source.
+What it lacks: REST, warm-up, config files of models (it serves one, in all the versions that lie there).
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import grpc
+import tensorflow as tf
+from grpc import StatusCode
+from serving_batching import Batcher, Batching, Refused
+from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+CODES = {code.value[0]: code for code in StatusCode}
+LISTED = {"string": "string_val", "int32": "int_val", "int64": "int64_val", "float": "float_val"}
+
+
+class Loaded:
+    """A version of a model: its graph in a Session, and its signatures."""
+
+    def __init__(self, folder: Path):
+        with tf.Graph().as_default():
+            self._session = tf.compat.v1.Session()
+            self.signatures = tf.compat.v1.saved_model.load(self._session, ["serve"], str(folder)).signature_def
+
+    def run(self, inputs: dict[str, Any], fetches: Sequence[str], timeout: float | None) -> list[Any]:
+        options = tf.compat.v1.RunOptions(timeout_in_ms=0 if timeout is None else max(1, int(timeout * 1000)))
+        try:
+            return self._session.run(list(fetches), inputs, options=options)
+        except (TypeError, ValueError) as error:  # a shape that Python looks at before the graph does
+            raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
+
+
+def answered(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a service whose errors reach the caller as the server would put them."""
+
+    def answer(self: "StandIn", request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return method(self, request, context)
+        except Refused as refused:
+            code, message = refused.code, str(refused)
+        except tf.errors.OpError as error:
+            code, message = CODES[error.error_code], error.message.removeprefix("Graph execution error:\n\n")
+        return context.abort(code, message if len(message) <= 1024 else message[:1024] + "...TRUNCATED")
+
+    return answer
+
+
+class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
+    """One model below its base path, in all its versions."""
+
+    def __init__(
+        self, base: Path, name: str = "", labels: dict[str, int] | None = None, batching: Batching | None = None
+    ):
+        self.base, self.name, self.labels = base, name or base.name, labels or {}
+        self.batcher = Batcher(batching) if batching else None
+        self.versions: dict[int, Loaded] = {}
+        self.poll()
+
+    def poll(self) -> None:
+        """Loads the versions that have come, and forgets those that have gone, as the server does every second."""
+        there = {int(path.name): path for path in self.base.iterdir() if path.name.isdigit()}
+        kept = {version: loaded for version, loaded in self.versions.items() if version in there}
+        self.versions = kept | {version: Loaded(there[version]) for version in sorted(there.keys() - kept.keys())}
+
+    def _find(self, spec: Any) -> tuple[int, Loaded]:
+        version = spec.version.value if spec.HasField("version") else None
+        if spec.version_label:
+            if spec.version_label not in self.labels:
+                unknown = f"Unrecognized servable version label: {spec.version_label}"
+                raise Refused(StatusCode.INVALID_ARGUMENT, unknown)
+            version = self.labels[spec.version_label]
+        wanted = f"Latest({spec.name})" if version is None else f"Specific({spec.name}, {version})"
+        version = max(self.versions, default=-1) if version is None else version
+        if spec.name != self.name or version not in self.versions:
+            raise Refused(StatusCode.NOT_FOUND, f"Servable not found for request: {wanted}")
+        return version, self.versions[version]
+
+    @answered
+    def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
+        version, loaded = self._find(request.model_spec)
+        name = request.model_spec.signature_name or "serving_default"
+        if name not in loaded.signatures:
+            raise Refused(StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+        signature = loaded.signatures[name]
+        inputs = feeds(signature, request.inputs)
+        wanted = list(request.output_filter)
+        for alias in wanted:
+            if alias not in signature.outputs:
+                there = f"Outputs expected to be in the set {braced(signature.outputs)}."
+                message = f"output tensor alias not found in signature: {alias} {there}"
+                raise Refused(StatusCode.INVALID_ARGUMENT, message)
+        aliases = wanted or sorted(signature.outputs)
+        fetches = [signature.outputs[alias].name for alias in aliases]
+
+        def run(arrays: dict[str, Any], timeout: float | None) -> list[Any]:
+            return loaded.run(arrays, fetches, timeout)
+
+        timeout = context.time_remaining()
+        timeout = timeout if timeout is not None and timeout < 1e6 else None  # a call without a deadline has centuries
+        if self.batcher is None or wanted:  # a part of the outputs makes another signature, which has no queue
+            outputs = run(inputs, timeout)
+        else:
+            outputs = self.batcher((version, name), run, inputs, timeout)
+        response = predict_pb2.PredictResponse()
+        response.model_spec.name, response.model_spec.signature_name = request.model_spec.name, name
+        response.model_spec.version.value = version
+        for alias, array in zip(aliases, outputs, strict=True):
+            response.outputs[alias].CopyFrom(listed(array))
+        return response
+
+    @answered
+    def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
+        if list(request.metadata_field) != ["signature_def"]:
+            message = "GetModelMetadataRequest must specify at least one metadata_field"
+            raise Refused(StatusCode.INVALID_ARGUMENT, message)
+        version, loaded = self._find(request.model_spec)
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        response.model_spec.name, response.model_spec.version.value = self.name, version
+        signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=dict(loaded.signatures))
+        response.metadata["signature_def"].Pack(signatures)
+        return response
+
+    @answered
+    def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
+        spec = request.model_spec
+        versions = sorted(self.versions, reverse=True) if spec.name == self.name else []
+        if spec.HasField("version"):
+            versions = [version for version in versions if version == spec.version.value]
+            missing = f"Could not find version {spec.version.value} of model {spec.name}"
+        else:
+            missing = f"Could not find any versions of model {spec.name}"
+        if not versions:
+            raise Refused(StatusCode.NOT_FOUND, missing)
+        response = get_model_status_pb2.GetModelStatusResponse()
+        for version in versions:
+            available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
+            response.model_version_status.add(version=version, state=available)
+        return response
+
+
+def feeds(signature: Any, given: Any) -> dict[str, Any]:
+    """The arrays of a request by the names of the graph's tensors. Refuses what the signature does not ask for."""
+    if len(given) != len(signature.inputs):
+        extra, missing = set(given) - set(signature.inputs), set(signature.inputs) - set(given)
+        sizes = f"{len(given)}!={len(signature.inputs)} len({braced(given)}) != len({braced(signature.inputs)})"
+        message = f"{sizes}. Sent extra: {braced(extra)}. Missing but required: {braced(missing)}."
+        raise Refused(StatusCode.INVALID_ARGUMENT, f"input size does not match signature: {message}")
+    arrays = {}
+    for index, (alias, info) in enumerate(sorted(signature.inputs.items())):
+        if alias not in given:
+            missing = f"Signature input alias: {alias}(feed name: {info.name}) not found in request"
+            there = f"Inputs expected to be in the request {braced(given)}, or default input alias set: "
+            raise Refused(StatusCode.INVALID_ARGUMENT, f"{missing} and no default value provided. {there}")
+        if given[alias].dtype != info.dtype:
+            expected, got = type_name(info.dtype), type_name(given[alias].dtype)
+            raise Refused(StatusCode.INVALID_ARGUMENT, f"Expects arg[{index}] to be {expected} but {got} is provided")
+        arrays[info.name] = tf.make_ndarray(given[alias])
+    return arrays
+
+
+def braced(names: Any) -> str:
+    return "{" + ",".join(sorted(names)) + "}"
+
+
+def type_name(number: int) -> str:
+    return types_pb2.DataType.Name(number).removeprefix("DT_").lower()
+
+
+def listed(array: Any) -> Any:
+    """A tensor with its values one by one, as the server answers; TensorFlow's Python would pack them."""
+    dtype = tf.as_dtype(array.dtype) if array.dtype != object else tf.string
+    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=tf.TensorShape(array.shape).as_proto())
+    getattr(proto, LISTED[type_name(proto.dtype)]).extend(array.ravel().tolist())
+    return proto
+
+
+@contextlib.contextmanager
+def serving(
+    stand_in: StandIn,
+    port: int = 0,
+    credentials: grpc.ServerCredentials | None = None,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),
+) -> Iterator[str]:
+    """Answers on a port of this machine for the block; gives "localhost:port"."""
+    unlimited = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+    ]
+    server = grpc.server(futures.ThreadPoolExecutor(128), interceptors=interceptors, options=unlimited)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(stand_in, server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(stand_in, server)
+    where = f"localhost:{port}"
+    port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
+    server.start()
+    try:
+        yield f"localhost:{port}"
+    finally:
+        server.stop(grace=None).wait()
+
+
+def tell_batches(batcher: Batcher | None) -> None:
+    """Prints, as JSON, how many runs had so many rows since the last time."""
+    ran = batcher.ran if batcher else []
+    count = len(ran)  # others append meanwhile
+    print(json.dumps(Counter(ran[:count])), flush=True)
+    del ran[:count]
+
+
+def main() -> None:
+    about = "A stand-in for tensorflow_model_server. Prints its port, and on SIGUSR1 the sizes of its batches."
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("base", type=Path, help="the model's base path, with a folder a version")
+    parser.add_argument("--port", type=int, default=0, help="of gRPC; 0: any that is free")
+    parser.add_argument("--model-name", default="", help="default: the base path's name")
+    parser.add_argument("--batching", nargs="?", const="", metavar="FILE", help="batch calls, by these parameters")
+    options = parser.parse_args()
+    tf.get_logger().setLevel("ERROR")  # that the Session's loader is deprecated
+    batching = None
+    if options.batching is not None:
+        batching = Batching.read(Path(options.batching)) if options.batching else Batching()
+    stand_in = StandIn(options.base, options.model_name, batching=batching)
+    signal.signal(signal.SIGUSR1, lambda *_: tell_batches(stand_in.batcher))
+    with serving(stand_in, options.port) as target, contextlib.suppress(KeyboardInterrupt):
+        print(target.rpartition(":")[2], flush=True)
+        while True:
+            time.sleep(1)
+            stand_in.poll()
+
+
+if __name__ == "__main__":
+    main()

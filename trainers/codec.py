@@ -1,0 +1,110 @@
+"""Text to ids and back in graph ops, as pipeline.vocab does it in NumPy: a bad row is named, and its mates go on.
+
+Legend: B rows, P ids of the longest row, N ids.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from pipeline.vocab import Vocab
+
+
+class Ids(NamedTuple):
+    """Texts as ids. A row that has a problem is empty."""
+
+    ids_BxP: tf.Tensor  # int32; what is behind a row's length stands for nothing
+    length_B: tf.Tensor
+    problem_B: tf.Tensor  # string: what is wrong with the row; empty where nothing is
+
+
+def first_problem(*checks: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    """problem_B of (bad_B, what it is_B) in order of importance; empty where none is bad."""
+    problem_B = tf.zeros_like(checks[0][0], tf.string)
+    for bad_B, what_B in reversed(checks):
+        problem_B = tf.where(bad_B, what_B, problem_B)
+    return problem_B
+
+
+def named(problem_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """A problem that was found before, as a check."""
+    return problem_B != "", problem_B
+
+
+class Codec:
+    """A vocabulary's two directions."""
+
+    def __init__(self, vocab: Vocab):
+        self.vocab = vocab
+        self._written = [symbol for symbol in vocab.symbols if symbol]
+
+    def encode(self, text_B: tf.Tensor, most: int, name: str, exact: bool = False) -> Ids:
+        """The ids of the texts themselves, at most so many a row. `name`: of the input, for the problems.
+
+        What is outside the vocabulary becomes its id for the unknown; without one, or where the text is to be taken
+        `exact`ly, it is a problem, as is what is not UTF-8 where the unit is the character.
+        """
+        unit = "bytes" if self.vocab.unit == "byte" else "characters"
+        widest = 1 if self.vocab.unit == "byte" else 4  # bytes of a unit
+        size_B = tf.strings.length(text_B)
+        large_B = size_B > most * widest  # so many bytes are not even looked at
+        read = self._encode_bytes if self.vocab.unit == "byte" else self._encode_characters
+        ids_BxP, length_B, broken_B, strange_B, what_B = read(tf.where(large_B, "", text_B))
+        if self.vocab.unknown_id is not None and not exact:
+            strange_B = tf.zeros_like(strange_B)
+        long_B = large_B | (length_B > most)
+        got_B = tf.where(large_B, tf.strings.as_string(size_B) + " bytes", tf.strings.as_string(length_B))
+        problem_B = first_problem(
+            (long_B, tf.strings.join([f"{name}: at most {most} {unit} are read, got ", got_B])),
+            (broken_B, tf.fill(tf.shape(text_B), f"{name}: not UTF-8, which a text of characters must be")),
+            (strange_B, tf.strings.join([f"{name}: ", what_B, " is not in the model's vocabulary; see info"])),
+        )
+        return Ids(ids_BxP, tf.where(problem_B == "", length_B, 0), problem_B)
+
+    def begin(self, encoded: Ids, fresh_B: tf.Tensor) -> Ids:
+        """Puts the id that a text starts after before the rows that are `fresh`: the end of a document, else a newline.
+
+        Vocab.prompt_ids, in graph ops, leaves it away where there is no end of documents and the text is not empty.
+        """
+        start_B = [[0, 0], [1, 0]], [[0, 0], [0, 1]]
+        ahead_BxP, behind_BxP = (tf.pad(encoded.ids_BxP, pad, constant_values=self.vocab.start_id) for pad in start_B)
+        ids_BxP = tf.where(fresh_B[:, None], ahead_BxP, behind_BxP)
+        return encoded._replace(ids_BxP=ids_BxP, length_B=encoded.length_B + tf.cast(fresh_B, tf.int32))
+
+    def _encode_bytes(self, text_B: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        ids = {symbol[0]: index for index, symbol in enumerate(self._written)}
+        length_B = tf.strings.length(text_B)
+        longest = tf.maximum(tf.reduce_max(length_B), 1)
+        bytes_BxP = tf.cast(tf.io.decode_raw(text_B, tf.uint8, fixed_length=longest), tf.int32)
+        ids_BxP = tf.gather(tf.constant([ids.get(byte, -1) for byte in range(256)]), bytes_BxP)
+        outside_BxP = (ids_BxP < 0) & tf.sequence_mask(length_B, longest)
+        first_B = tf.gather(bytes_BxP, tf.argmax(outside_BxP, axis=1), batch_dims=1)
+        what_B = tf.strings.join(["byte ", tf.strings.as_string(first_B)])
+        return tf.maximum(ids_BxP, 0), length_B, tf.zeros_like(length_B, tf.bool), _any(outside_BxP), what_B
+
+    def _encode_characters(self, text_B: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        broken_B = tf.strings.unicode_transcode(text_B, "UTF-8", "UTF-8") != text_B  # puts U+FFFD for what is no UTF-8
+        codes = tf.strings.unicode_decode(tf.where(broken_B, "", text_B), "UTF-8")
+        length_B = tf.cast(codes.row_lengths(), tf.int32)
+        codes_BxP = codes.to_tensor(-1, shape=[-1, tf.maximum(tf.reduce_max(length_B), 1)])
+        codes_BxP = tf.ensure_shape(codes_BxP, [text_B.shape[0], None])
+        known_V = tf.constant([ord(symbol.decode()) for symbol in self._written])  # in order: so are the ids
+        flat_N = tf.reshape(codes_BxP, [-1])
+        ids_N = tf.minimum(tf.searchsorted(known_V, flat_N), len(self._written) - 1)
+        strange_BxP = tf.reshape((tf.gather(known_V, ids_N) != flat_N) & (flat_N >= 0), tf.shape(codes_BxP))
+        ids_BxP = tf.reshape(ids_N, tf.shape(codes_BxP))
+        if self.vocab.unknown_id is not None:
+            ids_BxP = tf.where(strange_BxP, self.vocab.unknown_id, ids_BxP)
+        first_B = tf.gather(codes_BxP, tf.argmax(strange_BxP, axis=1), batch_dims=1)
+        what_B = tf.strings.join(["'", tf.strings.unicode_encode(tf.maximum(first_B, 0)[:, None], "UTF-8"), "'"])
+        return ids_BxP, length_B, broken_B, _any(strange_BxP), what_B
+
+    def decode(self, ids_BxN: tf.Tensor, length_B: tf.Tensor) -> tf.Tensor:
+        """The symbols of the first `length` ids of each row, as strings of bytes."""
+        real_BxN = tf.sequence_mask(length_B, tf.shape(ids_BxN)[1])
+        symbols_BxN = tf.gather(tf.constant(self.vocab.symbols), ids_BxN)
+        return tf.strings.reduce_join(tf.where(real_BxN, symbols_BxN, ""), axis=1)
+
+
+def _any(bad_BxP: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_any(bad_BxP, axis=1)
