@@ -69,7 +69,7 @@ def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         (b"\0\xff\r\n", rules("raw"), b"\0\xff\r\n", {}),
         (b"", rules(), b"", {}),
         (gzip.compress(b"ab", mtime=0), rules("raw"), gzip.compress(b"ab", mtime=0), {}),
-        (gzip.compress(b"ab") + gzip.compress(b"cd"), rules(), b"abcd", {}),
+        (gzip.compress(b"ab", mtime=0) + gzip.compress(b"cd", mtime=0), rules(), b"abcd", {}),
     ],
 )
 @pytest.mark.usefixtures("part")
