@@ -79,7 +79,7 @@ class Found:
     def problems(self) -> list[str]:
         """What must not be, a line each."""
         counted = [(self.wrong, "wrong answers"), (self.unanswered, "calls without an answer")]
-        found = [f"{len(each):,} {what}, such as {each[0]}" for each, what in counted if each]
+        found = [f"{what}: {len(each):,}, such as {each[0]}" for each, what in counted if each]
         if not self.right:
             found.append("no call was answered right")
         if (growth := self.growth) > GROWTH:
@@ -147,10 +147,10 @@ def soak(server: StandIn, asked: list[Request], hostile: list[Hostile], seconds:
     target, found, over = server.target, Found(), threading.Event()
 
     def caller(number: int, ask: Callable[[Client, Any, Found], None], calls: list[Any]) -> None:
-        chance = random.Random(number)
+        order = itertools.cycle(random.Random(number).sample(calls, len(calls)))  # each caller his own
         with Client(target, server.model, timeout=60, retries=0) as client:
             while not over.is_set():
-                call = chance.choice(calls)
+                call = next(order)
                 try:
                     ask(client, call, found)
                 except Exception as error:  # an answer that cannot even be read
