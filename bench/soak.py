@@ -94,6 +94,9 @@ class Found:
         return statistics.median(self.memory[-size:]) / min(tenths) - 1
 
 
+Ask = Callable[[Client, Any, Found], None]
+
+
 def compare(size: Size, minutes: float, out: Path) -> None:
     """Soaks the stand-in for so many minutes with batching, and as many without; writes out/bench-serve-soak-LxH.json.
 
@@ -143,20 +146,22 @@ def compare(size: Size, minutes: float, out: Path) -> None:
 
 
 def soak(server: StandIn, asked: list[Request], hostile: list[Hostile], seconds: float) -> Found:
-    """Asks a server for so long, all callers at once, after a warm-up of the same; ends early where the server does."""
-    target, found, over = server.target, Found(), threading.Event()
+    """Asks a server for each thing once, and then for so long, all callers at once, after a warm-up of the same. Ends
+    early where the server does."""
+    found, over = Found(), threading.Event()
+    connection: dict[str, Any] = {"target": server.target, "model": server.model, "timeout": 60, "retries": 0}
 
-    def caller(number: int, ask: Callable[[Client, Any, Found], None], calls: list[Any]) -> None:
+    def caller(number: int, ask: Ask, calls: list[Any]) -> None:
         order = itertools.cycle(random.Random(number).sample(calls, len(calls)))  # each caller his own
-        with Client(target, server.model, timeout=60, retries=0) as client:
+        with Client(**connection) as client:
             while not over.is_set():
-                call = next(order)
-                try:
-                    ask(client, call, found)
-                except Exception as error:  # an answer that cannot even be read
-                    with found.lock:
-                        found.wrong.append(f"{call.signature}: {error!r}")
+                attempt(ask, client, next(order), found)
 
+    with Client(**connection) as client:
+        for ask, call in [(good, request) for request in asked] + [(bad, request) for request in hostile]:
+            attempt(ask, client, call, found)
+            if found.unanswered:
+                break
     work = [(good, asked)] * GOOD + [(bad, hostile)] * HOSTILE
     threads = [threading.Thread(target=caller, args=(number, *one)) for number, one in enumerate(work)]
     for thread in threads:
@@ -171,6 +176,14 @@ def soak(server: StandIn, asked: list[Request], hostile: list[Hostile], seconds:
         thread.join()
     found.memory = [look for look in found.memory if look] or [1]  # none of a server that was gone by then
     return found
+
+
+def attempt(ask: Ask, client: Client, call: Any, found: Found) -> None:
+    try:
+        ask(client, call, found)
+    except Exception as error:  # an answer that cannot even be read
+        with found.lock:
+            found.wrong.append(f"{call.signature}: {error!r}")
 
 
 def good(client: Client, request: Request, found: Found) -> None:
