@@ -72,7 +72,7 @@ class Changes:
 
 
 def batch_sizes(rows: int) -> list[int]:
-    """The sizes that batches are filled up to: the powers of two below a call's most rows, and those.
+    """The sizes of batches that a server is warmed up with: the powers of two below a call's most rows, and those.
 
     >>> batch_sizes(64), batch_sizes(5)
     ([1, 2, 4, 8, 16, 32, 64], [1, 2, 4, 5])
@@ -328,7 +328,6 @@ def _texts(base: Path, versions: list[Version]) -> dict[str, str]:
         "health_path": health_path(name),
         "health_check": health_check(name),
         "rows": rows,
-        "batch_sizes": batch_sizes(rows),
         "versions": versions,
         "table": table(versions),
     }

@@ -273,7 +273,7 @@ def test_batches_have_as_many_rows_as_a_call_of_every_version_may(rows: int, siz
     found = text_format.Parse((base / "batching_params.pbtxt").read_text(), message("BatchingParameters"))
     assert MessageToDict(found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True) == {
         "max_batch_size": str(rows),
-        "allowed_batch_sizes": [str(size) for size in sizes],
+        "allowed_batch_sizes": [],  # nothing is filled up: an empty call would have no row for it
         "batch_timeout_micros": "2000",
         "num_batch_threads": "2",
         "max_enqueued_batches": "10",
