@@ -66,7 +66,7 @@ def test_what_is_written_has_the_probability_that_score_finds(model: Exported, r
         np.testing.assert_allclose(score["bits_per_char"], score["nats"] / max(n, 1) / np.log(2), rtol=1e-5)
         assert not each["log_probs"][n:].any()
         assert {name: each[name] for name in score} == score
-    assert max(one["n_chars"] for one in written) > 5
+    assert sum(one["n_chars"] for one in written) > 40
     assert not np.signbit([score["nats"] for score in scores]).any(), "nothing has 0 nats, not -0"
 
 
@@ -165,8 +165,8 @@ def cell(request: pytest.FixtureRequest, tiny: Exported, names: Exported) -> Mod
 
 def test_logits_scores_and_neurons_are_those_of_the_models_own_calls(cell: Model, rng: np.random.Generator) -> None:
     texts = [b"", *(cell.text(rng, 40) for _ in range(7))]
-    if cell.vocab.unit == "char":
-        assert any("\n" in text.decode() for text in texts[1:]) or cell.vocab is ASCII, "documents that end"
+    if cell.vocab.end_id is not None:
+        texts[-1] = cell.vocab.decode([1, 2, cell.vocab.end_id, 3, cell.vocab.end_id, 4])
     slow, states = Slow(cell), cell.net.cell.states
     started = cell.ask("start", [{"prompt": text} for text in texts])
     scored = cell.ask("score_chars", [{"text": text} for text in texts])
