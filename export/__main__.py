@@ -1,4 +1,4 @@
-"""The command line: python -m export savedmodel | label | query | tflite | keras | show."""
+"""The command line: python -m export savedmodel | label | query | tflite | web | keras | show."""
 
 import math
 import os
@@ -80,6 +80,32 @@ def tflite(run: Path, out: Path | None, force: bool) -> None:
     with console.hushed():
         from export.lite import export_lite
     export_lite(run, out or Path("devices") / run.name, force)
+
+
+@cli.command()
+@click.argument("folders", type=FOLDER, metavar="devices/NAME...", nargs=-1, required=True)
+@click.option("--out", type=FOLDER, help="The folder to make. Default: site/NAME, of several models site/all.")
+@click.option("--force", is_flag=True, help="Replace it where another page lies there.")
+@click.option("--serve", is_flag=True, help="Then serve it on this machine, to look at it, until Ctrl-C.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="With --serve; 0: any.")
+def web(folders: tuple[Path, ...], out: Path | None, force: bool, serve: bool, port: int) -> None:
+    """Writes a page in which a browser runs the models.
+
+    A static folder for any web server and any path on it; it needs no server behind it, and none at all once it has
+    been opened. LiteRT.js is fetched by npm the first time. Each model comes in every precision that its folder has.
+
+    \b
+    Examples:
+      python -m export web devices/stdlib --serve
+      python -m export web devices/stdlib devices/names --out site/both
+    """
+    from export.page import export_page
+    from export.page import serve as show
+
+    out = out or Path("site") / (folders[0].resolve().name if len(folders) == 1 else "all")
+    export_page(folders, out, force)
+    if serve:
+        show(out, port)
 
 
 @cli.command()
