@@ -45,8 +45,12 @@ def export_page(folders: Sequence[Path], out: Path, force: bool) -> None:
     check_replaceable(out, MODELS, "a page")
     with console.err.status(f"writing {out}"), whole_folder(out, replace=True) as partial:
         shutil.copytree(PAGE, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.d.ts"))
+        litert = packages() / "@litertjs"
+        _copy_glue(litert, partial / "litert")
         shell = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
-        _copy_runtime(packages(), partial / "litert")
+        for name in RUNTIME:  # a browser keeps the one that it takes
+            for kind in (".js", ".wasm"):
+                shutil.copyfile(litert / "core" / "wasm" / (name + kind), partial / "litert" / (name + kind))
         for folder, model in zip(folders, models, strict=True):
             (partial / "models" / model["name"]).mkdir(parents=True)
             for file in model["files"]:
@@ -132,17 +136,14 @@ def serve(folder: Path, port: int) -> None:
         server.serve_forever()
 
 
-def _copy_runtime(node_modules: Path, to: Path) -> None:
-    package = node_modules / "@litertjs"
-    core = (package / "core" / "dist" / "index.js").read_text(encoding="utf-8")
+def _copy_glue(litert: Path, to: Path) -> None:
+    """What of the runtime is JavaScript for whichever wasm."""
+    core = (litert / "core" / "dist" / "index.js").read_text(encoding="utf-8")
     # A browser finds no package by its name: import maps must stand in the page itself, which its policy forbids.
     here = core.replace('"@litertjs/wasm-utils"', '"./wasm-utils.js"')
     to.mkdir(exist_ok=True)
     (to / "core.js").write_text(here, encoding="utf-8")
-    shutil.copyfile(package / "wasm-utils" / "dist" / "index.js", to / "wasm-utils.js")
-    for name in RUNTIME:
-        for kind in (".js", ".wasm"):
-            shutil.copyfile(package / "core" / "wasm" / (name + kind), to / (name + kind))
+    shutil.copyfile(litert / "wasm-utils" / "dist" / "index.js", to / "wasm-utils.js")
 
 
 def _neurons(folder: Path) -> list[dict[str, Any]]:

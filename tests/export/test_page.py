@@ -69,7 +69,7 @@ def test_the_folder_is_the_page_the_runtime_and_the_models(tmp_path: Path, capsy
         assert len((out / file["url"]).read_bytes()) == file["size"]
         assert page.sha256_file(out / file["url"]) == file["sha256"]
     build = json.loads((out / "build.js").read_text().removeprefix("self.BUILD = ").removesuffix(";\n"))
-    assert set(build["shell"]) == {"./", "models.json"} | sources
+    assert set(build["shell"]) == {"./", "models.json", "litert/core.js", "litert/wasm-utils.js"} | sources
     told = "one (float32, int8-full); two (mine); 0.1 MB, of which a browser fetches 0.1 MB before the first text"
     assert told in capsys.readouterr().out
 

@@ -31,7 +31,8 @@ export class Bars {
   }
 
   #add() {
-    const button = make("button", { type: "button" }, make("b"), make("i"), make("span"));
+    const button = make("button", { type: "button" }, make("b", { ariaHidden: "true" }), make("i"), make("span"));
+    button.append(make("span", { className: "unseen" }));
     button.addEventListener("click", () => this.choose(Number(button.dataset.id)));
     this.list.append(make("li", {}, button));
     this.buttons.push(button);
@@ -43,11 +44,11 @@ export class Bars {
    */
   #fill(button, { id, p }) {
     if (!this.vocab) return;
-    const [label, , share] = button.children;
+    const [label, , share, spoken] = button.children;
     button.dataset.id = String(id);
-    button.ariaLabel = `${this.vocab.spoken(id)}, ${percent(p)}`;
     label.textContent = this.vocab.label(id);
     share.textContent = percent(p);
+    spoken.textContent = this.vocab.spoken(id);
     button.style.setProperty("--p", String(p));
   }
 }

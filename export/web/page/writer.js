@@ -104,8 +104,9 @@ export class Writer {
 
   async #run() {
     for (let more = true; more; ) {
-      await this.edits; // the next slice begins where they leave off
       const edits = this.edits;
+      await edits; // the next slice begins where they leave off
+      if (edits !== this.edits) continue;
       const { sampling, seed, neuron } = this.now();
       const wanted = { text: this.text, from: this.length, until: this.until, millis: SLICE, seed, sampling };
       const slice = await this.engine.call("goOn", { ...wanted, chosen: this.chosen, neuron });
