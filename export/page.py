@@ -21,12 +21,12 @@ from typing import Any
 from common import console
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, sha256_file, whole_folder, write_json
+from export.lite_file import unseal
 from pipeline.vocab import Vocab
 
 WEB = Path(__file__).parent / "web"
 PAGE, PACKAGES = WEB / "page", WEB / "node_modules"
 MODELS = "models.json"
-ORDER = ("float32", "float16", "int8-dynamic", "int8-full")  # of the precisions; others come after them
 RUNTIME = ("litert_wasm_internal", "litert_wasm_compat_internal")  # one thread; the second without relaxed SIMD
 TYPES = {".js": "text/javascript", ".wasm": "application/wasm", ".tflite": "application/octet-stream"}
 HOST = "localhost"
@@ -72,16 +72,17 @@ def read_model(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         Vocab.from_json(about["vocab"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        listed = {name: (folder / file["file"], file["bits"]) for name, file in about["files"].items()}
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise StageError(
             f"{folder} holds no model for devices: {error}; make it with python -m export tflite"
         ) from None
     name, files = folder.resolve().name, []
-    for path in sorted(folder.glob("*.tflite"), key=lambda path: (_place(path.stem), path.stem)):
-        url = f"models/{name}/{path.name}"
-        files.append({"precision": path.stem, "url": url, "size": path.stat().st_size, "sha256": sha256_file(path)})
-    if not files:
-        raise StageError(f"{folder} holds no .tflite: make it with python -m export tflite")
+    for precision, (path, bits) in listed.items():
+        if unseal(path)[1]["weights_sha256"] != about["weights_sha256"]:
+            raise StageError(f"{path} is of another model than {folder / 'model.json'}: export it again")
+        url, size = f"models/{name}/{path.name}", path.stat().st_size
+        files.append({"precision": precision, "bits": bits, "url": url, "size": size, "sha256": sha256_file(path)})
     return {"name": name, "vocab": about["vocab"], "files": files, "neurons": _neurons(folder)}
 
 
@@ -104,11 +105,8 @@ def packages() -> Path:
     return PACKAGES
 
 
-def serve(folder: Path, port: int) -> None:
-    """Serves a page to this machine alone, until Ctrl-C. port: 0 takes any that is free.
-
-    Raises StageError where it cannot be had.
-    """
+def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
+    """What serves a page to this machine alone. port: 0 takes any that is free. Raises StageError where it is not."""
     # The page's policy goes along as a header too: only so does it hold for its workers.
     html = (folder / "index.html").read_text(encoding="utf-8")
     policy = " ".join(html.split('http-equiv="Content-Security-Policy"')[1].split('"')[1].split())
@@ -126,14 +124,22 @@ def serve(folder: Path, port: int) -> None:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    handler = functools.partial(Handler, directory=str(folder))
     try:
-        server = http.server.ThreadingHTTPServer((HOST, port), handler)
+        return http.server.ThreadingHTTPServer((HOST, port), functools.partial(Handler, directory=str(folder)))
     except OSError as error:
         raise StageError(f"port {port} cannot be had ({error.strerror}): give another --port, or 0 for any") from None
-    with server, contextlib.suppress(KeyboardInterrupt):
-        console.out.print(f"http://{HOST}:{server.server_port}/ (Ctrl-C ends it)")
-        server.serve_forever()
+
+
+def address(of: http.server.ThreadingHTTPServer) -> str:
+    """Where a browser finds it."""
+    return f"http://{HOST}:{of.server_port}/"
+
+
+def serve(folder: Path, port: int) -> None:
+    """Serves a page until Ctrl-C. Raises as `server` does."""
+    with server(folder, port) as serving, contextlib.suppress(KeyboardInterrupt):
+        console.out.print(f"{address(serving)} (Ctrl-C ends it)")
+        serving.serve_forever()
 
 
 def _copy_glue(litert: Path, to: Path) -> None:
@@ -156,10 +162,6 @@ def _neurons(folder: Path) -> list[dict[str, Any]]:
         return [{"layer": int(n["layer"]), "unit": int(n["unit"]), "about": str(n["about"])} for n in neurons]
     except (KeyError, TypeError, ValueError) as error:
         raise StageError(f"{path} is no list of neurons: {error}; see BUILD.md, or remove it") from None
-
-
-def _place(precision: str) -> int:
-    return ORDER.index(precision) if precision in ORDER else len(ORDER)
 
 
 def _build(folder: Path) -> str:

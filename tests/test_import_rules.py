@@ -17,10 +17,12 @@ ALLOWED = {
         "common",
         "pipeline.vocab",
         "pipeline.manifest",
+        "pipeline.shards",
         "trainers.config",
         "trainers.model",
         "trainers.checkpoint",
         "trainers.generate",
+        "trainers.stepper",
     },
 }
 BEAM = {"pipeline/ingest.py", "pipeline/validate.py", "pipeline/beam.py"}
@@ -69,7 +71,7 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         ("pipeline.__main__ trainers.__main__ export.__main__", set()),  # --help is quick
         ("pipeline.ingest", {"apache_beam"}),
         ("trainers.plot", set()),
-        ("export.lite_runner", {"ai_edge_litert"}),
+        ("export.lite_runner export.lite_probe", {"ai_edge_litert"}),
         ("export.serving", {"tensorflow_serving"}),
         ("trainers.loop trainers.evaluate trainers.info", {"tensorflow", "keras"}),
         ("export.query", {"tensorflow_serving"}),  # and with it the client

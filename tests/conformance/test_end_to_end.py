@@ -94,7 +94,7 @@ PATH = [
     ),
     (
         "export tflite runs/tiny --out devices/tiny",
-        r"devices/tiny/model.tflite: step \d+ of runs/tiny, 0\.\d MB, builtin",
+        r"devices/tiny: step \d+ of runs/tiny, float32, float16, int8-dynamic, int8-full; builtin ops only",
     ),
     (
         "export keras runs/tiny",

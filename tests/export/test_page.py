@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import StageError, UsageError
 from export import page
+from export.lite_file import seal
 from export.page import export_page, read_model
 from pipeline.vocab import byte_vocab
 
@@ -37,10 +38,13 @@ def node_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def device(folder: Path, *precisions: str) -> Path:
+    """A folder as the export of .tflite makes it, of what no runtime would take."""
     folder.mkdir(parents=True)
-    (folder / "model.json").write_text(json.dumps({"vocab": byte_vocab().to_json()}))
+    about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": folder.name}
     for precision in precisions:
-        (folder / f"{precision}.tflite").write_bytes(MODEL + precision.encode())
+        (folder / f"{precision}.tflite").write_bytes(seal(MODEL, {**about, "precision": precision}))
+    listed = {precision: {"file": f"{precision}.tflite", "bits": 1.5} for precision in precisions}
+    (folder / "model.json").write_text(json.dumps({**about, "files": listed}))
     return folder
 
 
@@ -49,19 +53,19 @@ def files(folder: Path) -> set[str]:
 
 
 def test_the_folder_is_the_page_the_runtime_and_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, two = device(tmp_path / "one", "int8-full", "float32"), device(tmp_path / "two", "mine")
+    one, two = device(tmp_path / "one", "float32", "int8-full"), device(tmp_path / "two", "float16")
     (one / "neurons.json").write_text('{"neurons": [{"layer": 2, "unit": 7, "about": "quotes", "score": 0.9}]}')
     export_page([one, two], out := tmp_path / "site", force=False)
     sources = {path.name for path in page.PAGE.iterdir() if path.is_file()}
     runtime = {"core.js", "wasm-utils.js", *(name + kind for name in page.RUNTIME for kind in (".js", ".wasm"))}
-    models = {"models/one/float32.tflite", "models/one/int8-full.tflite", "models/two/mine.tflite"}
+    models = {"models/one/float32.tflite", "models/one/int8-full.tflite", "models/two/float16.tflite"}
     made = {"models.json", "build.js"}
     assert files(out) == sources | {f"litert/{name}" for name in runtime} | models | made
     assert (out / "litert" / "core.js").read_text() == 'import { createWasmLib } from "./wasm-utils.js";\n'
     listed = json.loads((out / "models.json").read_text())["models"]
-    assert [(m["name"], [f["precision"] for f in m["files"]]) for m in listed] == [
-        ("one", ["float32", "int8-full"]),  # as one would choose, not by name
-        ("two", ["mine"]),
+    assert [(m["name"], [(f["precision"], f["bits"]) for f in m["files"]]) for m in listed] == [
+        ("one", [("float32", 1.5), ("int8-full", 1.5)]),
+        ("two", [("float16", 1.5)]),
     ]
     assert listed[0]["neurons"] == [{"layer": 2, "unit": 7, "about": "quotes"}]
     assert listed[0]["vocab"] == byte_vocab().to_json()
@@ -70,7 +74,7 @@ def test_the_folder_is_the_page_the_runtime_and_the_models(tmp_path: Path, capsy
         assert page.sha256_file(out / file["url"]) == file["sha256"]
     build = json.loads((out / "build.js").read_text().removeprefix("self.BUILD = ").removesuffix(";\n"))
     assert set(build["shell"]) == {"./", "models.json", "litert/core.js", "litert/wasm-utils.js"} | sources
-    told = "one (float32, int8-full); two (mine); 0.1 MB, of which a browser fetches 0.1 MB before the first text"
+    told = "one (float32, int8-full); two (float16); 0.1 MB, of which a browser fetches 0.1 MB before the first text"
     assert told in capsys.readouterr().out
 
 
@@ -82,7 +86,7 @@ def test_the_same_page_is_not_made_again_and_another_is_refused(
     first = (out / "build.js").read_bytes()
     export_page([one], out, force=False)
     assert "is already made from the same files" in capsys.readouterr().err
-    (one / "float32.tflite").write_bytes(b"other weights")
+    (one / "float32.tflite").write_bytes(seal(b"other weights", {"format_version": 1, "weights_sha256": "one"}))
     with pytest.raises(StageError, match=r"site is full: another page lies there; give another --out or --force$"):
         export_page([one], out, force=False)
     assert (out / "build.js").read_bytes() == first
@@ -95,18 +99,33 @@ def test_the_same_page_is_not_made_again_and_another_is_refused(
 
 
 def test_what_is_no_model_is_refused_by_name(tmp_path: Path) -> None:
+    one, other = device(tmp_path / "a" / "one", "float32"), device(tmp_path / "b" / "one", "float32")
     with pytest.raises(UsageError, match="names of their own on the page, got one, one"):
-        export_page([device(tmp_path / "a" / "one", "float32"), device(tmp_path / "b" / "one")], tmp_path / "s", False)
-    with pytest.raises(StageError, match=r"b/one holds no \.tflite: make it with python -m export tflite"):
-        read_model(tmp_path / "b" / "one")
+        export_page([one, other], tmp_path / "site", force=False)
     with pytest.raises(StageError, match="nowhere holds no model for devices"):
         read_model(tmp_path / "nowhere")
-    (tmp_path / "a" / "one" / "model.json").write_text('{"vocab": {"unit": "byte", "symbols": "6161"}}')
+    (one / "model.json").write_text('{"vocab": {"unit": "byte", "symbols": "6161"}}')
     with pytest.raises(StageError, match="a/one holds no model for devices: a vocabulary needs"):
-        read_model(tmp_path / "a" / "one")
-    (two := device(tmp_path / "two", "float32") / "neurons.json").write_text('{"neurons": [{"layer": 1}]}')
+        read_model(one)
+    (other / "neurons.json").write_text('{"neurons": [{"layer": 1}]}')
     with pytest.raises(StageError, match=r"neurons.json is no list of neurons: 'unit'; see BUILD\.md"):
-        read_model(two.parent)
+        read_model(other)
+
+
+def test_a_file_that_is_damaged_gone_or_of_another_model_is_refused(tmp_path: Path) -> None:
+    one, two = device(tmp_path / "one", "float32"), device(tmp_path / "two", "float32")
+    whole = (one / "float32.tflite").read_bytes()
+    shutil.copyfile(two / "float32.tflite", one / "float32.tflite")
+    with pytest.raises(
+        StageError, match=r"one/float32\.tflite is of another model than .*model\.json: export it again$"
+    ):
+        read_model(one)
+    (one / "float32.tflite").write_bytes(whole[:5] + b"?" + whole[6:])
+    with pytest.raises(StageError, match=r"one/float32\.tflite is damaged"):
+        read_model(one)
+    (one / "float32.tflite").unlink()
+    with pytest.raises(StageError, match=r"one/float32\.tflite cannot be read"):
+        read_model(one)
 
 
 def test_npm_fetches_the_runtime_or_is_asked_for(

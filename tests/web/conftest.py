@@ -15,7 +15,7 @@ import tensorflow as tf
 from javascript import CHROMIUM, node
 
 from export import page
-from export.lite import export_lite
+from export.lite import Wanted, export_lite
 from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import Manifest
 from pipeline.vocab import char_vocab
@@ -27,6 +27,7 @@ from trainers.generate import sample_run
 from trainers.loop import Training
 from trainers.model import CharRNN
 
+PRECISIONS, ALLOWED = ("float32", "int8-dynamic"), {"int8-dynamic": 1.0}  # that small, what it loses is chance
 PROSE = "The café said “no”, and the naïve cat said nothing; 那是猫. Then it slept.\n".encode() * 40
 NAMES = "Анна\nZoë\nĐorđe\nあい\n".encode() * 40
 
@@ -70,7 +71,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Mani
 def site(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     for name, run in runs.items():
-        export_lite(run, folder / "devices" / name, force=False)
+        export_lite(run, folder / "devices" / name, Wanted(PRECISIONS, ALLOWED), data=None, force=False)
     about = {"neurons": [{"layer": 1, "unit": 3, "about": "the length of a name"}]}
     (folder / "devices" / "names" / "neurons.json").write_text(json.dumps(about))
     page.export_page([folder / "devices" / name for name in runs], folder / "page", force=False)

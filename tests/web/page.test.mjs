@@ -570,7 +570,7 @@ test("axe finds nothing: phone, dark", () => looked("phone-dark", { ...PHONE, co
 
 test("its speed is measured", () => {
   const script = fileURLToPath(new URL("measure.mjs", import.meta.url));
-  const line = execFileSync(process.execPath, [script, cases.url, "prose", "model", "600"], { encoding: "utf8" });
+  const line = execFileSync(process.execPath, [script, cases.url, "prose", "int8-dynamic", "600"], { encoding: "utf8" });
   writeFileSync(join(process.env.OUT, "speed.json"), line);
   const { characters, characters_per_second: rate } = JSON.parse(line);
   assert.equal(characters, 600);

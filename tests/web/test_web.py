@@ -73,10 +73,12 @@ def vocabs() -> list[dict[str, Any]]:
         known,
         char_vocab(Counter(text), end="token"),
     ):
-        ids = chance.integers(0, vocab.size, 300).tolist()
+        written = [index for index, symbol in enumerate(vocab.symbols) if symbol]
+        ids = chance.choice(written, 300).tolist()
         if vocab.unit == "byte":  # what a model writes that has learnt half of UTF-8
             cut = list(text.encode() * 20)
             ids += [byte for byte in cut if chance.random() < 0.9]
+        ids += [vocab.size - 1] * (len(written) < vocab.size)  # the end of the document
         cases.append(
             {
                 "vocab": vocab.to_json(),

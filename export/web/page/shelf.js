@@ -7,7 +7,7 @@ import { find, make } from "./dom.js";
  * @typedef {object} Listed
  * @property {string} name
  * @property {import("./vocab.js").VocabJson} vocab
- * @property {{precision: string, url: string, size: number, sha256: string}[]} files
+ * @property {{precision: string, bits: number, url: string, size: number, sha256: string}[]} files
  * @property {{layer: number, unit: number, about: string}[]} neurons from 1
  */
 
@@ -41,7 +41,10 @@ export class Shelf {
     const file = listed.files.find((other) => other.precision === precision) ?? listed.files[0];
     this.models.value = listed.name;
     this.precisions.replaceChildren(
-      ...listed.files.map((other) => make("option", { value: other.precision }, `${other.precision}, ${megabytes(other.size)}`)),
+      ...listed.files.map((one) => {
+        const label = `${one.precision}, ${megabytes(one.size)}, ${one.bits.toFixed(2)} bits`; // a byte or a character
+        return make("option", { value: one.precision }, label);
+      }),
     );
     this.precisions.value = file.precision;
     return { model: listed, file };
