@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.machine import ROOT
 from common.errors import StageError
-from export.page import PACKAGES, WEB, address, export_page, server
+from export.page import PACKAGES, WEB, address, server, write_page
 
 MEASURE = ROOT / "tests" / "web" / "measure.mjs"
 CHROMIUM = "chromium"  # Debian's name for it
@@ -28,7 +28,7 @@ def measure(devices: Path, precision: str, characters: int = 3000) -> dict[str, 
     if not (PACKAGES / "playwright-core").is_dir():
         subprocess.run([npm, "ci"], cwd=WEB, check=True, capture_output=True)
     with tempfile.TemporaryDirectory() as scratch:
-        export_page([devices], site := Path(scratch) / "site", force=False)
+        write_page([devices], site := Path(scratch) / "site", force=False)
         with server(site, 0) as serving:
             threading.Thread(target=serving.serve_forever, daemon=True).start()
             name = devices.resolve().name

@@ -33,7 +33,12 @@ HOST = "localhost"
 
 
 def export_page(folders: Sequence[Path], out: Path, force: bool) -> None:
-    """Writes the folder `out` for the models of `folders`.
+    """Writes a page (`write_page`), and says what is in it."""
+    console.out.print(_told(out, write_page(folders, out, force)))
+
+
+def write_page(folders: Sequence[Path], out: Path, force: bool) -> list[dict[str, Any]]:
+    """Writes the folder `out` for the models of `folders`. Gives what the page is told of them.
 
     Raises UsageError where two of them have one name, StageError where one holds no model, where `out` is full of
     something else (another page gives way to `force`), and where there is no npm to fetch the runtime with.
@@ -64,7 +69,7 @@ def export_page(folders: Sequence[Path], out: Path, force: bool) -> None:
                 console.note(f"{out} is already made from the same files")
             elif not force:
                 raise StageError(f"{out} is full: another page lies there; give another --out or --force")
-    console.out.print(_told(out, models))
+    return models
 
 
 def read_model(folder: Path) -> dict[str, Any]:
