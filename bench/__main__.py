@@ -1,4 +1,4 @@
-"""The command line: python -m bench results | train | precision | scale | watch | data | serve sampling, load, soak."""
+"""The command line: python -m bench results | train | precision | scale | watch | data | lite | serve sampling, load, soak."""
 
 from pathlib import Path
 
@@ -173,6 +173,32 @@ SIZES_SERVED = click.option(
 OUT = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder."
 )
+
+
+@cli.command()
+@SIZES_SERVED
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each; medians are shown."
+)
+@click.option("--seconds", type=click.FloatRange(0.01), default=1.5, show_default=True, help="The length of a turn.")
+@OUT
+def lite(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> None:
+    """Microseconds a character of a .tflite in every precision, beside the SavedModel and PyTorch.
+
+    PyTorch's rows, eager and in its dynamic int8, want torch installed beside the project: pip install torch. Some two
+    minutes a size. Leave the machine alone meanwhile.
+
+    \b
+    Example:
+      python -m bench lite --size 2x512
+    """
+    from bench.train import size_named
+
+    with console.hushed():
+        from bench.lite import compare
+
+    for size in map(size_named, sizes):
+        compare(size, rounds, seconds, out)
 
 
 @serve.command()
