@@ -1,4 +1,5 @@
-"""The command line: python -m bench results | train | precision | scale | watch | data | lite | serve sampling, load, soak."""
+"""The command line: python -m bench results | train | precision | scale | watch | data | lite | serve sampling, load,
+soak."""
 
 from pathlib import Path
 

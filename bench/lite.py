@@ -149,7 +149,8 @@ def table(result: dict[str, Any], in_browser: dict[str, Any] | None) -> Table:
     if eager is not None and int8 is not None:
         target = f"; the target is {TARGET:g} x" if f"{work['layers']}x{work['units']}" == TARGET_SIZE else ""
         shown.caption = (
-            f"{OWN} is {eager:.2f} x as fast as the best of torch's eager loops{target}, and {int8:.2f} x as fast as the "
-            "best of its int8\nwriting in Python, one stream: medians of the rounds' ratios; step alone: no drawing"
+            f"{OWN} is {eager:.2f} x as fast as the best of torch's eager loops{target},\n"
+            f"and {int8:.2f} x as fast as the best of its int8; medians of the rounds' ratios, one text at a time\n"
+            "a character: drawn, in Python; step alone: not drawn"
         )
     return shown
