@@ -127,7 +127,7 @@ def table(result: dict[str, Any], in_browser: dict[str, Any] | None) -> Table:
     work = result["work"]
     title = f"{work['layers']} x {work['units']}, {work['vocabulary']} characters, texts of {work['length']}"
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))
-    for column in ("", "us a character", "chars/s", f"{OWN} is", "step alone", "MB", "peak MB"):
+    for column in ("", "us", "chars/s", "ours is", "step us", "MB", "peak MB"):
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, peer in result["peers"].items():
         ratio, cost = result["ratios"][OWN].get(name), result["files"].get(name)
@@ -137,7 +137,7 @@ def table(result: dict[str, Any], in_browser: dict[str, Any] | None) -> Table:
             f"{1e6 / peer['us_a_step']:,.0f}",
             f"{ratio['median_of_ratios']:.2f} x" if ratio else "",
             *(
-                (f"{cost['us_a_step']:.1f} us", f"{cost['bytes'] / 1e6:.2f}", f"{cost['peak_bytes'] / 1e6:.0f}")
+                (f"{cost['us_a_step']:.1f}", f"{cost['bytes'] / 1e6:.2f}", f"{cost['peak_bytes'] / 1e6:.0f}")
                 if cost
                 else ()
             ),
@@ -149,8 +149,8 @@ def table(result: dict[str, Any], in_browser: dict[str, Any] | None) -> Table:
     if eager is not None and int8 is not None:
         target = f"; the target is {TARGET:g} x" if f"{work['layers']}x{work['units']}" == TARGET_SIZE else ""
         shown.caption = (
-            f"{OWN} is {eager:.2f} x as fast as the best of torch's eager loops{target},\n"
+            f"ours is {OWN}: {eager:.2f} x as fast as the best of torch's eager loops{target},\n"
             f"and {int8:.2f} x as fast as the best of its int8; medians of the rounds' ratios, one text at a time\n"
-            "a character: drawn, in Python; step alone: not drawn"
+            "us, of a character: drawn, in Python; step us: not drawn"
         )
     return shown
