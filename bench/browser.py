@@ -1,5 +1,6 @@
 """How fast a browser writes, on the page of a model: Chromium, driven from outside."""
 
+import datetime
 import json
 import os
 import shutil
@@ -9,12 +10,23 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from bench.machine import ROOT
+from bench.machine import ROOT, commit, machine
 from common.errors import StageError
+from common.files import write_json
 from export.page import PACKAGES, WEB, address, server, write_page
 
 MEASURE = ROOT / "tests" / "web" / "measure.mjs"
 CHROMIUM = "chromium"  # Debian's name for it
+
+
+def keep(devices: Path, precision: str, out: Path) -> dict[str, Any]:
+    """Measures, and writes out/bench-lite-browser-LxH.json, which `bench lite` shows beside its own."""
+    about = json.loads((devices / "model.json").read_text(encoding="utf-8"))["config"]["model"]
+    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    found = measure(devices, precision)
+    result = {**found, "us_a_step": 1e6 / found["characters_per_second"], **made_at}
+    write_json(out / f"bench-lite-browser-{about['layers']}x{about['units']}.json", result)
+    return result
 
 
 def measure(devices: Path, precision: str, characters: int = 3000) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy.typing as npt
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
@@ -22,7 +23,6 @@ from common import console
 from common.errors import StageError
 from export.lite_prefill import add_prefill
 from trainers.model import CharRNN, States, join_carry
-from trainers.stepper import Stepper, lay_out
 
 Samples = list[dict[str, npt.NDArray[Any]]]  # inputs of `step`, as real text brings them
 
@@ -32,30 +32,53 @@ STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
 
 class Step(tf.Module):
-    """One step of a model with weights of its own, laid out for a runtime that cuts up matrices by itself."""
+    """One step of a model, with weights of its own: whole matrices, which the runtime lays out as its processor likes.
+
+    The graph of trainers.stepper, whose rows are summed alike in any company, is cut up for TensorFlow's kernels.
+    """
 
     def __init__(self, model: CharRNN, end_id: int | None):
         super().__init__()
-        laid = lay_out(model)
-        layers = [
-            layer._replace(kernel=_whole(layer.kernel), recurrent=_whole(layer.recurrent)) for layer in laid.layers
-        ]
-        laid = laid._replace(layers=tuple(layers), dense=_whole(laid.dense))
-        self.laid = tf.nest.map_structure(tf.Variable, laid)
-        self._model, self._end_id, self._shape = model, end_id, model.initial_carry(1).shape
+        layers = [model.cell.fold(model.cell.weights(layer)) for layer in model.rnns]
+        if model.embedding is None:  # a one-hot row times the first kernel is a row of it
+            rows, layers[0] = layers[0].kernel_IxG + layers[0].bias_G, layers[0]._replace(kernel_IxG=None, bias_G=None)
+        else:
+            rows = model.embedding.embeddings
+        norms: list[tuple[Any, ...]] = [(norm.gamma, norm.beta) for norm in model.norms] or [()] * len(layers)
+        weights = {"rows": rows, "layers": layers, "norms": norms, "dense": (model.dense.kernel, model.dense.bias)}
+        self.weights = tf.nest.map_structure(lambda x: None if x is None else tf.Variable(x), weights)
+        self._cell, self._shape, self._end_id = model.cell, model.initial_carry(1).shape, end_id
+        self._epsilon = [norm.epsilon for norm in model.norms]
 
     def function(self) -> Any:
         """(token int32 [1], carry float32 [1, L, S, H]) -> logits float32 [1, V], carry: a fixed batch, which browsers'
         runtimes ask for."""
 
         def step(token: tf.Tensor, carry: tf.Tensor) -> dict[str, tf.Tensor]:
-            stepper = Stepper(self._model, self._end_id, tf.nest.map_structure(tf.convert_to_tensor, self.laid))
             _, L, S, _ = self._shape
-            states = stepper.read(token, _apart([tuple(carry[:, i, s] for s in range(S)) for i in range(L)]))
-            return {"logits": stepper.logits(states), "carry": join_carry(_apart(states))}
+            states = _apart([tuple(carry[:, index, s] for s in range(S)) for index in range(L)])
+            logits_1xV, after = self._read(token, states)
+            return {"logits": logits_1xV, "carry": join_carry(_apart(after))}
 
         token, carry = tf.TensorSpec([1], tf.int32, "token"), tf.TensorSpec(self._shape, tf.float32, "carry")
         return tf.function(step, autograph=False).get_concrete_function(token=token, carry=carry)
+
+    def _read(self, token: tf.Tensor, states: States) -> tuple[tf.Tensor, States]:
+        """The logits after one more character, and the states."""
+        infer, after = self._cell.inference(self._shape[-1]), []
+        if self._end_id is not None:
+            keep_1x1 = tf.cast(token != self._end_id, tf.float32)[:, None]
+            states = [tuple(x_1xH * keep_1x1 for x_1xH in state) for state in states]
+        y = tf.gather(self.weights["rows"], token)
+        for index, (state, w, norm) in enumerate(
+            zip(states, self.weights["layers"], self.weights["norms"], strict=True)
+        ):
+            z_1xG = y if w.kernel_IxG is None else _times(y, w.kernel_IxG, w.bias_G)
+            after.append(infer(z_1xG, _times(state[0], *w.recurrent), state))
+            y = after[-1][0]
+            if norm:
+                y = keras.ops.layer_normalization(y, *norm, epsilon=self._epsilon[index])
+        return _times(y, *self.weights["dense"]), after
 
 
 def convert(model: CharRNN, end_id: int | None, precision: str, samples: Samples) -> bytes:
@@ -94,8 +117,9 @@ def ops_of(flatbuffer: bytes) -> set[str]:
     }
 
 
-def _whole(panels: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
-    return (tf.concat(panels, axis=1),) if panels else ()
+def _times(x_1xK: tf.Tensor, w_KxN: tf.Tensor, bias_N: tf.Tensor | None = None) -> tf.Tensor:
+    product_1xN = tf.matmul(x_1xK, w_KxN)
+    return product_1xN if bias_N is None else tf.nn.bias_add(product_1xN, bias_N)
 
 
 def _apart(states: States) -> States:

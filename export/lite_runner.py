@@ -132,10 +132,14 @@ class LiteModel:
 def choose(logits_V: Floats, sampling: Sampling, recent: Iterable[int], uniform: float) -> int:
     """Draws an id, as trainers.draw does: the penalty on the logits, then temperature, then top-k, then top-p among
     what is left."""
-    scaled_V = penalised(logits_V.astype(np.float64), recent, sampling.repetition_penalty)
+    scaled_V = logits_V.astype(np.float64)
+    if sampling.repetition_penalty != 1:
+        scaled_V = penalised(scaled_V, recent, sampling.repetition_penalty)
     if sampling.temperature < GREEDY:
         return int(np.argmax(scaled_V))
-    scaled_V = narrowed(scaled_V / sampling.temperature, sampling.top_k, sampling.top_p)
+    scaled_V /= sampling.temperature
+    if sampling.top_k or sampling.top_p < 1:
+        scaled_V = narrowed(scaled_V, sampling.top_k, sampling.top_p)
     cumulated_V = np.cumsum(np.exp(scaled_V - scaled_V.max()))
     return int(np.searchsorted(cumulated_V, uniform * cumulated_V[-1], side="right"))
 

@@ -22,7 +22,6 @@ ALLOWED = {
         "trainers.model",
         "trainers.checkpoint",
         "trainers.generate",
-        "trainers.stepper",
     },
 }
 BEAM = {"pipeline/ingest.py", "pipeline/validate.py", "pipeline/beam.py"}

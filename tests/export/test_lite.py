@@ -1,6 +1,6 @@
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,17 @@ def steps(file: LiteModel, ids_T: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
+def converted(run: Path, ids_T: np.ndarray, folder: Path) -> Iterator[LiteModel]:
+    """A run's model in every precision, as folder/PRECISION.tflite, not measured; calibrated on these ids."""
+    held, model = checkpoint.read_run(run), load(run)
+    inputs = samples(model, held.vocab.end_id, ids_T[None].astype(np.int32))
+    for precision in PRECISIONS:
+        about = {"format_version": 1, "vocab": held.vocab.to_json(), "precision": precision}
+        path = folder / f"{precision}.tflite"
+        path.write_bytes(seal(convert(model, held.vocab.end_id, precision, inputs), about))
+        yield LiteModel(path)
+
+
 @pytest.fixture(scope="module")
 def devices(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("devices") / "tiny"
@@ -86,28 +97,25 @@ def test_prefill_is_16_steps_at_once(devices: Path, precision: str) -> None:
 def test_every_cell_runs_on_the_runtime(other_run: Path, tmp_path: Path) -> None:
     model, vocab = load(other_run), checkpoint.read_run(other_run).vocab
     ids_T = vocab.encode(b"return eggs * 2\n\n\ndef spam(eggs):\n")
-    expected_TxV, inputs = logits(other_run, ids_T), samples(model, None, ids_T[None].astype(np.int32))
-    for precision in PRECISIONS:
-        about = {"format_version": 1, "vocab": vocab.to_json()}
-        (tmp_path / f"{precision}.tflite").write_bytes(seal(convert(model, None, precision, inputs), about))
-        file = LiteModel(tmp_path / f"{precision}.tflite")
+    expected_TxV = logits(other_run, ids_T)
+    for file in converted(other_run, ids_T, tmp_path):
         assert file.initial_carry().shape == model.initial_carry(1).shape
-        np.testing.assert_allclose(steps(file, ids_T), expected_TxV, atol=NEAR[precision])
+        np.testing.assert_allclose(steps(file, ids_T), expected_TxV, atol=NEAR[file.about["precision"]])
         np.testing.assert_array_equal(file.read(ids_T, file.initial_carry())[0], steps(file, ids_T)[-1])
     file = LiteModel(tmp_path / "float32.tflite")
     assert file.generate(b"def ", 40, GREEDY) == greedy(other_run, b"def ")
 
 
 def test_characters_and_documents(documents_run: Path, tmp_path: Path) -> None:
-    export_lite(documents_run, tmp_path / "names", EVERY, data=None, force=False)
-    for precision in PRECISIONS:
-        file = LiteModel(tmp_path / "names" / f"{precision}.tflite")
+    text = "Анна\nZoë\nĐorđe\nあい\n?".encode()
+    ids_T = checkpoint.read_run(documents_run).vocab.encode(text)
+    expected_TxV = logits(documents_run, ids_T)
+    for file in converted(documents_run, ids_T, tmp_path):
         end, full = file.vocab.end_id, np.ones_like(file.initial_carry())
         np.testing.assert_array_equal(file.step(end, full)[0], file.step(end, 0 * full)[0])
-        ids_T = file.vocab.encode("Анна\nZoë\nĐorđe\nあい\n?".encode())
-        np.testing.assert_allclose(steps(file, ids_T), logits(documents_run, ids_T), atol=NEAR[precision])
-        np.testing.assert_array_equal(file.read(ids_T, full)[0], file.read(ids_T, full)[0])
-    file = LiteModel(tmp_path / "names/float32.tflite")
+        np.testing.assert_allclose(steps(file, ids_T), expected_TxV, atol=NEAR[file.about["precision"]])
+        np.testing.assert_array_equal(file.read(ids_T, full)[0], steps(file, ids_T)[-1])  # an end is among the first 16
+    file = LiteModel(tmp_path / "float32.tflite")
     for prompt in (b"", b"Zo", "Анна\nĐ".encode(), b"q?"):
         assert file.generate(prompt, 40, GREEDY) == greedy(documents_run, prompt)
     texts = [file.generate(b"", 40, Sampling(1.5, seed)) for seed in range(20)]
