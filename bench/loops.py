@@ -95,7 +95,8 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
 
         def loop(laid: Any, seed_B: Any, rows: int, length: int) -> tuple[Any, Any]:
             """Ids of whole turns of DRAW_TURN steps, and their log-probabilities, as trainers.generate draws them."""
-            stepper, cumulate, turns = Stepper(model, None, laid), draw.cumulation(VOCAB.size), -(-length // DRAW_TURN)
+            stepper, turns = Stepper(model, None, laid), -(-length // DRAW_TURN)
+            cumulate = draw.cumulation(stepper.laid.dense_bias_V.shape[0])
             sharpness_B = draw.sharpness(tf.fill([rows], TEMPERATURE))
             uniform = draw.uniforms(seed_B, tf.zeros([rows], tf.int64), sharpness_B, turns * DRAW_TURN)
             uniform_KxTxBx1 = tf.reshape(uniform, [turns, DRAW_TURN, rows, 1])
@@ -136,7 +137,7 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
             stepper, states = Stepper(model, None, laid), empty(1)
             for one in VOCAB.encode(PROMPT).tolist():
                 states = stepper.read(tf.constant([one]), states)
-            return stepper.logits(states)
+            return stepper.logits(states)[:, : VOCAB.size]
 
         with graph.as_default():
             logits = compiled(reading)(tf.nest.map_structure(tf.convert_to_tensor, laid))

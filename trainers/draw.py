@@ -15,20 +15,22 @@ Cumulate = Callable[[tf.Tensor], tf.Tensor]
 
 # Some of TensorFlow's functions round the numbers at the end of a tensor, too few for an instruction that takes so many
 # at once, otherwise than the others: exp, 1 / x, rsqrt, sigmoid; tanh, sqrt and x / y do not. A row is to be drawn the
-# same wherever it stands.
+# same wherever it stands, so V is a multiple of this throughout.
 AT_ONCE = 16
+NEVER = -1e30  # a logit of what is not drawn
 
 GREEDY = 1e-3  # temperatures below this take the likeliest character, with nothing left to chance
 SHARPEST = 1e20  # what logits are multiplied by then: of two that differ at all, one is nothing beside the other
+FLATTEST = 1e-20  # and what at least: of any two, both are as likely; only NEVER remains
 LARGEST = 1e18  # what a penalty may make of a logit: times SHARPEST, it is still a number
 TRIANGLE = 512  # the largest vocabulary that is cumulated by a product: tf.cumsum takes several times as long
 
 
 def sharpness(temperature_B: tf.Tensor) -> tf.Tensor:
-    """What the logits are multiplied by: 1 / temperature, or SHARPEST where that is below GREEDY."""
+    """What the logits are multiplied by: 1 / temperature, FLATTEST at least, or SHARPEST where that is below GREEDY."""
     warm_B = temperature_B >= GREEDY
     one_by_B = 1 / tf.cast(tf.where(warm_B, temperature_B, 1), tf.float64)  # in float32 it rounds as its place has it
-    return tf.where(warm_B, tf.cast(one_by_B, tf.float32), SHARPEST)
+    return tf.where(warm_B, tf.maximum(tf.cast(one_by_B, tf.float32), FLATTEST), SHARPEST)
 
 
 def uniforms(seed_B: tf.Tensor, drawn_B: tf.Tensor, sharpness_B: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
@@ -62,17 +64,10 @@ def choose(scaled_BxV: tf.Tensor, uniform_Bx1: tf.Tensor, cumulate: Cumulate) ->
     """Draws ids_B from softmax(scaled): where `uniform` falls in the cumulated probabilities; at 0, the first id that
     has any."""
     below_BxV = scaled_BxV - tf.reduce_max(scaled_BxV, axis=1, keepdims=True)
-    cumulated_BxV = cumulate(_exp(below_BxV))
+    cumulated_BxV = cumulate(tf.exp(below_BxV))
     # The largest uniform float32, 1 - 2**-23, times the whole is less than the whole: what has no weight is not drawn.
     falls_Bx1 = uniform_Bx1 * cumulated_BxV[:, -1:]
     return tf.reshape(tf.raw_ops.UpperBound(sorted_inputs=cumulated_BxV, values=falls_Bx1), [-1])
-
-
-def _exp(x_BxV: tf.Tensor) -> tf.Tensor:
-    V = x_BxV.shape[1]
-    if V % AT_ONCE == 0:
-        return tf.exp(x_BxV)
-    return tf.slice(tf.exp(tf.pad(x_BxV, [[0, 0], [0, -V % AT_ONCE]])), [0, 0], [-1, V])
 
 
 def log_probability(logits_BxV: tf.Tensor, ids_B: tf.Tensor) -> tf.Tensor:

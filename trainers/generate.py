@@ -24,7 +24,7 @@ from pipeline.vocab import Vocab
 from trainers import checkpoint, draw
 from trainers.codec import Codec, Ids, first_problem, named
 from trainers.model import CharRNN, States, join_carry, split_carry
-from trainers.stepper import ALIKE, Stepper, lay_out
+from trainers.stepper import Stepper, alike, lay_out
 
 MEMORY = 64  # M: the characters that the repetition penalty looks back on, and the longest stop
 PIECE = 1024  # characters that the command line writes at a time
@@ -116,13 +116,13 @@ class Going(NamedTuple):
 
 
 class Rows:
-    """The rows of a call as they are run: at least `fewest`, and none at all of a call of more than `most`."""
+    """The rows of a call as they are run: as many as `alike` wants, but none of a call of more than `most`."""
 
-    def __init__(self, first_B: tf.Tensor, most: int, fewest: int):
+    def __init__(self, first_B: tf.Tensor, most: int):
         self.asked = tf.shape(first_B)[0]
         self.most, fits = most, self.asked <= most
         self.taken = tf.where(fits, self.asked, 0)
-        self.run = tf.maximum(self.taken, fewest)
+        self.run = alike(self.taken)
 
     def enter(self, *columns_B: tf.Tensor) -> list[tf.Tensor]:
         """The columns, with rows of nothing behind. A call whose columns are not all as long as the first fails."""
@@ -152,16 +152,13 @@ class Sampler:
         self.model, self.vocab, self.codec = model, vocab, Codec(vocab)
         self.limits = limits or Limits(length=1 << 20, prompt=1 << 20, rows=1 << 20, pictured=1 << 20)
         self.laid = tf.nest.map_structure(tf.Variable, lay_out(model)) if frozen else None
-        # One row of a model so wide is run as two, so that it is multiplied as it would be among others.
-        cumulated = vocab.size if vocab.size <= draw.TRIANGLE else 0
-        self.fewest = 2 if max(model.config.units, model.config.embedding, cumulated) > ALIKE else 1
 
     def generate(self, asked: Asked) -> Written:
         """Continues each prompt by `length` characters, or to its stop, or to the end of its document.
 
         The first n characters are the same whatever length is asked for.
         """
-        rows = Rows(asked.prompt_B, self.limits.rows, self.fewest)
+        rows = Rows(asked.prompt_B, self.limits.rows)
         asked, no_problem_R = Asked(*rows.enter(*asked.columns)), tf.fill([rows.run], "")
         fresh_R, place = no_problem_R == "", self._nothing(rows.run)
         written, problem_R, _ = self._write(place, fresh_R, asked, no_problem_R, keep=False)
@@ -174,7 +171,7 @@ class Sampler:
         `generate` writes at once. A stop that began in an earlier piece is found; what that piece gave out of it is
         counted in n_back.
         """
-        rows = Rows(asked.prompt_B, self.limits.rows, self.fewest)
+        rows = Rows(asked.prompt_B, self.limits.rows)
         carry_R, *columns = rows.enter(carry_B, *asked.columns)
         place, problem_R = self._unpack(carry_R)
         written, problem_R, place = self._write(place, carry_R == "", Asked(*columns), problem_R, keep=True)
@@ -183,11 +180,12 @@ class Sampler:
 
     def start(self, prompt_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Reads each prompt: the carry after it, the logits_BxV of the character that follows, problem_B."""
-        rows = Rows(prompt_B, self.limits.rows, self.fewest)
+        rows = Rows(prompt_B, self.limits.rows)
         encoded = self.codec.encode(rows.enter(prompt_B)[0], self.limits.prompt, "prompt")
         fine_R = encoded.problem_B == ""
         place = self._read(self._nothing(rows.run), encoded, fine_R)
-        logits_RxV = tf.where(fine_R[:, None], self._stepper().logits(place.states), 0)
+        logits_RxV = self._stepper().logits(place.states)[:, : self.vocab.size]
+        logits_RxV = tf.where(fine_R[:, None], logits_RxV, 0)
         carry_R = tf.where(fine_R, self._pack(place), "")
         return rows.leave(carry_R), rows.leave(logits_RxV), rows.problem(encoded.problem_B)
 
@@ -197,7 +195,7 @@ class Sampler:
         A text of its own, which begins after the end of a document, or where there is no such end after a newline: what
         `generate` draws without a prompt has this probability.
         """
-        rows = Rows(text_B, self.limits.rows, self.fewest)
+        rows = Rows(text_B, self.limits.rows)
         stepper, encoded, count_R = self._own(rows.enter(text_B)[0], self.limits.prompt)
 
         def step(states: States, ids_R: tf.Tensor) -> tuple[States, list[tf.Tensor]]:
@@ -212,7 +210,7 @@ class Sampler:
 
         The text is one of its own, as in `score`; zeros are behind its last character.
         """
-        rows = Rows(text_B, self.limits.rows, self.fewest)
+        rows = Rows(text_B, self.limits.rows)
         text_R, layer_R = rows.enter(text_B, layer_B)
         stepper, encoded, count_R = self._own(text_R, self.limits.pictured)
         most = self.model.config.layers - 1
@@ -318,11 +316,13 @@ class Sampler:
 
     def _draw(self, place: Place, asked: Asked, stop: Ids, keep: bool) -> tuple[Drawn, Place]:
         """Draws. keep: every row's place stays what it is after its own last character; else it is of no use after."""
-        stepper, cumulate, end_id = self._stepper(), draw.cumulation(self.vocab.size), self.vocab.end_id
+        stepper, end_id = self._stepper(), self.vocab.end_id
+        cumulate = draw.cumulation(stepper.laid.dense_bias_V.shape[0])
         longest, sharpness_R = _whole(tf.reduce_max(asked.length_B), DRAW_TURN), draw.sharpness(asked.temperature_B)
         uniform_SxR = draw.uniforms(asked.seed_B, place.drawn_R, sharpness_R, longest)
         wanted_SxR = tf.range(longest)[:, None] < asked.length_B
         sharpness_Rx1, with_options = sharpness_R[:, None], asked.stop_B is not None
+        may_stop = with_options or end_id is not None  # else every row goes to its length, and nothing is counted
         if with_options:
             penalises = tf.reduce_any(asked.penalty_B != 1)
             narrows = tf.reduce_any((asked.top_k_B > 0) | (asked.top_p_B < 1))
@@ -345,13 +345,15 @@ class Sampler:
                     narrows, lambda: draw.narrowed(scaled_RxV, asked.top_k_B, asked.top_p_B), lambda: scaled_RxV
                 )
             ids_R = draw.choose(scaled_RxV, uniform_Rx1, cumulate)
-            going_R &= wanted_R
-            count_R += tf.cast(going_R, tf.int32)
-            after, shifted_RxM = stepper.read(ids_R, states), tf.concat([recent_RxM[:, 1:], ids_R[:, None]], axis=1)
+            after = stepper.read(ids_R, states)
+            if may_stop:
+                going_R &= wanted_R
+                count_R += tf.cast(going_R, tf.int32)
             going_Rx1 = going_R[:, None]
             states = _where(going_Rx1, after, states) if keep else after
-            recent_RxM = tf.where(going_Rx1, shifted_RxM, recent_RxM) if keep else shifted_RxM
             if with_options:
+                shifted_RxM = tf.concat([recent_RxM[:, 1:], ids_R[:, None]], axis=1)
+                recent_RxM = tf.where(going_Rx1, shifted_RxM, recent_RxM) if keep else shifted_RxM
                 stopped_R |= going_R & stops_R & tf.reduce_all(any_RxM | (stop_RxM == recent_RxM), axis=1)
                 going_R &= ~stopped_R
             if end_id is not None:
@@ -359,9 +361,9 @@ class Sampler:
                 going_R &= ~ended_R
             return Going(states, recent_RxM, going_R, stopped_R, ended_R, count_R), [logits_RxV, ids_R]
 
-        no_R, none_R = tf.zeros_like(stops_R), tf.zeros_like(stop.length_B)
-        state = Going(place.states, place.recent_RxM, asked.length_B > 0, no_R, no_R, none_R)
-        inputs, more = [uniform_SxR[..., None], wanted_SxR], lambda state: tf.reduce_any(state.going_R)
+        no_R, count_R = tf.zeros_like(stops_R), tf.zeros_like(asked.length_B) if may_stop else asked.length_B
+        state = Going(place.states, place.recent_RxM, asked.length_B > 0, no_R, no_R, count_R)
+        inputs, more = [uniform_SxR[..., None], wanted_SxR], _any_goes if may_stop else None
         state, (log_prob_RxS, ids_RxS) = _turns(DRAW_TURN, step, state, inputs, DRAWN, _log_probability, more)
         place = Place(state.states, state.recent_RxM, place.drawn_R + tf.cast(state.count_R, tf.int64))
         return Drawn(ids_RxS, log_prob_RxS, state.count_R, state.stopped_R, state.ended_R), place
@@ -473,6 +475,10 @@ def _log_probability(columns: list[tf.Tensor]) -> list[tf.Tensor]:
     logits_TxRxV, ids_TxR = columns
     log_prob_N = draw.log_probability(tf.reshape(logits_TxRxV, [-1, logits_TxRxV.shape[-1]]), tf.reshape(ids_TxR, [-1]))
     return [tf.reshape(log_prob_N, tf.shape(ids_TxR)), ids_TxR]
+
+
+def _any_goes(state: Going) -> tf.Tensor:
+    return tf.reduce_any(state.going_R)
 
 
 def _whole(count: tf.Tensor, turn: int) -> tf.Tensor:

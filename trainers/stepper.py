@@ -3,32 +3,36 @@
 Legend: B rows, V vocabulary, E numbers of an embedding, K inputs, G gate columns, H units.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from trainers import recurrence
 from trainers.cells import State
+from trainers.draw import AT_ONCE, NEVER
 from trainers.model import CharRNN, States
 
 # One row times 512 x 2048 is 123 us with TensorFlow's kernels, and 40 us as panels of 256 or 512 columns, which the
 # cores share. Where a matrix is small, the panels' own ops cost more than they bring.
-PANEL, WIDE = 256, 1 << 19  # columns of a panel; the weights above which a matrix is cut into panels
+PANEL, WIDE = 256, 1024  # columns of a panel; the columns above which a matrix is cut into panels
 
-# TensorFlow multiplies one row by another routine than several, which sums in another order where there are more than
-# so many inputs. Two rows or more are always multiplied alike.
-ALIKE = 256
+# A row is to have the same product, to the last bit, whatever rows are beside it. TensorFlow does not give that by
+# itself. How it sums depends on the number of rows: with AVX2 it takes a dozen at once, and of those left over it sums
+# four as it does a dozen, but not eight, nor one to three; with AVX-512 all but a single one alike. And where inputs
+# are many, or the columns odd, it depends on how the threads divide them. So there are so many rows (`alike`), so many
+# inputs at once, and an even number of columns.
+QUAD = 4
+INPUTS = (512, 256)  # as many as go into pieces of the first, and the others in pieces of the second
 
-Panels = tuple[tf.Tensor, ...]
+Matrix = tuple[tuple[tf.Tensor, ...], ...]  # pieces by inputs, of panels by columns
 
 
 class Layer(NamedTuple):
     """The weights of a recurrent layer, its cell's factors folded in."""
 
-    kernel: Panels  # none where the layer's input is gathered as it enters the gates
+    kernel: Matrix  # none where the layer's input is gathered as it enters the gates
     bias_G: tf.Tensor
-    recurrent: Panels
+    recurrent: Matrix
     recurrent_bias: tuple[tf.Tensor, ...]  # where the cell has one
     norm: tuple[tf.Tensor, ...]  # scale_H and offset_H, where the model has layer norms
 
@@ -38,8 +42,14 @@ class Laid(NamedTuple):
 
     rows: tf.Tensor  # which an id picks one of: x W + b of the first layer (V x G), or the embedding (V x E)
     layers: tuple[Layer, ...]
-    dense: Panels
+    dense: Matrix
     dense_bias_V: tf.Tensor
+
+
+def alike(rows: tf.Tensor) -> tf.Tensor:
+    """The number of rows that so many are run as, for each to be multiplied as among any others: 4, 12, 16, 24, …"""
+    quads = tf.maximum(-(-rows // QUAD), 1)
+    return QUAD * (quads + tf.cast(quads % 3 == 2, quads.dtype))
 
 
 def lay_out(model: CharRNN) -> Laid:
@@ -56,15 +66,19 @@ def lay_out(model: CharRNN) -> Laid:
         norm = [model.norms[index].gamma, model.norms[index].beta] if model.norms else []
         layers.append(
             Layer(
-                () if gathered else _panels(w.kernel_IxG),
+                () if gathered else _cut(w.kernel_IxG),
                 w.bias_G,
-                _panels(recurrent_HxG),
+                _cut(recurrent_HxG),
                 tuple(bias),
                 tuple(tf.convert_to_tensor(x) for x in norm),
             )
         )
-    dense, bias_V = (tf.convert_to_tensor(w) for w in (model.dense.kernel, model.dense.bias))
-    return Laid(rows, tuple(layers), _panels(dense), bias_V)
+    more = -model.vocab_size % AT_ONCE
+    dense, bias_V = (
+        tf.pad(model.dense.kernel, [[0, 0], [0, more]]),
+        tf.pad(model.dense.bias, [[0, more]], constant_values=NEVER),
+    )
+    return Laid(rows, tuple(layers), _cut(dense), bias_V)
 
 
 class Stepper:
@@ -87,8 +101,9 @@ class Stepper:
             states = [tuple(x_BxH * keep_Bx1 for x_BxH in state) for state in states]
         y, after = tf.gather(self.laid.rows, ids_B), []
         for index, (layer, state) in enumerate(zip(self.laid.layers, states, strict=True)):
-            z_BxG = tf.nn.bias_add(_times(y, layer.kernel), layer.bias_G) if layer.kernel else y
-            hr_BxG = _times(state[0], layer.recurrent)
+            G = layer.bias_G.shape[0]
+            z_BxG = tf.nn.bias_add(_times(y, layer.kernel, G), layer.bias_G) if layer.kernel else y
+            hr_BxG = _times(state[0], layer.recurrent, G)
             if layer.recurrent_bias:
                 hr_BxG = tf.nn.bias_add(hr_BxG, layer.recurrent_bias[0])
             after.append(self.infer(z_BxG, hr_BxG, state))
@@ -97,9 +112,12 @@ class Stepper:
         return after
 
     def logits(self, states: States) -> tf.Tensor:
-        """logits_BxV of the character after those that were read."""
-        y_BxH = self._normed(len(states) - 1, states[-1])
-        return tf.nn.bias_add(_times(y_BxH, self.laid.dense), self.laid.dense_bias_V)
+        """logits_BxV of the character after those that were read.
+
+        V: the vocabulary's size rounded up to AT_ONCE; what stands for no symbol is at NEVER.
+        """
+        y_BxH, bias_V = self._normed(len(states) - 1, states[-1]), self.laid.dense_bias_V
+        return tf.nn.bias_add(_times(y_BxH, self.laid.dense, bias_V.shape[0]), bias_V)
 
     def _normed(self, index: int, state: State) -> tf.Tensor:
         """What a layer gives to the one above it: its h, and where there are layer norms as Keras has them, that."""
@@ -112,13 +130,26 @@ class Stepper:
         return (h_BxH - mean_Bx1) / deviation_Bx1 * norm[0] + norm[1]
 
 
-def _panels(w_KxG: tf.Tensor) -> Panels:
+def _cut(w_KxG: tf.Tensor) -> Matrix:
+    """A matrix in pieces by inputs, and those, if it is wide, in panels; with one more column where they are odd."""
     K, G = w_KxG.shape
-    if K * G <= WIDE:
-        return (w_KxG,)
-    return tuple(tf.split(w_KxG, [PANEL] * (G // PANEL) + [G % PANEL] * (G % PANEL > 0), axis=1))
+    even, (large, small) = G + G % 2, INPUTS
+    w_KxG = tf.pad(w_KxG, [[0, 0], [0, even - G]])
+    pieces = tf.split(w_KxG, [large] * (K // large) + _sizes(K % large, small), axis=0)
+    return tuple(tuple(tf.split(piece, _sizes(even, PANEL) if even > WIDE else [even], axis=1)) for piece in pieces)
 
 
-def _times(y_BxK: tf.Tensor, w: Sequence[tf.Tensor]) -> tf.Tensor:
-    products = [tf.matmul(y_BxK, tf.convert_to_tensor(panel)) for panel in w]
-    return products[0] if len(products) == 1 else tf.concat(products, axis=1)
+def _sizes(whole: int, size: int) -> list[int]:
+    """The sizes of its pieces: as many as can be of `size`, and the rest."""
+    return [size] * (whole // size) + [whole % size] * (whole % size > 0)
+
+
+def _times(y_BxK: tf.Tensor, matrix: Matrix, G: int) -> tf.Tensor:
+    """The product with a matrix that had G columns."""
+    parts = tf.split(y_BxK, [piece[0].shape[0] for piece in matrix], axis=1) if len(matrix) > 1 else [y_BxK]
+    sums = []
+    for y, piece in zip(parts, matrix, strict=True):
+        products = [tf.matmul(y, tf.convert_to_tensor(panel)) for panel in piece]
+        sums.append(products[0] if len(products) == 1 else tf.concat(products, axis=1))
+    product = sums[0] if len(sums) == 1 else tf.add_n(sums)
+    return product if product.shape[1] == G else product[:, :G]

@@ -117,20 +117,6 @@ def random_model(vocab: Vocab, seed: int = 4, **config: Any) -> Model:
     return Model(Sampler(net, vocab, LIMITS, frozen=True))
 
 
-def products_round_alike() -> bool:
-    """Whether a row's products are the same, to the last bit, whatever number of rows is multiplied at once.
-
-    So it is with oneDNN on CPUs that have AVX-512; on others some numbers of rows differ.
-    """
-    random = np.random.default_rng(1)
-    for inputs, fewest in ((13, 1), (300, 2)):
-        x, w = (random.normal(size=shape).astype(np.float32) for shape in ((9, inputs), (inputs, 4 * inputs)))
-        whole = tf.matmul(x, w).numpy()
-        if not all(np.array_equal(tf.matmul(x[:rows], w), whole[:rows]) for rows in range(fewest, 9)):
-            return False
-    return True
-
-
 # What the model says, from its own calls.
 
 

@@ -275,7 +275,7 @@ def test_batches_have_as_many_rows_as_a_call_of_every_version_may(rows: int, siz
         "max_batch_size": str(rows),
         "allowed_batch_sizes": [],  # nothing is filled up: an empty call would have no row for it
         "batch_timeout_micros": "2000",
-        "num_batch_threads": "2",
+        "num_batch_threads": "1",
         "max_enqueued_batches": "10",
         "enable_large_batch_splitting": False,
         "pad_variable_length_inputs": False,

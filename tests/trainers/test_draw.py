@@ -11,7 +11,8 @@ from trainers import draw
 def choose(logits: np.ndarray, temperature: float, uniform: np.ndarray) -> np.ndarray:
     sharp = float(draw.sharpness(tf.constant(temperature)))
     scaled = tf.constant(logits) * sharp
-    return draw.choose(scaled, tf.constant(uniform)[:, None], draw.cumulation(logits.shape[1])).numpy()
+    scaled = tf.pad(scaled, [[0, 0], [0, -logits.shape[1] % draw.AT_ONCE]], constant_values=draw.NEVER)
+    return draw.choose(scaled, tf.constant(uniform)[:, None], draw.cumulation(scaled.shape[1])).numpy()
 
 
 def test_choose_draws_in_proportion_to_the_softmax(rng: np.random.Generator) -> None:
@@ -25,7 +26,7 @@ def test_choose_draws_in_proportion_to_the_softmax(rng: np.random.Generator) -> 
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.3, 1 - 2**-23])
-@pytest.mark.parametrize("temperature", [0.0, 1e-3, 0.7, 100.0])
+@pytest.mark.parametrize("temperature", [0.0, 1e-3, 0.7, 100.0, 3e38])
 def test_choose_takes_where_the_uniform_falls(rng: np.random.Generator, temperature: float, uniform: float) -> None:
     logits = (10 * rng.normal(size=(50, 9))).astype(np.float32)
     drawn = choose(logits, temperature, np.full(50, uniform if temperature else 0, np.float32))

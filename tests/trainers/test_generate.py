@@ -278,9 +278,3 @@ def test_neurons_are_the_states_of_a_layer(sampler: Sampler) -> None:
     assert np.abs(h_BxPxH[1, :2]).min() > 0
     assert not np.any(h_BxPxH[1, 2:])
     assert not np.any(h_BxPxH[2])
-
-
-def test_wide_models_run_one_row_as_two() -> None:
-    widths = [(256, 0), (257, 0), (8, 300)]
-    models = [CharRNN(ModelConfig(units=units, layers=1, embedding=wide), 8) for units, wide in widths]
-    assert [Sampler(model, Vocab("byte", tuple(b"%d" % i for i in range(8)))).fewest for model in models] == [1, 2, 2]
