@@ -2,7 +2,7 @@
 # make test           the tests                          make test-slow   those that take minutes as well
 # make run CONFIG=configs/NAME.toml                      every stage of a config; stages that are done are skipped
 # make setup [GPU=1]  .venv with everything that requirements.lock names; GPU=1 adds TensorFlow's CUDA libraries
-# make lint           ruff and mypy                      make lock        resolve the requirements anew
+# make lint           ruff, mypy, and tsc for the page   make lock        resolve the requirements anew
 # make clean          removes what the demo made
 
 SHELL := /bin/sh
@@ -55,6 +55,9 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	@if command -v npm > /dev/null; then \
+		cd export/web && { [ -d node_modules/typescript ] || npm ci; } && npm run --silent check; \
+	else echo "no npm: the types of the page are not checked"; fi
 
 lock: setup
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header scripts/tools.txt -o scripts/tools.lock

@@ -1,4 +1,5 @@
-"""The command line: python -m bench results | train | precision | scale | watch | data | serve sampling, load, soak."""
+"""The command line: python -m bench results | train | precision | scale | watch | data | lite | browser | serve
+sampling, load, soak."""
 
 from pathlib import Path
 
@@ -173,6 +174,49 @@ SIZES_SERVED = click.option(
 OUT = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder."
 )
+
+
+@cli.command()
+@SIZES_SERVED
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each; medians are shown."
+)
+@click.option("--seconds", type=click.FloatRange(0.01), default=1.5, show_default=True, help="The length of a turn.")
+@OUT
+def lite(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> None:
+    """Microseconds a character of a .tflite in every precision, beside the SavedModel and PyTorch.
+
+    PyTorch's rows, eager and in its dynamic int8, want torch installed beside the project: pip install torch. Some two
+    minutes a size. Leave the machine alone meanwhile.
+
+    \b
+    Example:
+      python -m bench lite --size 2x512
+    """
+    from bench.train import size_named
+
+    with console.hushed():
+        from bench.lite import compare
+
+    for size in map(size_named, sizes):
+        compare(size, rounds, seconds, out)
+
+
+@cli.command()
+@click.argument("devices", type=click.Path(path_type=Path), metavar="devices/NAME")
+@click.option("--precision", default="int8-dynamic", show_default=True, help="The file to measure.")
+@OUT
+def browser(devices: Path, precision: str, out: Path) -> None:
+    """Characters a second of a model on its page in Chromium, with text, bars and colours; `lite` shows it.
+
+    \b
+    Example:
+      python -m bench browser devices/stdlib
+    """
+    from bench.browser import keep
+
+    found = keep(devices, precision, out)
+    console.out.print(f"{devices}, {precision}: {found['characters_per_second']:,} characters/s in {found['browser']}")
 
 
 @serve.command()

@@ -146,8 +146,9 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
     return make
 
 
-def torch(cells: bool, threads: int | None = None) -> Callable[[Path, Size], Loop]:
-    """nn.LSTM a step at a time, or a list of LSTMCells; threads: None: as many as PyTorch takes."""
+def torch(cells: bool, threads: int | None = None, int8: bool = False) -> Callable[[Path, Size], Loop]:
+    """nn.LSTM a step at a time, or a list of LSTMCells; threads: None: as many as PyTorch takes; int8: by PyTorch's
+    dynamic quantisation, weights in bytes."""
 
     def make(base: Path, size: Size) -> Loop:
         import torch
@@ -173,6 +174,13 @@ def torch(cells: bool, threads: int | None = None) -> Callable[[Path, Size], Loo
                 getattr(owner, f"bias_hh{end}").zero_()
             dense.weight.copy_(dense_HxV.T)
             dense.bias.copy_(bias_V)
+
+        if int8:
+            kinds = {nn.LSTM, nn.LSTMCell, nn.Linear}
+            *recurrent, dense = torch.ao.quantization.quantize_dynamic(
+                nn.ModuleList([*(stack if cells else [whole]), dense]), kinds, dtype=torch.qint8
+            )
+            stack, whole = recurrent, recurrent[0]
 
         def step_cells(ids_B: Any, state: Any) -> tuple[Any, Any]:
             y, after = identity[ids_B], []

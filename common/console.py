@@ -26,6 +26,7 @@ CHATTER = re.compile(
     rb"^I\d{4} "  # TensorFlow's C++: the CPU's features, no CUDA driver
     rb"|^WARNING: All log messages before absl"  # the line that announces those
     rb"|^INFO: Created TensorFlow Lite"
+    rb"|^fully_quantize: "  # TensorFlow Lite's converter, at each int8 conversion
     rb"|^Unable to import IPython|^TFDV visualization APIs"  # of use in a notebook only
 )
 

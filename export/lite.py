@@ -1,101 +1,200 @@
-"""A .tflite for devices: one step of the model, batch 1, the carry in and out, builtin ops only, the weights inside.
+"""A .tflite for devices in every precision, measured before it is put in place.
 
-devices/NAME/model.tflite      signature `serving_default`: token (int32 [1]), carry (float32 [1, L, S, H])
-                               -> logits (float32 [1, V]), carry; a token that ends a document is read from an empty
-                               carry, whatever comes in
-devices/NAME/model.json        the vocabulary and what the file was made from
+devices/NAME/float32.tflite, float16.tflite, int8-dynamic.tflite, int8-full.tflite
+                               signature `step`: token (int32 [1]), carry (float32 [1, L, S, H]) -> logits (float32
+                               [1, V]), carry; `prefill`: tokens (int32 [1, 16]), carry -> the same after the last of
+                               them; a token that ends a document is read from an empty carry, whatever comes in;
+                               vocab.json inside (export.lite_file)
+devices/NAME/model.json        what they were made from, and of each its size, SHA-256 and quality
+devices/NAME/report.json       the figures of the table that the export prints
 """
 
-import tempfile
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
+from rich.table import Table
 
 from common import console
-from common.errors import StageError
-from common.files import check_replaceable, whole_folder, write_json
+from common.errors import StageError, UsageError
+from common.files import check_replaceable, sha256_file, whole_folder, write_json
+from common.machine import processor
+from export.lite_file import seal
+from export.lite_graph import PRECISIONS, convert
+from export.lite_quality import LANES, LENGTH, Quality, Text, lanes, measure, reader, samples
 from export.lite_runner import LiteModel
-from export.made import LOGITS_TOLERANCE, already_made, check_logits, known, made_from
+from export.made import already_made, check_logits, known, made_from, read_made_from
 from trainers import checkpoint
 from trainers.model import CharRNN
 
 PROBE = b"def read(self, size=-1):\n    return self._buffer[:size]\n"
+CALIBRATION = (8, 250)  # lanes and characters of the validation split
+LIMITS = {"float32": 0.0001, "float16": 0.001, "int8-dynamic": 0.02, "int8-full": 0.05}  # bits a character
 
 
-def step_model(model: CharRNN, end_id: int | None = None) -> keras.Model:
-    """One step as a functional Keras model with the trained weights: (token, carry) -> (logits, carry), batch 1.
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is to be made. allowed: the bits a character that a precision may lose, where it is not LIMITS'.
 
-    end_id: the id that is read from an empty carry; None: none is.
-    Built from cells because the converter turns them into plain matrix products; a layer with a time axis would need
-    TensorList ops, which the runtime on devices does not have.
+    Raises UsageError for a precision that there is not.
     """
-    token = keras.Input((), batch_size=1, dtype="int32", name="token")
-    carry_BxLxSxH = keras.Input(model.initial_carry(1).shape[1:], batch_size=1, name="carry")
-    before = carry_BxLxSxH
-    if end_id is not None:
-        keep_B = keras.ops.cast(keras.ops.not_equal(token, end_id), "float32")
-        before = before * keras.ops.reshape(keep_B, [1, 1, 1, 1])
-    y = model.embedding(token) if model.embedding else keras.ops.one_hot(token, model.vocab_size)
-    after = []
-    for index, layer in enumerate(model.rnns):
-        # A functional model wants a name of its own for each.
-        cell = type(layer.cell).from_config({**layer.cell.get_config(), "name": layer.name})
-        y, state = cell(y, [before[:, index, s] for s in range(model.cell.states)])
-        cell.set_weights(layer.cell.get_weights())
-        y = model.norms[index](y) if model.norms else y
-        after.append(keras.ops.stack(state, 1))
-    outputs = {"logits": model.dense(y), "carry": keras.ops.stack(after, 1)}
-    return keras.Model({"token": token, "carry": carry_BxLxSxH}, outputs)
+
+    precisions: tuple[str, ...] = PRECISIONS
+    allowed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*self.precisions, *self.allowed):
+            if name not in PRECISIONS:
+                raise UsageError(f"no precision is called '{name}'; there are: {', '.join(PRECISIONS)}")
+        if not self.precisions:
+            raise UsageError(f"at least one precision is wanted, of {', '.join(PRECISIONS)}")
+        for name in self.allowed:
+            if name not in self.precisions:
+                raise UsageError(f"--allow {name}: it is not among the precisions that are made")
 
 
-def convert(model: CharRNN, end_id: int | None = None) -> bytes:
-    """The step model as the bytes of a .tflite, float32."""
-    # A fixed batch in the signature: left open, the file says -1, which browsers' runtimes refuse.
-    signature = {
-        "token": keras.InputSpec(shape=(1,), dtype="int32", name="token"),
-        "carry": keras.InputSpec(shape=model.initial_carry(1).shape, dtype="float32", name="carry"),
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        step_model(model, end_id).export(scratch, verbose=False, input_signature=[signature])
-        return tf.lite.TFLiteConverter.from_saved_model(scratch).convert()
+def export_lite(folder: Path, out: Path, wanted: Wanted, data: Path | None, force: bool) -> None:
+    """Writes a run's best checkpoint in the precisions wanted, measures each, and only then puts them in place.
 
-
-def export_lite(folder: Path, out: Path, force: bool) -> None:
-    """Writes out/model.tflite from a run's best checkpoint, proves it on its runtime, and only then puts it in place.
-
-    Raises StageError where `out` is there already and was made from something else (unless `force`), or where the file
-    needs more than builtin ops, or its logits differ from the checkpoint's.
+    data: the run's data set, where it has moved.
+    Raises StageError where `out` is there already and was made from something else (unless `force`), where the data is
+    not what the run was trained on, or where a file needs more than builtin ops, gives what is no number, or loses more
+    than it may.
     """
     run = checkpoint.read_run(folder)
     chosen = checkpoint.best(run)
     origin = made_from(run, chosen)
     check_replaceable(out, "model.json", "a device model")
-    if not force and already_made(out, "model.json", origin, "another --out"):
-        return
+    if not force:
+        _check_there(out, wanted)
+        if already_made(out, "model.json", origin, "another --out"):
+            return
+    data, manifest = checkpoint.data_of(run, data)
+    held_out = lanes(data, manifest, "test" if "test" in manifest.splits else "val", LANES, LENGTH)
+    calibration = lanes(data, manifest, "val", *CALIBRATION)
     model = checkpoint.load_model(run, chosen)
-    with console.err.status(f"writing {out}"), whole_folder(out, replace=force) as partial:
-        (partial / "model.tflite").write_bytes(convert(model, run.vocab.end_id))
-        write_json(partial / "model.json", origin)
-        prove(partial, model)
-    size = (out / "model.tflite").stat().st_size
-    console.out.print(
-        f"{out / 'model.tflite'}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB, builtin ops only; its runtime's "
-        f"logits are the checkpoint's to {LOGITS_TOLERANCE:g}",
-    )
+    with whole_folder(out, replace=force) as partial:
+        with console.err.status(f"writing {out}"):
+            inputs = samples(model, run.vocab.end_id, calibration.ids_BxT) if "int8-full" in wanted.precisions else []
+            for name in wanted.precisions:
+                flatbuffer = convert(model, run.vocab.end_id, name, inputs)
+                (partial / f"{name}.tflite").write_bytes(seal(flatbuffer, {**origin, "precision": name}))
+                prove(partial / f"{name}.tflite", model)
+        report = judge(partial, model, wanted, held_out)
+        write_json(partial / "report.json", report)
+        write_json(partial / "model.json", {**origin, "files": _files(partial, report)})
+    console.out.print(table(out, report, run.vocab.unit))
+    console.out.print(f"{out}: step {chosen.step} of {folder}, {', '.join(wanted.precisions)}; builtin ops only")
 
 
-def prove(folder: Path, model: CharRNN) -> None:
-    """Raises StageError unless the file runs on ai_edge_litert with builtin ops and gives the model's logits."""
-    lite = LiteModel(folder)
-    foreign = sorted(op for op in lite.ops if op.startswith("Flex") or op in ("CUSTOM", "VAR_HANDLE"))
-    if foreign:
-        raise StageError(f"the written .tflite needs more than builtin ops: {', '.join(foreign)}")
-    ids_1xT = lite.vocab.prompt_ids(known(PROBE, lite.vocab))[None]
-    logits_1xTxV, _ = model(ids_1xT, model.initial_carry(1), reset_BxT=ids_1xT == lite.vocab.end_id)
+def prove(path: Path, model: CharRNN) -> None:
+    """Raises StageError unless a file gives the same by `prefill` as by `step`, and in float32 the model's logits."""
+    lite = LiteModel(path)
+    ids_T = lite.vocab.prompt_ids(known(PROBE, lite.vocab)).astype(np.int32)
+    logits_1xTxV, _ = reader(model, lite.vocab.end_id, len(ids_T))(tf.constant(ids_T[None]), model.initial_carry(1))
     carry, difference = lite.initial_carry(), 0.0
-    for token, expected_V in zip(ids_1xT[0], logits_1xTxV[0].numpy(), strict=True):
-        logits_V, carry = lite.step(int(token), carry)
+    for token, expected_V in zip(ids_T.tolist(), logits_1xTxV[0].numpy(), strict=True):
+        logits_V, carry = lite.step(token, carry)
         difference = max(difference, float(np.max(np.abs(logits_V - expected_V))))
-    check_logits(difference, "the written .tflite")
+    if path.stem == "float32":
+        check_logits(difference, f"the written {path.name}")
+    at_once_V, _ = lite.read(ids_T, lite.initial_carry())
+    check_logits(float(np.max(np.abs(at_once_V - logits_V))), f"the prefill of the written {path.name}")
+
+
+def judge(folder: Path, model: CharRNN, wanted: Wanted, text: Text) -> dict[str, Any]:
+    """The figures of a folder's files, as report.json has them. Raises StageError for a file that loses too much."""
+    files = {name: folder / f"{name}.tflite" for name in wanted.precisions}
+    own, qualities = measure(model, {name: LiteModel(path) for name, path in files.items()}, text)
+    limits = {name: wanted.allowed.get(name, LIMITS[name]) for name in files}
+    for name, quality in qualities.items():
+        if not quality.lost_bits <= limits[name]:
+            raise StageError(_loses(name, quality, limits[name], wanted))
+    return {
+        "format_version": 1,
+        "checkpoint_bits": own,
+        "text": {"split": text.split, "characters": text.characters},
+        "machine": processor()[0],
+        "files": {
+            name: {
+                "bytes": path.stat().st_size,
+                **probe(path),
+                **dataclasses.asdict(qualities[name]),
+                "limit_bits": limits[name],
+            }
+            for name, path in files.items()
+        },
+    }
+
+
+def probe(path: Path) -> dict[str, float]:
+    """What a file costs in a fresh process without TensorFlow: us_a_step and peak_bytes (export.lite_probe).
+
+    Raises StageError where that process fails.
+    """
+    command = [sys.executable, "-m", "export.lite_probe", str(path.absolute())]
+    home = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise StageError(f"the written {path.name} does not run in a fresh process: {last}")
+    return json.loads(done.stdout)
+
+
+def table(out: Path, report: dict[str, Any], unit: str) -> Table:
+    """The figures, for the terminal."""
+    text, own = report["text"], report["checkpoint_bits"]
+    title = f"{out}: bits a {unit}, on {text['characters']:,} of {text['split']}; the checkpoint has {own:.4f}"
+    shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))
+    for column in ("", "MB", "us a step", "peak MB", "bits", "lost", "limit", "KL", "greedy"):
+        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, one in report["files"].items():
+        shown.add_row(
+            name,
+            f"{one['bytes'] / 1e6:.2f}",
+            f"{one['us_a_step']:.1f}",
+            f"{one['peak_bytes'] / 1e6:.1f}",
+            f"{one['bits']:.4f}",
+            f"{one['lost_bits']:+.5f}",
+            f"{one['limit_bits']:g}",
+            f"{one['kl_bits']:.5f}",
+            f"{one['greedy_agreement']:.1%}",
+        )
+    return shown
+
+
+def _check_there(out: Path, wanted: Wanted) -> None:
+    """Raises StageError where some of the precisions wanted lie in `out`, and others do not."""
+    held = (read_made_from(out / "model.json") or {}).get("files", {})
+    missing = [name for name in wanted.precisions if held and name not in held]
+    if missing:
+        raise StageError(
+            f"{out} has {', '.join(held)}, not {missing[0]}: give --force to make all anew, or another --out"
+        )
+
+
+def _files(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """model.json's list of the files, by precision."""
+    kept = [field.name for field in dataclasses.fields(Quality)]
+    return {
+        name: {
+            "file": f"{name}.tflite",
+            "size": one["bytes"],
+            "sha256": sha256_file(folder / f"{name}.tflite"),
+            **{field: one[field] for field in kept},
+        }
+        for name, one in report["files"].items()
+    }
+
+
+def _loses(name: str, quality: Quality, limit: float, wanted: Wanted) -> str:
+    rest = ",".join(other for other in wanted.precisions if other != name)
+    leave = f"leave it out (--precision {rest}), or " if rest else ""
+    rule = f"{name} loses {quality.lost_bits:.4f} bits a character on held-out text, at most {limit:g} is allowed"
+    return f"{rule}: {leave}say --allow {name}={quality.lost_bits * 1.1:.2g}"

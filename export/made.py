@@ -42,7 +42,8 @@ def already_made(target: Path, about: str, origin: dict[str, Any], way_out: str)
     """
     if not target.exists() or not any(target.iterdir()):
         return False
-    if read_made_from(target / about) != origin:
+    found = read_made_from(target / about) or {}
+    if {**found, **origin} != found:
         raise StageError(f"{target} is full: another model lies there; give {way_out} or --force")
     console.note(f"{target} is already made from step {origin['step']} of {origin['run']}")
     return True

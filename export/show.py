@@ -8,7 +8,8 @@ from rich.table import Table
 
 from common import console
 from common.errors import StageError
-from export.lite_runner import LiteModel
+from export.lite_graph import PRECISIONS
+from export.lite_runner import LiteModel, Sampling
 from export.made import read_made_from
 from export.saved_model import MADE_FROM, latest_version
 from trainers import checkpoint
@@ -26,18 +27,21 @@ def show(folder: Path, served: Path, devices: Path) -> None:
     for made, about in ((latest, latest / MADE_FROM), (devices, devices / "model.json")):
         if (read_made_from(about) or {}).get("weights_sha256") != weights:
             raise StageError(f"{made} was not made from {chosen.folder}, the best of {folder} now: export it again")
+    lite = [path for name in PRECISIONS if (path := devices / f"{name}.tflite").is_file()]
+    if not lite:
+        raise StageError(f"there is no .tflite in {devices}: make it with python -m export tflite --force")
     _samples(
         {
             f"checkpoint  {chosen.folder}": _from_checkpoint(run, chosen),
             f"SavedModel  {latest}": _from_saved_model(latest),
-            f".tflite  {devices}": _from_lite(devices),
+            f".tflite  {lite[0]}": _from_lite(lite[0]),
         }
     )
-    console.out.print(_made(run, chosen, served, devices))
+    console.out.print(_made(run, chosen, served, lite))
     console.out.print(_bits(folder, run))
 
 
-def _made(run: checkpoint.Run, chosen: checkpoint.Checkpoint, served: Path, devices: Path) -> Table:
+def _made(run: checkpoint.Run, chosen: checkpoint.Checkpoint, served: Path, lite: list[Path]) -> Table:
     table = Table(title="What was made", title_justify="left", box=None)
     for name in ("", "where", "MB"):
         table.add_column(name, justify="right" if name == "MB" else "left", overflow="fold")
@@ -47,7 +51,7 @@ def _made(run: checkpoint.Run, chosen: checkpoint.Checkpoint, served: Path, devi
         ("run", run.folder),
         (f"checkpoint, step {chosen.step:,}", chosen.folder),
         ("SavedModel", served),
-        (".tflite", devices / "model.tflite"),
+        *((".tflite", path) for path in lite),
     ):
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         table.add_row(name, str(path), f"{sum(file.stat().st_size for file in files) / 1e6:.1f}")
@@ -105,6 +109,6 @@ def _from_saved_model(version: Path) -> list[bytes]:
     return loaded.signatures["serving_default"](**_inputs())["text_bytes"].numpy().tolist()
 
 
-def _from_lite(devices: Path) -> list[bytes]:
-    lite = LiteModel(devices)
-    return [lite.generate(b"", LENGTH, warm, seed) for seed, warm in enumerate(TEMPERATURES)]
+def _from_lite(path: Path) -> list[bytes]:
+    lite = LiteModel(path)
+    return [lite.generate(b"", LENGTH, Sampling(warm, seed)) for seed, warm in enumerate(TEMPERATURES)]

@@ -17,6 +17,7 @@ ALLOWED = {
         "common",
         "pipeline.vocab",
         "pipeline.manifest",
+        "pipeline.shards",
         "trainers.config",
         "trainers.model",
         "trainers.checkpoint",
@@ -69,7 +70,7 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         ("pipeline.__main__ trainers.__main__ export.__main__", set()),  # --help is quick
         ("pipeline.ingest", {"apache_beam"}),
         ("trainers.plot", set()),
-        ("export.lite_runner", {"ai_edge_litert"}),
+        ("export.lite_runner export.lite_probe", {"ai_edge_litert"}),
         ("export.serving", {"tensorflow_serving"}),
         ("trainers.loop trainers.evaluate trainers.info", {"tensorflow", "keras"}),
         ("export.query", {"tensorflow_serving"}),  # and with it the client

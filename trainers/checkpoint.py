@@ -26,6 +26,7 @@ import tensorflow as tf
 from common import console
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, only_one, sha256_file, whole_file, whole_folder, write_json
+from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab
 from trainers import metrics
 from trainers.config import ModelConfig, RunConfig
@@ -173,6 +174,24 @@ def read_run(folder: Path) -> Run:
         return Run(folder, config, vocab, data, value["data_sha256"], value["init_from"])
     except (KeyError, TypeError, UsageError, ValueError) as error:
         raise StageError(f"{path} is broken ({type(error).__name__}: {error})") from None
+
+
+def data_of(run: Run, data: Path | None) -> tuple[Path, Manifest]:
+    """Where the data that a run was trained on lies, and its manifest. data: where, if it has moved.
+
+    Raises StageError where it is not there, or is other data.
+    """
+    data = data or run.data
+    if not data.is_dir():
+        raise StageError(
+            f"the data that {run.folder} was trained on is not in {data}: say with --data where it lies now"
+        )
+    manifest = read_manifest(data)
+    if manifest.data_sha256 != run.data_sha256:
+        raise StageError(
+            f"{data} is not the data that {run.folder} was trained on: its held-out text may have been seen"
+        )
+    return data, manifest
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:

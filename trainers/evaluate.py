@@ -16,11 +16,10 @@ from typing import NamedTuple
 from rich.progress import Progress
 
 from common import console
-from common.errors import StageError
 from common.files import write_json
 from pipeline.lanes import batches as batches_of
 from pipeline.lanes import windows_per_epoch
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest import Manifest
 from trainers import checkpoint, devices
 from trainers.step import Steps
 
@@ -83,12 +82,7 @@ def evaluate_run(folder: Path, split: str, data: Path | None, force: bool) -> No
     """
     run = checkpoint.read_run(folder)
     chosen = checkpoint.best(run)
-    data = data or run.data
-    if not data.is_dir():
-        raise StageError(f"the data that {folder} was trained on is not in {data}: say with --data where it lies now")
-    manifest = read_manifest(data)
-    if manifest.data_sha256 != run.data_sha256:
-        raise StageError(f"{data} is not the data that {folder} was trained on: its held-out text may have been seen")
+    data, manifest = checkpoint.data_of(run, data)
     manifest.split(split)
     inputs = {
         "step": chosen.step,

@@ -94,8 +94,9 @@ PATH = [
     ),
     (
         "export tflite runs/tiny --out devices/tiny",
-        r"devices/tiny/model.tflite: step \d+ of runs/tiny, 0\.\d MB, builtin",
+        r"devices/tiny: step \d+ of runs/tiny, float32, float16, int8-dynamic, int8-full; builtin ops only",
     ),
+    ("export run-lite devices/tiny/int8-full.tflite --prompt def --length 60 --temperature 0.5", r"def[^\n]"),
     (
         "export keras runs/tiny",
         r"exported/tiny/model.keras: step \d+ of runs/tiny, 0\.\d MB, stock layers only",
@@ -248,6 +249,26 @@ MISTAKES = [
         1,
         "text.py is a file, a run is a folder",
     ),
+    (
+        "no such precision",
+        "export tflite runs/tiny --out devices/b --precision float64",
+        2,
+        "no precision is called 'float64'; there are: float32, float16, int8-dynamic, int8-full",
+    ),
+    (
+        "a loss that is no number",
+        "export tflite runs/tiny --out devices/b --allow int8-full",
+        2,
+        "--allow wants PRECISION=BITS (such as int8-full=0.1), got 'int8-full'",
+    ),
+    (
+        "a precision that loses too much",
+        "export tflite runs/tiny --out devices/b --precision int8-dynamic --allow int8-dynamic=-1",
+        1,
+        "bits a character on held-out text, at most -1 is allowed",
+    ),
+    ("no device model", "export run-lite text.py", 1, "text.py is damaged, or no .tflite of this project"),
+    ("a temperature for a device", "export run-lite text.py --temperature nan", 2, "temperature: a finite number"),
     ("no number", "trainers sample runs/tiny --temperature nan", 2, "are finite numbers"),
     ("data that has moved", "trainers evaluate runs/tiny --data data/gone", 1, "say with --data where it lies now"),
     ("no such run", "trainers sample runs/none", 1, "there is no run in runs/none"),

@@ -1,112 +1,301 @@
 import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.errors import StageError
-from export.lite import export_lite, prove
-from export.lite_runner import LiteModel
+from common.errors import StageError, UsageError
+from export import lite
+from export.lite import Wanted, export_lite, prove
+from export.lite_file import seal, unseal
+from export.lite_graph import PRECISIONS, check_ops, convert, ops_of
+from export.lite_quality import Text, lanes, measure, reader, samples
+from export.lite_runner import LiteModel, Sampling
+from pipeline.manifest import Manifest, read_manifest
 from trainers import checkpoint
 from trainers.generate import Asked, Sampler
 from trainers.model import CharRNN
 
-
-@pytest.fixture(scope="module")
-def devices(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("devices") / "tiny"
-    export_lite(run, out, force=False)
-    return out
+GREEDY = Sampling(temperature=0)
+EVERY = Wanted(allowed=dict.fromkeys(PRECISIONS, 10.0))  # models of a few steps on tiny texts: what they lose is chance
 
 
 def load(run: Path) -> CharRNN:
     return checkpoint.load_model(checkpoint.read_run(run))
 
 
-def greedy(run: Path, prompt: bytes) -> bytes:
-    """The 40 likeliest characters after a prompt, by the checkpoint."""
+def greedy(run: Path, prompt: bytes, length: int = 40) -> bytes:
+    """The likeliest characters after a prompt, by the checkpoint."""
     sampler = Sampler(load(run), checkpoint.read_run(run).vocab)
-    asked = Asked(*(tf.constant([x]) for x in (prompt, 40, 0.0)), tf.constant([1], tf.int64))
+    asked = Asked(*(tf.constant([x]) for x in (prompt, length, 0.0)), tf.constant([1], tf.int64))
     return sampler.generate(asked).text_bytes.numpy()[0]
 
 
-def test_the_runtime_gives_the_checkpoints_logits_and_greedy_text(run: Path, devices: Path) -> None:
-    lite, text = LiteModel(devices), b"import spam\n\ndef eggs(x):\n"
-    model = load(run)
-    expected_TxV = model(np.frombuffer(text, np.uint8)[None], model.initial_carry(1))[0][0]
-    carry = lite.initial_carry()
-    for byte, expected_V in zip(text, expected_TxV, strict=True):
-        logits_V, carry = lite.step(byte, carry)
-        np.testing.assert_allclose(logits_V, expected_V, atol=1e-4)
-    assert lite.generate(b"def ", 40, temperature=0, seed=1) == greedy(run, b"def ")
+def logits(run: Path, ids_T: np.ndarray) -> np.ndarray:
+    """What the checkpoint expects after each id, from an empty carry."""
+    model, end_id = load(run), checkpoint.read_run(run).vocab.end_id
+    read = reader(model, end_id, len(ids_T))
+    return read(tf.constant(ids_T[None].astype(np.int32)), model.initial_carry(1))[0][0].numpy()
+
+
+def steps(file: LiteModel, ids_T: np.ndarray) -> np.ndarray:
+    """The same by single steps of a file."""
+    carry, rows = file.initial_carry(), []
+    for token in ids_T.tolist():
+        logits_V, carry = file.step(token, carry)
+        rows.append(logits_V)
+    return np.stack(rows)
+
+
+def converted(run: Path, ids_T: np.ndarray, folder: Path) -> Iterator[LiteModel]:
+    """A run's model in every precision, as folder/PRECISION.tflite, not measured; calibrated on these ids."""
+    held, model = checkpoint.read_run(run), load(run)
+    inputs = samples(model, held.vocab.end_id, ids_T[None].astype(np.int32))
+    for precision in PRECISIONS:
+        about = {"format_version": 1, "vocab": held.vocab.to_json(), "precision": precision}
+        path = folder / f"{precision}.tflite"
+        path.write_bytes(seal(convert(model, held.vocab.end_id, precision, inputs), about))
+        yield LiteModel(path)
+
+
+@pytest.fixture(scope="module")
+def devices(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("devices") / "tiny"
+    export_lite(run, out, EVERY, data=None, force=False)
+    return out
+
+
+# What a file gives differs from the checkpoint's logits by at most so much, in models of 5 to 9 units.
+NEAR = {"float32": 1e-5, "float16": 0.005, "int8-dynamic": 0.1, "int8-full": 0.2}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_runtime_gives_the_checkpoints_logits_and_greedy_text(run: Path, devices: Path, precision: str) -> None:
+    file, text = LiteModel(devices / f"{precision}.tflite"), b"import spam\n\ndef eggs(x):\n"
+    ids_T = np.frombuffer(text, np.uint8)
+    np.testing.assert_allclose(steps(file, ids_T), logits(run, ids_T), atol=NEAR[precision])
+    if precision == "float32":
+        assert file.generate(b"def ", 40, GREEDY) == greedy(run, b"def ")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_prefill_is_16_steps_at_once(devices: Path, precision: str) -> None:
+    file, ids_T = LiteModel(devices / f"{precision}.tflite"), np.arange(40, 40 + 37)
+    carry = file.initial_carry()
+    for token in ids_T.tolist():
+        logits_V, carry = file.step(token, carry)
+    at_once_V, after = file.read(ids_T, file.initial_carry())  # 16, 16, 5
+    np.testing.assert_array_equal(at_once_V, logits_V)
+    np.testing.assert_array_equal(after, carry)
+    assert np.abs(carry).max() > 0.01
 
 
 def test_every_cell_runs_on_the_runtime(other_run: Path, tmp_path: Path) -> None:
-    export_lite(other_run, tmp_path / "other", force=False)
-    lite = LiteModel(tmp_path / "other")
-    assert lite.initial_carry().shape == load(other_run).initial_carry(1).shape
-    assert lite.generate(b"def ", 40, temperature=0, seed=1) == greedy(other_run, b"def ")
+    model, vocab = load(other_run), checkpoint.read_run(other_run).vocab
+    ids_T = vocab.encode(b"return eggs * 2\n\n\ndef spam(eggs):\n")
+    expected_TxV = logits(other_run, ids_T)
+    for file in converted(other_run, ids_T, tmp_path):
+        assert file.initial_carry().shape == model.initial_carry(1).shape
+        np.testing.assert_allclose(steps(file, ids_T), expected_TxV, atol=NEAR[file.about["precision"]])
+        np.testing.assert_array_equal(file.read(ids_T, file.initial_carry())[0], steps(file, ids_T)[-1])
+    file = LiteModel(tmp_path / "float32.tflite")
+    assert file.generate(b"def ", 40, GREEDY) == greedy(other_run, b"def ")
 
 
 def test_characters_and_documents(documents_run: Path, tmp_path: Path) -> None:
-    export_lite(documents_run, tmp_path / "names", force=False)
-    lite = LiteModel(tmp_path / "names")
-    prompts = [b"", b"Zo", "Анна\nĐ".encode(), b"q?"]
-    for prompt in prompts:
-        assert lite.generate(prompt, 40, temperature=0, seed=1) == greedy(documents_run, prompt)
-    texts = [lite.generate(b"", 40, 1.5, seed) for seed in range(20)]
+    text = "Анна\nZoë\nĐorđe\nあい\n?".encode()
+    ids_T = checkpoint.read_run(documents_run).vocab.encode(text)
+    expected_TxV = logits(documents_run, ids_T)
+    for file in converted(documents_run, ids_T, tmp_path):
+        end, full = file.vocab.end_id, np.ones_like(file.initial_carry())
+        np.testing.assert_array_equal(file.step(end, full)[0], file.step(end, 0 * full)[0])
+        np.testing.assert_allclose(steps(file, ids_T), expected_TxV, atol=NEAR[file.about["precision"]])
+        np.testing.assert_array_equal(file.read(ids_T, full)[0], steps(file, ids_T)[-1])  # an end is among the first 16
+    file = LiteModel(tmp_path / "float32.tflite")
+    for prompt in (b"", b"Zo", "Анна\nĐ".encode(), b"q?"):
+        assert file.generate(prompt, 40, GREEDY) == greedy(documents_run, prompt)
+    texts = [file.generate(b"", 40, Sampling(1.5, seed)) for seed in range(20)]
     assert not any(b"\n" in text for text in texts)
     assert len({len(text) for text in texts}) > 1, "they end where their documents do"
-    end, full = lite.vocab.end_id, np.ones_like(lite.initial_carry())
-    np.testing.assert_array_equal(lite.step(end, full)[0], lite.step(end, 0 * full)[0])
 
 
-def test_the_file_is_self_contained_and_of_fixed_shape(devices: Path) -> None:
-    lite = LiteModel(devices)
-    assert not any(op.startswith("Flex") or op in ("CUSTOM", "VAR_HANDLE") for op in lite.ops)
-    assert "FULLY_CONNECTED" in lite.ops
-    inputs = {name: (d["shape"].tolist(), d["dtype"]) for name, d in lite._run.get_input_details().items()}
-    outputs = {name: d["shape"].tolist() for name, d in lite._run.get_output_details().items()}
-    assert inputs == {"token": ([1], np.int32), "carry": ([1, 2, 2, 9], np.float32)}
-    assert outputs == {"logits": [1, 256], "carry": [1, 2, 2, 9]}
-    weights = 4 * (256 * 36 + 9 * 36 + 36 + 9 * 36 + 9 * 36 + 36 + 9 * 256 + 256)
-    assert (devices / "model.tflite").stat().st_size > weights
+def test_the_files_are_self_contained_and_of_fixed_shape(devices: Path) -> None:
+    for precision in PRECISIONS:
+        file = LiteModel(devices / f"{precision}.tflite")
+        step, prefill = file._step, file._prefill
+        shapes = [
+            {name: (one["shape"].tolist(), one["dtype"]) for name, one in details.items()}
+            for details in (step.get_input_details(), step.get_output_details(), prefill.get_input_details())
+        ]
+        carry = ([1, 2, 2, 9], np.float32)
+        assert shapes[0] == {"token": ([1], np.int32), "carry": carry}
+        assert shapes[1] == {"logits": ([1, 256], np.float32), "carry": carry}
+        assert shapes[2] == {"tokens": ([16], np.int32), "carry": carry}
+        assert file._interpreter.get_input_details()[0]["shape"].tolist() == [1], "step is the primary subgraph"
+        flatbuffer, about = unseal(devices / f"{precision}.tflite")
+        assert {"FULLY_CONNECTED", "WHILE"} <= ops_of(flatbuffer)
+        assert about["precision"] == precision
 
 
-def test_seeds_repeat_and_the_empty_prompt_starts_after_a_newline(devices: Path) -> None:
-    lite = LiteModel(devices)
-    one, same, other = (lite.generate(b"a", 30, 1.0, seed) for seed in (1, 1, 2))
-    assert one == same != other
-    assert lite.generate(b"", 30, 1.0, 1) == lite.generate(b"\n", 30, 1.0, 1)
+def test_weights_lie_in_a_file_once(tmp_path: Path) -> None:
+    # Wide enough that what is not weights hardly counts.
+    model = CharRNN(checkpoint.RunConfig.from_tables({"units": 256, "layers": 1}, {}, "test").model, 64)
+    count = model.count_params()
+    rng = np.random.default_rng(0)
+    carries = rng.uniform(-1, 1, (4, *model.initial_carry(1).shape)).astype(np.float32)
+    samples = [{"token": np.array([i], np.int32), "carry": carry} for i, carry in enumerate(carries)]
+    for precision, bytes_each in zip(PRECISIONS, (4, 2, 1, 1), strict=True):
+        size = len(convert(model, None, precision, samples))
+        assert bytes_each * count < size < bytes_each * count + 60_000 < 2 * bytes_each * count, precision
+
+
+def test_what_is_said_of_the_files(run: Path, devices: Path) -> None:
+    said, report = (json.loads((devices / name).read_text()) for name in ("model.json", "report.json"))
+    _, about = unseal(devices / "int8-full.tflite")
+    files = said.pop("files")
+    assert {**said, "precision": "int8-full"}.items() <= about.items()
+    assert (said["run"], said["vocab"]["unit"]) == ("tiny", "byte")
+    assert list(files) == list(report["files"]) == list(PRECISIONS)
+    for name, one in files.items():
+        path = devices / one["file"]
+        assert path.stat().st_size == one["size"] == report["files"][name]["bytes"]
+        assert one["sha256"] == lite.sha256_file(path)
+        measured = report["files"][name]
+        assert measured["bits"] - report["checkpoint_bits"] == pytest.approx(measured["lost_bits"], abs=1e-9)
+        assert 0 < measured["us_a_step"] < 1e5
+        assert 0 < measured["peak_bytes"] < 1e9
+    assert report["text"] == {"split": "val", "characters": 99}
+    float32 = report["files"]["float32"]
+    found = [float32[name] for name in ("lost_bits", "kl_bits", "greedy_agreement")]
+    np.testing.assert_allclose(found, [0, 0, 1], atol=1e-6)
+
+
+def test_bits_are_those_of_the_text(run: Path, devices: Path) -> None:
+    manifest = read_manifest(run.parent / "data")
+    text = lanes(run.parent / "data", manifest, "train", 3, 50)
+    assert (text.ids_BxT.shape, text.characters) == ((3, 51), 150)
+    expected = []
+    for ids_T in text.ids_BxT:
+        log_p_TxV = tf.nn.log_softmax(logits(run, ids_T[:-1]).astype(np.float64)).numpy()
+        expected.append(-log_p_TxV[np.arange(50), ids_T[1:]] / np.log(2))
+    own, each = measure(load(run), {"float32": LiteModel(devices / "float32.tflite")}, text)
+    assert own == pytest.approx(np.mean(expected), abs=1e-6) == pytest.approx(each["float32"].bits, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "count", "length", "shape"), [(1000, 5, 100, (5, 101)), (250, 5, 100, (2, 101)), (40, 5, 100, (1, 40))]
+)
+def test_short_splits_have_fewer_or_shorter_lanes(
+    make_data: Callable[..., Manifest], tmp_path: Path, tokens: int, count: int, length: int, shape: tuple[int, int]
+) -> None:
+    ids = np.arange(tokens) % 251
+    text = lanes(tmp_path / "data", make_data(tmp_path / "data", 64, val=ids), "val", count, length)
+    assert text.ids_BxT.shape == shape
+    B, T = shape
+    first = [(tokens - T) * lane // max(B - 1, 1) for lane in range(B)]
+    np.testing.assert_array_equal(text.ids_BxT, np.stack([ids[start : start + T] for start in first]))
+
+
+# Refusals
 
 
 def test_a_file_of_another_model_is_not_passed(run: Path, devices: Path) -> None:
     other = load(run)
     other.dense.bias.assign_add(0.001 * tf.one_hot(7, 256))
-    with pytest.raises(StageError, match=r"the written \.tflite's logits differ by 0\.001"):
-        prove(devices, other)
+    with pytest.raises(StageError, match=r"the written float32\.tflite's logits differ by 0\.001"):
+        prove(devices / "float32.tflite", other)
+
+
+def test_what_loses_too_much_is_refused_and_nothing_is_left(run: Path, tmp_path: Path) -> None:
+    strict = Wanted(("float32", "int8-dynamic"), {"int8-dynamic": -1.0})
+    message = (
+        r"^int8-dynamic loses -?0\.\d{4} bits a character on held-out text, at most -1 is allowed: leave it out "
+        r"\(--precision float32\), or say --allow int8-dynamic=\S+$"
+    )
+    with pytest.raises(StageError, match=message):
+        export_lite(run, tmp_path / "out", strict, data=None, force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_limits_are_those_that_are_told(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lite.LIMITS == {"float32": 0.0001, "float16": 0.001, "int8-dynamic": 0.02, "int8-full": 0.05}
+    monkeypatch.setitem(lite.LIMITS, "float32", -1.0)
+    with pytest.raises(StageError, match="at most -1 is allowed: say --allow float32="):
+        export_lite(run, tmp_path / "out", Wanted(("float32",)), data=None, force=False)
+    export_lite(run, tmp_path / "out", Wanted(("float32",), {"float32": 0.01}), data=None, force=False)
+
+
+def test_a_file_that_gives_no_number_is_refused(run: Path, tmp_path: Path) -> None:
+    broken, vocab = load(run), checkpoint.read_run(run).vocab
+    broken.dense.bias.assign(np.where(np.arange(256) == 7, np.nan, 0))
+    about = json.dumps({"format_version": 1, "vocab": vocab.to_json()})
+    (tmp_path / "a.tflite").write_bytes(seal(convert(broken, None, "float32", []), json.loads(about)))
+    text = Text("val", np.arange(20, dtype=np.int32)[None])
+    with pytest.raises(StageError, match=r"the float32 \.tflite gives what is no number"):
+        measure(load(run), {"float32": LiteModel(tmp_path / "a.tflite")}, text)
+
+
+def _converted(function: Any, *specs: tf.TensorSpec, ops: list[Any]) -> bytes:
+    module = tf.Module()
+    module.held = tf.Variable(np.ones(4, np.float32))
+    traced = tf.function(lambda x: function(module, x), autograph=False).get_concrete_function(*specs)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
+    converter.target_spec.supported_ops = ops
+    converter.experimental_enable_resource_variables = True
+    return converter.convert()
+
+
+def test_ops_that_a_runtime_may_not_have_are_refused() -> None:
+    builtin, select = tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS
+    spec = tf.TensorSpec([4], tf.float32)
+    flex = _converted(lambda _, x: tf.linalg.cholesky(tf.reshape(x, [2, 2])), spec, ops=[builtin, select])
+    with pytest.raises(StageError, match=r"the float32 \.tflite needs more than stateless builtin ops: FlexCholesky$"):
+        check_ops(flex, "float32")
+    held = _converted(lambda module, x: module.held.assign_add(x), spec, ops=[builtin])
+    with pytest.raises(StageError, match=r"builtin ops: ASSIGN_VARIABLE, READ_VARIABLE, VAR_HANDLE$"):
+        check_ops(held, "float32")
+    check_ops(_converted(lambda _, x: x + 1, spec, ops=[builtin]), "float32")
 
 
 def test_a_full_folder_is_refused_and_the_same_model_is_not_made_again(
-    run: Path, devices: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, devices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export_lite(run, devices, force=False)
-    assert "is already made from" in capsys.readouterr().err
+    export_lite(run, devices, EVERY, data=None, force=False)
+    export_lite(run, devices, Wanted(("int8-dynamic",)), data=None, force=False)
+    assert capsys.readouterr().err.count("is already made from") == 2
     about = devices / "model.json"
-    whole = about.read_text()
-    about.write_text(json.dumps({**json.loads(whole), "step": 1}))
-    with pytest.raises(StageError, match=r"tiny is full: another model lies there; give another --out or --force$"):
-        export_lite(run, devices, force=False)
-    about.write_text(whole)
+    whole = json.loads(about.read_text())
+    other = shutil.copytree(devices, tmp_path / "other")
+    (other / "model.json").write_text(json.dumps({**whole, "step": 1}))
+    with pytest.raises(StageError, match=r"other is full: another model lies there; give another --out or --force$"):
+        export_lite(run, other, EVERY, data=None, force=False)
+    (other / "model.json").write_text(json.dumps({**whole, "files": {"float16": whole["files"]["float16"]}}))
+    with pytest.raises(StageError, match=r"other has float16, not float32: give --force to make all anew, or another"):
+        export_lite(run, other, EVERY, data=None, force=False)
 
 
-@pytest.mark.parametrize("broken", ["nothing", "no model", "half a model"])
-def test_what_is_no_model_is_refused(devices: Path, tmp_path: Path, broken: str) -> None:
-    if broken != "nothing":
-        (tmp_path / "model.json").write_text((devices / "model.json").read_text())
-    if broken == "half a model":
-        whole = (devices / "model.tflite").read_bytes()
-        (tmp_path / "model.tflite").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StageError, match=r"holds no whole \.tflite model"):
-        LiteModel(tmp_path)
+def test_without_its_data_nothing_is_made(run: Path, tmp_path: Path, make_data: Callable[..., Manifest]) -> None:
+    with pytest.raises(StageError, match="say with --data where it lies now"):
+        export_lite(run, tmp_path / "out", EVERY, tmp_path / "gone", force=False)
+    make_data(tmp_path / "other", 100, train=b"other", val=b"other")
+    with pytest.raises(StageError, match=r"is not the data that .* was trained on"):
+        export_lite(run, tmp_path / "out", EVERY, tmp_path / "other", force=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((("float64",),), "no precision is called 'float64'; there are: float32, float16, int8-dynamic, int8-full"),
+        (((),), "at least one precision"),
+        ((("float32",), {"int4": 1.0}), "no precision is called 'int4'"),
+        ((("float32",), {"float16": 1.0}), "--allow float16: it is not among the precisions that are made"),
+    ],
+)
+def test_precisions_are_checked_first(values: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Wanted(*values)

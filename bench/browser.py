@@ -1,0 +1,55 @@
+"""How fast a browser writes, on the page of a model: Chromium, driven from outside."""
+
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from bench.machine import ROOT, commit, machine
+from common.errors import StageError
+from common.files import write_json
+from export.page import PACKAGES, WEB, address, server, write_page
+
+MEASURE = ROOT / "tests" / "web" / "measure.mjs"
+CHROMIUM = "chromium"  # Debian's name for it
+
+
+def keep(devices: Path, precision: str, out: Path) -> dict[str, Any]:
+    """Measures, and writes out/bench-lite-browser-LxH.json, which `bench lite` shows beside its own."""
+    about = json.loads((devices / "model.json").read_text(encoding="utf-8"))["config"]["model"]
+    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    found = measure(devices, precision)
+    result = {**found, "us_a_step": 1e6 / found["characters_per_second"], **made_at}
+    write_json(out / f"bench-lite-browser-{about['layers']}x{about['units']}.json", result)
+    return result
+
+
+def measure(devices: Path, precision: str, characters: int = 3000) -> dict[str, Any]:
+    """Characters a second of a text of so many, with all of the page at work, and the browser's name.
+
+    Raises StageError where Node.js, its packages or Chromium are missing.
+    """
+    node, npm, chromium = (shutil.which(name) for name in ("node", "npm", CHROMIUM))
+    if not node or not npm or not chromium:
+        raise StageError("a browser is measured with Node.js, npm and Chromium: apt install nodejs npm chromium")
+    if not (PACKAGES / "playwright-core").is_dir():
+        subprocess.run([npm, "ci"], cwd=WEB, check=True, capture_output=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_page([devices], site := Path(scratch) / "site", force=False)
+        with server(site, 0) as serving:
+            threading.Thread(target=serving.serve_forever, daemon=True).start()
+            name = devices.resolve().name
+            command = [node, str(MEASURE), address(serving), name, precision, str(characters)]
+            environment = os.environ | {"CHROMIUM": chromium}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            serving.shutdown()
+    if done.returncode:
+        raise StageError(
+            f"the browser could not be measured: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
+    return json.loads(done.stdout)

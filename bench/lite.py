@@ -1,0 +1,156 @@
+"""How fast a .tflite writes: by precision, beside the SavedModel, and beside PyTorch, eager and dynamically quantised.
+
+The turns of a round lie beside each other and a ratio is the median of the rounds' ratios, for the reasons that
+bench.train gives.
+
+What a browser reaches is measured by bench.browser, which leaves bench-lite-browser-LxH.json where the results go; it
+is shown if it is there.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from bench.lite_loops import LENGTH, PEERS, PRECISIONS
+from bench.loops import TEMPERATURE, VOCAB
+from bench.machine import commit, machine
+from bench.peers import Size
+from bench.served import export, model_of
+from bench.train import Rounds, Worker, has, ratios
+from common import console
+from common.errors import StageError
+from common.files import write_json
+from export.lite import probe
+from export.lite_file import seal
+from export.lite_graph import convert
+from export.lite_quality import samples
+
+TOLERANCE = 1e-4  # of logits, among those in float32
+INT8 = "int8"
+TARGET = 5.0  # times the better of torch's eager loops, in int8-dynamic at TARGET_SIZE
+OWN, TARGET_SIZE = "int8-dynamic", "2x512"
+CALIBRATION = (8, 100)  # lanes and characters: noise, as the model of random weights is
+
+
+def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
+    """Prints a table and writes out/bench-lite-LxH.json: medians, ratios, and every round.
+
+    A peer that is not installed is left out, and said to be. Raises StageError where the code is not committed, a peer
+    fails, or one in float32 has other logits than ours.
+    """
+    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    names = [name for name, peer in PEERS.items() if has(peer.package)]
+    if not has("torch"):
+        console.note("torch is not installed (pip install torch): its rows are left out")
+    workers: dict[str, Worker] = {}
+    try:
+        with tempfile.TemporaryDirectory() as scratch, console.err.status("exporting, warming up"):
+            base = export(size, Path(scratch) / "bench").base
+            costs = write_files(size, base.parent)
+            for name in names:
+                arguments = (name, str(base), str(size.layers), str(size.units))
+                workers[name] = Worker(name, "cpu", "bench.lite_loops", *arguments)
+            off = check_logits({name: np.array(worker.read()["logits"]) for name, worker in workers.items()})
+        turns: Rounds = {name: [] for name in names}
+        with console.progress("rounds") as bar:
+            for index in bar.track(range(rounds), description=size.name):
+                for name in names[:: 1 if index % 2 == 0 else -1]:
+                    turns[name].append(workers[name].turn(seconds)["us_a_step"])
+    finally:
+        for worker in workers.values():
+            worker.process.kill()
+    rates = {name: [1 / us for us in each] for name, each in turns.items()}
+    result = {
+        "format_version": 1,
+        "work": {
+            "layers": size.layers,
+            "units": size.units,
+            "vocabulary": VOCAB.size,
+            "length": LENGTH,
+            "temperature": TEMPERATURE,
+        },
+        "files": costs,
+        "peers": {name: {"us_a_step": statistics.median(turns[name]), "logits_off": off[name]} for name in names},
+        "ratios": {own: ratios(rates, own) for own in PRECISIONS},
+        "rounds": {"us_a_step": turns},
+        "versions": {name: importlib.metadata.version(name) for name in ("ai-edge-litert", "tensorflow", "torch")},
+        **made_at,
+    }
+    write_json(out / f"bench-lite-{size.name}.json", result)
+    console.out.print(table(result, browser(out, size)))
+
+
+def write_files(size: Size, folder: Path) -> dict[str, dict[str, float]]:
+    """Writes the model as a .tflite of each precision; of each its bytes, and what export.lite_probe finds."""
+    model, costs = model_of(size), {}
+    ids_BxT = np.random.default_rng(0).integers(0, VOCAB.size, CALIBRATION).astype(np.int32)
+    inputs = samples(model, None, ids_BxT)
+    for name in PRECISIONS:
+        path = folder / f"{name}.tflite"
+        about = {"format_version": 1, "vocab": VOCAB.to_json()}
+        path.write_bytes(seal(convert(model, None, name, inputs), about))
+        costs[name] = {"bytes": path.stat().st_size, **probe(path)}
+    return costs
+
+
+def check_logits(logits: dict[str, np.ndarray]) -> dict[str, float]:
+    """How far each peer's logits are from float32's. Raises StageError for one in float32 that has another model."""
+    off = {name: float(np.max(np.abs(each - logits["float32"]))) for name, each in logits.items()}
+    for name, difference in off.items():
+        if INT8 not in name and name != "float16" and not difference <= TOLERANCE:
+            rule = f"at most {TOLERANCE:g} is allowed"
+            raise StageError(f"{name} has not the same weights: its logits differ by {difference:.1g}, {rule}")
+    return off
+
+
+def browser(out: Path, size: Size) -> dict[str, Any] | None:
+    """What bench.browser has measured, if it has."""
+    path = out / f"bench-lite-browser-{size.name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def better_torch(result: dict[str, Any], own: str, int8: bool) -> float | None:
+    """How many times as fast as the fastest of torch's loops one of ours is; None without torch."""
+    found = {name: each for name, each in result["ratios"][own].items() if name.startswith("torch")}
+    return min((each["median_of_ratios"] for name, each in found.items() if (INT8 in name) == int8), default=None)
+
+
+def table(result: dict[str, Any], in_browser: dict[str, Any] | None) -> Table:
+    """The figures, for the terminal and README."""
+    work = result["work"]
+    title = f"{work['layers']} x {work['units']}, {work['vocabulary']} characters, texts of {work['length']}"
+    shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))
+    for column in ("", "us", "chars/s", "ours is", "step us", "MB", "peak MB"):
+        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, peer in result["peers"].items():
+        ratio, cost = result["ratios"][OWN].get(name), result["files"].get(name)
+        shown.add_row(
+            name,
+            f"{peer['us_a_step']:,.1f}",
+            f"{1e6 / peer['us_a_step']:,.0f}",
+            f"{ratio['median_of_ratios']:.2f} x" if ratio else "",
+            *(
+                (f"{cost['us_a_step']:.1f}", f"{cost['bytes'] / 1e6:.2f}", f"{cost['peak_bytes'] / 1e6:.0f}")
+                if cost
+                else ()
+            ),
+        )
+    if in_browser:
+        us = in_browser["us_a_step"]
+        shown.add_row(f"browser, {in_browser['precision']}", f"{us:,.1f}", f"{1e6 / us:,.0f}")
+    eager, int8 = (better_torch(result, OWN, kind) for kind in (False, True))
+    if eager is not None and int8 is not None:
+        target = f"; the target is {TARGET:g} x" if f"{work['layers']}x{work['units']}" == TARGET_SIZE else ""
+        shown.caption = (
+            f"ours is {OWN}: {eager:.2f} x as fast as the best of torch's eager loops{target},\n"
+            f"and {int8:.2f} x as fast as the best of its int8; medians of the rounds' ratios, one text at a time\n"
+            "us, of a character: drawn, in Python; step us: not drawn"
+        )
+    return shown

@@ -1,0 +1,42 @@
+// Random numbers as trainers/draw.py has them, so that a seed's text is the terminal's: Philox4x32-10 (Salmon et al.
+// 2011, "Parallel random numbers: as easy as 1, 2, 3") under the seed as its key.
+
+const MULTIPLIERS = [0xd2511f53n, 0xcd9e8d57n];
+const WEYL = [0x9e3779b9, 0xbb67ae85]; // what the key grows by from round to round
+const ROUNDS = 10;
+
+/**
+ * The `index`-th number of a seed's own sequence, in [0, 1).
+ * @param {number} seed a whole number, 0 or more
+ * @param {number} index
+ */
+export function uniform(seed, index) {
+  const word = philox(BigInt(seed), Math.floor(index / 4))[index % 4];
+  return (word & 0x7fffff) / 0x800000; // 23 bits, as TensorFlow makes a float32 of them
+}
+
+/**
+ * Four words of 32 bits.
+ * @param {bigint} seed
+ * @param {number} counter below 2^32
+ */
+function philox(seed, counter) {
+  let [key0, key1] = [Number(BigInt.asUintN(32, seed)), Number(BigInt.asUintN(32, seed >> 32n))];
+  let words = [counter, 0, 0, 0];
+  for (let round = 0; round < ROUNDS; round++) {
+    const [high0, low0] = product(MULTIPLIERS[0], words[0]);
+    const [high1, low1] = product(MULTIPLIERS[1], words[2]);
+    words = [(high1 ^ words[1] ^ key0) >>> 0, low1, (high0 ^ words[3] ^ key1) >>> 0, low0];
+    [key0, key1] = [(key0 + WEYL[0]) >>> 0, (key1 + WEYL[1]) >>> 0];
+  }
+  return words;
+}
+
+/**
+ * @param {bigint} a
+ * @param {number} b
+ */
+function product(a, b) {
+  const whole = a * BigInt(b);
+  return [Number(whole >> 32n), Number(whole & 0xffffffffn)];
+}

@@ -1,0 +1,50 @@
+// The fields by which a person sets how texts are written, and the settings that they stand for.
+
+import { find } from "./dom.js";
+import { fromHash, toHash } from "./share.js";
+
+/** @type {("temperature" | "top_k" | "top_p" | "seed" | "length" | "beside")[]} */
+const NUMBERS = ["temperature", "top_k", "top_p", "seed", "length", "beside"];
+const BESIDE = 1.2; // the other temperature, before anybody sets it
+const OFF = { top_k: 0, top_p: 1 }; // what leaves everything as it is
+
+export class Controls {
+  /** @param {() => void} changed is told of each change that a person makes to them */
+  constructor(changed) {
+    this.settings = fromHash(location.hash);
+    this.compare = find("compare", HTMLInputElement);
+    for (const name of NUMBERS) {
+      const field = find(name, HTMLInputElement);
+      field.addEventListener("input", () => {
+        if (field.checkValidity()) this.settings[name] = field.valueAsNumber;
+        changed();
+      });
+    }
+    this.compare.addEventListener("change", () => {
+      this.settings.beside = this.compare.checked ? BESIDE : null;
+      changed();
+    });
+  }
+
+  /** How the text of a number, 0 or 1, is drawn. @param {number} text */
+  sampling(text) {
+    const { temperature, beside, top_k: topK, top_p: topP } = this.settings;
+    return { temperature: text ? (beside ?? temperature) : temperature, topK, topP };
+  }
+
+  /** Shows the settings, in the fields and in the address. */
+  show() {
+    const { settings } = this;
+    for (const name of NUMBERS) {
+      const field = find(name, HTMLInputElement);
+      const value = settings[name] ?? BESIDE;
+      if (document.activeElement !== field) field.value = String(value); // who types is not interrupted
+      const output = document.getElementById(`${name}-value`);
+      if (output) output.textContent = name in OFF && OFF[/** @type {keyof typeof OFF} */ (name)] === value ? "off" : String(value);
+    }
+    this.compare.checked = settings.beside !== null;
+    find("beside-field", HTMLLabelElement).hidden = settings.beside === null;
+    document.body.classList.toggle("comparing", settings.beside !== null);
+    history.replaceState(null, "", toHash(settings) || location.pathname + location.search);
+  }
+}

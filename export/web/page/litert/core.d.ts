@@ -1,0 +1,2 @@
+// Where export/page.py puts the runtime.
+export * from "@litertjs/core";

@@ -1,0 +1,87 @@
+// A .tflite on LiteRT.js: one step, (id, carry) -> (logits, carry).
+// Legend: L layers, S states of a cell (2 of an LSTM: h, c; else 1), H units, V vocabulary; batch 1 throughout.
+
+import { Tensor, loadAndCompile, loadLiteRt } from "./litert/core.js";
+
+/**
+ * What a step gives: logits [V], and the carry [1, L, S, H], flat.
+ * @typedef {{logits: Float32Array, carry: Float32Array}} Step
+ */
+
+const RUNTIME = new URL("litert/", import.meta.url);
+
+/** @type {Promise<unknown> | undefined} */
+let runtime;
+
+/** Loads the runtime, once. */
+function loadRuntime() {
+  // The runtime looks for its wasm beside the worker, unless told where it is.
+  Object.assign(self, { Module: { locateFile: (/** @type {string} */ name) => new URL(name, RUNTIME).href } });
+  runtime ??= loadLiteRt(RUNTIME.href).catch((error) => {
+    runtime = undefined; // the next try begins anew
+    throw new Error(`the runtime did not start: ${error instanceof Error ? error.message : error}`);
+  });
+  return runtime;
+}
+
+export class Model {
+  /**
+   * @param {Uint8Array} bytes the .tflite
+   * @throws {Error} where they are none, or one of another form
+   */
+  static async open(bytes) {
+    await loadRuntime();
+    let compiled;
+    try {
+      compiled = await loadAndCompile(bytes, { accelerator: "wasm", cpuOptions: { numThreads: 1 } });
+    } catch (error) {
+      throw new Error(`the runtime does not take the file: ${error instanceof Error ? error.message : error}`);
+    }
+    return new Model(compiled);
+  }
+
+  /** @param {import("./litert/core.js").CompiledModel} compiled */
+  constructor(compiled) {
+    this.compiled = compiled;
+    this.runner = Object.values(compiled.signatures)[0]; // step comes first
+    const shapes = Object.fromEntries(
+      [...this.runner.getInputDetails(), ...this.runner.getOutputDetails()].map(({ name, shape }) => [name, shape]),
+    );
+    if (!shapes.token || !shapes.logits || shapes.carry?.length !== 4) {
+      throw new Error("the file has no signature (token, carry) -> (logits, carry)");
+    }
+    this.shape = Array.from(shapes.carry);
+    this.layers = this.shape[1];
+    this.states = this.shape[2];
+    this.units = this.shape[3];
+    this.vocabulary = shapes.logits[1];
+  }
+
+  /** Zeros: how a text begins. */
+  initialCarry() {
+    return new Float32Array(this.layers * this.states * this.units);
+  }
+
+  /**
+   * One character in: the logits of the next one, and the next carry.
+   * @param {number} id
+   * @param {Float32Array} carry
+   * @returns {Promise<Step>}
+   */
+  async step(id, carry) {
+    const inputs = { token: new Tensor(Int32Array.of(id), [1]), carry: new Tensor(carry, this.shape) };
+    const outputs = await this.runner.run(inputs);
+    try {
+      return {
+        logits: /** @type {Float32Array} */ (outputs.logits.toTypedArray()),
+        carry: /** @type {Float32Array} */ (outputs.carry.toTypedArray()),
+      };
+    } finally {
+      for (const tensor of [...Object.values(inputs), ...Object.values(outputs)]) tensor.delete();
+    }
+  }
+
+  delete() {
+    this.compiled.delete();
+  }
+}

@@ -1,0 +1,233 @@
+// A text on the page: a span a character, coloured by a neuron, with a cursor that keys move.
+
+import { make } from "./dom.js";
+import { perFrame } from "./frame.js";
+import { Decoder } from "./vocab.js";
+
+/**
+ * @typedef {import("./engine.js").Slice} Slice
+ * @typedef {import("./vocab.js").Vocab} Vocab
+ */
+
+const LEVELS = 8; // of blue, and of green
+const NEAR = 40; // pixels from its end at which a text that grows is followed
+
+export class Pane {
+  /**
+   * @param {HTMLElement} parent
+   * @param {(at: number, span: HTMLElement | null, key: boolean) => void} point what pointing at an id does, by key or not
+   */
+  constructor(parent, point) {
+    this.point = point;
+    this.caption = make("h2");
+    this.body = make("div", { className: "text", tabIndex: 0 });
+    this.body.role = "textbox";
+    this.body.ariaReadOnly = "true";
+    this.body.ariaMultiLine = "true";
+    this.told = make("p", { className: "note told" });
+    this.root = make("section", { className: "pane" }, this.caption, this.body, this.told);
+    parent.append(this.root);
+    /** @type {Vocab | undefined} */
+    this.vocab = undefined;
+    /** @type {Decoder | undefined} */
+    this.decoder = undefined;
+    /** @type {number[]} */
+    this.ids = [];
+    /** @type {{span: HTMLElement, from: number, to: number}[]} characters, and the ids that they are */
+    this.shown = [];
+    this.open = 0; // the position of the first id that is no whole character yet
+    this.ahead = 0; // ids that stand before the text and are not shown
+    this.prompt = 0; // ids of the prompt
+    /** @type {Set<number>} */
+    this.chosen = new Set();
+    this.fragment = document.createDocumentFragment();
+    this.cursor = -1; // of the characters shown; -1: nowhere
+    this.flush = perFrame(() => this.#flush());
+    this.#listen();
+  }
+
+  /**
+   * Empties it for a text of a vocabulary.
+   * @param {Vocab} vocab
+   */
+  clear(vocab) {
+    this.cut(0);
+    this.vocab = vocab;
+    this.decoder = new Decoder(vocab);
+  }
+
+  /** The text, as it is copied. */
+  get text() {
+    this.#flush();
+    return this.body.textContent ?? "";
+  }
+
+  /**
+   * Adds what a slice brought.
+   * @param {Slice} slice
+   */
+  add({ ids, activity }) {
+    for (const [index, id] of ids.entries()) this.#push(id, activity[index]);
+    this.flush(undefined);
+  }
+
+  /**
+   * Takes away all from position `length` on.
+   * @param {number} length
+   */
+  cut(length) {
+    if (length >= this.ids.length) return;
+    this.#flush();
+    const again = this.ids.slice(0, length);
+    const first = this.shown.findIndex(({ to }) => to > length);
+    const gone = first < 0 ? [] : this.shown.splice(first);
+    for (const { span } of gone) span.remove();
+    this.ids.length = this.shown.at(-1)?.to ?? 0;
+    this.open = this.ids.length;
+    this.decoder = this.vocab && new Decoder(this.vocab);
+    for (const id of again.slice(this.ids.length)) this.#push(id, undefined);
+    this.cursor = -1;
+    this.flush(undefined);
+  }
+
+  /**
+   * Colours the whole text, or none of it.
+   * @param {Float32Array | null} activity at each id
+   */
+  colour(activity) {
+    this.#flush();
+    for (const { span, to } of this.shown) paint(span, activity?.[to - 1]);
+  }
+
+  /** What stands above it, where there are two, and what a screen reader calls it. @param {string} text */
+  name(text) {
+    this.caption.textContent = text;
+    this.body.ariaLabel = `The text, ${text.toLowerCase()}`;
+  }
+
+  /** @param {string} text below it */
+  tell(text) {
+    this.told.textContent = text;
+  }
+
+  /**
+   * @param {number} id
+   * @param {number | undefined} activity
+   */
+  #push(id, activity) {
+    const at = this.ids.push(id) - 1;
+    for (const { text, ids } of this.decoder?.push(id) ?? []) {
+      const [from, to] = [this.open, this.open + ids];
+      this.open = to;
+      const span = make("span", { textContent: at < this.ahead ? "" : text });
+      if (text === "\n") span.className = "line";
+      if (this.chosen.has(at)) span.classList.add("chosen");
+      if (from <= this.prompt && this.prompt < to && this.prompt > 0) span.classList.add("first");
+      paint(span, activity);
+      this.shown.push({ span, from, to });
+      this.fragment.append(span);
+    }
+  }
+
+  #flush() {
+    const { body } = this;
+    const follow = body.scrollHeight - body.scrollTop - body.clientHeight < NEAR;
+    body.append(this.fragment);
+    if (follow) body.scrollTop = body.scrollHeight;
+  }
+
+  #listen() {
+    const pointed = (/** @type {Event} */ { target }) => {
+      const index = this.shown.findIndex(({ span }) => span === target);
+      if (index >= 0) this.#move(index, false);
+    };
+    this.body.addEventListener("pointerover", pointed);
+    this.body.addEventListener("click", pointed);
+    this.body.addEventListener("pointerleave", () => this.#leave());
+    this.body.addEventListener("blur", () => this.#leave());
+    this.body.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") return this.#leave();
+      const to = this.#target(event.key);
+      if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      this.#move(to, true);
+    });
+  }
+
+  /**
+   * Where a key leads.
+   * @param {string} key
+   */
+  #target(key) {
+    const last = this.shown.length - 1;
+    const first = Math.min(this.shown.findIndex(({ to }) => to > this.ahead), last);
+    const within = (/** @type {number} */ index) => Math.max(Math.min(index, last), Math.max(first, 0));
+    const here = this.cursor;
+    if (last < 0) return undefined;
+    switch (key) {
+      case "ArrowRight":
+        return within(here + 1);
+      case "ArrowLeft":
+        return here < 0 ? last : within(here - 1);
+      case "ArrowDown":
+        return within(this.#line(1));
+      case "ArrowUp":
+        return within(this.#line(-1));
+      case "Home":
+        return within(0);
+      case "End":
+        return last;
+      default:
+        return undefined;
+    }
+  }
+
+  /**
+   * The nearest character on the next line, or the line before.
+   * @param {1 | -1} way
+   */
+  #line(way) {
+    const here = this.shown[this.cursor]?.span;
+    if (!here) return way > 0 ? 0 : this.shown.length - 1;
+    let [found, distance, top] = [this.cursor, Number.POSITIVE_INFINITY, here.offsetTop];
+    for (let index = this.cursor + way; this.shown[index]; index += way) {
+      const { offsetTop, offsetLeft } = this.shown[index].span;
+      if (offsetTop === here.offsetTop) continue;
+      if (top !== here.offsetTop && offsetTop !== top) break;
+      top = offsetTop;
+      if (Math.abs(offsetLeft - here.offsetLeft) <= distance) {
+        [found, distance] = [index, Math.abs(offsetLeft - here.offsetLeft)];
+      }
+    }
+    return found;
+  }
+
+  /**
+   * @param {number} index
+   * @param {boolean} key
+   */
+  #move(index, key) {
+    this.shown[this.cursor]?.span.classList.remove("here");
+    this.cursor = index;
+    const { span, from } = this.shown[index];
+    span.classList.add("here");
+    if (key) span.scrollIntoView({ block: "nearest" });
+    this.point(from, span, key);
+  }
+
+  #leave() {
+    this.shown[this.cursor]?.span.classList.remove("here");
+    this.cursor = -1;
+    this.point(-1, null, false);
+  }
+}
+
+/**
+ * @param {HTMLElement} span
+ * @param {number | undefined} activity -1 to 1
+ */
+function paint(span, activity) {
+  const level = Math.round((activity ?? 0) * LEVELS);
+  if (level) span.dataset.level = String(level);
+  else delete span.dataset.level;
+}

@@ -1,0 +1,94 @@
+// All that a text depends on, as the part of the address behind #, and back.
+
+/**
+ * chosen: positions, and the ids that a person put there. written: whether there is a text to write at once.
+ * @typedef {object} Settings
+ * @property {string} model
+ * @property {string} precision
+ * @property {string} prompt
+ * @property {number} temperature
+ * @property {number} top_k
+ * @property {number} top_p
+ * @property {number} seed
+ * @property {number} length
+ * @property {number | null} beside the other temperature, where two are compared
+ * @property {import("./text.js").Neuron | null} neuron
+ * @property {[number, number][]} chosen
+ * @property {boolean} written
+ */
+
+/** @type {Readonly<Settings>} */
+export const DEFAULTS = {
+  model: "",
+  precision: "",
+  prompt: "",
+  temperature: 0.8,
+  top_k: 0,
+  top_p: 1,
+  seed: 1,
+  length: 500,
+  beside: null,
+  neuron: null,
+  chosen: [],
+  written: false,
+};
+
+/** What numbers may be: least, most, and whether they are whole. @type {Record<string, [number, number, boolean]>} */
+const RANGES = {
+  temperature: [0, 2, false],
+  top_k: [0, 40, true],
+  top_p: [0.05, 1, false],
+  seed: [0, Number.MAX_SAFE_INTEGER, true],
+  length: [1, 10000, true],
+  beside: [0, 2, false],
+};
+
+/**
+ * @param {Settings} settings
+ * @returns {string} what differs from the defaults; empty where nothing does
+ */
+export function toHash(settings) {
+  const fields = new URLSearchParams();
+  for (const name of /** @type {(keyof Settings)[]} */ (Object.keys(DEFAULTS))) {
+    const value = written(settings[name]);
+    if (value !== written(DEFAULTS[name])) fields.set(name, value);
+  }
+  return fields.size ? `#${fields}` : "";
+}
+
+/**
+ * The settings of an address. What it does not say, or says wrongly, is as by default.
+ * @param {string} hash
+ * @returns {Settings}
+ */
+export function fromHash(hash) {
+  const fields = new URLSearchParams(hash.replace(/^#/, ""));
+  /** @type {Record<string, unknown>} */
+  const settings = { ...DEFAULTS };
+  for (const name of ["model", "precision", "prompt"]) settings[name] = fields.get(name) ?? "";
+  for (const [name, [least, most, whole]] of Object.entries(RANGES)) {
+    const value = Number(fields.get(name) || Number.NaN);
+    if (value >= least && value <= most && (!whole || Number.isInteger(value))) settings[name] = value;
+  }
+  const [neuron] = pairs(fields.get("neuron"));
+  if (neuron?.every((number) => number >= 1)) settings.neuron = { layer: neuron[0] - 1, unit: neuron[1] - 1 };
+  settings.chosen = pairs(fields.get("chosen"));
+  settings.written = fields.get("written") === "1";
+  return /** @type {Settings} */ (settings);
+}
+
+/** @param {Settings[keyof Settings]} value */
+function written(value) {
+  if (value === null) return "";
+  if (typeof value === "boolean") return value ? "1" : "";
+  if (Array.isArray(value)) return value.map((pair) => pair.join(".")).join("-");
+  return typeof value === "object" ? `${value.layer + 1}.${value.unit + 1}` : String(value);
+}
+
+/**
+ * @param {string | null} text
+ * @returns {[number, number][]}
+ */
+function pairs(text) {
+  return Array.from((text ?? "").matchAll(/(\d+)\.(\d+)/g), ([, a, b]) => [Number(a), Number(b)]);
+}

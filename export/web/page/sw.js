@@ -1,0 +1,39 @@
+// The service worker: what was fetched once is kept, for this build of the page.
+
+importScripts("build.js");
+
+/** @type {ServiceWorkerGlobalScope & {BUILD: {id: string, shell: string[]}}} */
+const scope = /** @type {any} */ (self);
+const CACHE = `page-${scope.BUILD.id}`;
+const OURS = /^page-[0-9a-f]{16}$/;
+
+scope.addEventListener("install", (event) => {
+  scope.skipWaiting();
+  const files = scope.BUILD.shell.map((file) => new Request(file, { cache: "reload" }));
+  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(files)));
+});
+
+scope.addEventListener("activate", (event) => {
+  event.waitUntil(taken());
+});
+
+scope.addEventListener("fetch", (event) => {
+  const ours = event.request.method === "GET" && event.request.url.startsWith(scope.registration.scope);
+  if (ours) event.respondWith(kept(event.request));
+});
+
+async function taken() {
+  const old = (await caches.keys()).filter((name) => OURS.test(name) && name !== CACHE);
+  await Promise.all(old.map((name) => caches.delete(name)));
+  await scope.clients.claim();
+}
+
+/** @param {Request} request */
+async function kept(request) {
+  const cache = await caches.open(CACHE);
+  const found = await cache.match(request, { ignoreSearch: true });
+  if (found) return found;
+  const response = await fetch(request);
+  if (response.ok) await cache.put(request, response.clone());
+  return response;
+}

@@ -1,0 +1,141 @@
+// Text to ids and back: pipeline/vocab.py, for what a person types and sees.
+
+/**
+ * A vocabulary as model.json has it.
+ * @typedef {{unit: "byte" | "char", symbols: string, end_id?: number, unknown_id?: number}} VocabJson
+ */
+
+/**
+ * What a run of ids is shown as: one character, or none for the end of a document.
+ * @typedef {{text: string, ids: number}} Shown
+ */
+
+const REPLACEMENT = "\ufffd";
+const FIRST_LEAD = 0xc2; // of UTF-8's sequences of several bytes; below it come ASCII and what continues a sequence
+
+export class Vocab {
+  /**
+   * @param {VocabJson} json
+   * @throws {Error} where it makes no vocabulary
+   */
+  constructor(json) {
+    this.unit = json.unit;
+    /** @type {(number | string)[]} bytes or characters, by id */
+    this.symbols = json.unit === "byte" ? bytesOfHex(json.symbols) : Array.from(json.symbols);
+    this.endId = json.end_id;
+    this.unknownId = json.unknown_id;
+    this.size = this.symbols.length + (this.endId === this.symbols.length ? 1 : 0);
+    this.idOf = new Map(this.symbols.map((symbol, id) => [symbol, id]));
+    if (!["byte", "char"].includes(this.unit) || !this.size || this.idOf.size < this.symbols.length) {
+      throw new Error("model.json holds no vocabulary");
+    }
+  }
+
+  /** The id that an empty prompt starts after: the end of a document, else the newline, else 0. */
+  get startId() {
+    return this.endId ?? this.idOf.get(this.unit === "byte" ? 10 : "\n") ?? 0;
+  }
+
+  /**
+   * The ids of a text.
+   * @param {string} text
+   * @throws {Error} naming the first character that the vocabulary does not have
+   */
+  encode(text) {
+    /** @type {(number | string)[]} */
+    const symbols = this.unit === "byte" ? [...new TextEncoder().encode(text)] : [...text];
+    return symbols.map((symbol) => {
+      const id = this.idOf.get(symbol) ?? this.unknownId;
+      if (id === undefined) throw new Error(`this model has never seen ${named(symbol)}`);
+      return id;
+    });
+  }
+
+  /**
+   * The ids that a model reads before it goes on with a text, and how many of them stand ahead of it.
+   * @param {string} text
+   */
+  promptIds(text) {
+    const start = text && this.endId === undefined ? [] : [this.startId];
+    return { ids: [...start, ...this.encode(text)], ahead: start.length };
+  }
+
+  /**
+   * What one id is called where it stands alone: a character, or what a byte is written as.
+   * @param {number} id
+   */
+  label(id) {
+    const symbol = this.symbols[id];
+    if (symbol === undefined) return "end";
+    const visible = { "\n": "↵", "\t": "⇥", " ": "␣", "\r": "␍" };
+    const text = typeof symbol === "string" ? symbol : String.fromCharCode(symbol);
+    if (text in visible) return visible[/** @type {keyof typeof visible} */ (text)];
+    if (typeof symbol === "number" && (symbol < 0x20 || symbol > 0x7e)) return hex(symbol);
+    return /\p{C}|\p{Z}/u.test(text) ? `U+${hex(/** @type {number} */ (text.codePointAt(0)))}` : text;
+  }
+
+  /**
+   * The same as it is read out.
+   * @param {number} id
+   */
+  spoken(id) {
+    const names = { "↵": "new line", "⇥": "tab", "␣": "space", "␍": "carriage return", end: "end of the document" };
+    const label = this.label(id);
+    return names[/** @type {keyof typeof names} */ (label)] ?? label;
+  }
+}
+
+/** Ids that come one at a time, as characters that are never cut: bytes wait until theirs is whole. */
+export class Decoder {
+  /** @param {Vocab} vocab */
+  constructor(vocab) {
+    this.vocab = vocab;
+    this.utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
+    this.waiting = 0;
+  }
+
+  /**
+   * @param {number} id
+   * @returns {Shown[]} what is whole now, in order
+   */
+  push(id) {
+    const symbol = this.vocab.symbols[id];
+    if (symbol === undefined) return [...this.end(), { text: "", ids: 1 }];
+    if (typeof symbol === "string") return [{ text: symbol, ids: 1 }];
+    const [first, second] = this.utf8.decode(Uint8Array.of(symbol), { stream: true });
+    const before = this.waiting;
+    this.waiting += 1;
+    if (first === undefined) return [];
+    this.waiting = 0;
+    if (second !== undefined) return [{ text: first, ids: before }, { text: second, ids: 1 }];
+    // One character has come: of all that waited, or, where this byte begins another, of those before it, which were none.
+    if (before && first === REPLACEMENT && symbol >= FIRST_LEAD) {
+      this.waiting = 1;
+      return [{ text: first, ids: before }];
+    }
+    return [{ text: first, ids: before + 1 }];
+  }
+
+  /** @returns {Shown[]} what still waits, as the broken character that it is */
+  end() {
+    const ids = this.waiting;
+    this.waiting = 0;
+    return Array.from(this.utf8.decode(), (text) => ({ text, ids }));
+  }
+}
+
+/** @param {string} text */
+function bytesOfHex(text) {
+  return Array.from(text.matchAll(/../g), ([pair]) => Number.parseInt(pair, 16));
+}
+
+/** @param {number} code */
+function hex(code) {
+  return code.toString(16).toUpperCase().padStart(2, "0");
+}
+
+/** @param {number | string} symbol */
+function named(symbol) {
+  if (typeof symbol === "number") return `the byte 0x${hex(symbol).toLowerCase()}`;
+  return `“${symbol}” (U+${hex(/** @type {number} */ (symbol.codePointAt(0))).padStart(4, "0")})`;
+}

@@ -1,0 +1,19 @@
+// A classic worker, for the runtime loads its own script by importScripts, which module workers do not have.
+
+/** @type {Promise<typeof import("./engine.js")>} */
+const engine = import("./engine.js");
+
+/** Calls come as {call, name, wanted} and are answered, in order, by {call, value} or {call, error}. */
+let before = Promise.resolve();
+
+self.onmessage = ({ data: { call, name, wanted } }) => {
+  before = before.then(async () => {
+    try {
+      const { calls } = await engine;
+      const value = await calls[/** @type {keyof typeof calls} */ (name)](/** @type {never} */ (wanted));
+      self.postMessage({ call, value });
+    } catch (error) {
+      self.postMessage({ call, error: error instanceof Error ? error.message : String(error) });
+    }
+  });
+};

@@ -1,0 +1,125 @@
+"""A page of two small models, what the checkpoints say of them, and the browser that looks at it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from javascript import CHROMIUM, node
+
+from export import page
+from export.lite import Wanted, export_lite
+from pipeline.lanes import windows_per_epoch
+from pipeline.manifest import Manifest
+from pipeline.vocab import char_vocab
+from trainers import checkpoint
+from trainers.checkpoint import Run
+from trainers.config import RunConfig
+from trainers.devices import Devices
+from trainers.generate import sample_run
+from trainers.loop import Training
+from trainers.model import CharRNN
+
+PRECISIONS, ALLOWED = ("float32", "int8-dynamic"), {"int8-dynamic": 1.0}  # that small, what it loses is chance
+PROSE = "The café said “no”, and the naïve cat said nothing; 那是猫. Then it slept.\n".encode() * 40
+NAMES = "Анна\nZoë\nĐorđe\nあい\n".encode() * 40
+
+
+@pytest.fixture(scope="session")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests leave pictures and figures: WEB_TESTS_OUT, or pytest's own folder."""
+    folder = Path(os.environ.get("WEB_TESTS_OUT") or tmp_path_factory.mktemp("web") / "out")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.absolute()
+
+
+def trained(folder: Path, manifest: Manifest, model: dict[str, Any]) -> Path:
+    train = {"lanes": 8, "window": 25, "learning_rate": 0.02, "sample": 0, "precision": "float32"}
+    config = RunConfig.from_tables(model, train, "test")
+    run = checkpoint.open_run(Run(folder, config, manifest.vocab, folder.parent / "data", manifest.data_sha256))
+    an_epoch = windows_per_epoch(manifest.split("train").tokens, train["lanes"], train["window"])
+    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
+    with checkpoint.hold(run, chief=True):
+        Training(run, manifest, devices, an_epoch, 150).go()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> dict[str, Path]:
+    """prose: bytes, an LSTM, some characters of several bytes. names: characters and documents, a GRU without c."""
+    node()
+    if not CHROMIUM:
+        pytest.skip("there is no Chromium, the page is not tested (apt install chromium)")
+    folder = tmp_path_factory.mktemp("models")
+    prose = make_data(folder / "prose" / "data", 5000, train=PROSE, val=PROSE[:300])
+    vocab = char_vocab(Counter(NAMES.decode()), end="newline", replace=True)
+    names = make_data(folder / "names" / "data", 5000, vocab, train=NAMES, val=NAMES[:300])
+    return {
+        "prose": trained(folder / "prose" / "run", prose, {"units": 24, "layers": 2}),
+        "names": trained(folder / "names" / "run", names, {"cell": "gru", "units": 16, "layers": 1}),
+    }
+
+
+@pytest.fixture(scope="session")
+def site(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    for name, run in runs.items():
+        export_lite(run, folder / "devices" / name, Wanted(PRECISIONS, ALLOWED), data=None, force=False)
+    about = {"neurons": [{"layer": 1, "unit": 3, "about": "the length of a name"}]}
+    (folder / "devices" / "names" / "neurons.json").write_text(json.dumps(about))
+    page.export_page([folder / "devices" / name for name in runs], folder / "page", force=False)
+    return folder / "page"
+
+
+@pytest.fixture(scope="session")
+def served(site: Path) -> Iterator[str]:
+    """The address at which the command serves the page."""
+    program = "import sys; from pathlib import Path; from export.page import serve; serve(Path(sys.argv[1]), 0)"
+    with subprocess.Popen([sys.executable, "-c", program, str(site)], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        yield server.stdout.readline().split()[0]
+        server.terminate()
+
+
+@pytest.fixture(scope="session")
+def cases(runs: dict[str, Path], site: Path, served: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the checkpoints write and hold, for the page to be compared with."""
+
+    def written(run: str, prompt: str, length: int, **options: Any) -> str:
+        asked = {"temperature": 0.0, "seed": 1} | options
+        pieces = sample_run(runs[run], prompt.encode(), length, **asked)
+        return prompt + b"".join(pieces).decode(errors="replace")
+
+    options = {"temperature": 1.1, "seed": 77, "top_k": 12, "top_p": 0.9}
+    value = {
+        "url": served,
+        "site": str(site),
+        "greedy": {"prompt": "The ", "text": written("prose", "The ", 500)},
+        "sampled": {"options": options, "text": written("prose", "The ", 300, **options)},
+        "long": written("prose", "The ", 20, temperature=1.0, seed=2**53 - 1),
+        "names": [written("names", "", 40, temperature=1.0, seed=seed) for seed in range(4)],
+        **inside(runs["prose"], "The café said “no”"),
+    }
+    path = tmp_path_factory.mktemp("cases") / "page.json"
+    path.write_text(json.dumps(value))
+    return path
+
+
+def inside(folder: Path, text: str) -> dict[str, Any]:
+    """What the checkpoint holds along a text, tanh(c) [ids, layers, units], and what it expects, [ids, symbols]."""
+    run = checkpoint.read_run(folder)
+    model: CharRNN = checkpoint.load_model(run)
+    carry, ids = model.initial_carry(1), run.vocab.prompt_ids(text.encode()).tolist()
+    held, expected = [], []
+    for token in ids:
+        logits_1x1xV, carry = model(np.array([[token]]), carry)
+        held.append(np.tanh(carry[0, :, 1]).tolist())
+        expected.append(tf.nn.softmax(logits_1x1xV[0, 0]).numpy().tolist())
+    return {"text": text, "ids": ids, "held": held, "expected": expected}

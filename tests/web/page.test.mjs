@@ -1,0 +1,578 @@
+// The page, as a person uses it, in Chromium; its text beside the checkpoint's.
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { extname, join } from "node:path";
+import { after, before, test } from "node:test";
+import { fileURLToPath, pathToFileURL } from "node:url";
+
+import { axe, launch, says } from "./browser.mjs";
+
+const cases = JSON.parse(readFileSync(process.env.CASES, "utf8"));
+const DESKTOP = { viewport: { width: 1280, height: 900 } };
+const PHONE = { viewport: { width: 390, height: 844 }, hasTouch: true };
+
+/** @type {import("playwright-core").Browser} */
+let browser;
+before(async () => {
+  browser = await launch();
+});
+after(() => browser.close());
+
+/**
+ * Runs a test on a page of its own, at which nothing may go wrong out of sight.
+ * @param {(page: import("playwright-core").Page) => Promise<void>} use
+ * @param {{hash?: string, address?: string, context?: object, ready?: boolean, prepare?: (page: any) => Promise<unknown>}} [how]
+ */
+async function on(use, { hash = "", address = cases.url, context = {}, ready = true, prepare } = {}) {
+  const page = await browser.newPage({ ...DESKTOP, permissions: ["clipboard-read", "clipboard-write"], ...context });
+  const wrong = [];
+  page.on("pageerror", (error) => wrong.push(error.message));
+  page.on("console", (message) => {
+    // The runtime logs what it does as errors; of those, what browsers say of policies and files is left.
+    if (/Content.Security.Policy|Failed to load|Uncaught/.test(message.text())) wrong.push(message.text());
+  });
+  try {
+    await prepare?.(page);
+    await page.goto(address + hash);
+    if (ready) {
+      await says(page, hash.includes("written") ? "Done." : "Ready.");
+      assert.deepEqual(wrong, []);
+    }
+    await use(page);
+    if (ready) assert.deepEqual(wrong, []);
+  } finally {
+    await page.context().close();
+  }
+}
+
+/**
+ * The text on the page.
+ * @param {import("playwright-core").Page} page
+ * @param {number} [pane]
+ */
+function text(page, pane = 0) {
+  return page.locator(".text").nth(pane).textContent();
+}
+
+/** @param {Record<string, string | number>} settings */
+function link(settings) {
+  return `#${new URLSearchParams(settings)}`;
+}
+
+/**
+ * Moves a slider as a person's fingers do: the value, and that it was changed.
+ * @param {import("playwright-core").Page} page
+ * @param {string} id
+ * @param {number} value
+ */
+async function slide(page, id, value) {
+  await page.locator(`#${id}`).fill(String(value));
+}
+
+/** @param {import("playwright-core").Page} page */
+async function bars(page) {
+  const shown = page.locator("#bars button:visible");
+  return shown.evaluateAll((buttons) => buttons.map((button) => [Number(button.dataset.id), button.children[2].textContent]));
+}
+
+/**
+ * Tries until it holds what a check says: what was asked of the worker comes when it comes.
+ * @param {() => Promise<unknown>} check
+ */
+async function soon(check) {
+  for (const end = performance.now() + 10_000; performance.now() < end; await new Promise((resolve) => setTimeout(resolve, 50))) {
+    try {
+      return await check();
+    } catch {}
+  }
+  return check();
+}
+
+/**
+ * Types a text over what was there, and waits until it is read.
+ * @param {import("playwright-core").Page} page
+ * @param {string} typed
+ */
+async function type(page, typed) {
+  await page.fill("#prompt", typed);
+  await soon(async () => assert.equal(await text(page), typed));
+}
+
+test("the greedy text is the checkpoint's over 500 characters", () =>
+  on(async (page) => {
+    await page.fill("#prompt", cases.greedy.prompt);
+    await slide(page, "temperature", 0);
+    await page.click("#write");
+    await says(page, "Done.");
+    assert.equal(await text(page), cases.greedy.text);
+    assert.match(await page.textContent(".told"), /^500 characters, \d+ a second$/);
+  }));
+
+test("a seed's text is the terminal's, with temperature, top-k and top-p", () =>
+  on(async (page) => {
+    const { temperature, seed, top_k: k, top_p: p } = cases.sampled.options;
+    await page.fill("#prompt", cases.greedy.prompt);
+    await slide(page, "temperature", temperature);
+    await slide(page, "top_k", k);
+    await slide(page, "top_p", p);
+    await page.fill("#seed", String(seed));
+    await page.fill("#length", "300");
+    await page.click("#write");
+    await says(page, "Done.");
+    assert.equal(await text(page), cases.sampled.text);
+    assert.deepEqual(await page.locator("output").allTextContents(), ["1.1", "12", "0.9", "1.2"]);
+  }));
+
+test("the largest seed is the terminal's as well", () =>
+  on(async (page) => assert.equal(await text(page), cases.long), {
+    hash: link({ prompt: "The ", temperature: 1, seed: 2 ** 53 - 1, length: 20, written: 1 }),
+  }));
+
+test("a model of characters ends its text where the document does", () =>
+  on(
+    async (page) => {
+      await page.selectOption("#model", "names");
+      await says(page, "Ready.");
+      for (const [seed, expected] of cases.names.entries()) {
+        await page.fill("#seed", String(seed));
+        await page.click("#write");
+        await says(page, "The text has ended by itself.");
+        assert.equal(await text(page), expected);
+      }
+      assert.match(await page.textContent("#neurons"), /1 · 3the length of a name/);
+      assert.match(await page.textContent("#neurons-note"), /Colours are h\.$/);
+    },
+    { hash: link({ temperature: 1, length: 40 }) },
+  ));
+
+test("neurons colour the text as NumPy has them", () =>
+  on(async (page) => {
+    await type(page, cases.text);
+    const range = ([layer, unit]) => {
+      const values = cases.held.map((all) => all[layer][unit]);
+      return Math.max(...values) - Math.min(...values);
+    };
+    const all = [0, 1].flatMap((layer) => Array.from({ length: 24 }, (_, unit) => [layer, unit]));
+    const [most, more] = all.sort((a, b) => range(b) - range(a));
+    assert.ok(range(more) > 0.5, "they move");
+    for (const [layer, unit] of [most, more, [0, 0], [1, 23]]) {
+      await page.fill("#layer", String(layer + 1));
+      await page.fill("#unit", String(unit + 1));
+      await page.locator("#unit").press("Enter");
+      await soon(() => coloured(page, layer, unit));
+    }
+    await page.check("#neurons input[value='']");
+    assert.equal(await page.locator(".text [data-level]").count(), 0);
+  }));
+
+/**
+ * Compares each character's colour with what the checkpoint's neuron held.
+ * @param {import("playwright-core").Page} page
+ * @param {number} layer
+ * @param {number} unit
+ */
+async function coloured(page, layer, unit) {
+  const shown = await page.locator(".text span").evaluateAll((spans) =>
+    spans.map((span) => [span.textContent, Number(span.dataset.level ?? 0), getComputedStyle(span).backgroundColor]),
+  );
+  let at = -1; // of bytes: what a character is coloured by is its last
+  for (const [character, level, colour] of shown) {
+    at += Buffer.byteLength(character);
+    const exact = 8 * cases.held[at][layer][unit];
+    assert.ok(Math.abs(level - exact) < 0.501, `${character}: ${level}, not ${exact}`);
+    const [red, green, blue] = colour.match(/[\d.]+/g).map(Number);
+    if (level) assert.deepEqual([green > blue, red < Math.max(green, blue)], [level > 0, true], "green is above 0, blue below");
+  }
+  assert.equal(at, cases.held.length - 1);
+}
+
+test("the neurons that move most come first", () =>
+  on(async (page) => {
+    await type(page, cases.text);
+    const variance = (values) => {
+      const mean = values.reduce((a, b) => a + b) / values.length;
+      return values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / values.length;
+    };
+    const expected = [0, 1]
+      .flatMap((layer) => Array.from({ length: 24 }, (_, unit) => [`${layer}.${unit}`, variance(cases.held.map((all) => all[layer][unit]))]))
+      .sort((a, b) => b[1] - a[1]);
+    await soon(async () => {
+      const listed = await page.locator("#neurons input").evaluateAll((inputs) => inputs.map((input) => input.value));
+      assert.deepEqual(listed.slice(0, 11), ["", ...expected.slice(0, 10).map(([name]) => name)]);
+    });
+  }));
+
+/**
+ * What a card must say of the character that ends at byte `at`.
+ * @param {number} at
+ */
+function five(at) {
+  const ranked = cases.expected[at - 1].map((p, id) => [p, id]).sort((a, b) => b[0] - a[0]).slice(0, 5);
+  return ranked.map(([p]) => percent(p));
+}
+
+/** @param {number} p */
+function percent(p) {
+  return p > 0 && p < 0.001 ? "<0.1%" : `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)}%`;
+}
+
+test("a character that is pointed at shows the five that were likeliest", () =>
+  on(async (page) => {
+    await type(page, cases.text);
+    await page.locator(".text span").nth(5).hover();
+    const card = page.locator("#card");
+    await card.waitFor();
+    assert.deepEqual(await card.locator("li span").allTextContents(), five(5));
+    await page.mouse.move(5, 5);
+    await card.waitFor({ state: "hidden" });
+  }));
+
+test("the same by keyboard, and it is read out", () =>
+  on(async (page) => {
+    await type(page, cases.text);
+    await page.locator(".text").first().focus();
+    for (const key of ["Home", "ArrowRight", "ArrowRight", "ArrowLeft", "ArrowRight", "ArrowRight"]) await page.keyboard.press(key);
+    await soon(async () => assert.match(await page.textContent("#spoken"), /^space; expected: .+ \d+%/));
+    assert.equal(await page.locator(".text .here").textContent(), cases.text[3]);
+    assert.deepEqual(await page.locator("#card li span").allTextContents(), five(3));
+    await page.keyboard.press("End");
+    assert.equal(await page.locator(".text .here").textContent(), cases.text.at(-1));
+    await page.keyboard.press("Escape");
+    await page.locator("#card").waitFor({ state: "hidden" });
+  }));
+
+test("all of it works by keyboard alone", () =>
+  on(async (page) => {
+    const focused = () => page.evaluate(() => document.activeElement.id || document.activeElement.className || document.activeElement.value);
+    await page.locator("#prompt").focus();
+    await page.keyboard.type("The ");
+    await page.keyboard.press("Control+Enter");
+    await says(page, "Done.");
+    const order = [];
+    for (let presses = 0; presses < 12; presses++) {
+      await page.keyboard.press("Tab");
+      order.push(await focused());
+    }
+    assert.deepEqual(order, ["write", "on", "copy", "share", "text", "temperature", "top_k", "top_p", "seed", "length", "compare", ""]);
+    await page.keyboard.press("Enter"); // on the first bar: the likeliest character
+    await soon(async () => assert.match(await page.textContent(".told"), /^501 characters/));
+    await page.locator("#neurons input").first().focus();
+    await page.keyboard.press("ArrowDown");
+    await page.locator(".text [data-level]").first().waitFor();
+    await page.locator("#temperature").focus();
+    await page.keyboard.press("ArrowRight");
+    assert.equal(await page.textContent("#temperature-value"), "0.85");
+  }));
+
+test("the bars follow temperature, top-k and top-p", () =>
+  on(async (page) => {
+    await type(page, cases.text);
+    await slide(page, "temperature", 1);
+    const ranked = cases.expected.at(-1).map((p, id) => [id, p]).sort((a, b) => b[1] - a[1]);
+    const first = ranked.slice(0, 10).map(([id, p]) => [id, percent(p)]);
+    await soon(async () => assert.deepEqual(await bars(page), first));
+    await slide(page, "top_k", 3);
+    await soon(async () => assert.equal((await bars(page)).length, 3));
+    await slide(page, "temperature", 0);
+    await soon(async () => assert.deepEqual(await bars(page), [[ranked[0][0], "100%"]]));
+  }));
+
+test("a bar that is chosen is written, the text goes on from it, and a link repeats it", async () => {
+  let shared = "";
+  let written = "";
+  await on(async (page) => {
+    await page.fill("#prompt", "The ");
+    await page.fill("#length", "30");
+    await page.click("#write");
+    await says(page, "Done.");
+    const before = await text(page);
+    const label = await page.locator("#bars button").nth(2).evaluate((button) => Number(button.dataset.id));
+    await page.locator("#bars button").nth(2).click();
+    await page.locator(".text .chosen").waitFor();
+    const chosen = (await text(page)).slice(before.length);
+    assert.equal(chosen.charCodeAt(0), label);
+    assert.equal(await page.locator(".text .chosen").textContent(), chosen);
+    await page.click("#on");
+    await says(page, "Done.");
+    written = await text(page);
+    assert.ok(written.startsWith(before + chosen));
+    assert.equal(Array.from(written).length, Array.from(before).length + 31);
+    await page.click("#share");
+    await says(page, "The link is copied.");
+    shared = await page.evaluate(() => navigator.clipboard.readText());
+  });
+  await on(async (page) => assert.equal((await text(page)).slice(0, 36), written.slice(0, 36)), {
+    hash: new URL(shared).hash.replace("length=30", "length=32"),
+  });
+});
+
+test("a character chosen while the text streams takes the place of what would have come", () =>
+  on(
+    async (page) => {
+      await page.click("#write");
+      await page.locator("#bars button").first().waitFor();
+      await page.locator("#bars button").first().click();
+      await says(page, "Done.");
+      assert.ok((await page.locator(".text .chosen").count()) === 1);
+      assert.match(await page.textContent(".told"), /^2,000 characters/);
+    },
+    { hash: link({ prompt: "The ", length: 2000 }) },
+  ));
+
+test("a link brings back all that was set, and the text", async () => {
+  let [shared, written, colours] = ["", "", ""];
+  const painted = (page) => page.locator(".text").nth(0).evaluate((pane) => Array.from(pane.children, (span) => span.dataset.level ?? "").join());
+  await on(async (page) => {
+    await page.fill("#prompt", "“naïve” &+#%\n");
+    await slide(page, "temperature", 1.25);
+    await slide(page, "top_k", 9);
+    await slide(page, "top_p", 0.85);
+    await page.fill("#seed", "123456789012");
+    await page.fill("#length", "60");
+    await page.check("#compare");
+    await slide(page, "beside", 0.3);
+    await page.locator("#neurons input").nth(3).check();
+    await page.click("#write");
+    await says(page, "Done.");
+    [shared, written, colours] = [page.url(), await text(page), await painted(page)];
+    assert.notEqual(await text(page, 1), written);
+  });
+  await on(
+    async (page) => {
+      assert.equal(page.url(), shared);
+      assert.equal(await text(page), written);
+      assert.equal(await painted(page), colours);
+      const fields = ["prompt", "temperature", "top_k", "top_p", "seed", "length", "beside"];
+      const values = await page.evaluate((ids) => ids.map((id) => document.getElementById(id).value), fields);
+      assert.deepEqual(values, ["“naïve” &+#%\n", "1.25", "9", "0.85", "123456789012", "60", "0.3"]);
+    },
+    { hash: new URL(shared).hash },
+  );
+});
+
+test("two temperatures stand side by side, and each writes its own text", () =>
+  on(
+    async (page) => {
+      assert.deepEqual(await page.locator(".pane h2").allTextContents(), ["Temperature 1.1", "Temperature 0"]);
+      assert.equal(await text(page), cases.sampled.text);
+      assert.equal(await text(page, 1), cases.greedy.text.slice(0, 304));
+      const [left, right] = await Promise.all([0, 1].map((pane) => page.locator(".pane").nth(pane).boundingBox()));
+      assert.ok(right.x > left.x + left.width && right.y === left.y);
+      await page.uncheck("#compare");
+      assert.equal(await page.locator(".pane:visible").count(), 1);
+    },
+    { hash: link({ prompt: "The ", ...cases.sampled.options, length: 300, beside: 0, written: 1 }) },
+  ));
+
+test("it stops, and goes on, as if it had not stopped", () =>
+  on(
+    async (page) => {
+      await page.click("#write");
+      await page.locator(".text span").nth(20).waitFor();
+      await page.click("#write");
+      await says(page, "Done.");
+      const stopped = await text(page);
+      assert.ok(stopped.length < 9000);
+      await page.fill("#length", "10");
+      await page.click("#on");
+      await page.waitForFunction((length) => document.querySelector(".text").textContent.length > length, stopped.length);
+      const went = await text(page);
+      await page.fill("#length", String(Array.from(went).length));
+      await page.click("#write");
+      await says(page, "Done.");
+      assert.ok((await text(page)).startsWith(went));
+    },
+    { hash: link({ prompt: "The ", length: 10000 }) },
+  ));
+
+test("the network reads what is typed as it is typed", () =>
+  on(async (page) => {
+    await page.locator("#neurons input").nth(1).check();
+    await page.locator("#prompt").pressSequentially("The cat");
+    await soon(async () => assert.equal(await text(page), "The cat"));
+    assert.ok(await page.locator(".text [data-level]").count(), "the neuron follows");
+    await page.keyboard.press("Backspace");
+    await page.keyboard.type("fé");
+    await soon(async () => assert.equal(await text(page), "The café"));
+    await type(page, "");
+    await soon(async () => assert.equal((await bars(page)).length, 10)); // an empty text starts after a newline
+  }));
+
+test("a character that the vocabulary does not have is named", () =>
+  on(
+    async (page) => {
+      await page.route("**/models.json", async (route) => {
+        const listed = await (await route.fetch()).json();
+        for (const model of listed.models) delete model.vocab.unknown_id;
+        await route.fulfill({ json: listed });
+      });
+      await page.reload();
+      await says(page, "Ready.");
+      await page.fill("#prompt", "Zoë €");
+      assert.equal(await page.textContent("#prompt-note"), "It cannot read this: this model has never seen “ ” (U+0020).");
+      assert.equal(await page.getAttribute("#prompt", "aria-invalid"), "true");
+      await page.fill("#prompt", "Zoë");
+      assert.equal(await page.getAttribute("#prompt", "aria-invalid"), "false");
+    },
+    { hash: link({ model: "names" }), context: { serviceWorkers: "block" } },
+  ));
+
+test("the text is copied as it is", () =>
+  on(
+    async (page) => {
+      await page.click("#copy");
+      await says(page, "The text is copied.");
+      assert.equal(await page.evaluate(() => navigator.clipboard.readText()), cases.greedy.text);
+    },
+    { hash: link({ prompt: "The ", temperature: 0, neuron: "2.3", written: 1 }) },
+  ));
+
+test("once opened, it works without a network, and says so", () =>
+  on(
+    async (page) => {
+      assert.equal(await page.textContent("#offline"), "Works offline, with the models that you have opened.");
+      await page.context().setOffline(true);
+      await page.reload();
+      await says(page, "Done.");
+      assert.equal(await text(page), cases.greedy.text);
+      await page.selectOption("#model", "names");
+      await page.locator("#problem:visible").waitFor();
+      assert.match(await page.textContent("#problem"), /did not come: there is no network, and it has not been opened here before/);
+    },
+    { hash: link({ prompt: "The ", temperature: 0, written: 1 }) },
+  ));
+
+test("any static host and any path will do", async () => {
+  const types = { ".js": "text/javascript", ".html": "text/html", ".css": "text/css", ".wasm": "application/wasm", ".svg": "image/svg+xml" };
+  const host = createServer((request, response) => {
+    const [path] = decodeURI(request.url).split("?");
+    if (!path.startsWith("/a/b c/")) return response.writeHead(404).end();
+    const file = join(cases.site, path.slice("/a/b c/".length) || "index.html");
+    response.writeHead(200, { "Content-Type": types[extname(file)] ?? "application/octet-stream" }).end(readFileSync(file));
+  });
+  await new Promise((resolve) => host.listen(0, "localhost", resolve));
+  try {
+    const hash = link({ prompt: "The ", temperature: 0, written: 1 });
+    const address = `http://localhost:${host.address().port}/a/b%20c/`;
+    await on(async (page) => assert.equal(await text(page), cases.greedy.text), { address, hash });
+  } finally {
+    host.close();
+    host.closeAllConnections();
+  }
+});
+
+/**
+ * What the page says where something is wrong.
+ * @param {(page: import("playwright-core").Page) => Promise<unknown>} prepare
+ */
+async function told(prepare) {
+  let problem = "";
+  const context = { serviceWorkers: "block" };
+  await on(
+    async (page) => {
+      await page.locator("#problem:visible").waitFor();
+      problem = await page.textContent("#problem");
+      assert.equal(await page.locator("#write:enabled:visible").count(), 0);
+    },
+    { ready: false, context, prepare },
+  );
+  return problem;
+}
+
+test("without WebAssembly it says so", async () => {
+  const problem = await told((page) => page.addInitScript(() => delete window.WebAssembly));
+  assert.match(problem, /^This browser has no WebAssembly, or it is switched off/);
+});
+
+test("a file that is missing, cut short, changed or of no model is told by name", async () => {
+  const file = "**/models/prose/*.tflite";
+  const answer = (change) => (page) =>
+    page.route(file, async (route) => route.fulfill({ body: change(await (await route.fetch()).body()) }));
+  const flip = (bytes) => {
+    bytes[bytes.length >> 1] ^= 1;
+    return bytes;
+  };
+  assert.match(await told((page) => page.route(file, (route) => route.fulfill({ status: 404 }))), /\.tflite is not there \(the server says 404\)/);
+  assert.match(await told(answer((bytes) => bytes.subarray(0, 1000))), /\.tflite is broken: 1000 bytes came, it has \d+/);
+  assert.match(await told(answer(flip)), /\.tflite is broken, or of another model: its checksum is not the one/);
+});
+
+test("a vocabulary of another model is told", async () => {
+  const problem = await told((page) =>
+    page.route("**/models.json", async (route) => {
+      const listed = await (await route.fetch()).json();
+      listed.models[0].vocab = listed.models[1].vocab;
+      await route.fulfill({ json: listed });
+    }),
+  );
+  assert.match(problem, /^the file has 256 symbols and its vocabulary \d+: they are of two models/i);
+});
+
+test("a folder without its list of models, and a runtime that does not load, are told", async () => {
+  const gone = (what) => (page) => page.route(what, (route) => route.fulfill({ status: 404 }));
+  assert.match(await told(gone("**/models.json")), /^models\.json is not there \(the server says 404\)/);
+  assert.match(await told(gone("**/litert/*.wasm")), /^The runtime did not start: /i);
+});
+
+test("opened as a file, it says what to do", async () => {
+  const page = await browser.newPage(DESKTOP);
+  await page.goto(pathToFileURL(join(cases.site, "index.html")).href);
+  await page.locator("#waiting:visible").waitFor();
+  await page.waitForTimeout(1600);
+  assert.match(await page.locator("#waiting").innerText(), /does not load from a file: opened as file:\/\/… .*python3 -m http\.server/s);
+  await page.context().close();
+});
+
+/**
+ * Looks at every state of the page as a phone or a desktop shows it.
+ * @param {string} name
+ * @param {object} context
+ */
+function looked(name, context) {
+  const hash = link({ prompt: "The ", length: 120, temperature: 0.9, neuron: "2.3", written: 1 });
+  return on(
+    async (page) => {
+      await page.addScriptTag({ path: axe }).catch(() => page.evaluate(readFileSync(axe, "utf8")));
+      const clean = async (state) => {
+        await page.screenshot({ path: join(process.env.OUT, `${name}-${state}.png`), fullPage: true });
+        const { violations } = await page.evaluate(() => window.axe.run());
+        const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(" ")}`);
+        assert.deepEqual(found, [], state);
+      };
+      await page.locator(".text span").nth(40).hover();
+      await page.locator("#card").waitFor();
+      await clean("neuron");
+      await page.check("#compare");
+      await page.click("#write");
+      await says(page, "Done.");
+      await clean("compared");
+      const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+      assert.equal(wide, 0, "nothing to scroll sideways");
+      await page.unroute("**");
+      await page.route("**/*.tflite", (route) => route.fulfill({ status: 500 }));
+      await page.selectOption("#model", "names");
+      await page.locator("#problem:visible").waitFor();
+      await clean("problem");
+    },
+    { hash, context: { ...context, serviceWorkers: "block", bypassCSP: true } },
+  ).catch((error) => {
+    if (!/Failed to load resource/.test(error.message)) throw error; // the one that was asked for
+  });
+}
+
+test("axe finds nothing: desktop, light", () => looked("desktop-light", { ...DESKTOP, colorScheme: "light" }));
+test("axe finds nothing: desktop, dark", () => looked("desktop-dark", { ...DESKTOP, colorScheme: "dark" }));
+test("axe finds nothing: phone, light", () => looked("phone-light", { ...PHONE, colorScheme: "light" }));
+test("axe finds nothing: phone, dark", () => looked("phone-dark", { ...PHONE, colorScheme: "dark", reducedMotion: "reduce" }));
+
+test("its speed is measured", () => {
+  const script = fileURLToPath(new URL("measure.mjs", import.meta.url));
+  const line = execFileSync(process.execPath, [script, cases.url, "prose", "int8-dynamic", "600"], { encoding: "utf8" });
+  writeFileSync(join(process.env.OUT, "speed.json"), line);
+  const { characters, characters_per_second: rate } = JSON.parse(line);
+  assert.equal(characters, 600);
+  assert.ok(rate > 50, line); // twenty times that, with the machine to itself
+});

@@ -1,0 +1,114 @@
+"""The page in a real browser, and its modules in Node.js: each test of the scripts beside this file is one here."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from javascript import results
+
+from pipeline.vocab import byte_vocab, char_vocab
+from trainers import draw
+
+HERE = Path(__file__).parent
+
+
+def names(script: str) -> list[str]:
+    """The tests of a script, in order."""
+    return re.findall(r'^test\("(.+?)"', (HERE / script).read_text(), re.MULTILINE)
+
+
+def settle(found: dict[str, str], name: str) -> None:
+    """Fails as the script's test did."""
+    if found.get(name, found[""]):
+        pytest.fail(found.get(name) or found[""], pytrace=False)
+
+
+def uniforms() -> list[dict[str, Any]]:
+    """Numbers of sequences, from several places on."""
+    cases = []
+    for seed in (0, 1, 77, 2**32 + 5, 2**53 - 1):
+        for first in (0, 1, 6, 10_001):
+            columns = tf.constant([seed], tf.int64), tf.constant([first], tf.int64), tf.constant([1.0])
+            cases.append({"seed": seed, "first": first, "numbers": draw.uniforms(*columns, 5).numpy()[:, 0].tolist()})
+    return cases
+
+
+def draws() -> list[dict[str, Any]]:
+    """Draws from logits under all kinds of options."""
+    chance, cases = np.random.default_rng(), []
+    for _ in range(300):
+        V = int(chance.integers(1, 90))
+        logits = (3 * chance.normal(size=V)).astype(np.float32)
+        temperature = float(chance.choice([0.0, 1e-4, 0.3, 1.0, 2.0]))
+        top_k, top_p = int(chance.choice([0, 1, 3, 200])), float(chance.choice([0.05, 0.6, 0.95, 1.0]))
+        uniform = np.float32(chance.random() if temperature >= draw.GREEDY else 0)
+        scaled = tf.constant(logits[None]) * draw.sharpness(tf.constant([temperature]))[:, None]
+        narrowed = draw.narrowed(scaled, tf.constant([top_k]), tf.constant([top_p]))
+        cases.append(
+            {
+                "logits": logits.tolist(),
+                "sampling": {"temperature": temperature, "topK": top_k, "topP": top_p},
+                "uniform": float(uniform),
+                "probabilities": tf.nn.softmax(narrowed)[0].numpy().tolist(),
+                "id": int(draw.choose(narrowed, tf.constant([[uniform]]), draw.cumulation(V))[0]),
+            }
+        )
+    return cases
+
+
+def vocabs() -> list[dict[str, Any]]:
+    """Texts and broken bytes to ids and back."""
+    chance, cases = np.random.default_rng(), []
+    text = "naïve “café” 那是猫 \U0001f431\ufffd\n"
+    known = char_vocab(Counter("nave cfé\n"), replace=True)
+    for vocab in (
+        byte_vocab(),
+        byte_vocab("newline"),
+        byte_vocab("token"),
+        known,
+        char_vocab(Counter(text), end="token"),
+    ):
+        written = [index for index, symbol in enumerate(vocab.symbols) if symbol]
+        ids = chance.choice(written, 300).tolist()
+        if vocab.unit == "byte":  # what a model writes that has learnt half of UTF-8
+            cut = list(text.encode() * 20)
+            ids += [byte for byte in cut if chance.random() < 0.9]
+        ids += [vocab.size - 1] * (len(written) < vocab.size)  # the end of the document
+        cases.append(
+            {
+                "vocab": vocab.to_json(),
+                "text": text,
+                "prompt": vocab.prompt_ids(text.encode()).tolist(),
+                "empty": vocab.prompt_ids(b"").tolist(),
+                "ids": ids,
+                "decoded": vocab.decode_text(ids),
+            }
+        )
+    return cases
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory, out: Path) -> dict[str, str]:
+    path = tmp_path_factory.mktemp("units") / "cases.json"
+    path.write_text(json.dumps({"uniforms": uniforms(), "draws": draws(), "vocabs": vocabs()}))
+    return results(HERE / "units.test.mjs", path, out)
+
+
+@pytest.fixture(scope="module")
+def browsed(cases: Path, out: Path) -> dict[str, str]:
+    return results(HERE / "page.test.mjs", cases, out)
+
+
+@pytest.mark.parametrize("name", names("units.test.mjs"))
+def test_module(units: dict[str, str], name: str) -> None:
+    settle(units, name)
+
+
+@pytest.mark.parametrize("name", names("page.test.mjs"))
+def test_page(browsed: dict[str, str], name: str) -> None:
+    settle(browsed, name)

@@ -1,0 +1,134 @@
+// The page's modules that need no browser, against what Python says in the same run.
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+
+import { uniform } from "../../export/web/page/chance.js";
+import { choose, likeliest, probabilities } from "../../export/web/page/sample.js";
+import { DEFAULTS, fromHash, toHash } from "../../export/web/page/share.js";
+import { Text } from "../../export/web/page/text.js";
+import { Decoder, Vocab } from "../../export/web/page/vocab.js";
+
+const cases = JSON.parse(readFileSync(process.env.CASES, "utf8"));
+
+test("a seed's numbers are those of trainers.draw", () => {
+  for (const { seed, first, numbers } of cases.uniforms) {
+    assert.deepEqual(numbers.map((_, index) => uniform(seed, first + index)), numbers, `seed ${seed} from ${first}`);
+  }
+});
+
+test("temperature, top-k, top-p and the draw are those of trainers.draw", () => {
+  for (const { logits, sampling, uniform: falls, probabilities: expected, id } of cases.draws) {
+    const found = probabilities(Float32Array.from(logits), sampling);
+    for (const [index, p] of found.entries()) assert.ok(Math.abs(p - expected[index]) < 1e-5, JSON.stringify(sampling));
+    assert.deepEqual(Array.from(found, (p) => p > 0), expected.map((p) => p > 0));
+    assert.equal(choose(found, falls), id, JSON.stringify({ sampling, falls }));
+  }
+});
+
+test("nothing that has no probability is drawn, and the likeliest come first", () => {
+  assert.equal(choose(Float64Array.of(0, 0.5, 0, 0.5, 0), 0), 1);
+  assert.equal(choose(Float64Array.of(0, 0.5, 0, 0.5, 0), 1 - 2 ** -23), 3);
+  assert.deepEqual(likeliest(Float64Array.of(0.2, 0.3, 0.2, 0.3), 3).map(({ id }) => id), [1, 3, 0]);
+});
+
+test("texts become the ids of pipeline.vocab", () => {
+  for (const { vocab: json, text, prompt, empty } of cases.vocabs) {
+    const vocab = new Vocab(json);
+    const { ids, ahead } = vocab.promptIds(text);
+    assert.deepEqual(ids, prompt);
+    assert.deepEqual(ids.slice(ahead), vocab.encode(text));
+    assert.deepEqual(vocab.promptIds(""), { ids: empty, ahead: 1 });
+  }
+});
+
+test("ids become its texts, a whole character at a time, whatever the bytes", () => {
+  for (const { vocab: json, ids, decoded } of cases.vocabs) {
+    const vocab = new Vocab(json);
+    const decoder = new Decoder(vocab);
+    const shown = [];
+    let behind = 0;
+    for (const [index, id] of ids.entries()) {
+      shown.push(...decoder.push(id));
+      behind = index + 1 - shown.reduce((sum, one) => sum + one.ids, 0);
+      assert.ok(behind >= 0 && behind <= 3, "no more waits than a character has bytes");
+    }
+    shown.push(...decoder.end());
+    assert.equal(shown.map(({ text }) => text).join(""), decoded);
+    assert.equal(shown.reduce((sum, one) => sum + one.ids, 0), ids.length, "each id belongs to one character");
+    for (const { text } of shown) assert.ok(Array.from(text).length <= 1);
+  }
+});
+
+test("what is no vocabulary, and what it does not have, is named", () => {
+  const vocab = new Vocab({ unit: "char", symbols: "ab" });
+  assert.throws(() => vocab.encode("ab€"), /^Error: this model has never seen “€” \(U\+20AC\)$/);
+  assert.throws(() => new Vocab({ unit: "byte", symbols: "616261" }), /holds no vocabulary/);
+  assert.throws(() => new Vocab({ unit: "word", symbols: "ab" }), /holds no vocabulary/);
+  const bytes = new Vocab({ unit: "byte", symbols: "0a2061e9" });
+  assert.deepEqual([0, 1, 2, 3].map((id) => bytes.label(id)), ["↵", "␣", "a", "E9"]);
+  assert.deepEqual([0, 1, 2, 3].map((id) => bytes.spoken(id)), ["new line", "space", "a", "E9"]);
+});
+
+test("settings go into an address and come back, and nonsense is as by default", () => {
+  assert.equal(toHash({ ...DEFAULTS }), "");
+  const settings = {
+    model: "a b", precision: "int8-full", prompt: "“naïve”\n+&=#%", temperature: 0, top_k: 7, top_p: 0.35, seed: 2 ** 53 - 1,
+    length: 9, beside: 1.5, neuron: { layer: 1, unit: 36 }, chosen: [[12, 101], [40, 0]], written: true,
+  };
+  assert.deepEqual(fromHash(toHash(settings)), settings);
+  assert.deepEqual(fromHash("#temperature=hot&top_k=-1&top_p=0&seed=1.5&length=1e9&neuron=0.1&chosen=x&written=yes"), DEFAULTS);
+});
+
+/** A model that counts what it is asked, and expects the id after the one that it read. */
+function counter() {
+  const model = { layers: 1, states: 2, units: 2, steps: 0, initialCarry: () => new Float32Array(4) };
+  model.step = async (id, carry) => {
+    model.steps += 1;
+    const logits = new Float32Array(5).fill(-1e9);
+    logits[(id + 1) % 5] = 1;
+    return { logits, carry: Float32Array.from(carry, (value, index) => (index === 3 ? id / 4 : value)) };
+  };
+  return model;
+}
+
+const GREEDY = { temperature: 0, topK: 0, topP: 1 };
+
+test("a text keeps what it has read, and forgets what is changed", async () => {
+  const model = counter();
+  const text = new Text(model, undefined);
+  text.begin([2, 3]);
+  while (!text.read) await text.readOn();
+  for (let n = 0; n < 3; n++) assert.equal(await text.write(GREEDY, 1), true);
+  assert.deepEqual([text.ids, model.steps], [[2, 3, 4, 0, 1], 5]);
+  text.begin([2, 3, 3]);
+  assert.deepEqual([text.ids, text.read], [[2, 3], false]);
+  await text.readOn();
+  assert.equal(model.steps, 6, "only what is new was read");
+  await text.write(GREEDY, 1, 0);
+  await text.write(GREEDY, 1);
+  assert.deepEqual([text.ids, [...text.chosen]], [[2, 3, 3, 0, 1], [3]]);
+  text.cut(3);
+  assert.deepEqual([text.ids, text.steps.length, text.chosen.size], [[2, 3, 3], 3, 0]);
+});
+
+test("a text ends where its document does, unless a person goes on", async () => {
+  const text = new Text(counter(), 0);
+  text.begin([3]);
+  await text.readOn();
+  assert.deepEqual([await text.write(GREEDY, 1), await text.write(GREEDY, 1)], [true, false]);
+  assert.deepEqual(text.ids, [3, 4]);
+  assert.equal(await text.write(GREEDY, 1, 0), true);
+  assert.deepEqual(text.ids, [3, 4, 0]);
+});
+
+test("neurons are followed, and ranked by how much they move", async () => {
+  const text = new Text(counter(), undefined);
+  text.begin([0, 4, 2]);
+  while (!text.read) await text.readOn();
+  assert.deepEqual(text.follow({ layer: 0, unit: 1 }, 1), Float32Array.from([1, 0.5], Math.tanh));
+  assert.deepEqual(text.ranked(9).map(({ unit }) => unit), [1, 0]);
+  assert.equal(text.expected(0), undefined);
+  assert.deepEqual([text.expected(1).five[0].id, text.expected(1).came], [1, 0]);
+});
