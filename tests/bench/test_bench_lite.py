@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bench import lite
+from bench.lite_loops import PEERS, PRECISIONS
+from bench.peers import Size
+from bench.train import ratios
+from common.errors import StageError
+
+US = {"float32": 400.0, "float16": 450.0, "int8-dynamic": 100.0, "int8-full": 110.0, "SavedModel": 500.0} | {
+    "torch nn.LSTM": 5000.0,
+    "torch LSTMCell": 1200.0,
+    "torch LSTMCell, 1 thread": 1300.0,
+    "torch int8 nn.LSTM": 300.0,
+    "torch int8 LSTMCell": 350.0,
+    "torch int8 LSTMCell, 1 thread": 250.0,
+}
+
+
+@pytest.fixture
+def result() -> dict:
+    assert list(US) == list(PEERS)
+    rates = {name: [1 / us, 1 / us] for name, us in US.items()}
+    cost = {"bytes": 3_000_000, "us_a_step": 80.0, "peak_bytes": 9_000_000}
+    return {
+        "work": {"layers": 2, "units": 512, "vocabulary": 100, "length": 500},
+        "files": dict.fromkeys(PRECISIONS, cost),
+        "peers": {name: {"us_a_step": us} for name, us in US.items()},
+        "ratios": {own: ratios(rates, own) for own in PRECISIONS},
+    }
+
+
+def shown(result: dict, browser: dict | None) -> str:
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(lite.table(result, browser))
+    return " ".join(captured.get().split())
+
+
+def test_ours_is_held_against_the_fastest_of_torch(result: dict) -> None:
+    assert lite.better_torch(result, "int8-dynamic", int8=False) == pytest.approx(12.0)
+    assert lite.better_torch(result, "int8-dynamic", int8=True) == pytest.approx(2.5)
+    assert lite.better_torch(result, "float32", int8=False) == pytest.approx(3.0)
+    text = shown(result, None)
+    assert "12.00 x as fast as the best of torch's eager loops; the target is 5 x" in text
+    assert "2.50 x as fast as the best of its int8" in text
+    assert "browser" not in text
+    assert "…" not in text
+
+
+def test_without_torch_its_rows_are_left_out(result: dict) -> None:
+    for found in result["ratios"].values():
+        for name in list(found):
+            if name.startswith("torch"):
+                del found[name]
+    assert "torch" not in shown({**result, "peers": {"float32": {"us_a_step": 400.0}}}, None)
+
+
+def test_what_the_page_has_measured_is_shown(result: dict, tmp_path: Path) -> None:
+    assert lite.browser(tmp_path, Size(2, 512)) is None
+    measured = {"us_a_step": 800.0, "precision": "int8-dynamic"}
+    (tmp_path / "bench-lite-browser-2x512.json").write_text(json.dumps(measured))
+    found = lite.browser(tmp_path, Size(2, 512))
+    assert found == measured
+    assert "browser, int8-dynamic 800.0 1,250" in shown(result, found)
+
+
+def test_a_peer_of_other_weights_is_no_peer() -> None:
+    logits = {"float32": np.zeros(4), "int8-dynamic": np.full(4, 0.1), "torch int8 LSTMCell": np.full(4, 0.1)}
+    assert lite.check_logits(logits) == {"float32": 0, "int8-dynamic": 0.1, "torch int8 LSTMCell": 0.1}
+    with pytest.raises(StageError, match=r"torch LSTMCell has not the same weights: its logits differ by 0\.001"):
+        lite.check_logits({**logits, "torch LSTMCell": np.full(4, 0.001)})
