@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from bench.loops import VOCAB, WEIGHTS
 from bench.machine import ROOT
 from bench.peers import Size
 from common import console
 from common.errors import StageError
-from common.files import whole_folder, write_json
+from common.files import whole_folder
 from export.facts import TOOLS
-from export.saved_model import MADE_FROM, WARM_UP, check_ops, write_warmup
+from export.saved_model import write_version
 from export.serving import write_package
 from export.signatures import Served
 from trainers.config import RunConfig
@@ -42,7 +41,7 @@ class Exported(NamedTuple):
     base: Path
     served: Served  # the checkpoint's own answers
     seconds: float
-    bytes: int  # of graph and weights
+    bytes: int  # of graph, weights and warm-up
 
 
 def config_of(size: Size) -> RunConfig:
@@ -79,12 +78,9 @@ def export(size: Size, base: Path) -> Exported:
     start = time.perf_counter()
     served = Served(Sampler(model, VOCAB, limits, frozen=True), json.dumps(about, ensure_ascii=False))
     with whole_folder(base / "1") as partial:
-        tf.saved_model.save(served, str(partial), signatures=served.functions)
+        write_version(partial, base.name, served)
         seconds = time.perf_counter() - start
         written = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
-        check_ops(partial)
-        write_warmup(partial / WARM_UP, base.name, served)
-        write_json(partial / MADE_FROM, about)
     facts = {"parameters": model.count_params(), "tools": {"python": platform.python_version(), **tools}}
     with console.err.capture():  # it tells of labels
         write_package(base, 1, facts)

@@ -25,7 +25,9 @@ def cli() -> None:
 @click.option("--force", is_flag=True, help="Replace that version (without --version: the latest).")
 @click.option("--most-length", type=CAP, default=4096, show_default=True, help="Characters that a row may ask for.")
 @click.option("--most-prompt", type=CAP, default=4096, show_default=True, help="Characters that it may give to read.")
-@click.option("--most-rows", type=CAP, default=64, show_default=True, help="Rows of a call, and of a batch.")
+@click.option(
+    "--most-rows", type=click.IntRange(1, 1024), default=64, show_default=True, help="Rows of a call, and of a batch."
+)
 def savedmodel(
     run: Path, out: Path | None, version: int | None, force: bool, most_length: int, most_prompt: int, most_rows: int
 ) -> None:

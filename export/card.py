@@ -62,7 +62,8 @@ def _sources(version: Version) -> str:
             f"{one['name']}, from {one['from'] or one['address']}, {one['date']}" for one in data["corpora"]
         )
     shown = ", ".join(data["sources"][:5]) + (", ..." if len(data["sources"]) > 5 else "")
-    return f"{shown} ({data['files']:,} files, {data['bytes']:,} bytes)"
+    files = f"{data['files']:,} file{'s' * (data['files'] != 1)}"
+    return f"{shown} ({files}, {data['bytes']:,} bytes)"
 
 
 def _licence(version: Version) -> str:

@@ -9,7 +9,6 @@ served/NAME/1/                                              a version, as TF Ser
 The signatures are told in export.signatures.
 """
 
-import base64
 import dataclasses
 import importlib.metadata
 import json
@@ -30,18 +29,29 @@ from common.errors import StageError
 from common.files import check_replaceable, whole_folder, write_json
 from export.facts import facts_of
 from export.made import already_made, known, made_from, read_made_from
-from export.serving import batch_sizes, model_name, write_package
+from export.serving import MADE_FROM, batch_sizes, model_name, write_package
+from export.session import WARM_UP, unpacked
 from export.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
 from trainers.checkpoint import Checkpoint, Run
 from trainers.generate import Limits, Sampler
 
-MADE_FROM = "assets.extra/export.json"
-WARM_UP = "assets.extra/tf_serving_warmup_requests"
 TOLERANCE = 1e-5  # of a number, or of its size where that is above 1
 
-# What a stock server cannot run: ops of XLA, of cuDNN, of Python, of other processes.
-FOREIGN = ("Xla", "Cudnn", "PyFunc", "EagerPyFunc", "PyCall", "Collective", "_Mkl")
+# The ops that the signatures are made of: TensorFlow's own kernels for a CPU, which a stock server has linked in. What
+# is not among them (of XLA, cuDNN, Python, another runtime) is to be looked at before it may be exported.
+OPS = """
+Abs Add AddN AddV2 All Any ArgMax AsString AssignVariableOp BiasAdd Bitcast Cast ConcatV2 Const Cumsum DecodePaddedRaw
+DecodeRaw DisableCopyOnRead DivNoNan EnsureShape Equal Exp ExpandDims Fill FloorDiv FloorMod GatherV2 Greater
+GreaterEqual Identity IsFinite Less LessEqual LogicalAnd LogicalNot LogicalOr LowerBound MatMul MatrixBandPart Max
+Maximum Mean MergeV2Checkpoints Minimum Mul Neg NoOp NotEqual OneHot Pack Pad PadV2 PartitionedCall Placeholder
+RaggedTensorToTensor Range ReadVariableOp RealDiv ReduceJoin Reshape RestoreV2 SaveV2 Select SelectV2 SerializeTensor
+Shape ShardedFilename Slice Softmax SparseSoftmaxCrossEntropyWithLogits Split SplitV Sqrt SquaredDifference
+StatefulPartitionedCall StatelessIf StatelessRandomUniformV2 StatelessWhile StaticRegexFullMatch StopGradient
+StridedSlice StringJoin StringLength Sub Substr Sum Tanh TensorListFromTensor TensorListGather TensorListGetItem
+TensorListReserve TensorListSetItem TensorListStack Tile TopKV2 Transpose UnicodeDecode UnicodeEncode UnicodeTranscode
+Unpack UpperBound VarHandleOp ZerosLike
+"""
 
 Request = tuple[str, dict[str, list[Any]]]  # a signature, and its inputs
 
@@ -76,11 +86,10 @@ def requests(served: Served) -> Iterator[Request]:
 def info(run: Run, chosen: Checkpoint, limits: Limits) -> dict[str, Any]:
     """What the signature `info` tells, as JSON."""
     origin = made_from(run, chosen)
-    nats = origin["val_nats"]
     return {
         **origin,
         "unit": run.vocab.unit,
-        "bits_per_char": None if nats is None else nats / np.log(2),
+        "bits_per_char": origin["val_nats"] / np.log(2),
         "limits": dataclasses.asdict(limits),
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")},
     }
@@ -109,10 +118,7 @@ def export_saved_model(folder: Path, out: Path, version: int | None, force: bool
     sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab, limits, frozen=True)
     served = Served(sampler, json.dumps(about, ensure_ascii=False))
     with console.err.status(f"writing {target}"), whole_folder(target, replace=force) as partial:
-        tf.saved_model.save(served, str(partial), signatures=served.functions)
-        check_ops(partial)
-        write_warmup(partial / WARM_UP, model_name(out), served)
-        write_json(partial / MADE_FROM, about)
+        write_version(partial, model_name(out), served)
         prove(served, partial)
     write_package(out, version, facts_of(run, chosen))
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
@@ -122,22 +128,34 @@ def export_saved_model(folder: Path, out: Path, version: int | None, force: bool
     )
 
 
+def write_version(folder: Path, model: str, served: Served) -> None:
+    """Writes all that a server reads of a version. model: the name that it is asked by.
+
+    Raises StageError for a graph that a stock server does not run.
+    """
+    tf.saved_model.save(served, str(folder), signatures=served.functions)
+    check_ops(folder)
+    write_warmup(folder / WARM_UP, model, served)
+    write_json(folder / MADE_FROM, json.loads(served.info))
+
+
 def latest_version(out: Path) -> int:
     """The highest version that is there; 0 where there is none."""
     return max((int(path.name) for path in out.glob("*") if path.name.isdigit()), default=0)
 
 
 def check_ops(folder: Path) -> None:
-    """Raises StageError where a written graph holds an op that a stock server does not run, or is bound to a device."""
+    """Raises StageError where a written graph holds an op that is not among OPS, or is bound to a device."""
     read = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     graph = read.meta_graphs[0].graph_def
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    foreign = {node.op for node in nodes if node.op.startswith(FOREIGN)}
+    own = {function.signature.name for function in graph.library.function}
+    foreign = {node.op for node in nodes} - own - {*OPS.split()}
     attributes = [node.attr for node in nodes] + [function.attr for function in graph.library.function]
     foreign |= {"a function for XLA" for attribute in attributes if attribute["_XlaMustCompile"].b}
     foreign |= {f"a device, {node.device}" for node in nodes if "GPU" in node.device}
     if foreign:
-        raise StageError(f"the graph holds what a stock server does not run: {', '.join(sorted(foreign))}")
+        raise StageError(f"the graph holds what a stock server is not known to run: {', '.join(sorted(foreign))}")
 
 
 def write_warmup(path: Path, model: str, served: Served) -> None:
@@ -195,17 +213,3 @@ def compare(what: str, got: np.ndarray, expected: np.ndarray) -> None:
         difference = "" if same else f" by {np.max(off):.1g}; at most {TOLERANCE:g} is allowed"
     if not same:
         raise StageError(f"the written SavedModel's {what} differs{difference}")
-
-
-def packed(value: np.ndarray) -> dict[str, Any]:
-    """An output as JSON, which holds no bytes."""
-    if value.dtype.kind == "O":
-        return {"bytes": [base64.b64encode(row).decode() for row in value]}
-    return {"dtype": value.dtype.name, "shape": value.shape, "data": base64.b64encode(value.tobytes()).decode()}
-
-
-def unpacked(value: dict[str, Any]) -> np.ndarray:
-    """The inverse of `packed`."""
-    if "bytes" in value:
-        return np.array([base64.b64decode(row) for row in value["bytes"]] + [None], object)[:-1]
-    return np.frombuffer(base64.b64decode(value["data"]), value["dtype"]).reshape(value["shape"])

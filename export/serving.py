@@ -28,14 +28,14 @@ from tensorflow_serving.config import model_server_config_pb2
 from common import console
 from common.errors import StageError, UsageError
 from common.files import only_one, whole_file, write_json
-from export.card import ROWS, Version, cell, table
+from export.card import Version, cell, table
 
 MODELS = "models.config"
 CARD = "MODEL_CARD.md"
 TEMPLATES = ("batching_params.pbtxt", "monitoring.config", "compose.yaml", "kubernetes.yaml", CARD)
-ABOUT = "assets.extra/export.json"
+MADE_FROM = "assets.extra/export.json"
 FACTS = "assets.extra/facts.json"
-OF_A_VERSION = ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001", ABOUT)
+OF_A_VERSION = ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001", MADE_FROM)
 
 STABLE, CANARY = "stable", "canary"
 
@@ -50,7 +50,7 @@ TIMEOUT_SECONDS = 30  # of a request over REST
 
 
 @dataclasses.dataclass(frozen=True)
-class Served:
+class Listed:
     """What models.config says. versions: those that a server loads, the labelled ones among them."""
 
     labels: dict[str, int]
@@ -105,10 +105,10 @@ def write_package(base: Path, version: int, facts: dict[str, Any]) -> None:
     """
     with only_one(base):
         before, kept = read(base), _read_json(base / str(version) / FACTS)
-        served = before or Served({STABLE: version}, frozenset([version]))
+        served = before or Listed({STABLE: version}, frozenset([version]))
         if before and not kept and version not in before.labels.values():
             labels = {CANARY: version} | before.labels
-            served = Served(labels, frozenset([*before.labels.values(), version]))
+            served = Listed(labels, before.versions | {version})
         _write(base, served, {version: _refreshed(kept, facts)})
     if served == before:
         return
@@ -140,7 +140,7 @@ def relabel(base: Path, changes: Sequence[str]) -> None:
     console.out.print(f"{base}: {served}")
 
 
-def _changed(base: Path, before: Served, asked: Changes) -> Served:
+def _changed(base: Path, before: Listed, asked: Changes) -> Listed:
     """What is served after the changes. Raises as `relabel` says."""
     for version in (*asked.loaded, *asked.moved.values()):
         if missing := _missing(base, version):
@@ -160,10 +160,10 @@ def _changed(base: Path, before: Served, asked: Changes) -> Served:
     if asked.moved or asked.removed:  # what was labelled, and what is so new that its label is to come
         newest = max(labels.values())
         stay = frozenset(v for v in stay if v > newest or v in before.labels.values())
-    return Served(labels, stay | {*labels.values(), *asked.loaded})
+    return Listed(labels, stay | {*labels.values(), *asked.loaded})
 
 
-def read(base: Path) -> Served | None:
+def read(base: Path) -> Listed | None:
     """What models.config says; None where there is none. Raises StageError where it is not as it is written here."""
     path = base / MODELS
     if not path.exists():
@@ -174,13 +174,13 @@ def read(base: Path) -> Served | None:
     except (ValueError, text_format.ParseError) as error:
         what = " ".join(str(error).split())
         raise StageError(f"{path} is broken ({what}): remove it, and export again") from None
-    return Served(dict(model.version_labels), frozenset(model.model_version_policy.specific.versions))
+    return Listed(dict(model.version_labels), frozenset(model.model_version_policy.specific.versions))
 
 
-def flags(name: str) -> list[str]:
-    """How the server is started, wherever it is."""
+def flags(name: str, rows: int) -> list[str]:
+    """How the server is started, wherever it is. rows: of a batch, at most."""
     folder = f"/models/{name}"
-    callers = 2 * ROWS  # a caller holds a thread while its batch fills and runs: enough for a batch and the next
+    callers = 2 * rows  # a caller holds a thread while its batch fills and runs: enough for a batch and the next
     return [
         f"--port={GRPC_PORT}",
         f"--rest_api_port={REST_PORT}",
@@ -260,7 +260,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _write(base: Path, served: Served, new_facts: dict[int, dict[str, Any]]) -> None:
+def _write(base: Path, served: Listed, new_facts: dict[int, dict[str, Any]]) -> None:
     """Writes the whole package: all is made before anything is written, and the file that servers act on comes last."""
     for label, version in served.labels.items():
         if missing := _missing(base, version):
@@ -291,12 +291,12 @@ def _config(name: str, labels: dict[str, int], versions: list[int]) -> str:
     )
 
 
-def _version(base: Path, number: int, served: Served, new_facts: dict[int, dict[str, Any]]) -> Version:
+def _version(base: Path, number: int, served: Listed, new_facts: dict[int, dict[str, Any]]) -> Version:
     folder = base / str(number)
     labels = sorted((label for label, version in served.labels.items() if version == number), reverse=True)
-    about = _read_json(folder / ABOUT)
+    about = _read_json(folder / MADE_FROM)
     if about is None:
-        raise StageError(f"{folder / ABOUT} is damaged: export the version again with --force")
+        raise StageError(f"{folder / MADE_FROM} is damaged: export the version again with --force")
     return Version(number, labels, about, new_facts.get(number) or _read_json(folder / FACTS) or {})
 
 
@@ -324,11 +324,12 @@ def _texts(base: Path, versions: list[Version]) -> dict[str, str]:
         "memory": MEMORY_GB,
         "timeout": TIMEOUT_SECONDS,
         "poll": POLL_SECONDS,
-        "flags": flags(name),
+        "flags": flags(name, rows),
         "health_path": health_path(name),
         "health_check": health_check(name),
         "rows": rows,
         "versions": versions,
+        "unit": next(version.vocab.unit for version in versions if STABLE in version.labels),
         "table": table(versions),
     }
     return {file: environment.get_template(f"{file}.j2").render(values) for file in TEMPLATES}

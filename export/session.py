@@ -4,15 +4,17 @@ Run as a process of its own by export.saved_model. It loads the graph into a Ses
 Serving's C++ does, so that nothing of the process that wrote the model, nor any of its Python, can help.
 """
 
+import base64
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export.saved_model import WARM_UP, packed
+WARM_UP = "assets.extra/tf_serving_warmup_requests"
 
 
 def answer(session: tf.compat.v1.Session, signature: Any, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -35,6 +37,20 @@ def main(folder: str, answers: str) -> None:
             found.append({name: packed(value) for name, value in got.items()})
     with open(answers, "w", encoding="utf-8") as file:
         json.dump(found, file)
+
+
+def packed(value: np.ndarray) -> dict[str, Any]:
+    """An output as JSON, which holds no bytes."""
+    if value.dtype.kind == "O":
+        return {"bytes": [base64.b64encode(row).decode() for row in value]}
+    return {"dtype": value.dtype.name, "shape": value.shape, "data": base64.b64encode(value.tobytes()).decode()}
+
+
+def unpacked(value: dict[str, Any]) -> np.ndarray:
+    """The inverse of `packed`."""
+    if "bytes" in value:
+        return np.array([base64.b64decode(row) for row in value["bytes"]] + [None], object)[:-1]
+    return np.frombuffer(base64.b64decode(value["data"]), value["dtype"]).reshape(value["shape"])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,13 @@ with console.hushed():
     tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
     tf.config.list_logical_devices()
 
+import serving
 import tiny_data
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which server the tests of the client asked; pytest's header would be silent under -q."""
+    terminalreporter.write_line(f"TF Serving: {serving.kind()}")
 
 
 @pytest.fixture(scope="session")

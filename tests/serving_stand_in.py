@@ -3,7 +3,8 @@
 It is not TF Serving, and its speed says nothing of TF Serving's. What they share is what a client and a model notice:
 the API over gRPC; a graph that a Session runs from its files alone, as the server's C++ loader does; versions by folder
 number, and labels; the codes and wordings of refusals; the rules of batching. All of it follows the server's source.
-What it lacks: REST, warm-up, config files of models (it serves one, in all the versions that lie there).
+What it lacks: REST, warm-up, config files of models: it serves one, in all the versions that lie there, with the labels
+that models.config beside them gives.
 """
 
 import argparse
@@ -22,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import grpc
 import tensorflow as tf
+from google.protobuf import text_format
 from grpc import StatusCode
 from serving_batching import Batcher, Batching, Refused
 from tensorflow.core.framework import tensor_pb2, types_pb2
@@ -32,6 +34,7 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+from tensorflow_serving.config import model_server_config_pb2
 
 CODES = {code.value[0]: code for code in StatusCode}
 LISTED = {"string": "string_val", "int32": "int_val", "int64": "int64_val", "float": "float_val"}
@@ -74,7 +77,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
     def __init__(
         self, base: Path, name: str = "", labels: dict[str, int] | None = None, batching: Batching | None = None
     ):
-        self.base, self.name, self.labels = base, name or base.name, labels or {}
+        self.base, self.name, self.given = base, name or base.name, labels
         self.batcher = Batcher(batching) if batching else None
         self.versions: dict[int, Loaded] = {}
         self.poll()
@@ -84,6 +87,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         there = {int(path.name): path for path in self.base.iterdir() if path.name.isdigit()}
         kept = {version: loaded for version, loaded in self.versions.items() if version in there}
         self.versions = kept | {version: Loaded(there[version]) for version in sorted(there.keys() - kept.keys())}
+        self.labels = labels_of(self.base / "models.config") if self.given is None else self.given
 
     def _find(self, spec: Any) -> tuple[int, Loaded]:
         version = spec.version.value if spec.HasField("version") else None
@@ -159,6 +163,14 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
             available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
             response.model_version_status.add(version=version, state=available)
         return response
+
+
+def labels_of(path: Path) -> dict[str, int]:
+    """The labels that a model config file gives; none where there is no such file."""
+    if not path.is_file():
+        return {}
+    config = text_format.Parse(path.read_text(encoding="utf-8"), model_server_config_pb2.ModelServerConfig())
+    return dict(config.model_config_list.config[0].version_labels)
 
 
 def feeds(signature: Any, given: Any) -> dict[str, Any]:

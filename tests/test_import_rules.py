@@ -52,6 +52,10 @@ def test_packages_import_what_they_may(package: str) -> None:
                 assert owner in allowed or name in allowed, f"{file.relative_to(ROOT)} must not import {name}"
 
 
+def test_what_proves_a_savedmodel_has_nothing_of_the_project() -> None:
+    assert not {name.split(".")[0] for name in imports(ROOT / "export/session.py")} & {*PACKAGES, "keras"}
+
+
 def test_beam_and_tfdv_stay_in_their_stages() -> None:
     for package in PACKAGES:
         for file in (ROOT / package).glob("*.py"):

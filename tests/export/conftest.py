@@ -17,12 +17,6 @@ from trainers.config import RunConfig
 from trainers.devices import Devices
 from trainers.loop import Training
 
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says which server the tests of the client asked; pytest's header would be silent under -q."""
-    terminalreporter.write_line(f"TF Serving: {serving.kind()}")
-
-
 TEXT = b"def spam(eggs):\n    return eggs * 2\n\n\n" * 10
 
 

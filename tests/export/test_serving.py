@@ -74,7 +74,7 @@ def version_at(base: Path, version: int, **about: object) -> None:
     for name in serving.OF_A_VERSION:
         (base / str(version) / name).parent.mkdir(parents=True, exist_ok=True)
         (base / str(version) / name).write_bytes(b"")
-    write_json(base / str(version) / serving.ABOUT, ABOUT | about)
+    write_json(base / str(version) / serving.MADE_FROM, ABOUT | about)
 
 
 def exported(base: Path, *versions: int) -> Path:
@@ -118,6 +118,15 @@ def test_the_first_version_is_stable_a_later_one_canary_and_the_next_waits(
     ]
     relabel(base, ["canary=5"])
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 5}, 1, 2, 5)
+
+
+def test_an_export_unloads_nothing(tmp_path: Path) -> None:
+    base = exported(tmp_path / "plays", 1, 2)
+    relabel(base, ["stable=2"])
+    exported(base, 3, 4)
+    assert config(base) == expected_config("plays", {"stable": 2, "canary": 2}, 1, 2, 3, 4)
+    relabel(base, ["stable=1"])  # back: it is still there
+    assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2, 3, 4)
 
 
 def test_a_version_that_is_exported_again_changes_no_label(tmp_path: Path) -> None:
@@ -280,6 +289,8 @@ def test_batches_have_as_many_rows_as_a_call_of_every_version_may(rows: int, siz
         "enable_large_batch_splitting": False,
         "pad_variable_length_inputs": False,
     }
+    flags = yaml.safe_load((base / "compose.yaml").read_text())["services"]["serving"]["command"]
+    assert {f"--grpc_max_threads={2 * rows}", f"--rest_api_num_threads={2 * rows}"} <= set(flags), "for two batches"
     assert batch_sizes(rows) == sizes
 
 
@@ -485,7 +496,7 @@ def test_any_name_of_a_folder_is_safe_in_every_file(folder: str, tmp_path: Path)
     found = kubernetes(base)
     assert {one["metadata"]["name"] for one in found.values()} == {host_name(base), f"{host_name(base)}-pods"}
     pod = found[f"Deployment {host_name(base)}"]["spec"]["template"]["spec"]["containers"][0]
-    assert pod["args"] == server["services"]["serving"]["command"] == serving.flags(name)
+    assert pod["args"] == server["services"]["serving"]["command"] == serving.flags(name, 64)
     assert pod["readinessProbe"]["httpGet"]["path"] == f"/v1/models/{name}/labels/stable/metadata"
     lines = (base / "MODEL_CARD.md").read_text().splitlines()
     assert lines[1] == f"# {cell(folder)}"

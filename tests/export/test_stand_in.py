@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 from fake_model import written
 from grpc import StatusCode
-from serving import Server
+from serving import CONFIG, Server
 from serving_batching import Batching
-from serving_stand_in import StandIn, serving
+from serving_stand_in import StandIn, labels_of, serving
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
 from export.client import Client, Score
@@ -72,6 +72,13 @@ def test_what_fails_in_the_graph_is_the_callers_error(stub: Any) -> None:
     code, message = refused(lambda: stub.Predict(request(prompt=[b"ab"], **inputs)))
     assert code == StatusCode.INVALID_ARGUMENT
     assert message.startswith("pos and len should have the same shape, got: [1] vs. [2]\n")
+
+
+def test_labels_are_those_that_lie_beside_the_versions(tmp_path: Path) -> None:
+    path = tmp_path / "models.config"
+    assert labels_of(path) == {}
+    path.write_text(CONFIG.format(name="fake", base=tmp_path))
+    assert labels_of(path) == {"stable": 1}
 
 
 def test_metadata_is_of_signatures_alone(stub: Any) -> None:
