@@ -96,8 +96,7 @@ class Generated:
     @property
     def error(self) -> str:
         """What is wrong with the row; empty where nothing is."""
-        reason, _, error = self.finish_reason.partition("error: ")
-        return "" if reason else error
+        return _error(self.finish_reason)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +257,7 @@ class Client(Connection):
         if isinstance(asked, list):
             return rows
         if rows[0].error:
-            raise StageError(f"{self._where} refuses: {rows[0].error.removeprefix('error: ')}")
+            raise StageError(f"{self._where} refuses: {rows[0].error}")
         return rows[0]
 
 
@@ -269,6 +268,8 @@ def _row(kind: type, answer: Mapping[str, Array], b: int, version: int) -> Any:
     for field in dataclasses.fields(kind):
         if field.name == "carry":
             row["carry"] = Carry(answer["carry_bytes"][b], version)
+        elif field.name == "error":
+            row["error"] = _error(answer["error"][b].decode())
         elif field.name in answer or field.default is dataclasses.MISSING:
             value = answer[field.name][b]
             if isinstance(value, bytes):
@@ -276,6 +277,12 @@ def _row(kind: type, answer: Mapping[str, Array], b: int, version: int) -> Any:
             else:
                 row[field.name] = value.item() if value.ndim == 0 else value[:length]  # padded behind
     return kind(**row)
+
+
+def _error(said: str) -> str:
+    """What is wrong, where an output says so ("error: ..."), else nothing."""
+    reason, _, error = said.partition("error: ")
+    return "" if reason else error
 
 
 def _bytes(text: Text) -> bytes:
