@@ -109,9 +109,13 @@ class Carry:
 
 @dataclasses.dataclass(frozen=True)
 class Continued(Generated):
-    """A piece of text, and where it ends."""
+    """A piece of text, and where it ends.
+
+    n_back: how many bytes at the end of the pieces before it turned out to be the stop's: they are none of the text.
+    """
 
     carry: Carry
+    n_back: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,22 +187,19 @@ class Client(Connection):
     ) -> Iterator[bytes]:
         """The same as drawn: a character of UTF-8 may be cut between two pieces."""
         settings = _sampling(sampling)
-        stop = _bytes(settings.pop("stop"))
         if piece < 1:
             raise UsageError(f"a piece has one character or more, got {piece}")
         _columns("", {"prompt": prompt, "length": length, **settings})  # what is wrong is to be known now, not later
-        return self._pieces(prompt, length, piece, stop, settings)
+        return self._pieces(prompt, length, piece, settings)
 
-    def _pieces(self, prompt: Text, length: int, piece: int, stop: bytes, settings: dict[str, Any]) -> Iterator[bytes]:
+    def _pieces(self, prompt: Text, length: int, piece: int, settings: dict[str, Any]) -> Iterator[bytes]:
+        stop = _bytes(settings["stop"])
         carry, held, size = None, b"", min(FIRST_PIECE, piece)
         while True:
-            # The stop string is looked for here. The server would end a piece ahead of it, but where it began in an
-            # earlier piece, could not say how much of that piece belongs to it.
             part = self.continue_(carry, prompt, min(size, length), **settings)
             text, length = held + part.text_bytes, length - size
-            found = text.find(stop) if stop else -1
-            over = found >= 0 or length <= 0 or part.finish_reason == "stop"
-            end = found if found >= 0 else len(text) if over else len(text) - _begun(text, stop)
+            over = length <= 0 or part.finish_reason == "stop"
+            end = len(text) - (part.n_back if over else _begun(text, stop))
             if end:
                 yield text[:end]
             if over:
@@ -225,8 +226,8 @@ class Client(Connection):
     ) -> Continued:
         """Goes on from a carry (None: with a fresh text) after reading `prompt`, and gives the one to go on from next.
 
-        With the same seed throughout, the pieces joined are what one `generate` writes. It is the carry's version that
-        answers, whatever the latest is by then.
+        With the same seed throughout, the pieces joined are what one `generate` writes, less the `n_back` bytes ahead
+        of a piece that a stop has ended. It is the carry's version that answers, whatever the latest is by then.
         """
         data, version = (carry.data, carry.version) if carry else (b"", None)
         inputs = {"carry_bytes": data, "prompt": prompt, "length": length, **_sampling(sampling)}

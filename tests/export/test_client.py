@@ -193,7 +193,7 @@ def test_pieces_by_hand(client: Client) -> None:
     version = begun.carry.version
     text = drawn[:5].decode(errors="replace")
     log_prob = float(np.float32(-1100.8))
-    assert begun == Continued(text, drawn[:5], 5, log_prob, "length", Carry(f"2:5:{version}".encode(), version))
+    assert begun == Continued(text, drawn[:5], 5, log_prob, "length", Carry(f"2:5:{version}".encode(), version), 0)
     assert client.continue_(begun.carry, length=7, seed=3).text_bytes == drawn[5:]
     started = client.start("ab")
     assert started.logits.tolist() == [0, 0, 1, 0]
@@ -202,6 +202,25 @@ def test_pieces_by_hand(client: Client) -> None:
         client.start("a" * 5000)
     with pytest.raises(StageError, match="refuses: the carry is another version's: 9"):
         client.continue_(Carry(b"0:0:9", version))
+
+
+@pytest.mark.parametrize(
+    ("carry", "prompt", "length", "expected"),
+    [
+        (b"0:0:2", "", 5, (b"; THE", 0, "length", b"0:5:2")),
+        (b"0:5:2", "", 3, (b" EN", 0, "length", b"0:8:2")),
+        (b"0:8:2", "", 9, (b"", 6, "stop", b"0:9:2")),
+        (b"0:1:2", "", 9, (b" ", 0, "stop", b"0:9:2")),
+        (b"0:9:2", "", 4, (b" of ", 0, "length", b"0:13:2")),
+        (b"0:4:2", "E", 4, (b" END", 0, "length", b"5:4:2")),  # no stop begins ahead of a prompt
+    ],
+)
+def test_pieces_tell_how_much_of_a_stop_is_in_earlier_ones(
+    client: Client, carry: bytes, prompt: str, length: int, expected: tuple[bytes, int, str, bytes]
+) -> None:
+    seed = BOOK.index(b"THE END") - 2
+    part = client.continue_(Carry(carry, 2), prompt, length, seed=seed, stop="THE END")
+    assert (part.text_bytes, part.n_back, part.finish_reason, part.carry.data) == expected
 
 
 def test_a_carry_is_answered_by_its_own_version(server: Server) -> None:

@@ -320,6 +320,14 @@ def test_a_stream_is_the_text_of_one_call(model: Exported, client: Client, rng: 
 
 
 @of_documents
+@pytest.mark.parametrize(("stop", "message"), [("o" * 70, "stop: at most 64 characters"), ("q", "stop: 'q' is not")])
+def test_a_stream_refuses_what_one_call_refuses(client: Client, stop: str, message: str) -> None:
+    for ask in (client.generate, client.continue_, lambda **settings: list(client.stream(**settings))):
+        with pytest.raises(StageError, match=f"refuses: {message}"):
+            ask(length=5, stop=stop)
+
+
+@of_documents
 def test_query_shows_what_the_client_gets(model: Exported, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     target = client.settings.target
     command = [sys.executable, "-m", "export", "query", "--target", target, "--model", model.base.name]
