@@ -606,6 +606,14 @@ def test_the_command_tells_about_model_and_text(query: Callable[..., tuple[int, 
     assert json.loads(query("--status", "--json")[1])[1] == {"version": 2, "state": "AVAILABLE", "error": ""}
 
 
+def test_no_signature_is_asked_for_while_no_version_is_ready(
+    server: Server, monkeypatch: pytest.MonkeyPatch, query: Callable[..., tuple[int, bytes, str]]
+) -> None:
+    monkeypatch.setattr(Client, "status", lambda _: [Version(1, "LOADING", ""), Version(2, "END", "no such file")])
+    told = b"version 1: LOADING\nversion 2: END no such file\n"
+    assert query("--status", "--label", "none") == (0, told, "")
+
+
 MISTAKES = [
     (["--length", "5000", "--no-stream"], 1, "refuses: the length must be 0 to 4096, got 5000"),
     (["--model", "book"], 1, "serves no model 'book'"),
@@ -616,8 +624,12 @@ MISTAKES = [
     (["--tls-key", "key.pem"], 2, "a client's key and certificate go together: give both or neither"),
     (["--tls-root", "none.pem"], 1, "the TLS file none.pem cannot be read: No such file or directory"),
     (["--timeout", "nan"], 2, "'timeout': input should be a finite number, got nan"),
-    (["--temperature", "nan"], 2, "nan is no --temperature"),
-    (["--top-p", "1.5"], 2, "1.5 is not in the range 0<=x<=1"),
+    (["--status", "--version", "7"], 1, "has no version 7; there are: 1 (AVAILABLE), 2 (AVAILABLE)"),
+    (["--status", "--label", "none", "--json"], 1, "has no label 'none'"),
+    (["--temperature", "nan"], 2, "--temperature must be a finite number, got nan"),
+    (["--temperature", "inf"], 2, "--temperature must be a finite number, got inf"),
+    (["--top-p", "0"], 2, "0.0 is not in the range 0<x<=1"),
+    (["--top-p", "1.5"], 2, "1.5 is not in the range 0<x<=1"),
 ]
 
 
