@@ -187,9 +187,10 @@ class Client(Connection):
     ) -> Iterator[bytes]:
         """The same as drawn: a character of UTF-8 may be cut between two pieces."""
         settings = _sampling(sampling)
+        # What is wrong is to be known now, not later.
+        _columns("", {"prompt": prompt, "length": length, "piece": piece, **settings})
         if piece < 1:
             raise UsageError(f"a piece has one character or more, got {piece}")
-        _columns("", {"prompt": prompt, "length": length, **settings})  # what is wrong is to be known now, not later
         return self._pieces(prompt, length, piece, settings)
 
     def _pieces(self, prompt: Text, length: int, piece: int, settings: dict[str, Any]) -> Iterator[bytes]:
@@ -229,6 +230,8 @@ class Client(Connection):
         With the same seed throughout, the pieces joined are what one `generate` writes, less the `n_back` bytes ahead
         of a piece that a stop has ended. It is the carry's version that answers, whatever the latest is by then.
         """
+        if not isinstance(carry, Carry | None):
+            raise UsageError(f"a carry is the one of a result, such as start(...).carry, got a {type(carry).__name__}")
         data, version = (carry.data, carry.version) if carry else (b"", None)
         inputs = {"carry_bytes": data, "prompt": prompt, "length": length, **_sampling(sampling)}
         answer, version = self.predict("continue", _columns(prompt, inputs), version)
@@ -290,10 +293,10 @@ def _bytes(text: Text) -> bytes:
     return text if isinstance(text, bytes) else text.encode()
 
 
-# Every input of every signature: its type, and what makes a value of it.
+# Every input of every signature, and the piece of a stream: its type, and what makes a value of it.
 INPUTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     **dict.fromkeys(("prompt", "text", "stop", "carry_bytes", "ignored"), (object, _bytes)),
-    **dict.fromkeys(("length", "top_k", "layer"), (np.int32, operator.index)),
+    **dict.fromkeys(("length", "piece", "top_k", "layer"), (np.int32, operator.index)),
     **dict.fromkeys(("temperature", "top_p", "repetition_penalty"), (np.float32, float)),
     "seed": (np.int64, operator.index),
 }
@@ -321,8 +324,9 @@ def _columns(asked: Any, inputs: Mapping[str, Any]) -> dict[str, Array]:
         count = len(asked) if isinstance(asked, list) else 1
         values = value if isinstance(value, list) else [value] * count
         try:
-            columns[name] = np.array([convert(one) for one in values], dtype)
-        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            with np.errstate(over="raise"):
+                columns[name] = np.array([convert(one) for one in values], dtype)
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise UsageError(f"'{name}': {error}, got {value!r}") from None
     return columns
 
