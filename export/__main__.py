@@ -255,7 +255,10 @@ def show(run: Path, served: Path | None, devices: Path | None) -> None:
 )
 @click.option("--top-k", type=click.IntRange(0), default=0, help="Draw from so many of the likeliest characters.")
 @click.option(
-    "--top-p", type=click.FloatRange(0, 1), default=1.0, help="From as few as have this probability together."
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    help="From as few as have this probability together.",
 )
 @click.option(
     "--repetition-penalty",
@@ -312,8 +315,8 @@ def query(
     if score + info + status > 1:
         raise click.UsageError("of --score, --info and --status, one at a time")
     for name, value in (("temperature", temperature), ("top-p", top_p), ("repetition-penalty", repetition_penalty)):
-        if math.isnan(value):
-            raise click.BadParameter(f"nan is no --{name}")
+        if not math.isfinite(value):
+            raise click.BadParameter(f"--{name} must be a finite number, got {value}")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC has to say comes back in the error
     from common.settings import make
     from export import query as ask

@@ -96,8 +96,7 @@ class Generated:
     @property
     def error(self) -> str:
         """What is wrong with the row; empty where nothing is."""
-        reason, _, error = self.finish_reason.partition("error: ")
-        return "" if reason else error
+        return _error(self.finish_reason)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +109,13 @@ class Carry:
 
 @dataclasses.dataclass(frozen=True)
 class Continued(Generated):
-    """A piece of text, and where it ends."""
+    """A piece of text, and where it ends.
+
+    n_back: how many bytes at the end of the pieces before it turned out to be the stop's: they are none of the text.
+    """
 
     carry: Carry
+    n_back: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,22 +187,20 @@ class Client(Connection):
     ) -> Iterator[bytes]:
         """The same as drawn: a character of UTF-8 may be cut between two pieces."""
         settings = _sampling(sampling)
-        stop = _bytes(settings.pop("stop"))
+        # What is wrong is to be known now, not later.
+        _columns("", {"prompt": prompt, "length": length, "piece": piece, **settings})
         if piece < 1:
             raise UsageError(f"a piece has one character or more, got {piece}")
-        _columns("", {"prompt": prompt, "length": length, **settings})  # what is wrong is to be known now, not later
-        return self._pieces(prompt, length, piece, stop, settings)
+        return self._pieces(prompt, length, piece, settings)
 
-    def _pieces(self, prompt: Text, length: int, piece: int, stop: bytes, settings: dict[str, Any]) -> Iterator[bytes]:
+    def _pieces(self, prompt: Text, length: int, piece: int, settings: dict[str, Any]) -> Iterator[bytes]:
+        stop = _bytes(settings["stop"])
         carry, held, size = None, b"", min(FIRST_PIECE, piece)
         while True:
-            # The stop string is looked for here. The server would end a piece ahead of it, but where it began in an
-            # earlier piece, could not say how much of that piece belongs to it.
             part = self.continue_(carry, prompt, min(size, length), **settings)
             text, length = held + part.text_bytes, length - size
-            found = text.find(stop) if stop else -1
-            over = found >= 0 or length <= 0 or part.finish_reason == "stop"
-            end = found if found >= 0 else len(text) if over else len(text) - _begun(text, stop)
+            over = length <= 0 or part.finish_reason == "stop"
+            end = len(text) - (part.n_back if over else _begun(text, stop))
             if end:
                 yield text[:end]
             if over:
@@ -226,9 +227,11 @@ class Client(Connection):
     ) -> Continued:
         """Goes on from a carry (None: with a fresh text) after reading `prompt`, and gives the one to go on from next.
 
-        With the same seed throughout, the pieces joined are what one `generate` writes. It is the carry's version that
-        answers, whatever the latest is by then.
+        With the same seed throughout, the pieces joined are what one `generate` writes, less the `n_back` bytes ahead
+        of a piece that a stop has ended. It is the carry's version that answers, whatever the latest is by then.
         """
+        if not isinstance(carry, Carry | None):
+            raise UsageError(f"a carry is the one of a result, such as start(...).carry, got a {type(carry).__name__}")
         data, version = (carry.data, carry.version) if carry else (b"", None)
         inputs = {"carry_bytes": data, "prompt": prompt, "length": length, **_sampling(sampling)}
         answer, version = self.predict("continue", _columns(prompt, inputs), version)
@@ -258,7 +261,7 @@ class Client(Connection):
         if isinstance(asked, list):
             return rows
         if rows[0].error:
-            raise StageError(f"{self._where} refuses: {rows[0].error.removeprefix('error: ')}")
+            raise StageError(f"{self._where} refuses: {rows[0].error}")
         return rows[0]
 
 
@@ -269,6 +272,8 @@ def _row(kind: type, answer: Mapping[str, Array], b: int, version: int) -> Any:
     for field in dataclasses.fields(kind):
         if field.name == "carry":
             row["carry"] = Carry(answer["carry_bytes"][b], version)
+        elif field.name == "error":
+            row["error"] = _error(answer["error"][b].decode())
         elif field.name in answer or field.default is dataclasses.MISSING:
             value = answer[field.name][b]
             if isinstance(value, bytes):
@@ -278,14 +283,20 @@ def _row(kind: type, answer: Mapping[str, Array], b: int, version: int) -> Any:
     return kind(**row)
 
 
+def _error(said: str) -> str:
+    """What is wrong, where an output says so ("error: ..."), else nothing."""
+    reason, _, error = said.partition("error: ")
+    return "" if reason else error
+
+
 def _bytes(text: Text) -> bytes:
     return text if isinstance(text, bytes) else text.encode()
 
 
-# Every input of every signature: its type, and what makes a value of it.
+# Every input of every signature, and the piece of a stream: its type, and what makes a value of it.
 INPUTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     **dict.fromkeys(("prompt", "text", "stop", "carry_bytes", "ignored"), (object, _bytes)),
-    **dict.fromkeys(("length", "top_k", "layer"), (np.int32, operator.index)),
+    **dict.fromkeys(("length", "piece", "top_k", "layer"), (np.int32, operator.index)),
     **dict.fromkeys(("temperature", "top_p", "repetition_penalty"), (np.float32, float)),
     "seed": (np.int64, operator.index),
 }
@@ -313,8 +324,9 @@ def _columns(asked: Any, inputs: Mapping[str, Any]) -> dict[str, Array]:
         count = len(asked) if isinstance(asked, list) else 1
         values = value if isinstance(value, list) else [value] * count
         try:
-            columns[name] = np.array([convert(one) for one in values], dtype)
-        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            with np.errstate(over="raise"):
+                columns[name] = np.array([convert(one) for one in values], dtype)
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise UsageError(f"'{name}': {error}, got {value!r}") from None
     return columns
 

@@ -16,7 +16,7 @@ import grpc
 from grpc import StatusCode
 from pydantic import Field
 
-from common.errors import StageError
+from common.errors import StageError, UsageError
 from common.settings import make, settings
 from export.protos import (
     Array,
@@ -61,12 +61,20 @@ class Tls:
             raise ValueError("a client's key and certificate go together: give both or neither")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What gRPC opens a channel with. Raises StageError for a file that cannot be read."""
-        files = (self.root_certificates, self.key, self.certificate)
-        try:
-            return grpc.ssl_channel_credentials(*(path.read_bytes() if path else None for path in files))
-        except OSError as error:
-            raise StageError(f"the TLS file {error.filename} cannot be read: {error.strerror}") from None
+        """What gRPC opens a channel with. Raises StageError for a file that cannot be read, or is no such PEM."""
+        files = ((self.root_certificates, "CERTIFICATE"), (self.key, "PRIVATE KEY"), (self.certificate, "CERTIFICATE"))
+        return grpc.ssl_channel_credentials(*(_pem(path, kind) if path else None for path, kind in files))
+
+
+def _pem(path: Path, kind: str) -> bytes:
+    """A file of PEM. Raises StageError where it holds nothing of the kind: gRPC would go on without."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StageError(f"the TLS file {path} cannot be read: {error.strerror}") from None
+    if not re.search(f"-----BEGIN (?:[A-Z]+ )?{kind}-----".encode(), content):
+        raise StageError(f"the TLS file {path} is no PEM: it must hold a line -----BEGIN {kind}-----")
+    return content
 
 
 @settings
@@ -83,8 +91,11 @@ class ConnectionSettings:
     max_message_bytes: Annotated[int, Field(gt=0, lt=1 << 31)]
 
     def __post_init__(self) -> None:
-        if not re.search(r":\d+$|^unix:", self.target):  # gRPC would try port 443
-            raise ValueError(f"a target is host:port, such as localhost:8500, got {self.target!r}")
+        found = re.fullmatch(r"unix:.+|\S+:([0-9]{1,5})", self.target)
+        if not found or not 1 <= int(found[1] or 1) <= 65535:  # gRPC would try another port
+            raise ValueError(
+                f"a target is host:port, such as localhost:8500, with a port of 1 to 65535, got {self.target!r}"
+            )
         if self.version is not None and self.label is not None:
             raise ValueError("give a version or a label, not both")
 
@@ -97,9 +108,11 @@ class ConnectionSettings:
             "backoffMultiplier": 2,
             "retryableStatusCodes": ["UNAVAILABLE"],
         }
-        methods = {"methodConfig": [{"name": [{}], "retryPolicy": again}]} if self.retries else {}
+        config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+        if self.retries:
+            config["methodConfig"] = [{"name": [{}], "retryPolicy": again}]
         options = [
-            ("grpc.service_config", json.dumps(methods)),
+            ("grpc.service_config", json.dumps(config)),
             ("grpc.per_rpc_retry_buffer_size", self.max_message_bytes),  # else a large call is made once only
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", self.max_message_bytes),
@@ -140,7 +153,8 @@ class Signature:
 class Connection:
     """One model on one server. A context manager; threads may share it.
 
-    target: "host:port" of gRPC. model: the server's name for it. version or label: which one; else the latest.
+    target: "host:port" of gRPC; where a name stands for several addresses ("dns:///name:port"), calls go round them.
+    model: the server's name for it. version or label: which one; else the latest.
     timeout: seconds that a call may take, attempts and the pauses between them together.
     retries: how often a call is made again while the server is unavailable, about 0.1, 0.2, 0.4 and 0.8 s later.
     max_message_bytes: of an answer (those of `neurons` are large), and of a request.
@@ -231,13 +245,15 @@ class Connection:
         return f"the model '{self.settings.model}' at {self.settings.target}"
 
     def _ask(self, call: Callable[..., Any], request: Any) -> Any:
-        """Makes a call. Raises ServingError."""
+        """Makes a call. Raises ServingError, and UsageError after `close`."""
         try:
             return call(request, timeout=self.settings.timeout)
         except grpc.RpcError as error:
             code, details = error.code(), " ".join((error.details() or "").split())
             said = details if len(details) <= LONGEST_DETAILS else details[:LONGEST_DETAILS] + "..."
             raise ServingError(f"{self._meaning(code, details, request.model_spec)} ({said})", code) from None
+        except ValueError:  # gRPC's, of a channel that is closed
+            raise UsageError(f"the client of {self._where} is closed: make another") from None
 
     def _meaning(self, code: StatusCode, details: str, spec: Any) -> str:
         """What a failure means to who asked, and the way out. The wordings are TF Serving's and gRPC's."""

@@ -1,14 +1,13 @@
 """What `python -m export query` does: asks a served model, and shows what it says."""
 
 import base64
-import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
 
 from common import console
-from export.client import Client, Sampling, ServingError, Tls
+from export.client import Client, Sampling, Tls
 
 __all__ = ["Client", "Sampling", "Tls", "info", "score", "status", "write"]
 
@@ -60,17 +59,18 @@ def info(client: Client, as_json: bool) -> None:
 
 
 def status(client: Client, as_json: bool) -> None:
-    """Shows the versions that the server knows, and the signatures of the one that would answer."""
+    """Shows the versions that the server knows, and the signatures of the one that would answer, if any is ready."""
     versions = client.status()
+    ready = any(version.state == "AVAILABLE" for version in versions)
+    signatures = client.metadata() if ready else {}
     if as_json:
         put_json([dataclasses.asdict(version) for version in versions])
         return
     for version in versions:
         console.out.print(console.visible(f"version {version.version}: {version.state} {version.error}".rstrip()))
-    with contextlib.suppress(ServingError):  # no version is ready
-        for name, signature in client.metadata().items():
-            takes, gives = ", ".join(signature.inputs), ", ".join(signature.outputs)
-            console.out.print(console.visible(f"{name}: {takes} -> {gives}"))
+    for name, signature in signatures.items():
+        takes, gives = ", ".join(signature.inputs), ", ".join(signature.outputs)
+        console.out.print(console.visible(f"{name}: {takes} -> {gives}"))
 
 
 def put_json(value: Any, indent: int | None = None) -> None:

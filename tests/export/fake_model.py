@@ -2,7 +2,7 @@
 
 It writes BOOK over and over, a byte a character, from byte `seed` on after an empty prompt, and one byte further on for
 each byte of prompt. Temperature and the like change nothing but log_prob. A negative seed makes lines documents: the
-text stops at the end of one.
+text stops at the end of one. A carry is read:drawn:version, of which `drawn` are the bytes in which a stop may begin.
 """
 
 import json
@@ -39,11 +39,12 @@ class Fake(tf.Module):
         self.version = version
 
         def draw(read, drawn, length, temperature, seed, top_k, top_p, repetition_penalty, stop):
-            """Text from where a prompt of `read` bytes and `drawn` further ones have led to."""
-            start = tf.math.floormod(tf.cast(seed, tf.int32) + read + drawn, len(BOOK))
-            pages = tf.fill(tf.shape(start), BOOK * (2 + LONGEST // len(BOOK)))
-            text = tf.strings.substr(pages, start, tf.clip_by_value(length, 0, LONGEST))
+            """Text from where `read` bytes and `drawn` further ones have led to; n_back; the bytes passed in all."""
             stop = tf.where(seed < 0, "\n", stop)
+            back = tf.minimum(drawn, tf.maximum(length_of(stop) - 1, 0))
+            start = tf.math.floormod(tf.cast(seed, tf.int32) + read + drawn - back, len(BOOK))
+            pages = tf.fill(tf.shape(start), BOOK * (3 + LONGEST // len(BOOK)))
+            text = tf.strings.substr(pages, start, back + tf.clip_by_value(length, 0, LONGEST))
 
             def ahead(row):
                 text, stop = row
@@ -51,18 +52,23 @@ class Fake(tf.Module):
                 return tf.where(stop == "", text, tf.concat([parts, [""]], 0)[0])
 
             cut = tf.map_fn(ahead, (text, stop), fn_output_signature=tf.string)
-            reason = tf.where(tf.strings.length(cut) < tf.strings.length(text), "stop", "length")
+            stopped = length_of(cut) < length_of(text)
+            passed = length_of(cut) + tf.where(stopped, length_of(stop), 0) - back
+            n_back = tf.where(stopped, tf.maximum(back - length_of(cut), 0), 0)
+            cut = tf.strings.substr(cut, tf.minimum(back, length_of(cut)), length_of(cut))
+            reason = tf.where(stopped, "stop", "length")
             bad = "error: the length must be 0 to 4096, got " + tf.strings.as_string(length)
             reason = tf.where((length < 0) | (length > LONGEST), bad, reason)
             cut = tf.where(tf.strings.substr(reason, 0, 5) == "error", "", cut)
             log_prob = -(temperature + 10 * tf.cast(top_k, tf.float32) + 100 * top_p + 1000 * repetition_penalty)
-            return {
+            outputs = {
                 "text": tf.strings.unicode_transcode(cut, "UTF-8", "UTF-8"),
                 "text_bytes": cut,
-                "n_chars": tf.strings.length(cut),
+                "n_chars": length_of(cut),
                 "log_prob": log_prob,
                 "finish_reason": reason,
             }
+            return outputs, n_back, passed
 
         def length_of(text):
             return tf.strings.length(text)
@@ -76,11 +82,11 @@ class Fake(tf.Module):
         @tf.function(input_signature=list({**PROMPT, **SETTINGS}.values()))
         def serving_default(prompt, length, temperature, seed):
             more = (zeros(prompt), tf.ones_like(temperature), tf.ones_like(temperature), nothing(prompt))
-            return draw(length_of(prompt), zeros(prompt), length, temperature, seed, *more)
+            return draw(length_of(prompt), zeros(prompt), length, temperature, seed, *more)[0]
 
         @tf.function(input_signature=list({**PROMPT, **SETTINGS, **FURTHER}.values()))
         def generate(prompt, *settings):
-            return draw(length_of(prompt), zeros(prompt), *settings)
+            return draw(length_of(prompt), zeros(prompt), *settings)[0]
 
         def state(read, drawn):
             return tf.strings.join([tf.strings.as_string(read), tf.strings.as_string(drawn), str(version)], ":")
@@ -97,17 +103,18 @@ class Fake(tf.Module):
         def continue_(carry_bytes, prompt, *settings):
             fresh = tf.where(carry_bytes == "", f"0:0:{version}", carry_bytes)
             parts = tf.strings.split(fresh, ":").to_tensor(shape=[None, 3])
-            read = tf.strings.to_number(parts[:, 0], tf.int32) + length_of(prompt)
-            drawn = tf.strings.to_number(parts[:, 1], tf.int32)
-            outputs = draw(read, drawn, *settings)
+            read, drawn = (tf.strings.to_number(parts[:, n], tf.int32) for n in (0, 1))
+            read = tf.where(prompt == "", read, read + drawn + length_of(prompt))
+            drawn = tf.where(prompt == "", drawn, 0)
+            outputs, n_back, passed = draw(read, drawn, *settings)
             strange = "error: the carry is another version's: " + parts[:, 2]
             outputs["finish_reason"] = tf.where(parts[:, 2] == str(version), outputs["finish_reason"], strange)
-            return {**outputs, "carry_bytes": state(read, drawn + outputs["n_chars"])}
+            return {**outputs, "carry_bytes": state(read, drawn + passed), "n_back": n_back}
 
         def scored(text):
             """Two bits a byte, whatever the text."""
             nats = 2 * tf.math.log(2.0) * tf.cast(length_of(text), tf.float32)
-            empty = tf.where(text == "", "nothing to score", "")
+            empty = tf.where(text == "", "error: nothing to score", "")
             bits = tf.where(text == "", 0.0, 2.0)
             return {"nats": nats, "n_chars": length_of(text), "bits_per_char": bits, "error": empty}
 
@@ -128,7 +135,7 @@ class Fake(tf.Module):
                 1, 1 + tf.cast(tf.shape(real)[1], tf.float32)
             )
             h = (place[:, :, None] + tf.range(WIDTH, dtype=tf.float32)) * real[:, :, None]
-            error = tf.where(layer < 2, "", "there are layers 0 and 1")
+            error = tf.where(layer < 2, "", "error: there are layers 0 and 1")
             return {"h": h, "c": -h, "n_chars": length_of(text), "error": error}
 
         @tf.function(input_signature=list(spec(tf.string, "ignored").values()))

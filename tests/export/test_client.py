@@ -3,6 +3,7 @@
 import base64
 import datetime
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -193,7 +194,7 @@ def test_pieces_by_hand(client: Client) -> None:
     version = begun.carry.version
     text = drawn[:5].decode(errors="replace")
     log_prob = float(np.float32(-1100.8))
-    assert begun == Continued(text, drawn[:5], 5, log_prob, "length", Carry(f"2:5:{version}".encode(), version))
+    assert begun == Continued(text, drawn[:5], 5, log_prob, "length", Carry(f"2:5:{version}".encode(), version), 0)
     assert client.continue_(begun.carry, length=7, seed=3).text_bytes == drawn[5:]
     started = client.start("ab")
     assert started.logits.tolist() == [0, 0, 1, 0]
@@ -202,6 +203,25 @@ def test_pieces_by_hand(client: Client) -> None:
         client.start("a" * 5000)
     with pytest.raises(StageError, match="refuses: the carry is another version's: 9"):
         client.continue_(Carry(b"0:0:9", version))
+
+
+@pytest.mark.parametrize(
+    ("carry", "prompt", "length", "expected"),
+    [
+        (b"0:0:2", "", 5, (b"; THE", 0, "length", b"0:5:2")),
+        (b"0:5:2", "", 3, (b" EN", 0, "length", b"0:8:2")),
+        (b"0:8:2", "", 9, (b"", 6, "stop", b"0:9:2")),
+        (b"0:1:2", "", 9, (b" ", 0, "stop", b"0:9:2")),
+        (b"0:9:2", "", 4, (b" of ", 0, "length", b"0:13:2")),
+        (b"0:4:2", "E", 4, (b" END", 0, "length", b"5:4:2")),  # no stop begins ahead of a prompt
+    ],
+)
+def test_pieces_tell_how_much_of_a_stop_is_in_earlier_ones(
+    client: Client, carry: bytes, prompt: str, length: int, expected: tuple[bytes, int, str, bytes]
+) -> None:
+    seed = BOOK.index(b"THE END") - 2
+    part = client.continue_(Carry(carry, 2), prompt, length, seed=seed, stop="THE END")
+    assert (part.text_bytes, part.n_back, part.finish_reason, part.carry.data) == expected
 
 
 def test_a_carry_is_answered_by_its_own_version(server: Server) -> None:
@@ -272,9 +292,20 @@ USAGE: list[tuple[Callable[[Client], object], str]] = [
     (lambda c: c.generate("", seed=[1, 2]), "'seed' is a list, so the text must be one too"),  # type: ignore[call-overload]
     (lambda c: c.generate(["", ""], seed=[1, 2, 3]), "'seed' must be one for all 2 texts, or one for each, got 3"),
     (lambda c: c.stream(piece=0), "a piece has one character or more, got 0"),
+    (lambda c: c.stream(piece="x"), "'piece': 'str' object cannot be interpreted as an integer, got 'x'"),  # type: ignore[arg-type]
+    (lambda c: c.stream(stop=None), "'stop': 'NoneType' object has no attribute 'encode', got None"),  # type: ignore[arg-type]
+    (lambda c: c.continue_("x"), r"a carry is the one of a result, such as start\(...\).carry, got a str"),  # type: ignore[arg-type]
+    (lambda c: c.generate(temperature=1e300), "'temperature': overflow encountered in cast, got 1e[+]300"),
+    (lambda c: c.close() or c.status(), r"the client of the model 'fake' at \S+ is closed: make another"),  # type: ignore[func-returns-value]
     (lambda c: c.stream(length=0.5), "'length': 'float' object"),  # type: ignore[arg-type]
     (lambda c: c.generate([]), "a list of texts has one or more"),
-    (lambda c: Client("localhost", "fake"), "a target is host:port, such as localhost:8500, got 'localhost'"),
+    *(
+        (
+            lambda c, target=target: Client(target, "fake"),  # type: ignore[misc]
+            f"a target is host:port, such as localhost:8500, with a port of 1 to 65535, got {re.escape(repr(target))}",
+        )
+        for target in ("localhost", ":8500", "localhost:99999", "localhost:0", "localhost:8500\n")
+    ),
     (lambda c: Client("a:1", ""), "'model': string should have at least 1 character, got ''"),
     (lambda c: Client("a:1", "fake", timeout=0), "'timeout': input should be greater than 0, got 0"),
     (lambda c: Client("a:1", "fake", retries=5), "'retries': input should be less than or equal to 4, got 5"),
@@ -449,6 +480,20 @@ def test_no_call_takes_longer_than_it_may(fake: Path) -> None:
         assert time.monotonic() - begun < 0.9
 
 
+def test_calls_go_round_the_addresses(fake: Path) -> None:
+    each, stand_in = (Weather(), Weather()), StandIn(fake)
+    with serving(stand_in, interceptors=[each[0]]) as one, serving(stand_in, interceptors=[each[1]]) as other:
+        ports = [target.rpartition(":")[2] for target in (one, other)]
+        with Client(f"ipv4:127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}", "fake") as client:
+            until = time.monotonic() + 20
+            while not all(weather.calls for weather in each) and time.monotonic() < until:
+                client.status()  # the first calls come before both are connected
+            before = [weather.calls for weather in each]
+            for _ in range(6):
+                client.status()
+    assert [weather.calls - count for weather, count in zip(each, before, strict=True)] == [3, 3]
+
+
 def test_where_nobody_answers_it_says_so() -> None:
     with (
         Client("localhost:1", "fake", retries=0) as client,
@@ -520,6 +565,13 @@ def test_tls(fake: Path, pem: Path, tmp_path: Path, mutual: bool) -> None:
             ask(None)
     with pytest.raises(StageError, match=r"the TLS file \S+none.pem cannot be read: No such file"):
         ask(Tls(root_certificates=tmp_path / "none.pem"))
+    for swapped, kind in (
+        (Tls(root_certificates=key), "CERTIFICATE"),
+        (Tls(key=cert, certificate=cert), "PRIVATE KEY"),
+        (Tls(key=key, certificate=key), "CERTIFICATE"),
+    ):
+        with pytest.raises(StageError, match=rf"the TLS file \S+.pem is no PEM: it must hold a line -----BEGIN {kind}"):
+            ask(swapped)
 
 
 # The command.
@@ -587,6 +639,14 @@ def test_the_command_tells_about_model_and_text(query: Callable[..., tuple[int, 
     assert json.loads(query("--status", "--json")[1])[1] == {"version": 2, "state": "AVAILABLE", "error": ""}
 
 
+def test_no_signature_is_asked_for_while_no_version_is_ready(
+    server: Server, monkeypatch: pytest.MonkeyPatch, query: Callable[..., tuple[int, bytes, str]]
+) -> None:
+    monkeypatch.setattr(Client, "status", lambda _: [Version(1, "LOADING", ""), Version(2, "END", "no such file")])
+    told = b"version 1: LOADING\nversion 2: END no such file\n"
+    assert query("--status", "--label", "none") == (0, told, "")
+
+
 MISTAKES = [
     (["--length", "5000", "--no-stream"], 1, "refuses: the length must be 0 to 4096, got 5000"),
     (["--model", "book"], 1, "serves no model 'book'"),
@@ -597,8 +657,13 @@ MISTAKES = [
     (["--tls-key", "key.pem"], 2, "a client's key and certificate go together: give both or neither"),
     (["--tls-root", "none.pem"], 1, "the TLS file none.pem cannot be read: No such file or directory"),
     (["--timeout", "nan"], 2, "'timeout': input should be a finite number, got nan"),
-    (["--temperature", "nan"], 2, "nan is no --temperature"),
-    (["--top-p", "1.5"], 2, "1.5 is not in the range 0<=x<=1"),
+    (["--status", "--version", "7"], 1, "has no version 7; there are: 1 (AVAILABLE), 2 (AVAILABLE)"),
+    (["--status", "--label", "none", "--json"], 1, "has no label 'none'"),
+    (["--temperature", "nan"], 2, "--temperature must be a finite number, got nan"),
+    (["--temperature", "inf"], 2, "--temperature must be a finite number, got inf"),
+    (["--temperature", "1e300"], 2, "'temperature': overflow encountered in cast, got 1e+300"),
+    (["--top-p", "0"], 2, "0.0 is not in the range 0<x<=1"),
+    (["--top-p", "1.5"], 2, "1.5 is not in the range 0<x<=1"),
 ]
 
 

@@ -12,11 +12,13 @@ import pytest
 import served_models
 import serving
 from served_models import LIMITS, Exported, Model, Row, Slow, random_model, written_slowly
+from serving_stand_in import Loaded
 
 from common.errors import StageError
 from export import query
 from export.client import Client, Generated
 from export.saved_model import MADE_FROM
+from export.signatures import INPUTS
 from pipeline.vocab import Vocab
 
 ROOT = Path(__file__).parent.parent.parent
@@ -241,6 +243,15 @@ def test_info_tells_what_the_model_is(model: Exported) -> None:
 # The client, over a server.
 
 
+def test_the_fake_model_has_the_signatures_of_an_export(tiny: Exported, fake: Path) -> None:
+    def types(files: Loaded, name: str) -> list[dict[str, int]]:
+        sides = (files.signatures[name].inputs, files.signatures[name].outputs)
+        return [{alias: info.dtype for alias, info in side.items()} for side in sides]
+
+    stands_in = Loaded(fake / "1")
+    assert {name: types(stands_in, name) for name in INPUTS} == {name: types(tiny.files, name) for name in INPUTS}
+
+
 @pytest.fixture(scope="module")
 def client(model: Exported) -> Iterator[Client]:
     with serving.served(model.base, model.base.name) as server, Client(*server) as client:
@@ -306,6 +317,14 @@ def test_a_stream_is_the_text_of_one_call(model: Exported, client: Client, rng: 
         assert b"".join(drawn) == whole.text_bytes, row
         assert "".join(client.stream(prompt, length, piece=piece, **sampling(row))) == whole.text
     assert stopped
+
+
+@of_documents
+@pytest.mark.parametrize(("stop", "message"), [("o" * 70, "stop: at most 64 characters"), ("q", "stop: 'q' is not")])
+def test_a_stream_refuses_what_one_call_refuses(client: Client, stop: str, message: str) -> None:
+    for ask in (client.generate, client.continue_, lambda **settings: list(client.stream(**settings))):
+        with pytest.raises(StageError, match=f"refuses: {message}"):
+            ask(length=5, stop=stop)
 
 
 @of_documents
