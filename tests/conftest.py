@@ -1,5 +1,6 @@
 """TensorFlow is set up once for all tests: two logical CPUs, so that two replicas run on any machine."""
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +17,9 @@ with console.hushed():
 
 import serving
 import tiny_data
+
+# What a shell starts in the background ignores Ctrl-C, and so does what that starts; but tests send it to processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
