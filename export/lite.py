@@ -7,10 +7,12 @@ devices/NAME/float32.tflite, float16.tflite, int8-dynamic.tflite, int8-full.tfli
                                vocab.json inside (export.lite_file)
 devices/NAME/model.json        what they were made from, and of each its size, SHA-256 and quality
 devices/NAME/report.json       the figures of the table that the export prints
+devices/NAME/neurons.json      a person's own, for the page: kept when the others are made anew
 """
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,7 +27,7 @@ from common import console
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, sha256_file, whole_folder, write_json
 from common.machine import processor
-from export.lite_file import seal
+from export.lite_file import NEURONS, seal
 from export.lite_graph import PRECISIONS, convert
 from export.lite_quality import LANES, LENGTH, Quality, Text, lanes, measure, reader, samples
 from export.lite_runner import LiteModel
@@ -89,6 +91,8 @@ def export_lite(folder: Path, out: Path, wanted: Wanted, data: Path | None, forc
         report = judge(partial, model, wanted, held_out)
         write_json(partial / "report.json", report)
         write_json(partial / "model.json", {**origin, "files": _files(partial, report)})
+        if (out / NEURONS).is_file():
+            shutil.copyfile(out / NEURONS, partial / NEURONS)
     console.out.print(table(out, report, run.vocab.unit))
     console.out.print(f"{out}: step {chosen.step} of {folder}, {', '.join(wanted.precisions)}; builtin ops only")
 

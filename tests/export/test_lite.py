@@ -226,7 +226,11 @@ def test_the_limits_are_those_that_are_told(run: Path, tmp_path: Path, monkeypat
     monkeypatch.setitem(lite.LIMITS, "float32", -1.0)
     with pytest.raises(StageError, match="at most -1 is allowed: say --allow float32="):
         export_lite(run, tmp_path / "out", Wanted(("float32",)), data=None, force=False)
-    export_lite(run, tmp_path / "out", Wanted(("float32",), {"float32": 0.01}), data=None, force=False)
+    loose = Wanted(("float32",), {"float32": 0.01})
+    export_lite(run, tmp_path / "out", loose, data=None, force=False)
+    (tmp_path / "out" / "neurons.json").write_text("a person's own")
+    export_lite(run, tmp_path / "out", loose, data=None, force=True)
+    assert (tmp_path / "out" / "neurons.json").read_text() == "a person's own"
 
 
 def test_a_file_that_gives_no_number_is_refused(run: Path, tmp_path: Path) -> None:

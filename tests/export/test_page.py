@@ -84,7 +84,9 @@ def test_the_same_page_is_not_made_again_and_another_is_refused(
     one, out = device(tmp_path / "one", "float32"), tmp_path / "site"
     export_page([one], out, force=False)
     first = (out / "build.js").read_bytes()
+    (out / "CNAME").write_text("a user's own")
     export_page([one], out, force=False)
+    assert (out / "CNAME").read_text() == "a user's own"
     assert "is already made from the same files" in capsys.readouterr().err
     (one / "float32.tflite").write_bytes(seal(b"other weights", {"format_version": 1, "weights_sha256": "one"}))
     with pytest.raises(StageError, match=r"site is full: another page lies there; give another --out or --force$"):
