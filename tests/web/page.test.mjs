@@ -337,7 +337,11 @@ test("a link brings back all that was set, and the text", async () => {
     await page.locator("#neurons input").nth(3).check();
     await page.click("#write");
     await says(page, "Done.");
-    [shared, written, colours] = [page.url(), await text(page), await painted(page)];
+    await page.click("#share");
+    await says(page, "The link is copied.");
+    shared = await page.evaluate(() => navigator.clipboard.readText());
+    [written, colours] = [await text(page), await painted(page)];
+    await soon(async () => assert.equal(page.url(), shared)); // the address follows
     assert.notEqual(await text(page, 1), written);
   });
   await on(
@@ -352,6 +356,31 @@ test("a link brings back all that was set, and the text", async () => {
     { hash: new URL(shared).hash },
   );
 });
+
+test("an address that the browser does not let change stops nothing", () =>
+  on(
+    async (page) => {
+      for (let step = 0; step < 40; step++) await slide(page, "temperature", step / 20);
+      await slide(page, "temperature", 0);
+      await page.click("#write");
+      await says(page, "Done.");
+      assert.equal(await text(page), cases.greedy.text);
+      await page.waitForTimeout(600);
+      const tries = await page.evaluate(() => window.tries);
+      assert.ok(tries >= 1 && tries < 15, `${tries} tries`);
+    },
+    {
+      hash: link({ prompt: "The " }),
+      prepare: (page) =>
+        page.addInitScript(() => {
+          window.tries = 0;
+          history.replaceState = () => {
+            window.tries += 1;
+            throw new Error("refused");
+          };
+        }),
+    },
+  ));
 
 test("two temperatures stand side by side, and each writes its own text", () =>
   on(

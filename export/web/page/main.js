@@ -8,6 +8,7 @@ import { find } from "./dom.js";
 import { Neurons } from "./neurons.js";
 import { keep } from "./offline.js";
 import { Pane } from "./pane.js";
+import { toHash } from "./share.js";
 import { Shelf, megabytes } from "./shelf.js";
 import { Vocab } from "./vocab.js";
 import { Writer } from "./writer.js";
@@ -197,6 +198,11 @@ async function point(text, at, span, key) {
   if (span.classList.contains("here")) card.show(span, vocab, id, activity, expected, key); // else it is too late
 }
 
+/** The address that brings back what is set. */
+function link() {
+  return new URL(toHash(settings) || "#", location.href).href;
+}
+
 /**
  * @param {string} text
  * @param {string} what
@@ -231,7 +237,7 @@ function listen() {
     work(active().map((writer) => writer.goOn(writer.length + settings.length)), "Writing …");
   });
   find("copy", HTMLButtonElement).addEventListener("click", () => copy(writers[0].pane.text, "The text"));
-  find("share", HTMLButtonElement).addEventListener("click", () => copy(location.href, "The link"));
+  find("share", HTMLButtonElement).addEventListener("click", () => copy(link(), "The link"));
 }
 
 async function start() {
