@@ -474,6 +474,26 @@ test("once opened, it works without a network, and says so", () =>
     { hash: link({ prompt: "The ", temperature: 0, written: 1 }) },
   ));
 
+test("a file that was kept damaged is fetched once more, and kept whole", () =>
+  on(
+    async (page) => {
+      const kept = (change) =>
+        page.evaluate(async (change) => {
+          const cache = await caches.open((await caches.keys())[0]);
+          const request = (await cache.keys()).find(({ url }) => url.endsWith(".tflite"));
+          if (change) await cache.put(request, new Response("damaged"));
+          return (await (await cache.match(request)).arrayBuffer()).byteLength;
+        }, change);
+      const size = await kept(false);
+      assert.equal(await kept(true), 7);
+      await page.reload();
+      await says(page, "Done.");
+      assert.equal(await text(page), cases.greedy.text);
+      assert.equal(await kept(false), size);
+    },
+    { hash: link({ prompt: "The ", temperature: 0, written: 1 }) },
+  ));
+
 test("any static host and any path will do", async () => {
   const types = { ".js": "text/javascript", ".html": "text/html", ".css": "text/css", ".wasm": "application/wasm", ".svg": "image/svg+xml" };
   const host = createServer((request, response) => {
