@@ -304,9 +304,13 @@ test("a bar that is chosen is written, the text goes on from it, and a link repe
     await says(page, "The link is copied.");
     shared = await page.evaluate(() => navigator.clipboard.readText());
   });
-  await on(async (page) => assert.equal((await text(page)).slice(0, 36), written.slice(0, 36)), {
-    hash: new URL(shared).hash.replace("length=30", "length=32"),
-  });
+  await on(
+    async (page) => {
+      assert.equal(await text(page), written);
+      assert.deepEqual(await page.locator(".pane").evaluateAll((panes) => panes.map((pane) => pane.querySelectorAll(".chosen").length)), [1, 0]);
+    },
+    { hash: `${new URL(shared).hash}&beside=0.8` },
+  );
 });
 
 test("a character chosen while the text streams takes the place of what would have come", () =>

@@ -8,7 +8,7 @@ import { find } from "./dom.js";
 import { Neurons } from "./neurons.js";
 import { keep } from "./offline.js";
 import { Pane } from "./pane.js";
-import { toHash } from "./share.js";
+import { RANGES, toHash } from "./share.js";
 import { Shelf, megabytes } from "./shelf.js";
 import { Vocab } from "./vocab.js";
 import { Writer } from "./writer.js";
@@ -118,7 +118,8 @@ async function begin(writer, length) {
     prompt.ariaInvalid = "true";
     return;
   }
-  await writer.begin(wanted, settings.chosen, length && wanted.ids.length + length);
+  const chosen = writer === writers[0] ? settings.chosen : []; // the bars are the first text's
+  await writer.begin(wanted, chosen, length && wanted.ids.length + length);
 }
 
 /** The texts that are to be seen. */
@@ -198,9 +199,12 @@ async function point(text, at, span, key) {
   if (span.classList.contains("here")) card.show(span, vocab, id, activity, expected, key); // else it is too late
 }
 
-/** The address that brings back what is set. */
+/** The address that brings back what is set, with a text as long as this one has become. */
 function link() {
-  return new URL(toHash(settings) || "#", location.href).href;
+  const [{ written, ended }] = writers;
+  const reached = written && !ended ? written : Math.max(written, settings.length);
+  const hash = toHash({ ...settings, length: Math.min(reached, RANGES.length[1]) });
+  return new URL(hash || "#", location.href).href;
 }
 
 /**
