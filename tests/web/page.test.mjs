@@ -313,6 +313,20 @@ test("a bar that is chosen is written, the text goes on from it, and a link repe
   );
 });
 
+test("what an address has chosen is written if the model has it, and not by another model", () =>
+  on(
+    async (page) => {
+      const written = await text(page);
+      assert.equal(await page.locator(".text .chosen").count(), 1);
+      assert.equal(written.slice(0, 7), `${cases.greedy.text.slice(0, 6)}A`);
+      await page.selectOption("#model", "names");
+      await soon(async () => assert.notEqual(await text(page), written));
+      await says(page, /Done|ended/);
+      assert.equal(await page.locator(".text .chosen").count(), 0);
+    },
+    { hash: link({ prompt: "The ", temperature: 0, length: 20, chosen: "4.256-6.65", written: 1 }) },
+  ));
+
 test("a character chosen while the text streams takes the place of what would have come", () =>
   on(
     async (page) => {

@@ -75,6 +75,7 @@ function changed() {
 async function open(name, precision) {
   const turn = ++turns;
   const { model, file } = shelf.take(name, precision);
+  if (settings.model && settings.model !== model.name) settings.chosen = [];
   Object.assign(settings, { model: model.name, precision: file.precision });
   for (const writer of writers) writer.stop();
   ready = writing = false;
@@ -83,6 +84,7 @@ async function open(name, precision) {
   status.textContent = `Opening ${model.name}, ${file.precision}, ${megabytes(file.size)} …`;
   try {
     vocab = new Vocab(model.vocab);
+    settings.chosen = settings.chosen.filter(([, id]) => id < vocab.size); // an address may say anything
     const { sha256, size } = file;
     const url = new URL(file.url, document.baseURI).href;
     const shape = await engine.call("open", { url, sha256, size, vocabulary: vocab.size, endId: vocab.endId });
