@@ -414,6 +414,19 @@ test("two temperatures stand side by side, and each writes its own text", () =>
     { hash: link({ prompt: "The ", ...cases.sampled.options, length: 300, beside: 0, written: 1 }) },
   ));
 
+test("a text that comes to stand beside another is as long, and of the same beginning", () =>
+  on(
+    async (page) => {
+      await page.check("#compare");
+      await soon(async () => assert.equal(Array.from(await text(page, 1)).length, 34));
+      await page.uncheck("#compare");
+      await type(page, "The cat");
+      await page.check("#compare");
+      await soon(async () => assert.equal(await text(page, 1), "The cat"));
+    },
+    { hash: link({ prompt: "The ", temperature: 1, top_k: 2, length: 30, written: 1 }) },
+  ));
+
 test("it stops, and goes on, as if it had not stopped", () =>
   on(
     async (page) => {

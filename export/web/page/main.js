@@ -40,6 +40,7 @@ const writers = [0, 1].map((text) => {
 let vocab;
 let ready = false; // a model is open
 let writing = false;
+let compared = false; // the second text goes with the first
 let turns = 0; // of opening and of work: what an earlier one has still to say does not count
 
 /** @param {unknown} error */
@@ -59,12 +60,13 @@ function enable() {
 /** Shows what is set, and what follows from it. */
 function changed() {
   controls.show();
-  const [left, right] = writers;
-  right.pane.root.hidden = settings.beside === null;
+  writers[1].pane.root.hidden = settings.beside === null;
   for (const [text, { pane }] of writers.entries()) pane.name(`Temperature ${controls.sampling(text).temperature}`);
   if (!ready || writing) return;
   engine.call("next", { text: 0, sampling: controls.sampling(0) }).then((next) => bars.show(next), fail);
-  if (settings.beside !== null && !right.length && left.length) work([begin(right, 0)], "");
+  const before = compared;
+  const [{ written }, right] = active();
+  if (right && !before) work([begin(right, written)], written ? "Writing …" : "");
 }
 
 /**
@@ -124,9 +126,10 @@ async function begin(writer, length) {
   await writer.begin(wanted, chosen, length && wanted.ids.length + length);
 }
 
-/** The texts that are to be seen. */
+/** The texts that are to be seen, and to be worked at. */
 function active() {
-  return settings.beside === null ? writers.slice(0, 1) : writers;
+  compared = settings.beside !== null;
+  return compared ? writers : writers.slice(0, 1);
 }
 
 /** Reads what is typed. */
