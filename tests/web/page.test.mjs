@@ -580,6 +580,34 @@ test("a file that is missing, cut short, changed or of no model is told by name"
   assert.match(await told(answer(flip)), /\.tflite is broken, or of another model: its checksum is not the one/);
 });
 
+test("after an error of the engine it can write again", () =>
+  on(
+    async (page) => {
+      await page.fill("#length", "900");
+      await page.click("#write");
+      await page.locator("#problem:visible").waitFor();
+      assert.equal(await page.textContent("#problem"), "no memory is left.");
+      assert.equal(await page.textContent("#write"), "Write");
+      await page.fill("#length", "500");
+      await page.click("#write");
+      await says(page, "Done.");
+      assert.equal(await text(page), cases.greedy.text);
+      assert.equal(await page.locator("#problem:visible").count(), 0);
+    },
+    {
+      hash: link({ prompt: "The ", temperature: 0 }),
+      context: { serviceWorkers: "block" },
+      prepare: (page) =>
+        page.route("**/text.js", async (route) => {
+          const body = await (await route.fetch()).text();
+          const broken = "async write(sampling, seed, choice) { if (this.ids.length > 600) throw new Error('no memory is left');";
+          const changed = body.replace(/async write\(.*\) \{/, broken);
+          assert.notEqual(changed, body);
+          await route.fulfill({ body: changed, contentType: "text/javascript" });
+        }),
+    },
+  ));
+
 test("a vocabulary of another model is told", async () => {
   const problem = await told((page) =>
     page.route("**/models.json", async (route) => {

@@ -165,6 +165,7 @@ async function work(texts, told) {
   const turn = ++turns;
   writing = told === "Writing …";
   if (told) status.textContent = told;
+  problem.hidden = true;
   enable();
   controls.show();
   try {
@@ -177,6 +178,9 @@ async function work(texts, told) {
     neurons.rank(await engine.call("ranked", { text: 0 }));
   } catch (error) {
     if (turn === turns) fail(error);
+  } finally {
+    if (turn === turns) writing = false;
+    enable();
   }
 }
 

@@ -98,7 +98,7 @@ export class Writer {
   /** @param {() => Promise<void>} change */
   #edit(change) {
     this.ended = false;
-    this.edits = this.edits.then(change).then(() => {
+    this.edits = this.edits.catch(() => {}).then(change).then(() => {
       this.since = { time: performance.now(), length: this.length };
     });
     this.running ??= this.#run().finally(() => {
