@@ -74,7 +74,8 @@ def read_model(folder: Path) -> dict[str, Any]:
         ) from None
     name, files = folder.resolve().name, []
     for precision, (path, bits) in listed.items():
-        if unseal(path)[1]["weights_sha256"] != about["weights_sha256"]:
+        sealed = unseal(path)[1]
+        if any(sealed.get(field) != about.get(field) for field in ("weights_sha256", "vocab")):
             raise StageError(f"{path} is of another model than {folder / 'model.json'}: export it again")
         url, size = f"models/{name}/{path.name}", path.stat().st_size
         files.append({"precision": precision, "bits": bits, "url": url, "size": size, "sha256": sha256_file(path)})
