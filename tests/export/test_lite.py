@@ -210,6 +210,29 @@ def test_a_file_of_another_model_is_not_passed(run: Path, devices: Path) -> None
         prove(devices / "float32.tflite", other)
 
 
+def test_a_carry_of_prefill_and_a_number_that_are_not_the_steps_are_not_passed(
+    run: Path, devices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, read, window = LiteModel.step, LiteModel.read, 16
+
+    def other_carry(self: LiteModel, ids: Any, carry: Any) -> Any:
+        assert len(ids) > window
+        logits_V, after = read(self, ids, carry)
+        return logits_V, after + 0.001
+
+    def no_number(self: LiteModel, token: int, carry: Any) -> Any:
+        logits_V, after = step(self, token, carry)
+        return (logits_V * np.nan if not carry.any() else logits_V), after
+
+    with monkeypatch.context() as patched, pytest.raises(StageError, match="leaves another carry than its steps do"):
+        patched.setattr(LiteModel, "read", other_carry)
+        prove(devices / "float32.tflite", load(run))
+    for precision in ("float32", "int8-full"):
+        with monkeypatch.context() as patched, pytest.raises(StageError, match="logits differ by nan"):
+            patched.setattr(LiteModel, "step", no_number)  # the first alone
+            prove(devices / f"{precision}.tflite", load(run))
+
+
 def test_what_loses_too_much_is_refused_and_nothing_is_left(run: Path, tmp_path: Path) -> None:
     strict = Wanted(("float32", "int8-dynamic"), {"int8-dynamic": -1.0})
     message = (
