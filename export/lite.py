@@ -76,6 +76,7 @@ def export_lite(folder: Path, out: Path, wanted: Wanted, data: Path | None, forc
     if not force:
         _check_there(out, wanted)
         if already_made(out, "model.json", origin, "another --out"):
+            _check_files(out)
             return
     data, manifest = checkpoint.data_of(run, data)
     held_out = lanes(data, manifest, "test" if "test" in manifest.splits else "val", LANES, LENGTH)
@@ -185,6 +186,15 @@ def _check_there(out: Path, wanted: Wanted) -> None:
         raise StageError(
             f"{out} has {', '.join(held)}, not {missing[0]}: give --force to make all anew, or another --out"
         )
+
+
+def _check_files(out: Path) -> None:
+    """Raises StageError where a file of `out` is gone, or is not as model.json has it."""
+    for one in (read_made_from(out / "model.json") or {}).get("files", {}).values():
+        path = out / one["file"]
+        if not path.is_file() or sha256_file(path) != one["sha256"]:
+            wrong = "is damaged" if path.is_file() else "is gone"
+            raise StageError(f"{path} {wrong}: give --force to make all anew, or another --out")
 
 
 def _files(folder: Path, report: dict[str, Any]) -> dict[str, Any]:

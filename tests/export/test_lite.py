@@ -297,6 +297,12 @@ def test_a_full_folder_is_refused_and_the_same_model_is_not_made_again(
     about = devices / "model.json"
     whole = json.loads(about.read_text())
     other = shutil.copytree(devices, tmp_path / "other")
+    (other / "float16.tflite").write_bytes(b"half of it")
+    with pytest.raises(StageError, match=r"other/float16\.tflite is damaged: give --force to make all anew, or"):
+        export_lite(run, other, EVERY, data=None, force=False)
+    (other / "float16.tflite").unlink()
+    with pytest.raises(StageError, match=r"other/float16\.tflite is gone: give --force to make all anew, or another"):
+        export_lite(run, other, EVERY, data=None, force=False)
     (other / "model.json").write_text(json.dumps({**whole, "step": 1}))
     with pytest.raises(StageError, match=r"other is full: another model lies there; give another --out or --force$"):
         export_lite(run, other, EVERY, data=None, force=False)
