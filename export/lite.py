@@ -7,10 +7,12 @@ devices/NAME/float32.tflite, float16.tflite, int8-dynamic.tflite, int8-full.tfli
                                vocab.json inside (export.lite_file)
 devices/NAME/model.json        what they were made from, and of each its size, SHA-256 and quality
 devices/NAME/report.json       the figures of the table that the export prints
+devices/NAME/neurons.json      a person's own, for the page: kept when the others are made anew
 """
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,11 +27,11 @@ from common import console
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, sha256_file, whole_folder, write_json
 from common.machine import processor
-from export.lite_file import seal
+from export.lite_file import NEURONS, seal
 from export.lite_graph import PRECISIONS, convert
 from export.lite_quality import LANES, LENGTH, Quality, Text, lanes, measure, reader, samples
 from export.lite_runner import LiteModel
-from export.made import already_made, check_logits, known, made_from, read_made_from
+from export.made import LOGITS_TOLERANCE, already_made, check_logits, known, made_from, read_made_from
 from trainers import checkpoint
 from trainers.model import CharRNN
 
@@ -74,6 +76,7 @@ def export_lite(folder: Path, out: Path, wanted: Wanted, data: Path | None, forc
     if not force:
         _check_there(out, wanted)
         if already_made(out, "model.json", origin, "another --out"):
+            _check_files(out)
             return
     data, manifest = checkpoint.data_of(run, data)
     held_out = lanes(data, manifest, "test" if "test" in manifest.splits else "val", LANES, LENGTH)
@@ -89,23 +92,29 @@ def export_lite(folder: Path, out: Path, wanted: Wanted, data: Path | None, forc
         report = judge(partial, model, wanted, held_out)
         write_json(partial / "report.json", report)
         write_json(partial / "model.json", {**origin, "files": _files(partial, report)})
+        if (out / NEURONS).is_file():
+            shutil.copyfile(out / NEURONS, partial / NEURONS)
     console.out.print(table(out, report, run.vocab.unit))
     console.out.print(f"{out}: step {chosen.step} of {folder}, {', '.join(wanted.precisions)}; builtin ops only")
 
 
 def prove(path: Path, model: CharRNN) -> None:
-    """Raises StageError unless a file gives the same by `prefill` as by `step`, and in float32 the model's logits."""
+    """Raises StageError unless a file gives numbers, the same by `prefill` as by `step`, and in float32 the model's."""
     lite = LiteModel(path)
-    ids_T = lite.vocab.prompt_ids(known(PROBE, lite.vocab)).astype(np.int32)
+    probe = lite.vocab.prompt_ids(known(PROBE, lite.vocab)).astype(np.int32)
+    ids_T = np.resize(probe, max(len(probe), 2 * lite.window + 1))  # again and again: `prefill`, twice, and a step
     logits_1xTxV, _ = reader(model, lite.vocab.end_id, len(ids_T))(tf.constant(ids_T[None]), model.initial_carry(1))
-    carry, difference = lite.initial_carry(), 0.0
+    carry, differences = lite.initial_carry(), []
     for token, expected_V in zip(ids_T.tolist(), logits_1xTxV[0].numpy(), strict=True):
         logits_V, carry = lite.step(token, carry)
-        difference = max(difference, float(np.max(np.abs(logits_V - expected_V))))
-    if path.stem == "float32":
-        check_logits(difference, f"the written {path.name}")
-    at_once_V, _ = lite.read(ids_T, lite.initial_carry())
+        differences.append(np.abs(logits_V - expected_V))
+    most = float(np.max(differences))  # of which one that is no number makes none
+    if path.stem == "float32" or not np.isfinite(most):
+        check_logits(most, f"the written {path.name}")
+    at_once_V, after = lite.read(ids_T, lite.initial_carry())
     check_logits(float(np.max(np.abs(at_once_V - logits_V))), f"the prefill of the written {path.name}")
+    if not np.allclose(after, carry, rtol=0, atol=LOGITS_TOLERANCE):
+        raise StageError(f"the prefill of the written {path.name} leaves another carry than its steps do")
 
 
 def judge(folder: Path, model: CharRNN, wanted: Wanted, text: Text) -> dict[str, Any]:
@@ -177,6 +186,15 @@ def _check_there(out: Path, wanted: Wanted) -> None:
         raise StageError(
             f"{out} has {', '.join(held)}, not {missing[0]}: give --force to make all anew, or another --out"
         )
+
+
+def _check_files(out: Path) -> None:
+    """Raises StageError where a file of `out` is gone, or is not as model.json has it."""
+    for one in (read_made_from(out / "model.json") or {}).get("files", {}).values():
+        path = out / one["file"]
+        if not path.is_file() or sha256_file(path) != one["sha256"]:
+            wrong = "is damaged" if path.is_file() else "is gone"
+            raise StageError(f"{path} {wrong}: give --force to make all anew, or another --out")
 
 
 def _files(folder: Path, report: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from common.errors import StageError
 
 ABOUT = "vocab.json"
+NEURONS = "neurons.json"  # beside the files, where a person has written it: the page shows it
 FORMAT_VERSION = 1
 
 

@@ -20,13 +20,13 @@ from typing import Any
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, sha256_file, whole_folder, write_json
-from export.lite_file import unseal
+from common.files import check_replaceable, sha256_file, whole_folder
+from export.lite_file import NEURONS, unseal
 from pipeline.vocab import Vocab
 
 WEB = Path(__file__).parent / "web"
 PAGE, PACKAGES = WEB / "page", WEB / "node_modules"
-MODELS = "models.json"
+MODELS, BUILD = "models.json", "build.js"
 RUNTIME = ("litert_wasm_internal", "litert_wasm_compat_internal")  # one thread; the second without relaxed SIMD
 TYPES = {".js": "text/javascript", ".wasm": "application/wasm", ".tflite": "application/octet-stream"}
 HOST = "localhost"
@@ -40,7 +40,8 @@ def export_page(folders: Sequence[Path], out: Path, force: bool) -> None:
 def write_page(folders: Sequence[Path], out: Path, force: bool) -> list[dict[str, Any]]:
     """Writes the folder `out` for the models of `folders`. Gives what the page is told of them.
 
-    Raises UsageError where two of them have one name, StageError where one holds no model, where `out` is full of
+    A page of the same files that lies there is left as it is, with what a user has put beside them, unless `force` is
+    set. Raises UsageError where two models have one name, StageError where one holds no model, where `out` is full of
     something else (another page gives way to `force`), and where there is no npm to fetch the runtime with.
     """
     names = [folder.resolve().name for folder in folders]
@@ -48,27 +49,16 @@ def write_page(folders: Sequence[Path], out: Path, force: bool) -> list[dict[str
         raise UsageError(f"models need names of their own on the page, got {', '.join(names)}: rename a folder")
     models = [read_model(folder) for folder in folders]
     check_replaceable(out, MODELS, "a page")
-    with console.err.status(f"writing {out}"), whole_folder(out, replace=True) as partial:
-        shutil.copytree(PAGE, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.d.ts"))
-        litert = packages() / "@litertjs"
-        _copy_glue(litert, partial / "litert")
-        shell = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
-        for name in RUNTIME:  # a browser keeps the one that it takes
-            for kind in (".js", ".wasm"):
-                shutil.copyfile(litert / "core" / "wasm" / (name + kind), partial / "litert" / (name + kind))
-        for folder, model in zip(folders, models, strict=True):
-            (partial / "models" / model["name"]).mkdir(parents=True)
-            for file in model["files"]:
-                shutil.copyfile(folder / Path(file["url"]).name, partial / file["url"])
-        write_json(partial / MODELS, {"format_version": 1, "models": models})
-        build = _build(partial)
-        text = f"self.BUILD = {json.dumps({'id': build, 'shell': ['./', *shell, MODELS]}, indent=2)};\n"
-        (partial / "build.js").write_text(text, encoding="utf-8")
-        if out.exists() and any(out.iterdir()):
-            if (out / "build.js").is_file() and (out / "build.js").read_text(encoding="utf-8") == text:
-                console.note(f"{out} is already made from the same files")
-            elif not force:
-                raise StageError(f"{out} is full: another page lies there; give another --out or --force")
+    files = _files(folders, models)
+    if not force and out.exists() and any(out.iterdir()):
+        if not (out / BUILD).is_file() or (out / BUILD).read_bytes() != files[BUILD]:
+            raise StageError(f"{out} is full: another page lies there; give another --out or --force")
+        console.note(f"{out} is already made from the same files")
+        return models
+    with console.err.status(f"writing {out}"), whole_folder(out, replace=force) as partial:
+        for name, content in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(content)
     return models
 
 
@@ -84,7 +74,8 @@ def read_model(folder: Path) -> dict[str, Any]:
         ) from None
     name, files = folder.resolve().name, []
     for precision, (path, bits) in listed.items():
-        if unseal(path)[1]["weights_sha256"] != about["weights_sha256"]:
+        sealed = unseal(path)[1]
+        if any(sealed.get(field) != about.get(field) for field in ("weights_sha256", "vocab")):
             raise StageError(f"{path} is of another model than {folder / 'model.json'}: export it again")
         url, size = f"models/{name}/{path.name}", path.stat().st_size
         files.append({"precision": precision, "bits": bits, "url": url, "size": size, "sha256": sha256_file(path)})
@@ -147,19 +138,34 @@ def serve(folder: Path, port: int) -> None:
         serving.serve_forever()
 
 
-def _copy_glue(litert: Path, to: Path) -> None:
+def _files(folders: Sequence[Path], models: list[dict[str, Any]]) -> dict[str, bytes]:
+    """All files of the page, by their paths in it."""
+    litert = packages() / "@litertjs"
+    sources = [path for path in PAGE.rglob("*") if path.is_file() and not path.name.endswith(".d.ts")]
+    files = {path.relative_to(PAGE).as_posix(): path.read_bytes() for path in sources} | _glue(litert)
+    shell = sorted(files)
+    for name in (name + kind for name in RUNTIME for kind in (".js", ".wasm")):  # a browser keeps the one that it takes
+        files[f"litert/{name}"] = (litert / "core" / "wasm" / name).read_bytes()
+    for folder, model in zip(folders, models, strict=True):
+        files |= {file["url"]: (folder / Path(file["url"]).name).read_bytes() for file in model["files"]}
+    listed = json.dumps({"format_version": 1, "models": models}, indent=2, ensure_ascii=False)
+    files[MODELS] = f"{listed}\n".encode()
+    build = {"id": _hash(files), "shell": ["./", *shell, MODELS]}
+    return files | {BUILD: f"self.BUILD = {json.dumps(build, indent=2)};\n".encode()}
+
+
+def _glue(litert: Path) -> dict[str, bytes]:
     """What of the runtime is JavaScript for whichever wasm."""
-    core = (litert / "core" / "dist" / "index.js").read_text(encoding="utf-8")
+    core = (litert / "core" / "dist" / "index.js").read_bytes()
     # A browser finds no package by its name: import maps must stand in the page itself, which its policy forbids.
-    here = core.replace('"@litertjs/wasm-utils"', '"./wasm-utils.js"')
-    to.mkdir(exist_ok=True)
-    (to / "core.js").write_text(here, encoding="utf-8")
-    shutil.copyfile(litert / "wasm-utils" / "dist" / "index.js", to / "wasm-utils.js")
+    here = core.replace(b'"@litertjs/wasm-utils"', b'"./wasm-utils.js"')
+    utils = (litert / "wasm-utils" / "dist" / "index.js").read_bytes()
+    return {"litert/core.js": here, "litert/wasm-utils.js": utils}
 
 
 def _neurons(folder: Path) -> list[dict[str, Any]]:
     """Of neurons.json, where somebody has looked for neurons that mean something: layer and unit, from 1, and about."""
-    path = folder / "neurons.json"
+    path = folder / NEURONS
     if not path.is_file():
         return []
     try:
@@ -169,10 +175,9 @@ def _neurons(folder: Path) -> list[dict[str, Any]]:
         raise StageError(f"{path} is no list of neurons: {error}; see BUILD.md, or remove it") from None
 
 
-def _build(folder: Path) -> str:
-    """A hash of all files below a folder, with their names."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{sha256_file(path)}  {path.relative_to(folder)}\n" for path in files]
+def _hash(files: dict[str, bytes]) -> str:
+    """A hash of files, with their names."""
+    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 

@@ -210,6 +210,29 @@ def test_a_file_of_another_model_is_not_passed(run: Path, devices: Path) -> None
         prove(devices / "float32.tflite", other)
 
 
+def test_a_carry_of_prefill_and_a_number_that_are_not_the_steps_are_not_passed(
+    run: Path, devices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, read, window = LiteModel.step, LiteModel.read, 16
+
+    def other_carry(self: LiteModel, ids: Any, carry: Any) -> Any:
+        assert len(ids) > window
+        logits_V, after = read(self, ids, carry)
+        return logits_V, after + 0.001
+
+    def no_number(self: LiteModel, token: int, carry: Any) -> Any:
+        logits_V, after = step(self, token, carry)
+        return (logits_V * np.nan if not carry.any() else logits_V), after
+
+    with monkeypatch.context() as patched, pytest.raises(StageError, match="leaves another carry than its steps do"):
+        patched.setattr(LiteModel, "read", other_carry)
+        prove(devices / "float32.tflite", load(run))
+    for precision in ("float32", "int8-full"):
+        with monkeypatch.context() as patched, pytest.raises(StageError, match="logits differ by nan"):
+            patched.setattr(LiteModel, "step", no_number)  # the first alone
+            prove(devices / f"{precision}.tflite", load(run))
+
+
 def test_what_loses_too_much_is_refused_and_nothing_is_left(run: Path, tmp_path: Path) -> None:
     strict = Wanted(("float32", "int8-dynamic"), {"int8-dynamic": -1.0})
     message = (
@@ -226,7 +249,11 @@ def test_the_limits_are_those_that_are_told(run: Path, tmp_path: Path, monkeypat
     monkeypatch.setitem(lite.LIMITS, "float32", -1.0)
     with pytest.raises(StageError, match="at most -1 is allowed: say --allow float32="):
         export_lite(run, tmp_path / "out", Wanted(("float32",)), data=None, force=False)
-    export_lite(run, tmp_path / "out", Wanted(("float32",), {"float32": 0.01}), data=None, force=False)
+    loose = Wanted(("float32",), {"float32": 0.01})
+    export_lite(run, tmp_path / "out", loose, data=None, force=False)
+    (tmp_path / "out" / "neurons.json").write_text("a person's own")
+    export_lite(run, tmp_path / "out", loose, data=None, force=True)
+    assert (tmp_path / "out" / "neurons.json").read_text() == "a person's own"
 
 
 def test_a_file_that_gives_no_number_is_refused(run: Path, tmp_path: Path) -> None:
@@ -270,6 +297,12 @@ def test_a_full_folder_is_refused_and_the_same_model_is_not_made_again(
     about = devices / "model.json"
     whole = json.loads(about.read_text())
     other = shutil.copytree(devices, tmp_path / "other")
+    (other / "float16.tflite").write_bytes(b"half of it")
+    with pytest.raises(StageError, match=r"other/float16\.tflite is damaged: give --force to make all anew, or"):
+        export_lite(run, other, EVERY, data=None, force=False)
+    (other / "float16.tflite").unlink()
+    with pytest.raises(StageError, match=r"other/float16\.tflite is gone: give --force to make all anew, or another"):
+        export_lite(run, other, EVERY, data=None, force=False)
     (other / "model.json").write_text(json.dumps({**whole, "step": 1}))
     with pytest.raises(StageError, match=r"other is full: another model lies there; give another --out or --force$"):
         export_lite(run, other, EVERY, data=None, force=False)

@@ -84,9 +84,12 @@ def test_the_same_page_is_not_made_again_and_another_is_refused(
     one, out = device(tmp_path / "one", "float32"), tmp_path / "site"
     export_page([one], out, force=False)
     first = (out / "build.js").read_bytes()
+    (out / "CNAME").write_text("a user's own")
     export_page([one], out, force=False)
+    assert (out / "CNAME").read_text() == "a user's own"
     assert "is already made from the same files" in capsys.readouterr().err
-    (one / "float32.tflite").write_bytes(seal(b"other weights", {"format_version": 1, "weights_sha256": "one"}))
+    about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": "one"}
+    (one / "float32.tflite").write_bytes(seal(b"other weights", about))
     with pytest.raises(StageError, match=r"site is full: another page lies there; give another --out or --force$"):
         export_page([one], out, force=False)
     assert (out / "build.js").read_bytes() == first
@@ -120,6 +123,13 @@ def test_a_file_that_is_damaged_gone_or_of_another_model_is_refused(tmp_path: Pa
         StageError, match=r"one/float32\.tflite is of another model than .*model\.json: export it again$"
     ):
         read_model(one)
+    (one / "float32.tflite").write_bytes(whole)
+    about = json.loads((one / "model.json").read_text())
+    other = {**about, "vocab": {**about["vocab"], "symbols": about["vocab"]["symbols"][::-1]}}
+    (one / "model.json").write_text(json.dumps(other))
+    with pytest.raises(StageError, match=r"one/float32\.tflite is of another model than .*model\.json"):
+        read_model(one)
+    (one / "model.json").write_text(json.dumps(about))
     (one / "float32.tflite").write_bytes(whole[:5] + b"?" + whole[6:])
     with pytest.raises(StageError, match=r"one/float32\.tflite is damaged"):
         read_model(one)

@@ -304,10 +304,28 @@ test("a bar that is chosen is written, the text goes on from it, and a link repe
     await says(page, "The link is copied.");
     shared = await page.evaluate(() => navigator.clipboard.readText());
   });
-  await on(async (page) => assert.equal((await text(page)).slice(0, 36), written.slice(0, 36)), {
-    hash: new URL(shared).hash.replace("length=30", "length=32"),
-  });
+  await on(
+    async (page) => {
+      assert.equal(await text(page), written);
+      assert.deepEqual(await page.locator(".pane").evaluateAll((panes) => panes.map((pane) => pane.querySelectorAll(".chosen").length)), [1, 0]);
+    },
+    { hash: `${new URL(shared).hash}&beside=0.8` },
+  );
 });
+
+test("what an address has chosen is written if the model has it, and not by another model", () =>
+  on(
+    async (page) => {
+      const written = await text(page);
+      assert.equal(await page.locator(".text .chosen").count(), 1);
+      assert.equal(written.slice(0, 7), `${cases.greedy.text.slice(0, 6)}A`);
+      await page.selectOption("#model", "names");
+      await soon(async () => assert.notEqual(await text(page), written));
+      await says(page, /Done|ended/);
+      assert.equal(await page.locator(".text .chosen").count(), 0);
+    },
+    { hash: link({ prompt: "The ", temperature: 0, length: 20, chosen: "4.256-6.65", written: 1 }) },
+  ));
 
 test("a character chosen while the text streams takes the place of what would have come", () =>
   on(
@@ -337,7 +355,11 @@ test("a link brings back all that was set, and the text", async () => {
     await page.locator("#neurons input").nth(3).check();
     await page.click("#write");
     await says(page, "Done.");
-    [shared, written, colours] = [page.url(), await text(page), await painted(page)];
+    await page.click("#share");
+    await says(page, "The link is copied.");
+    shared = await page.evaluate(() => navigator.clipboard.readText());
+    [written, colours] = [await text(page), await painted(page)];
+    await soon(async () => assert.equal(page.url(), shared)); // the address follows
     assert.notEqual(await text(page, 1), written);
   });
   await on(
@@ -353,6 +375,31 @@ test("a link brings back all that was set, and the text", async () => {
   );
 });
 
+test("an address that the browser does not let change stops nothing", () =>
+  on(
+    async (page) => {
+      for (let step = 0; step < 40; step++) await slide(page, "temperature", step / 20);
+      await slide(page, "temperature", 0);
+      await page.click("#write");
+      await says(page, "Done.");
+      assert.equal(await text(page), cases.greedy.text);
+      await page.waitForTimeout(600);
+      const tries = await page.evaluate(() => window.tries);
+      assert.ok(tries >= 1 && tries < 15, `${tries} tries`);
+    },
+    {
+      hash: link({ prompt: "The " }),
+      prepare: (page) =>
+        page.addInitScript(() => {
+          window.tries = 0;
+          history.replaceState = () => {
+            window.tries += 1;
+            throw new Error("refused");
+          };
+        }),
+    },
+  ));
+
 test("two temperatures stand side by side, and each writes its own text", () =>
   on(
     async (page) => {
@@ -365,6 +412,19 @@ test("two temperatures stand side by side, and each writes its own text", () =>
       assert.equal(await page.locator(".pane:visible").count(), 1);
     },
     { hash: link({ prompt: "The ", ...cases.sampled.options, length: 300, beside: 0, written: 1 }) },
+  ));
+
+test("a text that comes to stand beside another is as long, and of the same beginning", () =>
+  on(
+    async (page) => {
+      await page.check("#compare");
+      await soon(async () => assert.equal(Array.from(await text(page, 1)).length, 34));
+      await page.uncheck("#compare");
+      await type(page, "The cat");
+      await page.check("#compare");
+      await soon(async () => assert.equal(await text(page, 1), "The cat"));
+    },
+    { hash: link({ prompt: "The ", temperature: 1, top_k: 2, length: 30, written: 1 }) },
   ));
 
 test("it stops, and goes on, as if it had not stopped", () =>
@@ -445,6 +505,26 @@ test("once opened, it works without a network, and says so", () =>
     { hash: link({ prompt: "The ", temperature: 0, written: 1 }) },
   ));
 
+test("a file that was kept damaged is fetched once more, and kept whole", () =>
+  on(
+    async (page) => {
+      const kept = (change) =>
+        page.evaluate(async (change) => {
+          const cache = await caches.open((await caches.keys())[0]);
+          const request = (await cache.keys()).find(({ url }) => url.endsWith(".tflite"));
+          if (change) await cache.put(request, new Response("damaged"));
+          return (await (await cache.match(request)).arrayBuffer()).byteLength;
+        }, change);
+      const size = await kept(false);
+      assert.equal(await kept(true), 7);
+      await page.reload();
+      await says(page, "Done.");
+      assert.equal(await text(page), cases.greedy.text);
+      assert.equal(await kept(false), size);
+    },
+    { hash: link({ prompt: "The ", temperature: 0, written: 1 }) },
+  ));
+
 test("any static host and any path will do", async () => {
   const types = { ".js": "text/javascript", ".html": "text/html", ".css": "text/css", ".wasm": "application/wasm", ".svg": "image/svg+xml" };
   const host = createServer((request, response) => {
@@ -499,6 +579,34 @@ test("a file that is missing, cut short, changed or of no model is told by name"
   assert.match(await told(answer((bytes) => bytes.subarray(0, 1000))), /\.tflite is broken: 1000 bytes came, it has \d+/);
   assert.match(await told(answer(flip)), /\.tflite is broken, or of another model: its checksum is not the one/);
 });
+
+test("after an error of the engine it can write again", () =>
+  on(
+    async (page) => {
+      await page.fill("#length", "900");
+      await page.click("#write");
+      await page.locator("#problem:visible").waitFor();
+      assert.equal(await page.textContent("#problem"), "no memory is left.");
+      assert.equal(await page.textContent("#write"), "Write");
+      await page.fill("#length", "500");
+      await page.click("#write");
+      await says(page, "Done.");
+      assert.equal(await text(page), cases.greedy.text);
+      assert.equal(await page.locator("#problem:visible").count(), 0);
+    },
+    {
+      hash: link({ prompt: "The ", temperature: 0 }),
+      context: { serviceWorkers: "block" },
+      prepare: (page) =>
+        page.route("**/text.js", async (route) => {
+          const body = await (await route.fetch()).text();
+          const broken = "async write(sampling, seed, choice) { if (this.ids.length > 600) throw new Error('no memory is left');";
+          const changed = body.replace(/async write\(.*\) \{/, broken);
+          assert.notEqual(changed, body);
+          await route.fulfill({ body: changed, contentType: "text/javascript" });
+        }),
+    },
+  ));
 
 test("a vocabulary of another model is told", async () => {
   const problem = await told((page) =>

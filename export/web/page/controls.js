@@ -6,6 +6,7 @@ import { fromHash, toHash } from "./share.js";
 /** @type {("temperature" | "top_k" | "top_p" | "seed" | "length" | "beside")[]} */
 const NUMBERS = ["temperature", "top_k", "top_p", "seed", "length", "beside"];
 const BESIDE = 1.2; // the other temperature, before anybody sets it
+const PATIENCE = 400; // milliseconds without a change before the address follows: browsers refuse a hundred in a row
 const OFF = { top_k: 0, top_p: 1 }; // what leaves everything as it is
 
 export class Controls {
@@ -13,6 +14,7 @@ export class Controls {
   constructor(changed) {
     this.settings = fromHash(location.hash);
     this.compare = find("compare", HTMLInputElement);
+    this.following = 0; // the timer
     for (const name of NUMBERS) {
       const field = find(name, HTMLInputElement);
       field.addEventListener("input", () => {
@@ -45,6 +47,14 @@ export class Controls {
     this.compare.checked = settings.beside !== null;
     find("beside-field", HTMLLabelElement).hidden = settings.beside === null;
     document.body.classList.toggle("comparing", settings.beside !== null);
-    history.replaceState(null, "", toHash(settings) || location.pathname + location.search);
+    clearTimeout(this.following);
+    this.following = window.setTimeout(() => this.#follow(), PATIENCE);
+  }
+
+  /** Has the page's address be that of what is set. */
+  #follow() {
+    try {
+      history.replaceState(null, "", toHash(this.settings) || location.pathname + location.search);
+    } catch {} // the next change tries again
   }
 }

@@ -141,21 +141,34 @@ function next(text, sampling) {
 }
 
 /**
- * The bytes of a file, as they were when the page was made.
+ * The bytes of a file, as they were when the page was made. Those that are not may have been kept so: they are fetched
+ * once more, past all that is kept.
  * @param {File} file
+ * @param {RequestCache} cache
  */
-async function fetched({ url, size, sha256 }) {
+async function fetched(file, cache = "default") {
+  const { url } = file;
   const name = url.split("/").at(-1);
-  const response = await fetch(url).catch(() => undefined);
+  const response = await fetch(url, { cache }).catch(() => undefined);
   if (!response) throw new Error(`${name} did not come: there is no network, and it has not been opened here before`);
   if (!response.ok) throw new Error(`${name} is not there (the server says ${response.status})`);
   const bytes = new Uint8Array(await response.arrayBuffer());
-  if (bytes.length !== size) throw new Error(`${name} is broken: ${bytes.length} bytes came, it has ${size}`);
+  const fault = await damage(bytes, file);
+  if (!fault) return bytes;
+  if (cache === "reload") throw new Error(`${name} is broken${fault}`);
+  return fetched(file, "reload");
+}
+
+/**
+ * What is wrong with the bytes of a file; nothing, where they are its own.
+ * @param {Uint8Array<ArrayBuffer>} bytes
+ * @param {File} file
+ */
+async function damage(bytes, { size, sha256 }) {
+  if (bytes.length !== size) return `: ${bytes.length} bytes came, it has ${size}`;
   // Browsers hash for pages of https and localhost only.
-  if (crypto.subtle && hexadecimal(await crypto.subtle.digest("SHA-256", bytes)) !== sha256) {
-    throw new Error(`${name} is broken, or of another model: its checksum is not the one that this page was made with`);
-  }
-  return bytes;
+  const other = crypto.subtle && hexadecimal(await crypto.subtle.digest("SHA-256", bytes)) !== sha256;
+  return other ? ", or of another model: its checksum is not the one that this page was made with" : "";
 }
 
 /** @param {ArrayBuffer} buffer */

@@ -8,6 +8,7 @@ import { find } from "./dom.js";
 import { Neurons } from "./neurons.js";
 import { keep } from "./offline.js";
 import { Pane } from "./pane.js";
+import { RANGES, toHash } from "./share.js";
 import { Shelf, megabytes } from "./shelf.js";
 import { Vocab } from "./vocab.js";
 import { Writer } from "./writer.js";
@@ -39,6 +40,7 @@ const writers = [0, 1].map((text) => {
 let vocab;
 let ready = false; // a model is open
 let writing = false;
+let compared = false; // the second text goes with the first
 let turns = 0; // of opening and of work: what an earlier one has still to say does not count
 
 /** @param {unknown} error */
@@ -58,12 +60,13 @@ function enable() {
 /** Shows what is set, and what follows from it. */
 function changed() {
   controls.show();
-  const [left, right] = writers;
-  right.pane.root.hidden = settings.beside === null;
+  writers[1].pane.root.hidden = settings.beside === null;
   for (const [text, { pane }] of writers.entries()) pane.name(`Temperature ${controls.sampling(text).temperature}`);
   if (!ready || writing) return;
   engine.call("next", { text: 0, sampling: controls.sampling(0) }).then((next) => bars.show(next), fail);
-  if (settings.beside !== null && !right.length && left.length) work([begin(right, 0)], "");
+  const before = compared;
+  const [{ written }, right] = active();
+  if (right && !before) work([begin(right, written)], written ? "Writing …" : "");
 }
 
 /**
@@ -74,6 +77,7 @@ function changed() {
 async function open(name, precision) {
   const turn = ++turns;
   const { model, file } = shelf.take(name, precision);
+  if (settings.model && settings.model !== model.name) settings.chosen = [];
   Object.assign(settings, { model: model.name, precision: file.precision });
   for (const writer of writers) writer.stop();
   ready = writing = false;
@@ -82,6 +86,7 @@ async function open(name, precision) {
   status.textContent = `Opening ${model.name}, ${file.precision}, ${megabytes(file.size)} …`;
   try {
     vocab = new Vocab(model.vocab);
+    settings.chosen = settings.chosen.filter(([, id]) => id < vocab.size); // an address may say anything
     const { sha256, size } = file;
     const url = new URL(file.url, document.baseURI).href;
     const shape = await engine.call("open", { url, sha256, size, vocabulary: vocab.size, endId: vocab.endId });
@@ -117,12 +122,14 @@ async function begin(writer, length) {
     prompt.ariaInvalid = "true";
     return;
   }
-  await writer.begin(wanted, settings.chosen, length && wanted.ids.length + length);
+  const chosen = writer === writers[0] ? settings.chosen : []; // the bars are the first text's
+  await writer.begin(wanted, chosen, length && wanted.ids.length + length);
 }
 
-/** The texts that are to be seen. */
+/** The texts that are to be seen, and to be worked at. */
 function active() {
-  return settings.beside === null ? writers.slice(0, 1) : writers;
+  compared = settings.beside !== null;
+  return compared ? writers : writers.slice(0, 1);
 }
 
 /** Reads what is typed. */
@@ -158,6 +165,7 @@ async function work(texts, told) {
   const turn = ++turns;
   writing = told === "Writing …";
   if (told) status.textContent = told;
+  problem.hidden = true;
   enable();
   controls.show();
   try {
@@ -170,6 +178,9 @@ async function work(texts, told) {
     neurons.rank(await engine.call("ranked", { text: 0 }));
   } catch (error) {
     if (turn === turns) fail(error);
+  } finally {
+    if (turn === turns) writing = false;
+    enable();
   }
 }
 
@@ -195,6 +206,14 @@ async function point(text, at, span, key) {
   const id = writers[text].pane.ids[at];
   const { expected, activity } = await engine.call("expected", { text, at, neuron: settings.neuron });
   if (span.classList.contains("here")) card.show(span, vocab, id, activity, expected, key); // else it is too late
+}
+
+/** The address that brings back what is set, with a text as long as this one has become. */
+function link() {
+  const [{ written, ended }] = writers;
+  const reached = written && !ended ? written : Math.max(written, settings.length);
+  const hash = toHash({ ...settings, length: Math.min(reached, RANGES.length[1]) });
+  return new URL(hash || "#", location.href).href;
 }
 
 /**
@@ -231,7 +250,7 @@ function listen() {
     work(active().map((writer) => writer.goOn(writer.length + settings.length)), "Writing …");
   });
   find("copy", HTMLButtonElement).addEventListener("click", () => copy(writers[0].pane.text, "The text"));
-  find("share", HTMLButtonElement).addEventListener("click", () => copy(location.href, "The link"));
+  find("share", HTMLButtonElement).addEventListener("click", () => copy(link(), "The link"));
 }
 
 async function start() {

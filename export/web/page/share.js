@@ -34,7 +34,7 @@ export const DEFAULTS = {
 };
 
 /** What numbers may be: least, most, and whether they are whole. @type {Record<string, [number, number, boolean]>} */
-const RANGES = {
+export const RANGES = {
   temperature: [0, 2, false],
   top_k: [0, 40, true],
   top_p: [0.05, 1, false],

@@ -28,12 +28,16 @@ async function taken() {
   await scope.clients.claim();
 }
 
-/** @param {Request} request */
+/**
+ * What is kept, else what comes, which is kept if it can be. A request to reload takes the place of what is kept.
+ * @param {Request} request
+ */
 async function kept(request) {
-  const cache = await caches.open(CACHE);
-  const found = await cache.match(request, { ignoreSearch: true });
+  const cache = await caches.open(CACHE).catch(() => undefined); // where the browser has no room left for one
+  if (request.cache === "reload") await cache?.delete(request, { ignoreSearch: true }).catch(() => false);
+  const found = await cache?.match(request, { ignoreSearch: true }).catch(() => undefined);
   if (found) return found;
   const response = await fetch(request);
-  if (response.ok) await cache.put(request, response.clone());
+  if (response.ok) await cache?.put(request, response.clone()).catch(() => {});
   return response;
 }

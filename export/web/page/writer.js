@@ -43,6 +43,11 @@ export class Writer {
     return this.pane.ids.length;
   }
 
+  /** How much of it was written behind the prompt. */
+  get written() {
+    return Math.max(this.length - this.pane.prompt, 0);
+  }
+
   /**
    * Makes it the text that goes on from a prompt; what came behind an earlier one is gone.
    * @param {{ids: number[], ahead: number}} prompt
@@ -93,7 +98,7 @@ export class Writer {
   /** @param {() => Promise<void>} change */
   #edit(change) {
     this.ended = false;
-    this.edits = this.edits.then(change).then(() => {
+    this.edits = this.edits.catch(() => {}).then(change).then(() => {
       this.since = { time: performance.now(), length: this.length };
     });
     this.running ??= this.#run().finally(() => {
@@ -120,7 +125,7 @@ export class Writer {
   /** Says below the text how long it is, and how fast it came. @param {Slice} slice */
   #tell({ ids, unread }) {
     if (unread) this.since = { time: performance.now(), length: this.length };
-    const written = Math.max(this.length - this.pane.prompt, 0);
+    const { written } = this;
     const rate = (this.length - this.since.length) / (performance.now() - this.since.time);
     if (ids.length) this.pane.tell(written ? `${written.toLocaleString("en")} characters, ${Math.round(1000 * rate)} a second` : "");
   }
