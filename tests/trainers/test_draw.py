@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from export.lite_runner import Sampling
 from export.lite_runner import choose as numpy_choose
 from trainers import draw
 
@@ -31,7 +32,7 @@ def test_choose_takes_where_the_uniform_falls(rng: np.random.Generator, temperat
     logits = (10 * rng.normal(size=(50, 9))).astype(np.float32)
     drawn = choose(logits, temperature, np.full(50, uniform if temperature else 0, np.float32))
     for row, got in zip(logits, drawn, strict=True):
-        for one in (int(got), numpy_choose(row, temperature, uniform)):
+        for one in (int(got), numpy_choose(row, Sampling(temperature), (), uniform)):
             scaled = row.astype(np.float64) / max(temperature, 1e-3)
             p = np.exp(scaled - scaled.max())
             above = np.cumsum(p / p.sum())
