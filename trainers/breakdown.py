@@ -18,6 +18,7 @@ Array = npt.NDArray[Any]
 # the fewer there are, the longer each, the less one tells of the next.
 BLOCKS, STUDENT = 30, 2.045  # and the 97.5 % point of Student's t with 29 degrees of freedom
 SHORTEST = 100  # targets of a block
+PIECE = 1 << 20  # targets that are counted at once
 CLASSES = ("letters", "digits", "white space", "punctuation", "other", "not ASCII", "ends of documents")
 CONTINUATION = range(0x80, 0xC0)  # the bytes of a character in UTF-8 but for the first
 LIKELY = math.log(2)  # nats below which a target was held likelier than all others together
@@ -45,7 +46,7 @@ def interval(nats_N: Array) -> tuple[float, float] | None:
 def figures(nats_N: Array, targets_N: Array, vocab: Vocab) -> dict[str, Any]:
     """The loss in every unit. Of a vocabulary of bytes a character is one of UTF-8, of as many targets as it has bytes;
     ends of documents cost nats, and are neither a byte nor a character."""
-    counts_V, nats = np.bincount(targets_N, minlength=vocab.size), float(nats_N.sum(dtype=np.float64))
+    counts_V, nats = count(targets_N, vocab.size), float(nats_N.sum(dtype=np.float64))
     bytes_V = np.array([len(symbol) for symbol in vocab.symbols])
     characters_V = np.array([bool(symbol) and symbol[0] not in CONTINUATION for symbol in vocab.symbols])
     characters, mean = int(counts_V @ characters_V), nats / len(nats_N)
@@ -59,6 +60,16 @@ def figures(nats_N: Array, targets_N: Array, vocab: Vocab) -> dict[str, Any]:
         "bits_per_character": nats / max(characters, 1) / math.log(2),
         "bits_per_byte": nats / max(int(counts_V @ bytes_V), 1) / math.log(2),
     }
+
+
+def count(ids_N: Array, size: int, weights_N: Array | None = None) -> Array:
+    """How often each id below `size` occurs, or the sum of its weights: np.bincount, which copies into wider types, of
+    a piece at a time."""
+    total_V = np.zeros(size, np.int64)
+    for start in range(0, len(ids_N), PIECE):
+        piece = slice(start, start + PIECE)
+        total_V = total_V + np.bincount(ids_N[piece], None if weights_N is None else weights_N[piece], size)
+    return total_V
 
 
 def by_class(targets_N: Array, vocab: Vocab) -> Groups:
@@ -94,24 +105,23 @@ def by_frequency(targets_N: Array, train_V: Array) -> Groups:
 def by_position(inputs_N: Array, lanes: int, end_id: int | None) -> Groups:
     """By how many characters the carry has read: since its lane began, or a document, in powers of two."""
     N = len(inputs_N)
-    begin_N = np.zeros(N, np.int32)
-    starts = [lane * N // lanes for lane in range(lanes)]
-    begin_N[starts] = starts
-    if end_id is not None:
-        begin_N = np.maximum(begin_N, np.where(inputs_N == end_id, np.arange(N, dtype=np.int32), 0))
-    read_N = np.arange(1, N + 1, dtype=np.int32) - np.maximum.accumulate(begin_N)
-    power_N = np.frexp(read_N.astype(np.float32))[1].astype(np.uint8) - 1
+    power_N = np.empty(N, np.uint8)
+    for lane in range(lanes):
+        part = slice(lane * N // lanes, (lane + 1) * N // lanes)
+        place = np.arange(part.stop - part.start)
+        begin = np.maximum.accumulate(np.where(inputs_N[part] == end_id, place, 0))
+        power_N[part] = np.frexp(place - begin + 1)[1] - 1
     return Groups(["1", *(f"{2**k:,} to {2 ** (k + 1) - 1:,}" for k in range(1, power_N.max() + 1))], power_N)
 
 
 def means(groups: Groups, **nats: Array) -> list[dict[str, Any]]:
     """Of each group that has targets its name, their number, and the mean of each of the losses."""
-    counts_G = np.bincount(groups.group_N, minlength=len(groups.names_G))
-    sums = {name: np.bincount(groups.group_N, one_N, len(counts_G)) for name, one_N in nats.items()}
+    names_G, group_N = groups
+    counts_G = count(group_N, len(names_G))
+    sums = {key: count(group_N, len(names_G), one_N) for key, one_N in nats.items()}
     return [
-        {"name": name, "targets": int(count), **{key: float(sum_G[g] / count) for key, sum_G in sums.items()}}
-        for g, (name, count) in enumerate(zip(groups.names_G, counts_G, strict=True))
-        if count
+        {"name": names_G[g], "targets": int(counts_G[g]), **{key: float(sums[key][g] / counts_G[g]) for key in sums}}
+        for g in np.flatnonzero(counts_G)
     ]
 
 

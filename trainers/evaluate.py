@@ -176,7 +176,7 @@ def report_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split: 
     nats = {"nats": nats_N}
     baselines: dict[str, Any] = {
         "uniform": {"nats": math.log(vocab.size)},
-        "unigram": {"nats": float(unigram_V[targets_N].mean())},
+        "unigram": {"nats": float(breakdown.count(targets_N, vocab.size) @ unigram_V) / len(targets_N)},
     }
     report = breakdown.figures(nats_N, targets_N, vocab) | {"baselines": baselines}
     if count:
@@ -210,7 +210,7 @@ def _counts(data: Path, manifest: Manifest) -> Array:
     train, counts_V = manifest.split("train"), np.zeros(manifest.vocab.size, np.int64)
     for start in range(0, train.tokens, PIECE):
         ids = read_tokens(data, train, manifest.dtype, start, min(start + PIECE, train.tokens))
-        counts_V += np.bincount(ids, minlength=manifest.vocab.size)
+        counts_V += breakdown.count(ids, len(counts_V))
     return counts_V
 
 

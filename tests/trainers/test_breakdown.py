@@ -49,6 +49,14 @@ def test_figures_in_every_unit() -> None:
     assert (found["bits_per_character"], found["bits_per_byte"]) == pytest.approx((1, 8 / 11))
 
 
+def test_what_is_counted_in_pieces_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breakdown, "PIECE", 3)
+    ids = np.array([0, 2, 2, 1, 2, 0, 2], np.uint8)
+    assert breakdown.count(ids, 4).tolist() == [2, 1, 4, 0]
+    assert breakdown.count(ids, 4, np.arange(7, dtype=np.float32)).tolist() == [5, 3, 13, 0]
+    assert breakdown.count(ids[:0], 2).tolist() == [0, 0]
+
+
 def test_targets_are_grouped_by_class() -> None:
     vocab, nats = byte_vocab(), np.arange(8.0)
     targets = np.frombuffer("a b7{é\n".encode(), np.uint8)
