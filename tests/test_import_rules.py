@@ -12,7 +12,7 @@ PACKAGES = ("common", "pipeline", "trainers", "export")
 ALLOWED = {
     "common": set(),
     "pipeline": {"common"},
-    "trainers": {"common", "pipeline.vocab", "pipeline.manifest", "pipeline.lanes"},
+    "trainers": {"common", "pipeline.vocab", "pipeline.manifest", "pipeline.shards", "pipeline.lanes"},
     "export": {
         "common",
         "pipeline.vocab",
@@ -73,7 +73,7 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         ("common.console common.files common.settings pipeline.vocab pipeline.manifest pipeline.shards", set()),
         ("pipeline.__main__ trainers.__main__ export.__main__", set()),  # --help is quick
         ("pipeline.ingest", {"apache_beam"}),
-        ("trainers.plot", set()),
+        ("trainers.plot trainers.ngram trainers.breakdown", set()),
         ("export.lite_runner export.lite_probe", {"ai_edge_litert"}),
         ("export.serving", {"tensorflow_serving"}),
         ("trainers.loop trainers.evaluate trainers.info", {"tensorflow", "keras"}),

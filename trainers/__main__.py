@@ -74,19 +74,27 @@ def train(
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
 @click.option("--data", type=FOLDER, help="The data set, where it has moved since training.")
+@click.option(
+    "--ngram/--no-ngram",
+    default=None,
+    help="Count an n-gram to compare with: some 2 s and 60 MB a million characters. [default: up to 8 million]",
+)
 @click.option("--force", is_flag=True, help="Evaluate again.")
-def evaluate(run: Path, split: str, data: Path | None, force: bool) -> None:
+def evaluate(run: Path, split: str, data: Path | None, ngram: bool | None, force: bool) -> None:
     """Measures a run's loss on held-out text.
 
-    The best checkpoint by validation is scored over a whole split, every target once.
+    The best checkpoint by validation is scored over a whole split, every target once, beside models that only count: by
+    kind of character, by how often it occurs in train, by how much was read before it. evaluation-SPLIT.json in the
+    run's folder has it all.
 
     \b
-    Example:
+    Examples:
       python -m trainers evaluate runs/stdlib --split test
+      python -m trainers evaluate runs/linux --ngram
     """
     with console.hushed():
         from trainers.evaluate import evaluate_run
-    evaluate_run(run, split, data, force)
+    evaluate_run(run, split, data, ngram, force)
 
 
 @cli.command()

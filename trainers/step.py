@@ -23,11 +23,16 @@ class Totals(NamedTuple):
     gradient_norm: tf.Tensor
 
 
-def total_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tensor) -> tf.Tensor:
-    """The sum of -ln p(target) over the real targets: the first `count` of each row. The one definition of the loss."""
+def target_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tensor) -> tf.Tensor:
+    """-ln p(target) of the real targets, the first `count` of each row, and 0 for the others: nats_BxT. The one
+    definition of the loss."""
     nats_BxT = _nats(logits_BxTxV, tf.cast(targets_BxT, tf.int32))
-    real_BxT = tf.sequence_mask(count_B, tf.shape(targets_BxT)[1], dtype=nats_BxT.dtype)
-    return tf.reduce_sum(nats_BxT * real_BxT)
+    return nats_BxT * tf.sequence_mask(count_B, tf.shape(targets_BxT)[1], dtype=nats_BxT.dtype)
+
+
+def total_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tensor) -> tf.Tensor:
+    """The sum of `target_nats`."""
+    return tf.reduce_sum(target_nats(logits_BxTxV, targets_BxT, count_B))
 
 
 @tf.custom_gradient
@@ -138,6 +143,12 @@ class Steps:
         totals, carry = self.strategy.run(self._score, args=(batch, carry))
         return self._any(totals), carry
 
+    @tf.function
+    def losses(self, batch: Any, carry: Any) -> tuple[tf.Tensor, Any]:
+        """As `evaluate`, but the loss of every target, nats_BxT of all lanes, and 0 where there is none."""
+        nats, carry = self.strategy.run(self._losses, args=(batch, carry))
+        return self.strategy.gather(nats, axis=0), carry
+
     @tf.function(autograph=False)
     def inside(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The gradient of every weight and the activation of every gate, from an empty carry, on one device: for
@@ -155,15 +166,21 @@ class Steps:
     @tf.autograph.experimental.do_not_convert
     def _score(self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor) -> tuple[Totals, tf.Tensor]:
         """On one replica: the loss over all of them, and its own next carry."""
+        nats_BxT, carry_BxLxSxH = self._losses(parts, carry_BxLxSxH)
+        nats, targets = _all_reduce([tf.reduce_sum(nats_BxT), _real(Batch(*parts))])
+        return Totals(nats, tf.cast(targets, tf.int32), tf.zeros([])), carry_BxLxSxH
+
+    @tf.autograph.experimental.do_not_convert
+    def _losses(self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """On one replica: the loss of each of its targets, nats_BxT, and its next carry."""
         batch = Batch(*parts)
-        sums, carries = [], []
+        losses, carries = [], []
         for rows in self._towers(batch):
             part = take(batch, rows)
             logits_BxTxV, carry = self.model(part.ids_BxT, carry_BxLxSxH[rows], reset_BxT=part.reset_BxT)
-            sums.append(total_nats(logits_BxTxV, part.targets_BxT, part.count_B))
+            losses.append(target_nats(logits_BxTxV, part.targets_BxT, part.count_B))
             carries.append(carry)
-        nats, targets = _all_reduce([tf.add_n(sums), _real(batch)])
-        return Totals(nats, tf.cast(targets, tf.int32), tf.zeros([])), tf.concat(carries, 0)
+        return tf.concat(losses, 0), tf.concat(carries, 0)
 
     @tf.autograph.experimental.do_not_convert  # nothing in it to convert; to look takes seconds
     def _update(

@@ -1,16 +1,21 @@
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_run
 
 from common import console
+from common.errors import UsageError
+from common.files import write_json
 from pipeline.manifest import Manifest
 from pipeline.vocab import byte_vocab
+from trainers import evaluate as module
 from trainers.config import ModelConfig
 from trainers.devices import Devices
-from trainers.evaluate import Score, evaluate, lanes_and_window
+from trainers.evaluate import Score, evaluate, evaluate_run, lanes_and_window, losses, report_of
 from trainers.model import CharRNN
 from trainers.step import Steps, total_nats
 
@@ -64,6 +69,97 @@ def test_devices_do_not_change_the_score(
     scores = [score(on, tmp_path / "data", manifest, 4, 9, **shape) for shape in ({}, {"towers": 2}, {"replicas": 2})]
     assert [one.targets for one in scores] == [129] * 3
     assert [one.nats for one in scores] == pytest.approx([scores[0].nats] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [{}, {"towers": 2}, {"replicas": 2}])
+def test_losses_are_those_of_each_target_in_the_order_of_the_text(
+    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], shape: dict[str, int]
+) -> None:
+    manifest = make_data(tmp_path / "data", 50, train=TEXT, val=TEXT[:104])
+    devices = on(**shape)
+    with devices.strategy.scope():
+        model = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2)
+    with console.progress() as bar:
+        nats_N, lanes = losses(Steps(devices, model), tmp_path / "data", manifest, "val", 4, 7, bar)
+    alone, expected = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2), []
+    for lane in range(4):  # 103 targets: lanes of 25 and 26, each from an empty carry
+        ids = np.frombuffer(TEXT[lane * 103 // 4 : (lane + 1) * 103 // 4 + 1], np.uint8)
+        logits_TxV = alone(ids[None, :-1], alone.initial_carry(1))[0][0].numpy()
+        odds_TxV = np.exp(logits_TxV - logits_TxV[np.arange(len(ids) - 1), ids[1:]][:, None])
+        expected.append(np.log(odds_TxV.sum(1)))
+    assert lanes == 4
+    np.testing.assert_allclose(nats_N, np.concatenate(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("known", ["uniform", "unigram"])
+def test_a_model_of_a_known_loss_is_reported_with_it(
+    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], known: str
+) -> None:
+    text = TEXT * 30
+    manifest = make_data(tmp_path / "data", 5000, train=text, val=text[:4000], test=text[:4000])
+    model, counts_V = CharRNN(ModelConfig(units=6, layers=2), 256), np.bincount(np.frombuffer(text, np.uint8))
+    for weight in model.weights:
+        weight.assign(np.zeros(weight.shape))
+    p_V = np.full(256, 1 / 256)
+    if known == "unigram":
+        p_V = (np.pad(counts_V, (0, 256 - len(counts_V))) + 1) / (len(text) + 256)
+        model.dense.bias.assign(np.log(p_V))
+    with console.progress() as bar:
+        nats_N, lanes = losses(Steps(on(), model), tmp_path / "data", manifest, "test", 5, 20, bar)
+    report = report_of(nats_N, lanes, tmp_path / "data", manifest, "test", count=True)
+    mean = -float(np.log(p_V[np.frombuffer(text[1:4000], np.uint8)]).mean())
+    assert report["nats"] == pytest.approx(mean, rel=1e-6) == report["baselines"][known]["nats"]
+    assert report["bits_per_byte"] == pytest.approx(mean / math.log(2), rel=1e-6)
+    assert report["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+    low, high = report["nats_interval"]
+    assert low - 1e-6 < mean < high + 1e-6
+    assert [sum(row["targets"] for row in rows) for rows in report["by"].values()] == [3999] * 3
+    if known == "uniform":
+        assert {round(row["nats"], 5) for rows in report["by"].values() for row in rows} == {round(math.log(256), 5)}
+    counted = report["baselines"]["ngram"]
+    assert counted["nats"] < 0.1, "the same four hundred characters over and over"
+    assert counted["ahead"] == pytest.approx(counted["nats"] - mean, rel=1e-5)
+    assert report["errors"]["model"] == 0 < report["errors"]["ngram"]
+    assert report["errors"]["ngram_ahead"][0]["ngram_p"] > 0.9
+
+
+def test_an_n_gram_is_counted_unasked_where_that_is_quick(
+    tmp_path: Path,
+    make_data: Callable[..., Manifest],
+    on: Callable[..., Devices],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_data(tmp_path / "data", 1000, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT)
+    run, path = tmp_path / "run", tmp_path / "run" / "evaluation-test.json"
+    tiny_run.tiny_training(run, tmp_path / "data", on(), 5).go()
+    monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
+
+    def counted(count: bool | None) -> bool | None:
+        """Whether an n-gram was counted; None: nothing was done."""
+        before = path.read_text()
+        evaluate_run(run, "test", None, count, force=False)
+        after = json.loads(path.read_text())
+        assert ("ngram" in after["baselines"]) == after["inputs"]["ngram"]
+        return None if path.read_text() == before else after["inputs"]["ngram"]
+
+    write_json(path, {})
+    assert [counted(count) for count in (None, None, True, False, False)] == [True, None, None, False, None]
+    write_json(path, json.loads(path.read_text()) | {"format_version": 1})
+    assert counted(False) is False, "it was of an older format"
+    monkeypatch.setattr(module, "COUNTED", 539)  # tokens of all three are 540
+    capsys.readouterr()
+    assert counted(None) is None, "there is one without an n-gram"
+    write_json(path, {})
+    assert counted(None) is False
+    assert "takes some 0 s and 0.0 GB; --ngram does" in capsys.readouterr().err
+    assert [counted(count) for count in (True, None)] == [True, None]
+    with pytest.raises(UsageError, match="--ngram wants text that it does not count"):
+        evaluate_run(run, "train", None, True, force=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
+    evaluate_run(run, "train", None, None, force=False)
+    assert "ngram" not in json.loads((run / "evaluation-train.json").read_text())["baselines"]
 
 
 @pytest.mark.parametrize(
