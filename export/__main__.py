@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from common import console
+from common import console, options
 
 FOLDER = click.Path(path_type=Path)
 CAP = click.IntRange(1, 1 << 20)
@@ -112,32 +112,14 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
 @cli.command()
 @click.argument("file", type=FOLDER, metavar="FILE")
 @click.option("--prompt", default="", help="The text to continue; none starts as after a newline.")
-@click.option("--length", type=click.IntRange(0), default=500, show_default=True, help="Characters to write.")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0),
-    default=0.8,
-    show_default=True,
-    help="0 is the likeliest text, 1 the model's own.",
-)
+@options.sampling
 @click.option(
     "--seed",
-    type=click.IntRange(-(1 << 63), (1 << 63) - 1),
+    type=options.SEED,
     default=1,
     show_default=True,
     help="The same seed writes the same text, and in float32 that of `trainers sample`.",
 )
-@click.option("--top-k", type=click.IntRange(0), default=0, help="Draw among so many. [default: all]")
-@click.option(
-    "--top-p", type=click.FloatRange(0, 1), default=1.0, help="Among as few as have this probability together."
-)
-@click.option(
-    "--repetition-penalty",
-    type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    help="Above 1, what was written is less likely to come again.",
-)
-@click.option("--stop", default="", metavar="TEXT", help="End ahead of this text.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the runtime.")
 def run_lite(
     file: Path,
@@ -240,33 +222,12 @@ def show(run: Path, served: Path | None, devices: Path | None) -> None:
 @click.option("--version", type=click.IntRange(0), help="A version of it.  [default: the latest]")
 @click.option("--label", metavar="NAME", help="The version that bears this label.")
 @click.option("--prompt", default="", help="The text to continue, or to score.")
-@click.option("--length", type=click.IntRange(0), default=500, show_default=True, help="Characters to write.")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0),
-    default=0.8,
-    show_default=True,
-    help="0 is the likeliest text, 1 the model's own.",
-)
+@options.sampling
 @click.option(
     "--seed",
-    type=click.IntRange(-(1 << 63), (1 << 63) - 1),
+    type=options.SEED,
     help="The same seed writes the same text.  [default: another each time, and told]",
 )
-@click.option("--top-k", type=click.IntRange(0), default=0, help="Draw from so many of the likeliest characters.")
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    help="From as few as have this probability together.",
-)
-@click.option(
-    "--repetition-penalty",
-    type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    help="Above 1, what was written is less likely to come again.",
-)
-@click.option("--stop", default="", metavar="TEXT", help="End ahead of this text.")
 @click.option("--stream/--no-stream", default=True, help="Show the text as it comes, or all at once.")
 @click.option("--score", is_flag=True, help="Tell how likely the prompt is, instead.")
 @click.option("--info", is_flag=True, help="Tell what the model says of itself, instead.")

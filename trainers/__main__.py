@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from common import console
+from common import console, options
 
 FOLDER = click.Path(path_type=Path)
 
@@ -100,30 +100,8 @@ def evaluate(run: Path, split: str, data: Path | None, ngram: bool | None, force
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 @click.option("--prompt", default="", help="The text to continue; none starts as after a newline.")
-@click.option("--length", type=click.IntRange(0), default=500, show_default=True, help="Characters to write.")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0),
-    default=0.8,
-    show_default=True,
-    help="0 is the likeliest text, 1 the model's own.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(-(1 << 63), (1 << 63) - 1),
-    default=1,
-    show_default=True,
-    help="The same seed writes the same text.",
-)
-@click.option("--top-k", type=click.IntRange(0, (1 << 31) - 1), default=0, help="Draw among so many. [default: all]")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Draw among so likely ones.")
-@click.option(
-    "--repetition-penalty",
-    type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    help="Above 1: the last 64 characters are less likely to come again.",
-)
-@click.option("--stop", default="", help="Write no further than to this text, 64 characters at most.")
+@options.sampling
+@click.option("--seed", type=options.SEED, default=1, show_default=True, help="The same seed writes the same text.")
 def sample(
     run: Path,
     prompt: str,
