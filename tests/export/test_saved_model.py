@@ -13,7 +13,7 @@ from common.errors import StageError
 from export import saved_model
 from export.saved_model import export_saved_model
 from export.serving import read
-from export.session import answer
+from export.session import answer, packed, unpacked
 from export.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
 from trainers.generate import Limits, Sampler
@@ -218,6 +218,6 @@ def test_answers_are_compared_to_the_last_text_and_the_fifth_digit() -> None:
 
 def test_outputs_survive_json() -> None:
     for value in (np.array([b"", b"\xff\0"], object), np.float32([[1, np.nan]]), np.zeros((0, 3), np.int32)):
-        back = saved_model.unpacked(json.loads(json.dumps(saved_model.packed(value))))
+        back = unpacked(json.loads(json.dumps(packed(value))))
         assert (back.dtype, back.shape) == (value.dtype, value.shape)
         np.testing.assert_array_equal(back, value)

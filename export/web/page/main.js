@@ -171,6 +171,7 @@ async function work(texts, told) {
   try {
     await Promise.all(texts);
     if (turn !== turns) return;
+    for (const { pane } of writers) pane.flush();
     if (writing) status.textContent = writers[0].ended ? "The text has ended by itself." : "Done.";
     writing = false;
     enable();

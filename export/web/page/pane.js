@@ -42,7 +42,7 @@ export class Pane {
     this.chosen = new Set();
     this.fragment = document.createDocumentFragment();
     this.cursor = -1; // of the characters shown; -1: nowhere
-    this.flush = perFrame(() => this.#flush());
+    this.soon = perFrame(() => this.flush());
     this.#listen();
   }
 
@@ -58,7 +58,7 @@ export class Pane {
 
   /** The text, as it is copied. */
   get text() {
-    this.#flush();
+    this.flush();
     return this.body.textContent ?? "";
   }
 
@@ -68,7 +68,7 @@ export class Pane {
    */
   add({ ids, activity }) {
     for (const [index, id] of ids.entries()) this.#push(id, activity[index]);
-    this.flush(undefined);
+    this.soon(undefined);
   }
 
   /**
@@ -77,7 +77,7 @@ export class Pane {
    */
   cut(length) {
     if (length >= this.ids.length) return;
-    this.#flush();
+    this.flush();
     const again = this.ids.slice(0, length);
     const first = this.shown.findIndex(({ to }) => to > length);
     const gone = first < 0 ? [] : this.shown.splice(first);
@@ -87,7 +87,7 @@ export class Pane {
     this.decoder = this.vocab && new Decoder(this.vocab);
     for (const id of again.slice(this.ids.length)) this.#push(id, undefined);
     this.cursor = -1;
-    this.flush(undefined);
+    this.soon(undefined);
   }
 
   /**
@@ -95,7 +95,7 @@ export class Pane {
    * @param {Float32Array | null} activity at each id
    */
   colour(activity) {
-    this.#flush();
+    this.flush();
     for (const { span, to } of this.shown) paint(span, activity?.[to - 1]);
   }
 
@@ -129,7 +129,8 @@ export class Pane {
     }
   }
 
-  #flush() {
+  /** Shows what the next picture would. */
+  flush() {
     const { body } = this;
     const follow = body.scrollHeight - body.scrollTop - body.clientHeight < NEAR;
     body.append(this.fragment);
