@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatisticsList as Statistics
 from tensorflow_metadata.proto.v0.statistics_pb2 import FeatureNameStatistics, Histogram, NumericStatistics
 
+from common.pages import render
+from common.plots import Plot, bars, curves
 from pipeline.manifest import Manifest
-from pipeline.plots import Plot, bars, curves
 from pipeline.records import code_of, is_escaped_byte, name_of
 from pipeline.survey import LENGTHS, PLACES, Place, Survey
 
@@ -104,15 +104,10 @@ def write_report(path: Path, report: Report) -> None:
     counts = sum((split.characters for split in splits), Counter[str]())
     everywhere = [name for name, _ in counts.most_common()]
     frequent = everywhere[:MOST_FREQUENT]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "visible": visible, "spread": spread}
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "pipeline",
+        "report.html.j2",
+        {"visible": visible, "spread": spread},
         report=report,
         manifest=report.manifest,
         splits=splits,
@@ -210,17 +205,6 @@ def _five(found: NumericStatistics) -> dict[str, float]:
         "ninth": tenths[-1].low_value,
         "most": found.max,
     }
-
-
-def number(value: float) -> str:
-    """Digits enough to compare by: integers in full, others to four figures.
-
-    >>> [number(value) for value in (0, 12345, 4096.0, 0.123456, 1234.56, 0.00001234)]
-    ['0', '12,345', '4,096', '0.1235', '1,235', '1.234e-05']
-    """
-    if value == round(value):
-        return f"{round(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def visible(text: str) -> str:

@@ -1,4 +1,4 @@
-from pipeline.plots import HEIGHT, MOST_POINTS, WIDTH, bars, curves
+from common.plots import HEIGHT, MOST_POINTS, WIDTH, bars, curves
 
 
 def test_curves_lie_where_the_ticks_say() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 WIDTH, HEIGHT = 640, 220
 MOST_POINTS = 200
@@ -39,8 +40,12 @@ def curves(series: list[list[tuple[float, float]]]) -> Plot:
     return Plot(x_ticks, y_ticks, curves=lines)
 
 
-def bars(series: list[list[float]], labels: list[str]) -> Plot:
-    """A group of bars for each label, one bar a series; heights are shares, from 0."""
+def percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def bars(series: list[list[float]], labels: list[str], tick: Callable[[float], str] = percent) -> Plot:
+    """A group of bars for each label, one bar a series; heights are from 0, and as `tick` names them."""
     most = max((share for one in series for share in one), default=0) or 1
     group = WIDTH / max(len(labels), 1)
     width = 0.8 * group / max(len(series), 1)
@@ -54,7 +59,7 @@ def bars(series: list[list[float]], labels: list[str]) -> Plot:
     ]
     step = math.ceil(len(labels) / 12)  # as many labels as do not run into each other
     x_ticks = [((index + 0.5) * group, label) for index, label in enumerate(labels) if index % step == 0]
-    y_ticks = [(HEIGHT * (1 - part), f"{100 * most * part:.3g} %") for part in (0, 0.5, 1)]
+    y_ticks = [(HEIGHT * (1 - part), tick(most * part)) for part in (0, 0.5, 1)]
     return Plot(x_ticks, y_ticks, bars=drawn)
 
 

@@ -1,0 +1,31 @@
+"""Reports: pages of HTML that need nothing but themselves, made from a package's templates and those here."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jinja2
+
+
+def render(package: str, template: str, filters: dict[str, Callable[..., Any]] | None = None, **values: Any) -> str:
+    """A page from a template of a package, which extends page.html.j2. What is named and not given is an error."""
+    loaders = [jinja2.PackageLoader(name, ".") for name in (package, "common")]
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number} | (filters or {})
+    return environment.get_template(template).render(**values)
+
+
+def number(value: float) -> str:
+    """Digits enough to compare by: integers in full, others to four figures.
+
+    >>> [number(value) for value in (0, 12345, 4096.0, 0.123456, 1234.56, 0.00001234)]
+    ['0', '12,345', '4,096', '0.1235', '1,235', '1.234e-05']
+    """
+    if value == round(value):
+        return f"{round(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
