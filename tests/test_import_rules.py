@@ -73,7 +73,7 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         ("common.console common.files common.settings pipeline.vocab pipeline.manifest pipeline.shards", set()),
         ("pipeline.__main__ trainers.__main__ export.__main__", set()),  # --help is quick
         ("pipeline.ingest", {"apache_beam"}),
-        ("trainers.plot trainers.ngram trainers.breakdown", set()),
+        ("trainers.plot trainers.ngram trainers.breakdown trainers.report trainers.coherence trainers.copied", set()),
         ("export.lite_runner export.lite_probe", {"ai_edge_litert"}),
         ("export.serving", {"tensorflow_serving"}),
         ("trainers.loop trainers.evaluate trainers.info", {"tensorflow", "keras"}),

@@ -1,4 +1,4 @@
-"""The command line: python -m trainers train | evaluate | sample | info | plot."""
+"""The command line: python -m trainers train | evaluate | samples | sample | info | plot."""
 
 import math
 import os
@@ -79,22 +79,65 @@ def train(
     default=None,
     help="Count an n-gram to compare with: some 2 s and 60 MB a million characters. [default: up to 8 million]",
 )
+@click.option(
+    "--dynamic", is_flag=True, help="Judge it once more while it learns from what it has just read (arXiv 1709.07432)."
+)
 @click.option("--force", is_flag=True, help="Evaluate again.")
-def evaluate(run: Path, split: str, data: Path | None, ngram: bool | None, force: bool) -> None:
+def evaluate(run: Path, split: str, data: Path | None, ngram: bool | None, dynamic: bool, force: bool) -> None:
     """Measures a run's loss on held-out text.
 
     The best checkpoint by validation is scored over a whole split, every target once, beside models that only count: by
     kind of character, by how often it occurs in train, by how much was read before it. evaluation-SPLIT.json in the
-    run's folder has it all.
+    run's folder has it all, report.html shows it.
 
     \b
     Examples:
       python -m trainers evaluate runs/stdlib --split test
       python -m trainers evaluate runs/linux --ngram
+      python -m trainers evaluate runs/warpeace --split val --dynamic
     """
     with console.hushed():
         from trainers.evaluate import evaluate_run
-    evaluate_run(run, split, data, ngram, force)
+    evaluate_run(run, split, data, ngram, force, dynamic)
+
+
+@cli.command()
+@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.option("--data", type=FOLDER, help="The data set, where it has moved since training.")
+@click.option(
+    "--temperatures", default="0.2,0.4,0.6,0.8,1,1.2,1.4", show_default=True, help="At which to write, with commas."
+)
+@click.option("--texts", type=int, default=0, help="To write at each.  [default: 16; 1,000 where a line is a text]")
+@click.option("--length", type=int, default=2000, show_default=True, help="Characters of each text, at most.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the first; the others go on from there.")
+@click.option(
+    "--kind", default="auto", show_default=True, help="c, latex, wiki, python, play, names or text: what to judge by."
+)
+@click.option("--force", is_flag=True, help="Write them again.")
+def samples(
+    run: Path, data: Path | None, temperatures: str, texts: int, length: int, seed: int, kind: str, force: bool
+) -> None:
+    """Judges what a run's best checkpoint writes, over temperatures, beside text that it has not seen.
+
+    How likely and how varied it is, how well it keeps the rules of its kind (brackets that close, functions that parse,
+    speakers that are known, names that are new), and how much of it is copied from train, word for word. samples.json
+    in the run's folder has it all, report.html shows it.
+
+    \b
+    Examples:
+      python -m trainers samples runs/stdlib
+      python -m trainers samples runs/names --temperatures 0.5,1 --texts 5000
+    """
+    with console.hushed():
+        from trainers.samples import Sweep, sweep_run
+    from common.settings import make
+
+    try:
+        numbers = tuple(float(one) for one in temperatures.split(","))
+    except ValueError:
+        raise click.BadParameter(f"--temperatures are numbers with commas between, got {temperatures}") from None
+    values = {"temperatures": numbers, "texts": texts, "length": length, "seed": seed, "kind": kind}
+    sweep_run(run, data, make(Sweep, values, "samples"), force)
 
 
 @cli.command()

@@ -1,7 +1,7 @@
 """A run on disk, and the checkpoints in it.
 
 runs/NAME/run.json                                what the run is: config, vocabulary, data, what it was begun from
-runs/NAME/metrics.jsonl                           a line a report: step, losses, speed; at evaluations val_nats as well
+runs/NAME/metrics.jsonl                           a line a report: step, losses, speed, or val_nats; samples
 runs/NAME/checkpoints/step-00000500/              one checkpoint, whole: written beside and renamed
     checkpoint.json                               step, losses, and what run.json says
     state.index, state.data-00000-of-00001        weights, optimizer and carry, as tf.train.Checkpoint writes them

@@ -62,7 +62,9 @@ class TrainConfig:
     evaluate_every: int = Field(500, gt=0)  # steps from one validation, sample and checkpoint to the next
     checkpoint_minutes: float = Field(10.0, gt=0)  # the longest time between checkpoints
     keep: int = Field(2, gt=0)  # the last checkpoints that stay on disk; the best by validation stays besides
-    sample: int = Field(200, ge=0)  # characters that the model writes at each evaluation, to show how it comes on
+    sample: int = Field(
+        200, ge=0
+    )  # characters that the model writes at each evaluation, and early on, to show how it comes on
     histograms: bool = False  # of gradients and gates, for TensorBoard, at each evaluation
     # Keras callbacks: {name = "CSVLogger", filename = "log.csv"}; one of your own as name = "module:Class". What Keras
     # calls an epoch is here the stretch from one evaluation to the next.

@@ -8,6 +8,7 @@ Each lane starts from an empty carry, so more lanes mean a few more cold starts,
 document, in a text of documents: that is part of what the model is.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from pipeline.lanes import batches as batches_of
 from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import Manifest
 from pipeline.shards import read_tokens
-from trainers import breakdown, checkpoint, devices, ngram
+from trainers import breakdown, checkpoint, devices, dynamic, ngram, report
 from trainers.breakdown import Array
 from trainers.step import Steps
 
@@ -114,10 +115,14 @@ def losses(
     return nats_N, B
 
 
-def evaluate_run(folder: Path, split: str, data: Path | None, count: bool | None, force: bool) -> None:
-    """Scores a run's best checkpoint on a split and writes evaluation-SPLIT.json into the run's folder.
+def evaluate_run(
+    folder: Path, split: str, data: Path | None, count: bool | None, force: bool, learn: bool = False
+) -> None:
+    """Scores a run's best checkpoint on a split and writes evaluation-SPLIT.json into the run's folder, and its report
+    anew.
 
-    count: whether to compare it with an n-gram; None: where that takes seconds.
+    count: whether to compare it with an n-gram; None: where that takes seconds. learn: also while it learns on
+    (trainers.dynamic).
     Raises StageError where the data is not what the run was trained on, UsageError for an n-gram on what it counts.
     """
     run = checkpoint.read_run(folder)
@@ -135,11 +140,13 @@ def evaluate_run(folder: Path, split: str, data: Path | None, count: bool | None
         "data_sha256": run.data_sha256,
         "lanes": LANES,
         "ngram": compared,
+        "dynamic": learn,
     }
     path = folder / f"evaluation-{split}.json"
     done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    # One that was asked to be compared serves whoever does not say.
-    wanted = [inputs, inputs | {"ngram": compared or count is None}]
+    # One that was asked for more serves whoever does not say.
+    more = itertools.product((compared, compared or count is None), (learn, True))
+    wanted = [inputs | {"ngram": counted, "dynamic": learned} for counted, learned in more]
     if not force and done.get("format_version") == FORMAT_VERSION and done["inputs"] in wanted:
         console.note(
             f"{path} is already made from checkpoint {chosen.step}: {done['bits']:.3f} bits per {run.vocab.unit}"
@@ -156,18 +163,29 @@ def evaluate_run(folder: Path, split: str, data: Path | None, count: bool | None
         model = checkpoint.load_model(run, chosen)
     with console.progress("windows") as bar:
         nats_N, lanes = losses(Steps(placed, model), data, manifest, split, LANES, run.config.train.window, bar)
-    report = {"format_version": FORMAT_VERSION, "inputs": inputs}
-    report |= report_of(nats_N, lanes, data, manifest, split, compared)
+        learned = dynamic.evaluate(model, data, manifest, split, bar) if learn else None
+    found = {"format_version": FORMAT_VERSION, "inputs": inputs}
+    found |= figures_of(nats_N, lanes, data, manifest, split, compared)
+    if learned:
+        found["dynamic"] = {
+            "nats": float(learned.nats_N.mean(dtype=np.float64)),
+            "nats_interval": breakdown.interval(learned.nats_N),
+            "nats_unlearned": float(learned.unlearned_N.mean(dtype=np.float64)),
+            "gain_interval": breakdown.interval(learned.unlearned_N - learned.nats_N),
+            "rate": learned.rate,
+            "decay": learned.decay,
+        }
     unit = run.vocab.unit
     console.out.print(
-        f"{folder} at step {chosen.step} on {data}'s {split} split: {report['nats']:.4f} nats = {report['bits']:.4f} "
-        f"bits per {unit} over {report['targets']:,} {unit}s -> {path}",
+        f"{folder} at step {chosen.step} on {data}'s {split} split: {found['nats']:.4f} nats = {found['bits']:.4f} "
+        f"bits per {unit} over {found['targets']:,} {unit}s -> {path}",
     )
-    _show(report, unit)
-    write_json(path, report)
+    _show(found, unit)
+    write_json(path, found)
+    console.note(f"all of it to look at: {report.write(folder)}")
 
 
-def report_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split: str, count: bool) -> dict[str, Any]:
+def figures_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split: str, count: bool) -> dict[str, Any]:
     """All that evaluation-SPLIT.json says of the losses of a split's targets, read in so many lanes."""
     vocab, ids = manifest.vocab, _read(data, manifest, split)
     targets_N, train_V = ids[1:], _counts(data, manifest)
@@ -178,26 +196,26 @@ def report_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split: 
         "uniform": {"nats": math.log(vocab.size)},
         "unigram": {"nats": float(breakdown.count(targets_N, vocab.size) @ unigram_V) / len(targets_N)},
     }
-    report = breakdown.figures(nats_N, targets_N, vocab) | {"baselines": baselines}
+    found = breakdown.figures(nats_N, targets_N, vocab) | {"baselines": baselines}
     if count:
         train, val = (_read(data, manifest, name) for name in ("train", "val"))
-        found = ngram.best(train, val, ids, vocab.size, vocab.end_id)
-        nats["ngram_nats"] = found.nats_Q
+        counted = ngram.best(train, val, ids, vocab.size, vocab.end_id)
+        nats["ngram_nats"] = counted.nats_Q
         baselines["ngram"] = {
-            "nats": float(found.nats_Q.mean()),
-            "nats_interval": breakdown.interval(found.nats_Q),
-            "ahead": float((found.nats_Q - nats_N).mean()),
-            "ahead_interval": breakdown.interval(found.nats_Q - nats_N),
-            "order": found.order,
-            "val_nats_of_orders": found.val_nats,
+            "nats": float(counted.nats_Q.mean()),
+            "nats_interval": breakdown.interval(counted.nats_Q),
+            "ahead": float((counted.nats_Q - nats_N).mean()),
+            "ahead_interval": breakdown.interval(counted.nats_Q - nats_N),
+            "order": counted.order,
+            "val_nats_of_orders": counted.val_nats,
         }
-        report["errors"] = breakdown.beside(nats_N, found.nats_Q, targets_N, vocab)
+        found["errors"] = breakdown.beside(nats_N, counted.nats_Q, targets_N, vocab)
     groups = {
         "class": breakdown.by_class(targets_N, vocab),
         "frequency": breakdown.by_frequency(targets_N, train_V),
         "position": breakdown.by_position(ids[:-1], lanes, vocab.end_id),
     }
-    return report | {"by": {name: breakdown.means(group, **nats) for name, group in groups.items()}}
+    return found | {"by": {name: breakdown.means(group, **nats) for name, group in groups.items()}}
 
 
 def _read(data: Path, manifest: Manifest, split: str) -> Array:
@@ -214,20 +232,23 @@ def _counts(data: Path, manifest: Manifest) -> Array:
     return counts_V
 
 
-def _show(report: dict[str, Any], unit: str) -> None:
+def _show(found: dict[str, Any], unit: str) -> None:
     """The loss in its units, beside what only counts, and of each group of targets."""
-    counted = report["baselines"].get("ngram")
+    counted = found["baselines"].get("ngram")
     console.out.print(
-        f"perplexity {report['perplexity']:.3f}, bits per character {report['bits_per_character']:.4f}, per byte "
-        f"{report['bits_per_byte']:.4f}"
+        f"perplexity {found['perplexity']:.3f}, bits per character {found['bits_per_character']:.4f}, per byte "
+        f"{found['bits_per_byte']:.4f}"
     )
     table = Table(title=f"Loss a {unit}", title_justify="left", box=None)
     for name in ("", "nats", "bits", "95 % of nats"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    rows = {"the model": report, "unigram": report["baselines"]["unigram"], "uniform": report["baselines"]["uniform"]}
+    rows = {"the model": found, "unigram": found["baselines"]["unigram"], "uniform": found["baselines"]["uniform"]}
     if counted:
         ahead = {"nats": counted["ahead"], "nats_interval": counted["ahead_interval"]}
         rows |= {f"n-gram of order {counted['order']}": counted, "which the model is ahead of by": ahead}
+    if learned := found.get("dynamic"):
+        gain = {"nats": learned["nats_unlearned"] - learned["nats"], "nats_interval": learned["gain_interval"]}
+        rows |= {"the model, learning as it reads": learned, "which gains": gain}
     for name, row in rows.items():
         between = " to ".join(f"{bound:.4f}" for bound in row.get("nats_interval") or ())
         table.add_row(name, f"{row['nats']:.4f}", f"{row['nats'] / math.log(2):.4f}", between)
@@ -237,7 +258,7 @@ def _show(report: dict[str, Any], unit: str) -> None:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     titles = {"class": "kind", "frequency": "times in train", "position": f"{unit}s read before"}
     for by, title in titles.items():
-        for index, row in enumerate(report["by"][by]):
+        for index, row in enumerate(found["by"][by]):
             of_ngram = [f"{row['ngram_nats']:.4f}"] if counted else []
             table.add_row(title * (not index), row["name"], f"{row['targets']:,}", f"{row['nats']:.4f}", *of_ngram)
     console.out.print(table)

@@ -22,6 +22,7 @@ from trainers.generate import Asked, Sampler
 from trainers.model import CharRNN
 
 TEMPERATURE = 0.8  # of the samples
+GROWTH = (100, 300, 500, 700, 1200, 2000)  # the steps after which the essay shows what is written
 BOARD = "tensorboard"  # the folder within the run's
 WIDEST = 120  # characters of a sample's frame: beyond that, lines of text are hard to read
 
@@ -51,6 +52,9 @@ class Watch:
         """Keeps and shows what training has been like since the last report."""
         if not self.chief:
             return
+        length = self.run.config.train.sample
+        if length and row["step"] in GROWTH:
+            row = row | {"sample": self._sample(row["step"], length)}
         self._keep(row, "train_nats", "train_bits", "gradient_norm", "learning_rate", "per_second", "memory")
         self._line(
             f"{_where(row, 'train')}{self._left(row['step']):>9}{row['per_second']:>11,.0f}"
@@ -61,11 +65,13 @@ class Watch:
         """Keeps and shows a validation, and what the model now writes."""
         if not self.chief:
             return
-        self._keep(row, "val_nats", "val_bits")
-        self._line(f"{_where(row, 'val')}  validation{', the best so far' if best else ''}", style="bold")
-        length = self.run.config.train.sample
+        length, text = self.run.config.train.sample, None
         if length and row["step"]:  # before the first step there is nothing to read
             text = self._sample(row["step"], length)
+            row = row | {"sample": text}
+        self._keep(row, "val_nats", "val_bits")
+        self._line(f"{_where(row, 'val')}  validation{', the best so far' if best else ''}", style="bold")
+        if text is not None:
             self._show(row["step"], text)
             with self._board.as_default(step=row["step"]):
                 tf.summary.text("sample", textwrap.indent(text, "    ", lambda _: True))  # in Markdown: as it stands

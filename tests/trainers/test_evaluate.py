@@ -15,7 +15,7 @@ from pipeline.vocab import byte_vocab
 from trainers import evaluate as module
 from trainers.config import ModelConfig
 from trainers.devices import Devices
-from trainers.evaluate import Score, evaluate, evaluate_run, lanes_and_window, losses, report_of
+from trainers.evaluate import Score, evaluate, evaluate_run, figures_of, lanes_and_window, losses
 from trainers.model import CharRNN
 from trainers.step import Steps, total_nats
 
@@ -106,7 +106,7 @@ def test_a_model_of_a_known_loss_is_reported_with_it(
         model.dense.bias.assign(np.log(p_V))
     with console.progress() as bar:
         nats_N, lanes = losses(Steps(on(), model), tmp_path / "data", manifest, "test", 5, 20, bar)
-    report = report_of(nats_N, lanes, tmp_path / "data", manifest, "test", count=True)
+    report = figures_of(nats_N, lanes, tmp_path / "data", manifest, "test", count=True)
     mean = -float(np.log(p_V[np.frombuffer(text[1:4000], np.uint8)]).mean())
     assert report["nats"] == pytest.approx(mean, rel=1e-6) == report["baselines"][known]["nats"]
     assert report["bits_per_byte"] == pytest.approx(mean / math.log(2), rel=1e-6)

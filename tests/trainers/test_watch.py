@@ -19,7 +19,7 @@ from tiny_run import TEXT, tiny_config, tiny_training
 from common import console
 from pipeline.manifest import Manifest
 from pipeline.vocab import byte_vocab
-from trainers import checkpoint, watch
+from trainers import checkpoint, metrics, watch
 from trainers.checkpoint import Run
 from trainers.devices import Devices
 from trainers.watch import BOARD, Watch
@@ -92,6 +92,7 @@ class Terminal:
         folder.mkdir()
         run = Run(folder, tiny_config(sample=sample), byte_vocab(), folder, "")
         self.watch = Watch(run, run.build(), 0, 20_000, Progress(disable=True), chief)
+        self.watch._sample = lambda step, length: f"{length} characters at {step}"  # type: ignore[method-assign]
         self.folder = folder
 
     def train(self, step: int, nats: float, seconds: float) -> None:
@@ -108,6 +109,17 @@ class Terminal:
 
     def shown(self) -> list[str]:
         return [line.rstrip() for line in self.file.getvalue().splitlines()]
+
+
+def test_samples_are_kept_as_the_text_comes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(monkeypatch, tmp_path / "run", 80)
+    for step in (100, 200, 300, 600):
+        terminal.train(step, 3.0, 1.0)
+    terminal.validate(600, 2.5, "as it is then")
+    rows = [(row["step"], "val_nats" in row, row.get("sample")) for row in metrics.read(tmp_path / "run")]
+    early = [(step, False, f"9 characters at {step}" if step in (100, 300) else None) for step in (100, 200, 300, 600)]
+    assert rows == [*early, (600, True, "as it is then")]
+    assert "characters at" not in terminal.file.getvalue(), "the terminal shows those of validations"
 
 
 def test_the_terminal_shows_a_table_and_samples_in_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,221 @@
+"""What a model writes at a sweep of temperatures, and how good that is beside text that it has not seen: how likely,
+how varied, how well it keeps the rules of its kind, and how much of it is copied from train."""
+
+import dataclasses
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from pydantic import Field
+from rich.progress import Progress
+from rich.table import Table
+
+from common import console
+from common.files import write_json
+from common.settings import settings
+from pipeline.manifest import Manifest
+from pipeline.shards import read_tokens
+from trainers import checkpoint, coherence, copied, report
+from trainers.generate import Asked, Sampler
+
+FILE, FORMAT_VERSION = "samples.json", 1
+ROWS = 64  # texts that are drawn, or scored, at once
+SHOWN = 1000  # characters that are kept to be looked at
+STRETCH = 20  # characters that come twice, where a text repeats itself
+TEXTS, LINES = 16, 1000  # at each temperature, where it is not said
+Z = 1.96  # of a 95 % interval
+TOLD = ("bits", "distinct_runs", "repeated", "words_known")  # of the measures, on the terminal
+UNSEEN = ("test", "val")  # what the samples are held against: the first that there is
+
+
+@settings
+class Sweep:
+    """What is drawn. texts and length: at each temperature, so many of so many characters."""
+
+    temperatures: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
+    texts: int = Field(0, ge=0, le=100_000)  # 0: TEXTS, or where a line is a text LINES
+    length: int = Field(2000, gt=0, le=1_000_000)
+    seed: int = Field(1, ge=0, lt=1 << 31)
+    kind: str = "auto"  # a key of coherence.KINDS; auto: by what there is in the text
+
+    def __post_init__(self) -> None:
+        if not self.temperatures or not all(0 <= one <= 10 for one in self.temperatures):
+            raise ValueError(f"temperatures are one number or more from 0 to 10, got {self.temperatures}")
+        if self.kind not in ("auto", *coherence.KINDS):
+            raise ValueError(f"kind is auto, {', '.join(list(coherence.KINDS)[:-1])} or text, got {self.kind}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Some texts, and how likely the model holds all of them together: log_prob in nats."""
+
+    texts: list[str]
+    characters: int
+    log_prob: float
+
+
+def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> None:
+    """Draws from a run's best checkpoint, measures, writes samples.json into the run's folder and its report anew.
+
+    Raises StageError where the data is not what the run was trained on.
+    """
+    run = checkpoint.read_run(folder)
+    chosen = checkpoint.best(run)
+    data, manifest = checkpoint.data_of(run, data)
+    end_id = run.vocab.end_id
+    lines = end_id is not None and run.vocab.symbols[end_id] == b"\n"  # each is a text
+    sweep = dataclasses.replace(sweep, texts=sweep.texts or (LINES if lines else TEXTS))
+    asked = {**dataclasses.asdict(sweep), "temperatures": list(sweep.temperatures)}
+    inputs = {"weights_sha256": checkpoint.weights_sha256(chosen), "data_sha256": run.data_sha256, **asked}
+    path = folder / FILE
+    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not force and done.get("format_version") == FORMAT_VERSION and done["inputs"] == inputs:
+        console.note(f"{path} is already made from checkpoint {chosen.step}")
+        return
+    split = next(name for name in (*UNSEEN, "train") if name in manifest.splits)
+    real = _real(_read(data, manifest, split, 4 * sweep.texts * sweep.length).decode(errors="replace"), sweep, lines)
+    train = _read(data, manifest, "train", copied.SEARCHED)
+    kind = sweep.kind
+    if kind == "auto":
+        kind = "names" if lines else coherence.kind_of("\n".join(real))
+    sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab, frozen=True)
+    with console.progress("texts") as bar:
+        drawn = [_draw(sampler, temperature, sweep, bar) for temperature in sweep.temperatures]
+        drawn.append(_scored(sampler, real, bar))
+    *rows, held_out = _measured(drawn, kind, train)
+    result = {
+        "format_version": FORMAT_VERSION,
+        "inputs": inputs,
+        "step": chosen.step,
+        "kind": kind,
+        "unit": run.vocab.unit,
+        "searched": len(train),
+        "held_out": {"split": split, **held_out},
+        "rows": [{"temperature": t, **row} for t, row in zip(sweep.temperatures, rows, strict=True)],
+    }
+    write_json(path, result)
+    _show(folder, result)
+    console.note(f"{path}, {report.write(folder)}")
+
+
+def _read(data: Path, manifest: Manifest, split: str, most: int) -> bytes:
+    """The beginning of a split, up to so many tokens."""
+    part = manifest.split(split)
+    return manifest.vocab.decode(read_tokens(data, part, manifest.dtype, 0, min(part.tokens, most)))
+
+
+def _real(text: str, sweep: Sweep, lines: bool) -> list[str]:
+    """Texts as many and as long as those that are drawn, or as many as there are."""
+    pieces = text.split("\n") if lines else [text[k : k + sweep.length] for k in range(0, len(text), sweep.length)]
+    return [one for one in pieces if one][: sweep.texts]
+
+
+def _draw(sampler: Sampler, temperature: float, sweep: Sweep, bar: Progress) -> Texts:
+    """The texts of one temperature; their seeds go on from the sweep's, and are the same at each temperature."""
+    generate = tf.function(sampler.generate, autograph=False, reduce_retracing=True)
+    seeds = range(sweep.seed, sweep.seed + sweep.texts)
+    task = bar.add_task(f"drawing at {temperature:g}", total=len(seeds))
+    texts, characters, log_prob = [], 0, 0.0
+    for rows in _batches(seeds):
+        columns = [[b""] * len(rows), [sweep.length] * len(rows), [temperature] * len(rows), list(rows)]
+        kinds = (tf.string, tf.int32, tf.float32, tf.int64)
+        written = generate(Asked(*(tf.constant(one, kind) for one, kind in zip(columns, kinds, strict=True))))
+        texts += [one.decode(errors="replace") for one in written.text_bytes.numpy()]
+        characters += int(written.n_chars.numpy().sum())
+        log_prob += float(written.log_prob.numpy().sum())
+        bar.advance(task, len(rows))
+    return Texts(texts, characters, log_prob)
+
+
+def _scored(sampler: Sampler, texts: list[str], bar: Progress) -> Texts:
+    """Texts that were there, each begun as those that are drawn are."""
+    score = tf.function(sampler.score, autograph=False, reduce_retracing=True)
+    task = bar.add_task("reading what is real", total=len(texts))
+    characters, log_prob = 0, 0.0
+    for rows in _batches(texts):
+        log_prob_BxP, count_B, _ = score(tf.constant([one.encode() for one in rows]))
+        characters, log_prob = characters + int(count_B.numpy().sum()), log_prob + float(log_prob_BxP.numpy().sum())
+        bar.advance(task, len(rows))
+    return Texts(texts, characters, log_prob)
+
+
+def _batches(rows: Any) -> Iterator[Any]:
+    return (rows[k : k + ROWS] for k in range(0, len(rows), ROWS))
+
+
+def _measured(groups: list[Texts], kind: str, train: bytes) -> list[dict[str, Any]]:
+    """All that is told of each group of texts."""
+    longest = iter(copied.longest(train, [text.encode() for group in groups for text in group.texts]))
+    known = train.decode(errors="replace")
+    words = set(_words(known))
+    return [
+        {
+            "texts": len(group.texts),
+            "characters": group.characters,
+            "bits": -group.log_prob / max(group.characters, 1) / math.log(2),
+            **({} if kind == "names" else varied(group.texts, words)),
+            "coherence": coherence.coherence(kind, "\n".join(group.texts), known),
+            "copied": copied.shares([next(longest) for _ in group.texts]),
+            "text": "\n".join(group.texts)[:SHOWN],
+        }
+        for group in groups
+    ]
+
+
+def varied(texts: list[str], known: set[str]) -> dict[str, float]:
+    """How varied texts are: the share of their runs of three words that are distinct; of their stretches of STRETCH
+    characters, the share that came before in the same text; their size when compressed (zlib), as a share. And the
+    share of their words that are known."""
+    words = [_words(text) for text in texts]
+    runs = [run for one in words for run in zip(*(one[k:] for k in range(3)), strict=False)]
+    old = [word in known for one in words for word in one]
+    stretches = distinct = 0
+    for text in texts:
+        found = [text[k : k + STRETCH] for k in range(len(text) - STRETCH + 1)]
+        stretches, distinct = stretches + len(found), distinct + len(set(found))
+    joined = "\n".join(texts).encode()
+    return {
+        "distinct_runs": len(set(runs)) / max(len(runs), 1),
+        "repeated": (stretches - distinct) / max(stretches, 1),
+        "compressed": len(zlib.compress(joined, 9)) / max(len(joined), 1),
+        "words_known": sum(old) / max(len(old), 1),
+    }
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """A 95 % interval of a share of so many: E. B. Wilson (1927), which holds near 0 and 1 as well.
+
+    >>> [round(bound, 3) for bound in interval(0.9, 100)]
+    [0.826, 0.945]
+    """
+    middle, spread = share + Z**2 / 2 / count, Z * math.sqrt(share * (1 - share) / count + Z**2 / 4 / count**2)
+    return (middle - spread) / (1 + Z**2 / count), (middle + spread) / (1 + Z**2 / count)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
+
+
+def _show(folder: Path, result: dict[str, Any]) -> None:
+    """A row a temperature, and one for real text."""
+    rows = [(f"{row['temperature']:g}", row) for row in result["rows"]]
+    rows.append((result["held_out"]["split"], result["held_out"]))
+    table = Table(title=f"{folder} at step {result['step']:,}, kind {result['kind']}", title_justify="left", box=None)
+    names = list(dict.fromkeys(name for _, row in rows for name in row["coherence"]))
+    told = [name for name in TOLD if any(name in row for _, row in rows)]
+    for name in ("", *told, *names, "longest_copy", "copied_50"):
+        table.add_column(name.replace("_", " "), justify="right" if name else "left")
+    for name, row in rows:
+        shares = [row.get(one) for one in told] + [row["coherence"].get(one) for one in names]
+        shown = ["" if one is None else f"{one:.3f}" for one in [*shares, row["copied"].get("copied_50")]]
+        table.add_row(name, *shown[:-1], f"{row['copied']['longest']:,}", shown[-1])
+    console.out.print(table)
+    if result["kind"] == "names":
+        for name, row in rows[:-1]:
+            low, high = interval(row["coherence"]["new"], row["texts"])
+            console.out.print(f"temperature {name}: {row['coherence']['new']:.1%} new ({low:.1%} to {high:.1%})")
