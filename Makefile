@@ -1,13 +1,14 @@
 # make demo           the whole path on the source of Python's own standard library, in a few minutes
 # make test           the tests                          make test-slow   those that take minutes as well
 # make run CONFIG=configs/NAME.toml                      every stage of a config; stages that are done are skipped
+# make results CONFIG=configs/NAME.toml                  trains it and keeps its figures: results/NAME.json, README's table
 # make setup [GPU=1]  .venv with everything that requirements.lock names; GPU=1 adds TensorFlow's CUDA libraries
 # make lint           ruff, mypy, and tsc for the page   make lock        resolve the requirements anew
 # make clean          removes what the demo made
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo run setup test test-slow lint lock clean
+.PHONY: help demo run results setup test test-slow lint lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -41,6 +42,13 @@ run: setup
 	@$(PY) -m export savedmodel "runs/$(NAME)" --out "served/$(NAME)"
 	@$(PY) -m export tflite "runs/$(NAME)" --out "devices/$(NAME)"
 	@$(PY) -m export show "runs/$(NAME)" --served "served/$(NAME)" --devices "devices/$(NAME)"
+
+results: setup
+	@$(PY) -m pipeline ingest --config "$(CONFIG)"
+	@$(PY) -m pipeline validate --config "$(CONFIG)"
+	@$(PY) -m trainers train "$(CONFIG)"
+	@$(PY) -m trainers evaluate "runs/$(NAME)" --split test
+	@$(PY) -m bench results "runs/$(NAME)"
 
 demo:
 	@$(MAKE) --no-print-directory run CONFIG=configs/stdlib.toml

@@ -14,10 +14,13 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path), metavar="runs/NAME")
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="runs/NAME...")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
-def results(run: Path, out: Path) -> None:
-    """Keeps a finished run's figures as results/NAME.json, and prints their row for README.md.
+@click.option(
+    "--readme", type=click.Path(path_type=Path), default=Path("README.md"), show_default=True, help="The page."
+)
+def results(runs: tuple[Path, ...], out: Path, readme: Path) -> None:
+    """Keeps finished runs' figures as results/NAME.json, and makes README.md's table of all that is kept.
 
     \b
     Example:
@@ -25,7 +28,10 @@ def results(run: Path, out: Path) -> None:
     """
     with console.hushed():
         from bench import results
-    console.out.print(results.row(results.record(run, out)))
+    for run in runs:
+        results.record(run, out)
+    results.put(readme, table := results.table(out))
+    console.out.print(table)
 
 
 @cli.command()

@@ -9,8 +9,16 @@ from typing import Any
 from bench.machine import commit, machine
 from common.errors import StageError
 from common.files import write_json
-from pipeline.manifest import read_manifest
+from pipeline.manifest import Manifest, read_manifest
 from trainers import checkpoint
+
+BEGIN, END = "<!-- made by python -m bench results -->", "<!-- end -->"
+# What A. Karpathy, J. Johnson and L. Fei-Fei report of LSTMs of the same size (arXiv 1506.02078, table 1), in nats.
+PUBLISHED = {
+    "warpeace-1x64": "1.449",
+    "warpeace-1x128": "1.277",
+    "warpeace-2x128": "1.227",
+}
 
 
 def record(folder: Path, out: Path) -> dict[str, Any]:
@@ -33,19 +41,23 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
     manifest = read_manifest(run.data)
     trained = [row for row in rows if "seconds" in row]
     result = {
-        "format_version": 1,
+        "format_version": 2,
         "name": folder.name,
-        "sources": _sources([source.name for source in manifest.sources]),
-        "bytes": {name: split.tokens for name, split in manifest.splits.items()},
+        "sources": [source.name for source in manifest.sources[:5]],
+        "split": _split(manifest),
+        "tokens": {name: split.tokens for name, split in manifest.splits.items()},
         "data_sha256": run.data_sha256,
         "config": run.config.to_json(),
         "parameters": run.build().count_params(),
         "step": chosen.step,
         "steps": rows[-1]["step"],
+        "seen": round(rows[-1]["epoch"] * manifest.split("train").tokens),  # tokens, up to the last step
         "training_seconds": sum(row["seconds"] for row in trained),
         "val_nats_before": checkpoint.evaluations(run)[0]["val_nats"],
         "val_nats": chosen.val_nats,
         "test_nats": score["nats"],
+        "test_interval": score["nats_interval"],
+        "ngram_nats": score["baselines"].get("ngram", {}).get("nats"),
         "machine": machine(),
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
@@ -54,19 +66,50 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
     return result
 
 
+def table(folder: Path) -> str:
+    """README.md's table: a row a result of the folder."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    names = ["config", "split", "model, parameters", "read, millions", "val, nats", "test, nats (95 %)", "test, bits"]
+    names += ["n-gram, nats", "published", "training", "machine", "date, commit, seed"]
+    rows = [row(one) for one in found if "test_nats" in one]
+    return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *rows])
+
+
 def row(result: dict[str, Any]) -> str:
     """A result as a row of README.md's table."""
-    model = result["config"]["model"]
+    model, train = result["config"]["model"], result["config"]["train"]
+    interval, counted = result["test_interval"], result["ngram_nats"]
+    minutes, seconds = divmod(round(result["training_seconds"]), 60)
     cells = [
-        result["sources"],
-        f"[{result['name']}](configs/{result['name']}.toml): {model['layers']} x {model['units']}",
-        f"{result['parameters']:,}",
-        *(f"{result[split]:.3f} nats, {result[split] / math.log(2):.3f} bits" for split in ("val_nats", "test_nats")),
-        f"{result['training_seconds']:.0f} s",
-        f"{result['machine']}, {result['date']}, {result['commit'][:7]}",
+        f"[{result['name']}](configs/{result['name']}.toml)",
+        result["split"],
+        f"{model['cell'].upper()} {model['layers']} x {model['units']}, {result['parameters']:,}",
+        f"{result['seen'] / 1e6:,.0f}",
+        f"{result['val_nats']:.3f}",
+        f"{result['test_nats']:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""),
+        f"{result['test_nats'] / math.log(2):.3f}",
+        f"{counted:.3f}" if counted else "",
+        PUBLISHED.get(result["name"], ""),
+        f"{minutes}:{seconds:02} min",
+        f"{result['machine']}, {train['precision']}",
+        f"{result['date']}, {result['commit'][:7]}, {train['seed']}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _sources(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+def put(readme: Path, table: str) -> None:
+    """Puts the table in the place of the one before it. Raises StageError where its marks are not there."""
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise StageError(f"{readme} has no place for the table: it wants the lines {BEGIN} and {END}")
+    readme.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
+
+
+def _split(manifest: Manifest) -> str:
+    """What of the text the model is judged by: its unit, the shares of train, val and test, and how they were cut."""
+    tokens = {name: split.tokens for name, split in manifest.splits.items()}
+    shares = "/".join(f"{100 * part / sum(tokens.values()):.0f}" for part in tokens.values())
+    how = {"document": "by hash", "contiguous": "the end is test"}.get(kind := manifest.settings["split"], f"as {kind}")
+    return f"{manifest.vocab.unit}s, {shares}, {how}"

@@ -20,7 +20,13 @@ def write_shard(path: Path, pieces: Iterable[npt.NDArray[Any]]) -> Shard:
     return writer.shard
 
 
-def make_data(folder: Path, shard_tokens: int, vocab: Vocab | None = None, **texts: bytes | np.ndarray) -> Manifest:
+def make_data(
+    folder: Path,
+    shard_tokens: int,
+    vocab: Vocab | None = None,
+    settings: dict[str, Any] | None = None,
+    **texts: bytes | np.ndarray,
+) -> Manifest:
     """Writes the data set `folder` of these splits (train=..., val=...), texts or ids, in shards of so many tokens."""
     folder.mkdir(parents=True)
     vocab, splits = vocab or byte_vocab(), {}
@@ -30,6 +36,6 @@ def make_data(folder: Path, shard_tokens: int, vocab: Vocab | None = None, **tex
         files = [folder / shard_name(name, index, len(parts)) for index in range(len(parts))]
         shards = [write_shard(file, [part]) for file, part in zip(files, parts, strict=True)]
         splits[name] = Split(len(ids), tuple(shards))
-    manifest = Manifest(sources=(), settings={}, vocab=vocab, splits=splits, tools={})
+    manifest = Manifest(sources=(), settings=settings or {}, vocab=vocab, splits=splits, tools={})
     write_manifest(folder, manifest)
     return manifest

@@ -1,0 +1,104 @@
+"""A tiny run as results/NAME.json and as a row of the table in README.md."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+import tiny_run
+
+from bench import results
+from common.errors import StageError
+from common.files import write_json
+from pipeline.manifest import Manifest
+from trainers import checkpoint
+from trainers.devices import Devices
+
+
+@pytest.fixture
+def run(tmp_path: Path, make_data: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch) -> Path:
+    settings = {"split": "char-rnn"}
+    text = tiny_run.TEXT
+    make_data(tmp_path / "data", 1000, settings=settings, train=text, val=text[:20], test=text[:20])
+    monkeypatch.setattr(results, "machine", lambda: "2 cores of X")
+    monkeypatch.setattr(results, "commit", lambda: "0123456789abcdef")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def trained(run: Path) -> Path:
+    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
+    tiny_run.tiny_training(run, run.parent / "data", devices, 10).go()
+    return run
+
+
+def evaluate(run: Path, **more: object) -> None:
+    chosen = checkpoint.best(checkpoint.read_run(run))
+    score = {"nats": 2.5, "nats_interval": [2.25, 2.75], "baselines": {"ngram": {"nats": 3.0}}}
+    inputs = {"weights_sha256": checkpoint.weights_sha256(chosen)}
+    write_json(run / "evaluation-test.json", {"inputs": inputs, **score, **more})
+
+
+def test_a_run_is_kept_with_all_that_a_figure_needs(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="has not been evaluated: run python -m trainers evaluate"):
+        results.record(trained, tmp_path)
+    evaluate(trained, inputs={"weights_sha256": "another"})
+    with pytest.raises(StageError, match="is of another checkpoint than"):
+        results.record(trained, tmp_path)
+    evaluate(trained)
+    results.record(trained, tmp_path)
+    kept = json.loads((tmp_path / "run.json").read_text())
+    chosen = checkpoint.best(checkpoint.read_run(trained))
+    expected = {
+        "split": "bytes, 82/9/9, as char-rnn",
+        "tokens": {"train": 180, "val": 20, "test": 20},
+        "seen": 120,  # ten steps of 4 lanes x 3
+        "step": chosen.step,
+        "steps": 10,
+        "val_nats": chosen.val_nats,
+        "test_nats": 2.5,
+        "test_interval": [2.25, 2.75],
+        "ngram_nats": 3.0,
+        "parameters": 4 * 8 * (256 + 8 + 1) + 4 * 8 * (8 + 8 + 1) + 8 * 256 + 256,
+        "commit": "0123456789abcdef",
+        "machine": "2 cores of X",
+    }
+    assert {key: kept[key] for key in expected} == expected
+    assert kept["training_seconds"] == pytest.approx(
+        sum(row.get("seconds", 0) for row in checkpoint.read_metrics(checkpoint.read_run(trained)))
+    )
+
+
+def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:
+    config = {"model": {"cell": "gru", "layers": 1, "units": 64}, "train": {"precision": "float32", "seed": 7}}
+    one = {"config": config, "split": "chars, 80/10/10, as char-rnn", "parameters": 43_604, "seen": 130_326_350}
+    one |= {"val_nats": 1.4567, "test_nats": math.log(4), "test_interval": None, "ngram_nats": None}
+    one |= {"training_seconds": 125.6, "machine": "2 cores", "date": "2026-11-25", "commit": "0123456789abcdef"}
+    write_json(tmp_path / "b.json", one | {"name": "b"})
+    write_json(tmp_path / "a.json", one | {"name": "warpeace-1x64", "test_interval": [1.0, 2.0], "ngram_nats": 1.25})
+    write_json(tmp_path / "bench-train.json", {"name": "no run"})
+    rows = results.table(tmp_path).splitlines()
+    assert rows[2:] == [
+        "| [warpeace-1x64](configs/warpeace-1x64.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 "
+        "| 1.457 | 1.386 (1.000 to 2.000) | 2.000 | 1.250 | 1.449 | 2:06 min | 2 cores, float32 "
+        "| 2026-11-25, 0123456, 7 |",
+        "| [b](configs/b.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.457 | 1.386 | 2.000 |  |  "
+        "| 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
+    ]
+    assert len({row.count("|") for row in rows}) == 1
+    readme = tmp_path / "README.md"
+    readme.write_text(f"Before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    results.put(readme, "new\nrows")
+    results.put(readme, "new\nrows")
+    assert readme.read_text() == f"Before\n{results.BEGIN}\nnew\nrows\n{results.END}\nafter\n"
+    readme.write_text(f"{results.END}\n{results.BEGIN}\n")
+    with pytest.raises(StageError, match="has no place for the table"):
+        results.put(readme, "new")
+    assert readme.read_text() == f"{results.END}\n{results.BEGIN}\n"
+
+
+def test_readme_has_the_table_of_what_is_kept() -> None:
+    root = Path(results.__file__).parent.parent
+    assert results.table(root / "results") in (root / "README.md").read_text(encoding="utf-8")
