@@ -6,13 +6,14 @@ against it.
 import ast
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from xml.etree import ElementTree
 
 import tree_sitter
 import tree_sitter_c
 
-Measures = dict[str, float]
+Counts = dict[str, tuple[int, int]]  # of each measure: how many are as they should be, of how many
 
 # What gives a kind away, and how many of it in ten thousand characters are enough.
 MARKS = {
@@ -43,12 +44,23 @@ def kind_of(text: str) -> str:
     return kind if found[kind] >= 1 else "text"
 
 
-def coherence(kind: str, text: str, train: str) -> Measures:
-    """What is measured of a text of a kind, but for what there is nothing of in it. train: to know names from."""
-    return KINDS[kind](text, train)
+def coherence(kind: str, texts: Iterable[str], known: frozenset[str]) -> dict[str, float]:
+    """Of each measure of a kind the share over all texts; none of what there is nothing of. known: of `known_of`."""
+    good, total = Counter[str](), Counter[str]()
+    for text in texts:
+        for name, (part, whole) in KINDS[kind](text, known).items():
+            good[name] += part
+            total[name] += whole
+    return {name: good[name] / total[name] for name in total if total[name]}
 
 
-def c(text: str, _: str) -> Measures:
+def known_of(kind: str, train: str) -> frozenset[str]:
+    """What a text of a kind is to know from train: the speakers of plays, the names of a list of names."""
+    lines = {"play": _SPEAKER, "names": re.compile(".+")}.get(kind)
+    return frozenset(line for line in train.split("\n") if lines.fullmatch(line)) if lines else frozenset()
+
+
+def c(text: str, _: frozenset[str]) -> Counts:
     """Brackets, quotes and comments, and the functions that tree-sitter's grammar of C accepts."""
     tokens = [(match.lastgroup, match.group()) for match in _C_TOKEN.finditer(text)]
     kinds = [kind for kind, _ in tokens]
@@ -57,11 +69,11 @@ def c(text: str, _: str) -> Measures:
         broken -= 1  # the text ends in a comment
     # Functions of the kernel's style: from a line that does not begin with space to the next that begins with }.
     functions = re.findall(r"^[A-Za-z][^;{}\n#]*\([^;{}#]*\)\s*\{\n.*?^\}", text, re.MULTILINE | re.DOTALL)
-    return _shares(
-        brackets=_matched((token, _PAIRS.get(token)) for kind, token in tokens if kind == "bracket"),
-        quotes_and_comments=(whole, whole + max(broken, 0)),
-        functions_parsed=(sum(_accepts(one) for one in functions), len(functions)),
-    )
+    return {
+        "brackets": _matched((token, _PAIRS.get(token)) for kind, token in tokens if kind == "bracket"),
+        "quotes_and_comments": (whole, whole + max(broken, 0)),
+        "functions_parsed": (sum(_accepts(one) for one in functions), len(functions)),
+    }
 
 
 def _accepts(function: str) -> bool:
@@ -70,30 +82,30 @@ def _accepts(function: str) -> bool:
     return not root.has_error and [node.type for node in root.children] == ["function_definition"]
 
 
-def latex(text: str, _: str) -> Measures:
+def latex(text: str, _: frozenset[str]) -> Counts:
     """Environments that end as they began, braces, and paragraphs in which every $ has its partner."""
     paragraphs = re.split(r"\n\s*\n", re.sub(r"\\.|%[^\n]*", "", text, flags=re.DOTALL))[1:-1]
     with_dollars = [one.count("$") % 2 == 0 for one in paragraphs if "$" in one]
     environments = ((name, name if what == "end" else None) for what, name in _ENVIRONMENT.findall(text))
     braces = (match.group(1) for match in _LATEX_BRACE.finditer(text))
-    return _shares(
-        environments=_matched(environments),
-        braces=_matched((brace, _PAIRS.get(brace)) for brace in braces if brace),
-        dollars=(sum(with_dollars), len(with_dollars)),
-    )
+    return {
+        "environments": _matched(environments),
+        "braces": _matched((brace, _PAIRS.get(brace)) for brace in braces if brace),
+        "dollars": (sum(with_dollars), len(with_dollars)),
+    }
 
 
-def wiki(text: str, _: str) -> Measures:
+def wiki(text: str, _: frozenset[str]) -> Counts:
     """Tags that close as they opened, whole pages that an XML parser takes, links and templates that end."""
     tags = [(name, name if close else None) for close, name, empty in _TAG.findall(text) if not empty]
     pages = re.findall(r"<page>.*?</page>", text, re.DOTALL)
     links, templates = re.findall(r"\[\[[^\n]*?(?:\]\]|\[\[|$)", text, re.MULTILINE), re.findall(r"\{\{|\}\}", text)
-    return _shares(
-        tags=_matched(iter(tags)),
-        pages_well_formed=(sum(map(_well_formed, pages)), len(pages)),
-        links=(sum(link.endswith("]]") for link in links), len(links)),
-        templates=_matched((one, "{{" if one == "}}" else None) for one in templates),
-    )
+    return {
+        "tags": _matched(iter(tags)),
+        "pages_well_formed": (sum(map(_well_formed, pages)), len(pages)),
+        "links": (sum(link.endswith("]]") for link in links), len(links)),
+        "templates": _matched((one, "{{" if one == "}}" else None) for one in templates),
+    }
 
 
 def _well_formed(page: str) -> bool:
@@ -104,17 +116,17 @@ def _well_formed(page: str) -> bool:
     return True
 
 
-def python(text: str, _: str) -> Measures:
+def python(text: str, _: frozenset[str]) -> Counts:
     """Statements of the outermost level, from one line that is not indented to the next, that Python's parser takes."""
     blocks = re.split(
         r"^(?=(?:@|def |class |[A-Za-z_]+ ?=|import |from |if |for |while |try:|with ))", text, flags=re.MULTILINE
     )
     blocks = [one for one in blocks[1:-1] if one.strip()]
     long = [one for one in blocks if one.startswith(("def ", "class "))]
-    return _shares(
-        statements_parsed=(sum(map(_parses, blocks)), len(blocks)),
-        definitions_parsed=(sum(map(_parses, long)), len(long)),
-    )
+    return {
+        "statements_parsed": (sum(map(_parses, blocks)), len(blocks)),
+        "definitions_parsed": (sum(map(_parses, long)), len(long)),
+    }
 
 
 def _parses(statement: str) -> bool:
@@ -127,32 +139,30 @@ def _parses(statement: str) -> bool:
     return True
 
 
-def play(text: str, train: str) -> Measures:
+def play(text: str, known: frozenset[str]) -> Counts:
     """Speeches that begin with a line that names who speaks, and the speakers that train has."""
     speeches = [one.split("\n", 1)[0] for one in re.split(r"\n\n+", text)[1:-1]]
     speakers = [line for line in speeches if _SPEAKER.fullmatch(line)]
-    known = set(re.findall(_SPEAKER.pattern + r"$", train, re.MULTILINE))
-    return _shares(
-        speeches_named=(len(speakers), len(speeches)),
-        speakers_known=(sum(line in known for line in speakers), len(speakers)),
-    )
+    return {
+        "speeches_named": (len(speakers), len(speeches)),
+        "speakers_known": (sum(line in known for line in speakers), len(speakers)),
+    }
 
 
-def names(text: str, train: str) -> Measures:
-    """Lines that train does not have, and lines that come but once."""
+def names(text: str, known: frozenset[str]) -> Counts:
+    """Lines that train does not have, and distinct ones."""
     lines = [line for line in text.split("\n") if line]
-    known = set(train.split("\n"))
-    return _shares(new=(sum(line not in known for line in lines), len(lines)), distinct=(len(set(lines)), len(lines)))
+    return {"new": (sum(line not in known for line in lines), len(lines)), "distinct": (len(set(lines)), len(lines))}
 
 
-KINDS: dict[str, Callable[[str, str], Measures]] = {
+KINDS: dict[str, Callable[[str, frozenset[str]], Counts]] = {
     "c": c,
     "latex": latex,
     "wiki": wiki,
     "python": python,
     "play": play,
     "names": names,
-    "text": lambda text, train: {},
+    "text": lambda text, known: {},
 }
 
 
@@ -171,7 +181,3 @@ def _matched(tokens: Iterator[tuple[str, str | None]]) -> tuple[int, int]:
         else:
             total += 1
     return matched, total
-
-
-def _shares(**counts: tuple[int, int]) -> Measures:
-    return {name: part / total for name, (part, total) in counts.items() if total}

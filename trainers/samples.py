@@ -6,7 +6,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from common.settings import settings
 from pipeline.manifest import Manifest
 from pipeline.shards import read_tokens
 from trainers import checkpoint, coherence, copied, report
-from trainers.generate import Asked, Sampler
+from trainers.generate import Asked, Sampler, Written
 
 FILE, FORMAT_VERSION = "samples.json", 1
 ROWS = 64  # texts that are drawn, or scored, at once
@@ -85,7 +85,8 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
         kind = "names" if lines else coherence.kind_of("\n".join(real))
     sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab, frozen=True)
     with console.progress("texts") as bar:
-        drawn = [_draw(sampler, temperature, sweep, bar) for temperature in sweep.temperatures]
+        generate = tf.function(sampler.generate, autograph=False, reduce_retracing=True)
+        drawn = [_draw(generate, temperature, sweep, bar) for temperature in sweep.temperatures]
         drawn.append(_scored(sampler, real, bar))
     *rows, held_out = _measured(drawn, kind, train)
     result = {
@@ -115,9 +116,8 @@ def _real(text: str, sweep: Sweep, lines: bool) -> list[str]:
     return [one for one in pieces if one][: sweep.texts]
 
 
-def _draw(sampler: Sampler, temperature: float, sweep: Sweep, bar: Progress) -> Texts:
+def _draw(generate: Callable[[Asked], Written], temperature: float, sweep: Sweep, bar: Progress) -> Texts:
     """The texts of one temperature; their seeds go on from the sweep's, and are the same at each temperature."""
-    generate = tf.function(sampler.generate, autograph=False, reduce_retracing=True)
     seeds = range(sweep.seed, sweep.seed + sweep.texts)
     task = bar.add_task(f"drawing at {temperature:g}", total=len(seeds))
     texts, characters, log_prob = [], 0, 0.0
@@ -151,15 +151,16 @@ def _batches(rows: Any) -> Iterator[Any]:
 def _measured(groups: list[Texts], kind: str, train: bytes) -> list[dict[str, Any]]:
     """All that is told of each group of texts."""
     longest = iter(copied.longest(train, [text.encode() for group in groups for text in group.texts]))
-    known = train.decode(errors="replace")
-    words = set(_words(known))
+    text = train.decode(errors="replace")
+    words, known = set(_words(text)), coherence.known_of(kind, text)
     return [
         {
             "texts": len(group.texts),
             "characters": group.characters,
             "bits": -group.log_prob / max(group.characters, 1) / math.log(2),
             **({} if kind == "names" else varied(group.texts, words)),
-            "coherence": coherence.coherence(kind, "\n".join(group.texts), known),
+            # Names are one list, of which some may come twice.
+            "coherence": coherence.coherence(kind, ["\n".join(group.texts)] if kind == "names" else group.texts, known),
             "copied": copied.shares([next(longest) for _ in group.texts]),
             "text": "\n".join(group.texts)[:SHOWN],
         }
@@ -205,17 +206,31 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
     """A row a temperature, and one for real text."""
     rows = [(f"{row['temperature']:g}", row) for row in result["rows"]]
     rows.append((result["held_out"]["split"], result["held_out"]))
-    table = Table(title=f"{folder} at step {result['step']:,}, kind {result['kind']}", title_justify="left", box=None)
-    names = list(dict.fromkeys(name for _, row in rows for name in row["coherence"]))
     told = [name for name in TOLD if any(name in row for _, row in rows)]
-    for name in ("", *told, *names, "longest_copy", "copied_50"):
-        table.add_column(name.replace("_", " "), justify="right" if name else "left")
+    copied = list(dict.fromkeys(name for _, row in rows for name in row["copied"] if name != "longest"))
+    console.out.print(f"{folder} at step {result['step']:,}, {result['rows'][0]['texts']:,} texts at each temperature")
+    table = _table("", [*told, "longest_copy", *copied])
     for name, row in rows:
-        shares = [row.get(one) for one in told] + [row["coherence"].get(one) for one in names]
-        shown = ["" if one is None else f"{one:.3f}" for one in [*shares, row["copied"].get("copied_50")]]
-        table.add_row(name, *shown[:-1], f"{row['copied']['longest']:,}", shown[-1])
+        shares = [row.get(one) for one in told], [row["copied"].get(one) for one in copied]
+        table.add_row(name, *map(_shown, shares[0]), f"{row['copied']['longest']:,}", *map(_shown, shares[1]))
     console.out.print(table)
+    if names := list(dict.fromkeys(name for _, row in rows for name in row["coherence"])):
+        table = _table(f"As {result['kind']}", names)
+        for name, row in rows:
+            table.add_row(name, *(_shown(row["coherence"].get(one)) for one in names))
+        console.out.print(table)
     if result["kind"] == "names":
         for name, row in rows[:-1]:
             low, high = interval(row["coherence"]["new"], row["texts"])
             console.out.print(f"temperature {name}: {row['coherence']['new']:.1%} new ({low:.1%} to {high:.1%})")
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    table = Table("", title=title, title_justify="left", box=None)
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
+    return table
+
+
+def _shown(share: float | None) -> str:
+    return "" if share is None else f"{share:.3f}"

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from trainers.coherence import KINDS, coherence, kind_of
+from trainers.coherence import KINDS, coherence, kind_of, known_of
 
 C = """#include <a.h>
 /* a comment with a " and a { in it */
@@ -83,7 +83,7 @@ end"""
     ],
 )
 def test_known_figures(kind: str, text: str, train: str, expected: dict[str, float]) -> None:
-    assert coherence(kind, text, train) == pytest.approx(expected)
+    assert coherence(kind, [text], known_of(kind, train)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -97,4 +97,9 @@ def test_a_kind_is_known_by_its_marks(kind: str, text: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(KINDS)), st.text(alphabet="ab\n\\{}()[]\"'<>/$*:#% \0é", max_size=80))
 def test_no_text_stops_a_measure(kind: str, text: str) -> None:
-    assert all(0 <= share <= 1 for share in coherence(kind, text, text).values())
+    assert all(0 <= share <= 1 for share in coherence(kind, [text], known_of(kind, text)).values())
+
+
+def test_shares_are_over_all_texts() -> None:
+    found = coherence("c", ["()", "(]]]", "", "no bracket"], frozenset())
+    assert found == {"brackets": 2 / 5}

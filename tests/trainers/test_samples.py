@@ -83,7 +83,8 @@ def test_the_sweep_of_a_run(prose: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (prose / "samples.json").stat().st_mtime_ns == before
     out, err = capsys.readouterr()
     assert "samples.json is already made from checkpoint" in err
-    assert out.splitlines()[0].endswith("kind text")
+    assert out.splitlines()[0] == f"{prose} at step 40, 3 texts at each temperature"
+    assert [line.split()[0] for line in out.splitlines()[-3:]] == ["0.5", "1.5", "test"]
 
 
 def test_names_are_judged_as_names(
