@@ -15,8 +15,8 @@ NAMES = {"lstm": ["h", "c", "input", "output"], "gru": ["h", "update"]}
 
 
 def stretches(rng: np.random.Generator, names: list[str]) -> list[list[dict[str, np.ndarray]]]:
-    """Of two layers of 3 units, in stretches of 4, 4 and 2 ids."""
-    return [[{name: rng.normal(size=(n, 3)).astype(np.float32) for name in names} for _ in (1, 2)] for n in (4, 4, 2)]
+    """Of two layers of 3 units, in stretches of 4, 2 and 4 ids."""
+    return [[{name: rng.normal(size=(n, 3)).astype(np.float32) for name in names} for _ in (1, 2)] for n in (4, 2, 4)]
 
 
 def keep(path: Path, held: list[list[dict[str, np.ndarray]]], vocab: Vocab, ids_N: np.ndarray) -> None:

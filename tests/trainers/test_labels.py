@@ -104,6 +104,12 @@ CODE = [
     ),
     (
         "c",
+        "inside a comment",
+        "#define a b$#include <c>$d",
+        "..........................",
+    ),
+    (
+        "c",
         "inside an if-condition",
         "if (a(b) && ')') c; else if(d) e; f(g)$#if (h)$",
         "...^^^^^^^^^^^^............^^..................",
