@@ -110,10 +110,6 @@ class Watched:
                 self._saturated[layer, gate] = self._saturated.get((layer, gate), 0) + now_2xH
         self.read += len(seen.logits_nxV)
 
-    def colour(self, part: slice) -> Array:
-        """What the units are coloured by, -1 to 1: tanh(c), or h."""
-        return np.tanh(self.held_SxU[part]) if self.what == "c" else self.held_SxU[part]
-
     @property
     def gates(self) -> list[dict[str, Any]]:
         """Of each layer and gate the shares of the text at which each unit's was saturated, left and right."""
@@ -148,14 +144,14 @@ def neurons_run(folder: Path, wanted: Wanted) -> None:
         **report_of(found, config.units),
         "gates": watched.gates,
     }
-    page = Page(folder.name, run.vocab.unit, config.layers, config.units, watched.colour(slice(None)).var(0), report)
+    variance_U = (np.tanh(watched.held_SxU) if watched.what == "c" else watched.held_SxU).var(0)
+    page = Page(folder.name, run.vocab.unit, config.layers, config.units, variance_U, report)
     unit = wanted.unit or page.first
     clearest = next((label for label in labels if label.about == page.about(*unit)), labels[0])
     start, length = wanted.excerpt or (_telling(searched_S, run.vocab, clearest), SHOWN)
     part = slice(start, start + length)
-    excerpt = Excerpt.of(
-        searched_S[part], run.vocab, start, watched.colour(part), watched.ids_SxK[part], watched.p_SxK[part]
-    )
+    shown = (watched.held_SxU[part], watched.ids_SxK[part], watched.p_SxK[part])
+    excerpt = Excerpt.of(searched_S[part], run.vocab, start, *shown, cells=watched.what == "c")
     html = wanted.out or folder / "neurons.html"
     write_json(html.with_suffix(".json"), report)
     write_page(html, page, excerpt, unit)
@@ -169,7 +165,7 @@ def watch(model: CharRNN, vocab: Vocab, text: Text, path: Path | None = None, ti
     """Reads a text. path: where all that was held is to be kept, under a title."""
     watched = Watched(model, len(text.ids_N))
     with console.progress("characters") as bar, contextlib.ExitStack() as stack:
-        task = bar.add_task(f"reading {text.name}", total=len(text.ids_N))
+        task = bar.add_task("reading", total=len(text.ids_N))
         keeper = None
         for seen in read(model, vocab, text):
             if path and not keeper:

@@ -5,6 +5,7 @@ Legend: E ids of the excerpt, C its characters, U units of all layers, K likelie
 
 import base64
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.vocab import ASCII, Vocab
 from trainers.labels import Array, pieces_of
 
 LISTED = 40  # units that no label was found for, those that vary most
+FLAT = 0.5  # the range of a colour, of 2, that shows nothing
 PLOT = 200  # the side of a plot of gates
 GREEN, BLUE, RED = (
     "#6fd3a4",
@@ -31,24 +33,51 @@ GREEN, BLUE, RED = (
 )  # of the picture; the page has the first two, and its own for the dark
 DRAWN, COLUMNS = 800, 80  # characters of the picture, at most, and of a line of it
 ROW = 1.7, 0.85  # heights of a character and of an expectation, in widths of a column
-SIGNS = {"\n": "↵", "\t": "⇥", " ": "␣", "": "∎"}
+SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣", "": "∎"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Excerpt:
-    """A stretch of the text. start: of its first id; characters_C, those that end a document empty; colour_CxU, -1 to
-    1, and what is expected next, ids_CxK and p_CxK, all after the last byte of each character; symbols: of the ids, as
-    they are shown."""
+    """A stretch of the text. start: of its first id; characters_C, those that end a document empty; held_CxU, what the
+    units hold, and what is expected next, ids_CxK and p_CxK, all after the last byte of each character; symbols: of the
+    ids, as they are shown; cells: what is held is c of an LSTM."""
 
     start: int
     characters_C: list[str]
-    colour_CxU: Array
+    held_CxU: Array
     ids_CxK: Array
     p_CxK: Array
     symbols: list[str]
+    cells: bool
+
+    @property
+    def colour_CxU(self) -> Array:
+        """What the units are coloured by, -1 to 1: tanh(c), or h."""
+        return np.tanh(self.held_CxU) if self.cells else self.held_CxU
+
+    @property
+    def own_CxU(self) -> Array:
+        """The same by each unit's own range, from its least, -1, to its most, 1."""
+        low_U, high_U = self.held_CxU.min(0), self.held_CxU.max(0)
+        return (2 * self.held_CxU - low_U - high_U) / np.where(high_U > low_U, high_U - low_U, 1)
+
+    @property
+    def flat_U(self) -> Array:
+        """Which units hardly change their colour: those of c far from 0 may still count on. They are shown by their own
+        range."""
+        return np.ptp(self.colour_CxU, axis=0) < FLAT
 
     @classmethod
-    def of(cls, ids_E: Array, vocab: Vocab, start: int, colour_ExU: Array, ids_ExK: Array, p_ExK: Array) -> "Excerpt":
+    def of(
+        cls,
+        ids_E: Array,
+        vocab: Vocab,
+        start: int,
+        held_ExU: Array,
+        ids_ExK: Array,
+        p_ExK: Array,
+        cells: bool = False,
+    ) -> "Excerpt":
         """What is known after each id, at the characters that they make."""
         characters: list[str] = []
         lengths: list[int] = []
@@ -59,7 +88,7 @@ class Excerpt:
         symbols = [sign(symbol.decode("utf-8" if vocab.unit == "char" else "latin-1")) for symbol in vocab.symbols]
         if vocab.unit == "byte":
             symbols = [f"{b[0]:02x}" if b and b[0] >= ASCII else sign(b.decode()) for b in vocab.symbols]
-        return cls(start, characters, colour_ExU[last_C], ids_ExK[last_C], p_ExK[last_C], symbols)
+        return cls(start, characters, held_ExU[last_C], ids_ExK[last_C], p_ExK[last_C], symbols, cells)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +140,14 @@ def write_page(path: Path, page: Page, excerpt: Excerpt, first: tuple[int, int])
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    bytes_UxC = np.round(excerpt.colour_CxU.T * 127).astype(np.int8)
     data = {
-        "characters": [sign(c) if c != " " else c for c in excerpt.characters_C],
+        "characters": [c if c == " " else sign(c) for c in excerpt.characters_C],
         "breaks": [k for k, c in enumerate(excerpt.characters_C) if c in ("\n", "")],
-        "values": base64.b64encode(bytes_UxC.tobytes()).decode(),
+        "colour": _packed(excerpt.colour_CxU),
+        "own": _packed(excerpt.own_CxU),
+        "low": excerpt.held_CxU.min(0).round(3).tolist(),
+        "high": excerpt.held_CxU.max(0).round(3).tolist(),
+        "flat": excerpt.flat_U.tolist(),
         "symbols": excerpt.symbols,
         "ids": excerpt.ids_CxK.ravel().tolist(),
         "p": np.round(100 * excerpt.p_CxK.ravel()).astype(int).tolist(),
@@ -129,10 +161,17 @@ def write_page(path: Path, page: Page, excerpt: Excerpt, first: tuple[int, int])
         partial.write_text(html, encoding="utf-8")
 
 
+def _packed(x_CxU: Array) -> str:
+    """Numbers from -1 to 1 as the page takes them: a byte each, unit after unit, in base64."""
+    return base64.b64encode(np.round(x_CxU.T * 127).astype(np.int8).tobytes()).decode()
+
+
 def draw(path: Path, page: Page, excerpt: Excerpt, place: tuple[int, int]) -> None:
     """Draws the excerpt's beginning as a picture: its characters, coloured by a unit, and below each what was expected
     next, the redder the likelier."""
     layer, unit = place
+    index = (layer - 1) * page.units + unit - 1
+    flat = bool(excerpt.flat_U[index])
     lines = _lines(excerpt.characters_C[:DRAWN])
     below = excerpt.ids_CxK.shape[1]
     height = ROW[0] + below * ROW[1] + 0.7
@@ -142,15 +181,16 @@ def draw(path: Path, page: Page, excerpt: Excerpt, place: tuple[int, int]) -> No
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         axes.set(xlim=(-0.5, COLUMNS + 0.5), ylim=(len(lines) * height + 1, -0.5))
         axes.axis("off")
-        values_C = excerpt.colour_CxU[:, (layer - 1) * page.units + unit - 1]
+        values_C = (excerpt.own_CxU if flat else excerpt.colour_CxU)[:, index]
         for row, line in enumerate(lines):
             for column, k in enumerate(line):
                 _draw(axes, column, row * height, excerpt, k, float(values_C[k]))
-        with whole_file(path) as partial:
+        with whole_file(path) as partial, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # a character that the font has not is drawn as a box
             figure.savefig(partial, format=path.suffix.lower().removeprefix("."))
     cut = len(excerpt.characters_C) > DRAWN
     about = page.about(layer, unit)
-    what = f"unit {unit} of layer {layer}{f' ({about})' if about else ''}"
+    what = f"unit {unit} of layer {layer}{f' ({about})' if about else ''}{' by its own range' if flat else ''}"
     console.note(f"{path}: {what}{f', the first {DRAWN} characters of the excerpt' if cut else ''}")
 
 
@@ -162,7 +202,8 @@ def _draw(axes: Axes, x: float, y: float, excerpt: Excerpt, k: int, value: float
         axes.add_patch(Rectangle((x, y), 1, height, facecolor=shade, linewidth=0))
         axes.text(x + 0.5, y + height / 2, text.replace("$", r"\$"), ha="center", va="center", fontsize=size)
 
-    cell(y, ROW[0], GREEN if value > 0 else BLUE, abs(value), excerpt.characters_C[k].replace("\n", "↵"), 9)
+    character = excerpt.characters_C[k]
+    cell(y, ROW[0], GREEN if value > 0 else BLUE, abs(value), character if character == " " else sign(character), 9)
     for index, (token, p) in enumerate(zip(excerpt.ids_CxK[k], excerpt.p_CxK[k], strict=True)):
         cell(y + ROW[0] + index * ROW[1], ROW[1], RED, float(p), excerpt.symbols[token], 5)
 

@@ -78,13 +78,9 @@ class Half:
 
 def ranks(x_N: Array) -> Array:
     """The rank of each number, ties at the mean of theirs, around 0 and in N-ths: float32, from -1/2 to 1/2."""
-    order = np.argsort(x_N)
-    sorted_N = x_N[order]
-    first = np.flatnonzero(np.append(True, sorted_N[1:] != sorted_N[:-1]))
-    past = np.append(first[1:], len(x_N))
-    ranks_N = np.empty(len(x_N), np.float32)
-    ranks_N[order] = np.repeat((first + past - len(x_N)) / (2 * len(x_N)), past - first)
-    return ranks_N
+    _, place_N, counts = np.unique(x_N, return_inverse=True, return_counts=True)
+    middles = (2 * np.cumsum(counts) - counts - len(x_N)) / (2 * len(x_N))
+    return middles.astype(np.float32)[place_N]
 
 
 def search(x_NxU: Array, labels: list[Label], turns: int = TURNS, seed: int = 1) -> list[Found]:
@@ -97,8 +93,8 @@ def search(x_NxU: Array, labels: list[Label], turns: int = TURNS, seed: int = 1)
 
 
 def report_of(found: list[Found], units: int) -> dict[str, Any]:
-    """What the search says, as JSON has it: of each label its verdict and its best unit; of each unit that was found,
-    what it follows best. Layers and units from 1."""
+    """What the search says, as JSON has it: of each label its verdict and its best unit; of each unit that was found to
+    follow something, the clearest first, what it follows best. Layers and units from 1."""
     labels: list[dict[str, Any]] = []
     neurons: dict[int, tuple[float, dict[str, Any]]] = {}
     for one in found:
@@ -107,7 +103,8 @@ def report_of(found: list[Found], units: int) -> dict[str, Any]:
         if one.matches:
             labels[-1] |= {"chance": round(one.score(one.chance), 4)} | _place(one, one.matches[0], units)
         for match in one.matches:
-            if match.strength > max(one.chance, neurons.get(match.unit, (0.0, {}))[0]):
+            best = neurons.get(match.unit, (CLEAR, {}))[0]
+            if match.strength > one.chance and match.strength >= best:
                 neurons[match.unit] = match.strength, about | _place(one, match, units)
     ranked = sorted(neurons.values(), key=lambda pair: -pair[0])
     return {"neurons": [neuron for _, neuron in ranked], "labels": labels}

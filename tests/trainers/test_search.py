@@ -88,16 +88,21 @@ def test_a_shuffled_label_would_find_chance(rng: np.random.Generator) -> None:
     assert chance > 2 * np.abs(Half(x_NxU[2000:]).strengths(shuffled_KxN)).max()
 
 
-def test_a_text_of_one_stretch_tells_nothing(rng: np.random.Generator) -> None:
+def test_a_text_of_few_stretches_tells_nothing(rng: np.random.Generator) -> None:
     label_N = np.arange(1000) % 250 < 125  # four stretches a half
-    assert search(drifting(rng, 1000, 3), [Label("quotes", label_N)])[0].matches == []
+    for N in (1000, 2, 1):
+        assert search(drifting(rng, N, 3), [Label("quotes", label_N[:N])])[0].matches == []
 
 
 def test_the_report_names_each_unit_once_by_what_it_follows_best(monkeypatch: pytest.MonkeyPatch) -> None:
     yes, number = np.array([True, False]), np.array([1.0, 2.0], np.float32)
     found = [
         Found(Label("strings", yes, "quote"), [Match(5, 0.7, True), Match(6, 0.1, False)], 0.2),
-        Found(Label("column", number, "line length"), [Match(5, 0.5, False), Match(0, 0.9, False)], 0.3),
+        Found(
+            Label("column", number, "line length"),
+            [Match(5, 0.5, False), Match(0, 0.9, False), Match(2, 0.59, False)],
+            0.3,
+        ),
         Found(Label("links", yes), [Match(1, 0.1, False)], 0.4),
         Found(Label("comments", yes, "comment"), [], 0.0),
     ]

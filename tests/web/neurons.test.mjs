@@ -77,12 +77,29 @@ test("another unit is chosen from the list, or by its number", () =>
     near(await colours(page), cases.colours["2.3"]); // there are three
   }));
 
+test("a unit whose colour hardly changes is shown by its own range, and any other on wish", () =>
+  on(async (page) => {
+    assert.equal(await page.isChecked("#own"), false);
+    await page.fill("#layer", "2");
+    await page.locator("#layer").blur();
+    assert.equal(await page.isChecked("#own"), true);
+    near(await colours(page), cases.own);
+    await page.uncheck("#own");
+    assert.ok((await colours(page)).every((value) => value > 0.99));
+    await page.fill("#unit", "3");
+    await page.locator("#unit").blur();
+    assert.equal(await page.isChecked("#own"), false);
+    near(await colours(page), cases.colours["2.3"]);
+    await page.check("#own");
+    assert.equal(Math.max(...(await colours(page))), 1);
+  }));
+
 test("the keyboard goes from character to character and line to line", () =>
   on(async (page) => {
     const told = () => page.textContent("#told");
     await page.focus("#text");
     await page.keyboard.press("ArrowRight");
-    assert.match(await told(), /^a  layer 1, unit 2: 0\.\d\d\. Expected next: /);
+    assert.match(await told(), /^a  layer 1, unit 2: c -?\d\.\d\d\. Expected next: /);
     await page.keyboard.press("ArrowRight");
     await page.keyboard.press("ArrowDown");
     assert.match(await told(), /^f /);

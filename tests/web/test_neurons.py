@@ -25,6 +25,9 @@ def browsed(tmp_path_factory: pytest.TempPathFactory, out: Path) -> dict[str, st
     E = len(data)
     colour_ExU = rng.uniform(-1, 1, (E, 2 * UNITS)).astype(np.float32)
     colour_ExU[:, 1] = np.abs(colour_ExU[:, 1])
+    colour_ExU[:2] = np.array([[-0.9], [0.9]])  # none is flat, but for one
+    held_ExU = np.arctanh(colour_ExU)
+    held_ExU[:, 4] = np.arange(5, 5 + E)
     ids_ExK = rng.permuted(np.tile(np.arange(256), (E, 1)), axis=1)[:, :5]
     ids_ExK[2] = [10, 32, 0xE9, ord("<"), 0]  # after é, which is two bytes
     p_ExK = np.sort(rng.dirichlet(np.ones(9), E))[:, ::-1][:, :5]
@@ -43,7 +46,7 @@ def browsed(tmp_path_factory: pytest.TempPathFactory, out: Path) -> dict[str, st
         ],
     }
     page = Page("a <run>", "byte", 2, UNITS, colour_ExU.var(0), report)
-    excerpt = Excerpt.of(vocab.encode(data), vocab, 7, colour_ExU, ids_ExK, p_ExK)
+    excerpt = Excerpt.of(vocab.encode(data), vocab, 7, held_ExU, ids_ExK, p_ExK, cells=True)
     write_page(folder / "neurons.html", page, excerpt, page.first)
     last = [k for k in range(E) if k + 1 == E or data[k + 1] & 0xC0 != 0x80]  # of each character
     cases = {
@@ -54,7 +57,9 @@ def browsed(tmp_path_factory: pytest.TempPathFactory, out: Path) -> dict[str, st
             f"{layer}.{unit}": colour_ExU[last, (layer - 1) * UNITS + unit - 1].tolist()
             for layer in (1, 2)
             for unit in (1, 2, 3)
+            if (layer, unit) != (2, 2)
         },
+        "own": ((2 * np.array(last) - last[0] - last[-1]) / (last[-1] - last[0])).tolist(),
     }
     (folder / "cases.json").write_text(json.dumps(cases))
     return results(SCRIPT, folder / "cases.json", out)
