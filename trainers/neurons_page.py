@@ -33,7 +33,7 @@ GREEN, BLUE, RED = (
 )  # of the picture; the page has the first two, and its own for the dark
 DRAWN, COLUMNS = 800, 80  # characters of the picture, at most, and of a line of it
 ROW = 1.7, 0.85  # heights of a character and of an expectation, in widths of a column
-SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣", "": "∎"}
+SIGNS = {"\n": "↵", "\r": "←", "\t": "⇥", " ": "␣", "": "∎"}
 
 
 @dataclasses.dataclass(frozen=True)

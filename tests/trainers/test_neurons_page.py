@@ -12,7 +12,7 @@ from trainers import neurons_page as module
 from trainers.neurons_page import Excerpt, Page, draw
 
 TEXT = "a $x$\r\n\u732b\x1b e\n".encode() + b"\xff"
-SHOWN = "a $x$␍↵\u732b\ufffd e↵\ufffd"
+SHOWN = "a $x$←↵\u732b\ufffd e↵\ufffd"
 
 
 def test_its_examples_hold() -> None:
