@@ -7,7 +7,8 @@ devices/NAME/float32.tflite, float16.tflite, int8-dynamic.tflite, int8-full.tfli
                                vocab.json inside (export.lite_file)
 devices/NAME/model.json        what they were made from, and of each its size, SHA-256 and quality
 devices/NAME/report.json       the figures of the table that the export prints
-devices/NAME/neurons.json      a person's own, for the page: kept when the others are made anew
+devices/NAME/neurons.json      what the page says of neurons: a person's own, which is kept, or what `trainers neurons`
+                               found in the run
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from rich.table import Table
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, sha256_file, whole_folder, write_json
+from common.files import check_replaceable, sha256_file, whole_file, whole_folder, write_json
 from common.machine import processor
 from export.lite_file import NEURONS, seal
 from export.lite_graph import PRECISIONS, convert
@@ -77,6 +78,9 @@ def export_lite(folder: Path, out: Path, wanted: Wanted, data: Path | None, forc
         _check_there(out, wanted)
         if already_made(out, "model.json", origin, "another --out"):
             _check_files(out)
+            if neurons := _neurons(folder, out, origin):
+                with whole_file(out / NEURONS) as partial:
+                    shutil.copyfile(neurons, partial)
             return
     data, manifest = checkpoint.data_of(run, data)
     held_out = lanes(data, manifest, "test" if "test" in manifest.splits else "val", LANES, LENGTH)
@@ -92,8 +96,8 @@ def export_lite(folder: Path, out: Path, wanted: Wanted, data: Path | None, forc
         report = judge(partial, model, wanted, held_out)
         write_json(partial / "report.json", report)
         write_json(partial / "model.json", {**origin, "files": _files(partial, report)})
-        if (out / NEURONS).is_file():
-            shutil.copyfile(out / NEURONS, partial / NEURONS)
+        if neurons := _neurons(folder, out, origin):
+            shutil.copyfile(neurons, partial / NEURONS)
     console.out.print(table(out, report, run.vocab.unit))
     console.out.print(f"{out}: step {chosen.step} of {folder}, {', '.join(wanted.precisions)}; builtin ops only")
 
@@ -176,6 +180,15 @@ def table(out: Path, report: dict[str, Any], unit: str) -> Table:
             f"{one['greedy_agreement']:.1%}",
         )
     return shown
+
+
+def _neurons(folder: Path, out: Path, origin: Mapping[str, Any]) -> Path | None:
+    """The list of neurons that belongs beside the files: a person's own in `out`, which says nothing of weights; else
+    what was found in the run, if it was in the weights that are exported."""
+    own, found = out / NEURONS, folder / NEURONS
+    if own.is_file() and "weights_sha256" not in (read_made_from(own) or {}):
+        return own
+    return found if (read_made_from(found) or {}).get("weights_sha256") == origin["weights_sha256"] else None
 
 
 def _check_there(out: Path, wanted: Wanted) -> None:

@@ -1,6 +1,7 @@
 """Tests written in JavaScript: Node.js, what it needs, and what became of them."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,6 +26,17 @@ def node() -> str:
         if not done or done.returncode:
             pytest.skip(f"npm ci in {page.WEB} {'failed' if done else 'needs npm'}, the page is not tested")
     return found
+
+
+def names(script: Path) -> list[str]:
+    """The tests of a script, in order."""
+    return re.findall(r'^test\("(.+?)"', script.read_text(), re.MULTILINE)
+
+
+def settle(found: dict[str, str], name: str) -> None:
+    """Fails as the script's test did."""
+    if found.get(name, found[""]):
+        pytest.fail(found.get(name) or found[""], pytrace=False)
 
 
 def results(script: Path, cases: Path, out: Path) -> dict[str, str]:

@@ -74,6 +74,7 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         ("pipeline.__main__ trainers.__main__ export.__main__", set()),  # --help is quick
         ("pipeline.ingest", {"apache_beam"}),
         ("trainers.plot trainers.ngram trainers.breakdown trainers.report trainers.coherence trainers.copied", set()),
+        ("trainers.labels trainers.search trainers.activations trainers.neurons_page", set()),
         ("export.lite_runner export.lite_probe", {"ai_edge_litert"}),
         ("export.serving", {"tensorflow_serving"}),
         ("trainers.loop trainers.evaluate trainers.info", {"tensorflow", "keras"}),

@@ -1,4 +1,4 @@
-"""The command line: python -m trainers train | evaluate | samples | sample | info | plot."""
+"""The command line: python -m trainers train | evaluate | samples | neurons | sample | info | plot."""
 
 import math
 import os
@@ -138,6 +138,71 @@ def samples(
         raise click.BadParameter(f"--temperatures are numbers with commas between, got {temperatures}") from None
     values = {"temperatures": numbers, "texts": texts, "length": length, "seed": seed, "kind": kind}
     sweep_run(run, data, make(Sweep, values, "samples"), force)
+
+
+@cli.command()
+@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.option("--text", type=FOLDER, metavar="FILE", help="What is read.  [default: the run's own test split]")
+@click.option("--data", type=FOLDER, help="The data set, where it has moved since training.")
+@click.option(
+    "--length",
+    type=click.IntRange(1),
+    default=100_000,
+    show_default=True,
+    help="Characters that are read; units are searched in the first 100,000.",
+)
+@click.option(
+    "--language", metavar="NAME", help="Of the code in it: c, python, tex, xml, ...  [default: as the files' names say]"
+)
+@click.option(
+    "--layer", type=int, help="With --unit: what is shown first, from 1.  [default: the clearest that is found]"
+)
+@click.option("--unit", type=int)
+@click.option(
+    "--excerpt",
+    type=(int, int),
+    metavar="FIRST LENGTH",
+    help="What the page shows.  [default: 3,000 characters from the middle on]",
+)
+@click.option("--out", type=FOLDER, help="The page; a .json lies beside it.  [default: runs/NAME/neurons.html]")
+@click.option("--png", type=FOLDER, metavar="FILE", help="A picture of its first 800 characters; or .svg, .pdf.")
+@click.option(
+    "--activations",
+    type=FOLDER,
+    metavar="FOLDER|FILE.npz",
+    help="Keep all that was held: in HDF5, as a project of LSTMVis, or as NumPy's arrays.",
+)
+def neurons(
+    run: Path,
+    text: Path | None,
+    data: Path | None,
+    length: int,
+    language: str | None,
+    layer: int | None,
+    unit: int | None,
+    excerpt: tuple[int, int] | None,
+    out: Path | None,
+    png: Path | None,
+    activations: Path | None,
+) -> None:
+    """Shows what single units of a run follow.
+
+    A text is read, and every unit of every layer held against what can be said of each character: in quotes, in a
+    comment, how far along the line, how deep in brackets. A table says which of the essay's units there are; a page
+    colours the text by any unit, with what is expected next below each character, and opens offline.
+
+    \b
+    Examples:
+      python -m trainers neurons runs/stdlib
+      python -m trainers neurons runs/linux --text my.c --unit 37 --layer 2 --out my.html --png my.png
+      python -m trainers neurons runs/stdlib --length 1000000 --activations states/
+    """
+    with console.hushed():
+        from trainers.neurons import Wanted, neurons_run
+    if (layer is None) != (unit is None):
+        raise click.BadParameter("--layer and --unit go together")
+    place = None if layer is None or unit is None else (layer, unit)
+    neurons_run(run, Wanted(text, data, language, length, place, excerpt, out, png, activations))
 
 
 @cli.command()

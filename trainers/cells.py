@@ -40,7 +40,6 @@ class Cell(Protocol):
     layer: type[keras.Layer]  # the stock layer that owns the weights
     states: int  # S: how many tensors it carries
     kept: int  # how many tensors, BxH each, `forward` keeps for `backward`
-    names: tuple[str, ...]  # of the activations, which are the first of them
     apart: bool  # whether the recurrent product enters the step apart from z: then it has a gradient of its own
 
     def weights(self, layer: Any) -> Weights:
@@ -52,6 +51,9 @@ class Cell(Protocol):
     def backward(self, after: State, kept: Kept) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
         """From the gradients of the state after the step to those of z, of h R (the same tensor, unless `apart`) and of
         the state before it, h R aside; None where there is none."""
+
+    def look(self, kept: Kept) -> dict[str, tf.Tensor]:
+        """What a step held, of what it kept: its gates by their names, and of an LSTM c."""
 
     def fold(self, w: Weights) -> Weights:
         """The weights that `infer` takes: what `forward` multiplies its sums by is in them."""
@@ -68,7 +70,6 @@ class Lstm:
 
     layer = keras.layers.LSTM
     states, kept, apart = 2, 6, False
-    names: tuple[str, ...] = ("input", "forget", "output", "candidate")
 
     def weights(self, layer: Any) -> Weights:
         cell = layer.cell
@@ -88,6 +89,10 @@ class Lstm:
         c_BxH = f * c_prev_BxH + i * g
         tanh_c = tf.tanh(c_BxH)
         return (o * tanh_c, c_BxH), (i, f, o, g, c_prev_BxH, tanh_c)
+
+    def look(self, kept: Kept) -> dict[str, tf.Tensor]:
+        i, f, o, g, c_prev, _ = kept
+        return {"input": i, "forget": f, "output": o, "candidate": g, "c": f * c_prev + i * g}
 
     def _half(self, H: int) -> tf.Tensor:
         return tf.constant([0.5] * (3 * H) + [1.0] * H)
@@ -122,7 +127,6 @@ class Gru:
 
     layer = keras.layers.GRU
     states, kept, apart = 1, 5, True
-    names: tuple[str, ...] = ("update", "reset", "candidate")
 
     def weights(self, layer: Any) -> Weights:
         cell = layer.cell
@@ -144,6 +148,9 @@ class Gru:
         dz_g = _tanh_grad(y=g, dy=dh_BxH * (1 - z))
         dz_r = _sigmoid_grad(y=r, dy=dz_g * hr_h)
         return tf.concat([dz_z, dz_r, dz_g], 1), tf.concat([dz_z, dz_r, dz_g * r], 1), (dh_BxH * z,)
+
+    def look(self, kept: Kept) -> dict[str, tf.Tensor]:
+        return dict(zip(("update", "reset", "candidate"), kept, strict=False))
 
     def fold(self, w: Weights) -> Weights:
         H = w.recurrent[0].shape[0]
@@ -169,7 +176,6 @@ class Rnn:
 
     layer = keras.layers.SimpleRNN
     states, kept, apart = 1, 1, False
-    names: tuple[str, ...] = ("state",)
 
     def weights(self, layer: Any) -> Weights:
         kernel, recurrent, bias = (
@@ -185,6 +191,9 @@ class Rnn:
         (dh_BxH,), (h_BxH,) = after, kept
         dz_BxH = _tanh_grad(y=h_BxH, dy=dh_BxH)
         return dz_BxH, dz_BxH, (None,)
+
+    def look(self, kept: Kept) -> dict[str, tf.Tensor]:
+        return {"state": kept[0]}
 
     def fold(self, w: Weights) -> Weights:
         return w

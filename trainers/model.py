@@ -144,24 +144,35 @@ class CharRNN(keras.Model):
             y_BxTxH, states = self._run_loop(ids_BxT, states, masks, reset_BxT, self.matmul_dtype, recurrence.recur)
         return self._logits(y_BxTxH), join_carry(states)
 
-    def gates(
+    def inside(
         self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, reset_BxT: tf.Tensor | None = None
-    ) -> dict[str, tf.Tensor]:
-        """Every gate's activations over a window, BxTxH each, to be looked at; arguments as in a call, in float32.
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+        """What a call gives, in float32, and all that every layer held after each id, BxTxH each; arguments as in a
+        call.
 
-        By layer and gate: lstm_0/input, forget, output, candidate; gru_0/update, reset, candidate; rnn_0/state.
+        By layer and name: lstm_0/h, c, input, forget, output, candidate; gru_0/h, update, reset, candidate; rnn_0/h,
+        state, which of this one is h.
         """
         found: dict[str, tf.Tensor] = {}
         names = iter(layer.name for layer in self.rnns)
 
         def recur(cell: Cell, z_TxBxG: tf.Tensor, state: State, recurrent: Any, _: tf.DType, keep: Any) -> Any:
-            y_TxBxH, after, activations = recurrence.watch(cell, z_TxBxG, state, recurrent, keep)
+            y_TxBxH, after, held = recurrence.watch(cell, z_TxBxG, state, recurrent, keep)
             layer = next(names)
-            found.update({f"{layer}/{gate}": tf.transpose(a, [1, 0, 2]) for gate, a in activations.items()})
+            held = {"h": y_TxBxH, **held}
+            found.update({f"{layer}/{name}": tf.transpose(x, [1, 0, 2]) for name, x in held.items()})
             return y_TxBxH, after
 
-        self._run_loop(tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLxSxH), (), reset_BxT, tf.float32, recur)
-        return found
+        ids_BxT, states = tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLxSxH)
+        y_BxTxH, states = self._run_loop(ids_BxT, states, (), reset_BxT, tf.float32, recur)
+        return self._logits(y_BxTxH), join_carry(states), found
+
+    def gates(
+        self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, reset_BxT: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        """The gates of `inside` alone; of the plain RNN, its state."""
+        found = self.inside(ids_BxT, carry_BxLxSxH, reset_BxT)[2]
+        return {name: x for name, x in found.items() if not name.endswith(("/h", "/c"))}
 
     def _logits(self, y_BxTxH: tf.Tensor) -> tf.Tensor:
         """What the dense layer gives, float32, its product in the precision of all others."""

@@ -94,9 +94,9 @@ def recur(
 def watch(
     cell: Cell, z_TxBxG: tf.Tensor, before: State, recurrent: Recurrent, keep_TxBx1: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, State, dict[str, tf.Tensor]]:
-    """`recur` in float32, and the activations of every step by the cell's names for them, each TxBxH."""
+    """`recur` in float32, and what every step held by the cell's names for it (`Cell.look`), each TxBxH."""
     after, hs, kept = _forward(cell, z_TxBxG, before, recurrent, keep_TxBx1, tf.float32)
-    return hs.stack()[1:], after, {name: array.stack() for name, array in zip(cell.names, kept, strict=False)}
+    return hs.stack()[1:], after, cell.look(tuple(array.stack() for array in kept))
 
 
 def _recurrent(recurrent: Recurrent, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:

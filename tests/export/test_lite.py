@@ -256,6 +256,30 @@ def test_the_limits_are_those_that_are_told(run: Path, tmp_path: Path, monkeypat
     assert (tmp_path / "out" / "neurons.json").read_text() == "a person's own"
 
 
+def test_what_was_found_in_the_run_comes_along(run: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(run, folder)
+    weights = checkpoint.weights_sha256(checkpoint.best(checkpoint.read_run(folder)))
+
+    def exported(text: str | None, force: bool = False) -> str | None:
+        """What lies beside the files, where this lies in the run."""
+        (folder / "neurons.json").unlink(missing_ok=True)
+        if text is not None:
+            (folder / "neurons.json").write_text(text)
+        export_lite(folder, out, Wanted(("float32",), {"float32": 0.01}), data=run.parent / "data", force=force)
+        return (out / "neurons.json").read_text() if (out / "neurons.json").exists() else None
+
+    found, newer, older = (
+        json.dumps({"weights_sha256": w, "neurons": n}) for w, n in ((weights, []), (weights, [1]), ("", []))
+    )
+    assert exported(older) is None, "it was found in other weights"
+    assert exported(found) == found, "the files were there already"
+    assert exported(newer, force=True) == newer
+    assert exported(None, force=True) is None
+    (out / "neurons.json").write_text("[]")
+    assert exported(found) == "[]", "a person's own"
+
+
 def test_a_file_that_gives_no_number_is_refused(run: Path, tmp_path: Path) -> None:
     broken, vocab = load(run), checkpoint.read_run(run).vocab
     broken.dense.bias.assign(np.where(np.arange(256) == 7, np.nan, 0))

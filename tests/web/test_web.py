@@ -1,7 +1,6 @@
 """The page in a real browser, and its modules in Node.js: each test of the scripts beside this file is one here."""
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,23 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from javascript import results
+from javascript import names, results, settle
 
 from pipeline.vocab import byte_vocab, char_vocab
 from trainers import draw
 
 HERE = Path(__file__).parent
-
-
-def names(script: str) -> list[str]:
-    """The tests of a script, in order."""
-    return re.findall(r'^test\("(.+?)"', (HERE / script).read_text(), re.MULTILINE)
-
-
-def settle(found: dict[str, str], name: str) -> None:
-    """Fails as the script's test did."""
-    if found.get(name, found[""]):
-        pytest.fail(found.get(name) or found[""], pytrace=False)
 
 
 def uniforms() -> list[dict[str, Any]]:
@@ -104,11 +92,11 @@ def browsed(cases: Path, out: Path) -> dict[str, str]:
     return results(HERE / "page.test.mjs", cases, out)
 
 
-@pytest.mark.parametrize("name", names("units.test.mjs"))
+@pytest.mark.parametrize("name", names(HERE / "units.test.mjs"))
 def test_module(units: dict[str, str], name: str) -> None:
     settle(units, name)
 
 
-@pytest.mark.parametrize("name", names("page.test.mjs"))
+@pytest.mark.parametrize("name", names(HERE / "page.test.mjs"))
 def test_page(browsed: dict[str, str], name: str) -> None:
     settle(browsed, name)
