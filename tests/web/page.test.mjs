@@ -375,6 +375,26 @@ test("a link brings back all that was set, and the text", async () => {
   );
 });
 
+test("another address in the open page, and the way back, bring what they say", () =>
+  on(
+    async (page) => {
+      const value = (id) => page.locator(`#${id}`).inputValue();
+      await slide(page, "temperature", 0.5); // and the keyboard stays there
+      await soon(async () => assert.match(page.url(), /temperature=0\.5/));
+      const { options } = cases.sampled;
+      await page.evaluate((hash) => location.assign(hash), link({ prompt: "The ", ...options, length: 300, beside: 0, written: 1 }));
+      await soon(async () => assert.equal(await text(page), cases.sampled.text));
+      await soon(async () => assert.equal(await text(page, 1), cases.greedy.text.slice(0, 304)));
+      assert.deepEqual([await value("temperature"), await value("seed"), await value("prompt")], ["1.1", "77", "The "]);
+      await page.goBack();
+      await soon(async () => assert.equal(await text(page), "The cat"));
+      assert.deepEqual([await value("temperature"), await value("seed"), await value("prompt")], ["0.5", "1", "The cat"]);
+      await soon(async () => assert.match(page.url(), /temperature=0\.5/));
+      assert.equal(await page.locator(".pane:visible").count(), 1);
+    },
+    { hash: link({ prompt: "The cat" }) },
+  ));
+
 test("an address that the browser does not let change stops nothing", () =>
   on(
     async (page) => {
