@@ -134,7 +134,7 @@ test("the largest seed is the terminal's as well", () =>
 test("a model of characters ends its text where the document does", () =>
   on(
     async (page) => {
-      await page.selectOption("#model", "names");
+      await page.selectOption("#model", cases.odd);
       await says(page, "Ready.");
       for (const [seed, expected] of cases.names.entries()) {
         await page.fill("#seed", String(seed));
@@ -319,7 +319,7 @@ test("what an address has chosen is written if the model has it, and not by anot
       const written = await text(page);
       assert.equal(await page.locator(".text .chosen").count(), 1);
       assert.equal(written.slice(0, 7), `${cases.greedy.text.slice(0, 6)}A`);
-      await page.selectOption("#model", "names");
+      await page.selectOption("#model", cases.odd);
       await soon(async () => assert.notEqual(await text(page), written));
       await says(page, /Done|ended/);
       assert.equal(await page.locator(".text .chosen").count(), 0);
@@ -497,7 +497,7 @@ test("a character that the vocabulary does not have is named", () =>
       await page.fill("#prompt", "Zoë");
       assert.equal(await page.getAttribute("#prompt", "aria-invalid"), "false");
     },
-    { hash: link({ model: "names" }), context: { serviceWorkers: "block" } },
+    { hash: link({ model: cases.odd }), context: { serviceWorkers: "block" } },
   ));
 
 test("the text is copied as it is", () =>
@@ -518,7 +518,7 @@ test("once opened, it works without a network, and says so", () =>
       await page.reload();
       await says(page, "Done.");
       assert.equal(await text(page), cases.greedy.text);
-      await page.selectOption("#model", "names");
+      await page.selectOption("#model", cases.odd);
       await page.locator("#problem:visible").waitFor();
       assert.match(await page.textContent("#problem"), /did not come: there is no network, and it has not been opened here before/);
     },
@@ -681,7 +681,7 @@ function looked(name, context) {
       assert.equal(wide, 0, "nothing to scroll sideways");
       await page.unroute("**");
       await page.route("**/*.tflite", (route) => route.fulfill({ status: 500 }));
-      await page.selectOption("#model", "names");
+      await page.selectOption("#model", cases.odd);
       await page.locator("#problem:visible").waitFor();
       await clean("problem");
     },
