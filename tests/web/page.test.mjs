@@ -142,7 +142,8 @@ test("a model of characters ends its text where the document does", () =>
         await says(page, "The text has ended by itself.");
         assert.equal(await text(page), expected);
       }
-      assert.match(await page.textContent("#neurons"), /1 · 3the length of a name/);
+      const named = { name: "1 · 3 the length of a name: layer 1, neuron 3", exact: true }; // begins as it is seen
+      await page.getByRole("radio", named).check();
       assert.match(await page.textContent("#neurons-note"), /Colours are h\.$/);
     },
     { hash: link({ temperature: 1, length: 40 }) },
