@@ -515,6 +515,8 @@ test("once opened, it works without a network, and says so", () =>
   on(
     async (page) => {
       assert.equal(await page.textContent("#offline"), "Works offline, with the models that you have opened.");
+      const cached = await page.evaluate(async () => (await navigator.serviceWorker.getRegistration()).updateViaCache);
+      assert.equal(cached, "none");
       await page.context().setOffline(true);
       await page.reload();
       await says(page, "Done.");
@@ -546,22 +548,47 @@ test("a file that was kept damaged is fetched once more, and kept whole", () =>
     { hash: link({ prompt: "The ", temperature: 0, written: 1 }) },
   ));
 
-test("any static host and any path will do", async () => {
+/**
+ * Runs a test on a page that comes from a plain host, at a path of its own, with more behind its service worker's script.
+ * @param {(page: import("playwright-core").Page) => Promise<void>} use
+ * @param {string} [behind]
+ */
+async function hosted(use, behind = "") {
   const types = { ".js": "text/javascript", ".html": "text/html", ".css": "text/css", ".wasm": "application/wasm", ".svg": "image/svg+xml" };
   const host = createServer((request, response) => {
-    const [path] = decodeURI(request.url).split("?");
+    const [path] = decodeURIComponent(request.url).split("?");
     if (!path.startsWith("/a/b c/")) return response.writeHead(404).end();
     const file = join(cases.site, path.slice("/a/b c/".length) || "index.html");
-    response.writeHead(200, { "Content-Type": types[extname(file)] ?? "application/octet-stream" }).end(readFileSync(file));
+    response.writeHead(200, { "Content-Type": types[extname(file)] ?? "application/octet-stream" });
+    response.end(file.endsWith("sw.js") ? readFileSync(file, "utf8") + behind : readFileSync(file));
   });
   await new Promise((resolve) => host.listen(0, "localhost", resolve));
   try {
     const hash = link({ prompt: "The ", temperature: 0, written: 1 });
-    const address = `http://localhost:${host.address().port}/a/b%20c/`;
-    await on(async (page) => assert.equal(await text(page), cases.greedy.text), { address, hash });
+    await on(use, { address: `http://localhost:${host.address().port}/a/b%20c/`, hash });
   } finally {
     host.close();
     host.closeAllConnections();
+  }
+}
+
+test("any static host and any path will do", () => hosted(async (page) => assert.equal(await text(page), cases.greedy.text)));
+
+test("a browser whose storage fails, at once or in time, shows the page all the same", async () => {
+  const fails = (method) => `${method} = () => Promise.reject(new Error("no room"));`;
+  const [open, put] = [fails("CacheStorage.prototype.open"), fails("Cache.prototype.put")];
+  const later = (what) => `scope.addEventListener("activate", () => { ${what} });`;
+  for (const [behind, kept] of [
+    [open, "Not kept for offline use: the browser has no room for it."],
+    [later(open), "Works offline, with the models that you have opened."],
+    [later(put), "Works offline, with the models that you have opened."],
+  ]) {
+    await hosted(async (page) => {
+      assert.equal(await page.textContent("#offline"), kept);
+      await page.reload();
+      await says(page, "Done.");
+      assert.equal(await text(page), cases.greedy.text);
+    }, behind);
   }
 });
 
