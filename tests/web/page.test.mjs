@@ -320,14 +320,14 @@ test("what an address has chosen is written if the model has it, and not by anot
   on(
     async (page) => {
       const written = await text(page);
-      assert.equal(await page.locator(".text .chosen").count(), 1);
-      assert.equal(written.slice(0, 7), `${cases.greedy.text.slice(0, 6)}A`);
+      assert.equal(await page.locator(".text .chosen").count(), 2);
+      assert.equal(written.slice(0, 7), `${cases.greedy.text.slice(0, 5)}\nA`);
       await page.selectOption("#model", cases.odd);
       await soon(async () => assert.notEqual(await text(page), written));
       await says(page, /Done|ended/);
       assert.equal(await page.locator(".text .chosen").count(), 0);
     },
-    { hash: link({ prompt: "The ", temperature: 0, length: 20, chosen: "4.256-6.65", written: 1 }) },
+    { hash: link({ prompt: "The ", temperature: 0, length: 20, chosen: "4.256-5.10-6.65", written: 1 }) },
   ));
 
 test("a character chosen while the text streams takes the place of what would have come", () =>
@@ -638,6 +638,9 @@ test("after an error of the engine it can write again", () =>
       await page.locator("#problem:visible").waitFor();
       assert.equal(await page.textContent("#problem"), "no memory is left.");
       assert.equal(await page.textContent("#write"), "Write");
+      await page.fill("#prompt", "The c");
+      await page.locator("#problem:visible").waitFor();
+      await page.fill("#prompt", "The ");
       await page.fill("#length", "500");
       await page.click("#write");
       await says(page, "Done.");
@@ -650,10 +653,11 @@ test("after an error of the engine it can write again", () =>
       prepare: (page) =>
         page.route("**/text.js", async (route) => {
           const body = await (await route.fetch()).text();
-          const broken = "async write(sampling, seed, choice) { if (this.ids.length > 600) throw new Error('no memory is left');";
-          const changed = body.replace(/async write\(.*\) \{/, broken);
-          assert.notEqual(changed, body);
-          await route.fulfill({ body: changed, contentType: "text/javascript" });
+          const when = (condition) => `$& if (${condition}) throw new Error("no memory is left");`;
+          const writes = body.replace(/async write\(.*\) \{/, when("this.ids.length > 600"));
+          const begins = writes.replace("begin(prompt) {", when("prompt.length === 5"));
+          assert.ok(body !== writes && writes !== begins);
+          await route.fulfill({ body: begins, contentType: "text/javascript" });
         }),
     },
   ));
