@@ -12,6 +12,7 @@ import { axe, launch, says } from "./browser.mjs";
 
 const cases = JSON.parse(readFileSync(process.env.CASES, "utf8"));
 const DESKTOP = { viewport: { width: 1280, height: 900 } };
+const KEPT = { serviceWorkers: "allow" }; // elsewhere no test waits until the page is kept
 const PHONE = { viewport: { width: 390, height: 844 }, hasTouch: true };
 
 /** @type {import("playwright-core").Browser} */
@@ -28,7 +29,7 @@ after(() => browser.close());
  *   prepare?: (page: any) => Promise<unknown>}} [how] expects: what the browser may say all the same
  */
 async function on(use, { hash = "", address = cases.url, context = {}, ready = true, expects = /^$/, prepare } = {}) {
-  const page = await browser.newPage({ ...DESKTOP, permissions: ["clipboard-read", "clipboard-write"], ...context });
+  const page = await browser.newPage({ ...DESKTOP, serviceWorkers: "block", permissions: ["clipboard-read", "clipboard-write"], ...context });
   const wrong = [];
   page.on("pageerror", (error) => wrong.push(error.message));
   page.on("console", (message) => {
@@ -500,7 +501,7 @@ test("a character that the vocabulary does not have is named", () =>
       await page.fill("#prompt", "Zoë");
       assert.equal(await page.getAttribute("#prompt", "aria-invalid"), "false");
     },
-    { hash: link({ model: cases.odd }), context: { serviceWorkers: "block" } },
+    { hash: link({ model: cases.odd }) },
   ));
 
 test("the text is copied as it is", () =>
@@ -527,7 +528,7 @@ test("once opened, it works without a network, and says so", () =>
       await page.locator("#problem:visible").waitFor();
       assert.match(await page.textContent("#problem"), /did not come: there is no network, and it has not been opened here before/);
     },
-    { hash: link({ prompt: "The ", temperature: 0, written: 1 }) },
+    { hash: link({ prompt: "The ", temperature: 0, written: 1 }), context: KEPT },
   ));
 
 test("a file that was kept damaged is fetched once more, and kept whole", () =>
@@ -547,7 +548,7 @@ test("a file that was kept damaged is fetched once more, and kept whole", () =>
       assert.equal(await text(page), cases.greedy.text);
       assert.equal(await kept(false), size);
     },
-    { hash: link({ prompt: "The ", temperature: 0, written: 1 }) },
+    { hash: link({ prompt: "The ", temperature: 0, written: 1 }), context: KEPT },
   ));
 
 /**
@@ -567,7 +568,7 @@ async function hosted(use, behind = "") {
   await new Promise((resolve) => host.listen(0, "localhost", resolve));
   try {
     const hash = link({ prompt: "The ", temperature: 0, written: 1 });
-    await on(use, { address: `http://localhost:${host.address().port}/a/b%20c/`, hash });
+    await on(use, { address: `http://localhost:${host.address().port}/a/b%20c/`, hash, context: KEPT });
   } finally {
     host.close();
     host.closeAllConnections();
@@ -600,14 +601,13 @@ test("a browser whose storage fails, at once or in time, shows the page all the 
  */
 async function told(prepare) {
   let problem = "";
-  const context = { serviceWorkers: "block" };
   await on(
     async (page) => {
       await page.locator("#problem:visible").waitFor();
       problem = await page.textContent("#problem");
       assert.equal(await page.locator("#write:enabled:visible").count(), 0);
     },
-    { ready: false, context, prepare },
+    { ready: false, prepare },
   );
   return problem;
 }
@@ -649,7 +649,6 @@ test("after an error of the engine it can write again", () =>
     },
     {
       hash: link({ prompt: "The ", temperature: 0 }),
-      context: { serviceWorkers: "block" },
       prepare: (page) =>
         page.route("**/text.js", async (route) => {
           const body = await (await route.fetch()).text();
@@ -717,7 +716,7 @@ function looked(name, context) {
       await page.locator("#problem:visible").waitFor();
       await clean("problem");
     },
-    { hash, expects: /status of 500/, context: { ...context, serviceWorkers: "block", bypassCSP: true } },
+    { hash, expects: /status of 500/, context: { ...context, bypassCSP: true } },
   );
 }
 
