@@ -617,7 +617,7 @@ test("without WebAssembly it says so", async () => {
   assert.match(problem, /^This browser has no WebAssembly, or it is switched off/);
 });
 
-test("a file that is missing, cut short, changed or of no model is told by name", async () => {
+test("a file that is missing, cut short, changed or of another model is told by name", async () => {
   const file = "**/models/prose/*.tflite";
   const answer = (change) => (page) =>
     page.route(file, async (route) => route.fulfill({ body: change(await (await route.fetch()).body()) }));
@@ -628,6 +628,10 @@ test("a file that is missing, cut short, changed or of no model is told by name"
   assert.match(await told((page) => page.route(file, (route) => route.fulfill({ status: 404 }))), /\.tflite is not there \(the server says 404\)/);
   assert.match(await told(answer((bytes) => bytes.subarray(0, 1000))), /\.tflite is broken: 1000 bytes came, it has \d+/);
   assert.match(await told(answer(flip)), /\.tflite is broken, or of another model: its checksum is not the one/);
+  const other = readFileSync(join(cases.site, "models", cases.odd, "float32.tflite"));
+  assert.match(await told(answer(() => other)), /\.tflite is broken: \d+ bytes came, it has \d+/);
+  const padded = (bytes) => Buffer.concat([other, Buffer.alloc(bytes.length - other.length)]);
+  assert.match(await told(answer(padded)), /\.tflite is broken, or of another model/);
 });
 
 test("after an error of the engine it can write again", () =>
