@@ -151,8 +151,8 @@ def run_lite(
 @click.option("--out", type=FOLDER, help="The folder to make. Default: site/NAME, of several models site/all.")
 @click.option("--force", is_flag=True, help="Replace it where another page lies there.")
 @click.option("--serve", is_flag=True, help="Then serve it on this machine, to look at it, until Ctrl-C.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="With --serve; 0: any.")
-def web(folders: tuple[Path, ...], out: Path | None, force: bool, serve: bool, port: int) -> None:
+@click.option("--port", type=click.IntRange(0, 65535), help="With --serve; 0: any.  [default: 8000]")
+def web(folders: tuple[Path, ...], out: Path | None, force: bool, serve: bool, port: int | None) -> None:
     """Writes a page in which a browser runs the models.
 
     A static folder for any web server and any path on it; it needs no server behind it, and none at all once it has
@@ -163,13 +163,15 @@ def web(folders: tuple[Path, ...], out: Path | None, force: bool, serve: bool, p
       python -m export web devices/stdlib --serve
       python -m export web devices/stdlib devices/names --out site/both
     """
+    if port is not None and not serve:
+        raise click.UsageError("--port goes with --serve")
     from export.page import export_page
     from export.page import serve as show
 
     out = out or Path("site") / (folders[0].resolve().name if len(folders) == 1 else "all")
     export_page(folders, out, force)
     if serve:
-        show(out, port)
+        show(out, 8000 if port is None else port)
 
 
 @cli.command()

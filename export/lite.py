@@ -94,6 +94,8 @@ def export_lite(folder: Path, out: Path, wanted: Wanted, data: Path | None, forc
                 (partial / f"{name}.tflite").write_bytes(seal(flatbuffer, {**origin, "precision": name}))
                 prove(partial / f"{name}.tflite", model)
         report = judge(partial, model, wanted, held_out)
+        if "int8-full" in wanted.precisions:
+            report["calibration"] = {"split": calibration.split, "characters": calibration.ids_BxT.size}
         write_json(partial / "report.json", report)
         write_json(partial / "model.json", {**origin, "files": _files(partial, report)})
         if neurons := _neurons(folder, out, origin):
@@ -165,6 +167,10 @@ def table(out: Path, report: dict[str, Any], unit: str) -> Table:
     text, own = report["text"], report["checkpoint_bits"]
     title = f"{out}: bits a {unit}, on {text['characters']:,} of {text['split']}; the checkpoint has {own:.4f}"
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))
+    fixed = report.get("calibration")
+    if fixed and fixed["split"] == text["split"]:
+        told = f"measured on the split of which {fixed['characters']:,} fixed its scales"
+        shown.caption = f"there is no test split: int8-full is {told}"
     for column in ("", "MB", "us a step", "peak MB", "bits", "lost", "limit", "KL", "greedy"):
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, one in report["files"].items():

@@ -14,6 +14,7 @@ import http.server
 import json
 import shutil
 import subprocess
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,11 @@ HOST = "localhost"
 
 def export_page(folders: Sequence[Path], out: Path, force: bool) -> None:
     """Writes a page (`write_page`), and says what is in it."""
-    console.out.print(_told(out, write_page(folders, out, force)))
+    console.out.print(_told(out, *write_page(folders, out, force)))
 
 
-def write_page(folders: Sequence[Path], out: Path, force: bool) -> list[dict[str, Any]]:
-    """Writes the folder `out` for the models of `folders`. Gives what the page is told of them.
+def write_page(folders: Sequence[Path], out: Path, force: bool) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Writes the folder `out` for the models of `folders`. Gives what the page is told of them, and its files' sizes.
 
     A page of the same files that lies there is left as it is, with what a user has put beside them, unless `force` is
     set. Raises UsageError where two models have one name, StageError where one holds no model, where `out` is full of
@@ -50,16 +51,17 @@ def write_page(folders: Sequence[Path], out: Path, force: bool) -> list[dict[str
     models = [read_model(folder) for folder in folders]
     check_replaceable(out, MODELS, "a page")
     files = _files(folders, models)
+    sizes = {name: len(content) for name, content in files.items()}
     if not force and out.exists() and any(out.iterdir()):
         if not (out / BUILD).is_file() or (out / BUILD).read_bytes() != files[BUILD]:
             raise StageError(f"{out} is full: another page lies there; give another --out or --force")
         console.note(f"{out} is already made from the same files")
-        return models
+        return models, sizes
     with console.err.status(f"writing {out}"), whole_folder(out, replace=force) as partial:
         for name, content in files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
-    return models
+    return models, sizes
 
 
 def read_model(folder: Path) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def read_model(folder: Path) -> dict[str, Any]:
         sealed = unseal(path)[1]
         if any(sealed.get(field) != about.get(field) for field in ("weights_sha256", "vocab")):
             raise StageError(f"{path} is of another model than {folder / 'model.json'}: export it again")
-        url, size = f"models/{name}/{path.name}", path.stat().st_size
+        url, size = urllib.parse.quote(f"models/{name}/{path.name}"), path.stat().st_size
         files.append({"precision": precision, "bits": bits, "url": url, "size": size, "sha256": sha256_file(path)})
     return {"name": name, "vocab": about["vocab"], "files": files, "neurons": _neurons(folder)}
 
@@ -147,7 +149,8 @@ def _files(folders: Sequence[Path], models: list[dict[str, Any]]) -> dict[str, b
     for name in (name + kind for name in RUNTIME for kind in (".js", ".wasm")):  # a browser keeps the one that it takes
         files[f"litert/{name}"] = (litert / "core" / "wasm" / name).read_bytes()
     for folder, model in zip(folders, models, strict=True):
-        files |= {file["url"]: (folder / Path(file["url"]).name).read_bytes() for file in model["files"]}
+        paths = [Path(urllib.parse.unquote(file["url"])) for file in model["files"]]
+        files |= {path.as_posix(): (folder / path.name).read_bytes() for path in paths}
     listed = json.dumps({"format_version": 1, "models": models}, indent=2, ensure_ascii=False)
     files[MODELS] = f"{listed}\n".encode()
     build = {"id": _hash(files), "shell": ["./", *shell, MODELS]}
@@ -181,12 +184,12 @@ def _hash(files: dict[str, bytes]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
-def _told(out: Path, models: list[dict[str, Any]]) -> str:
-    every = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    spare = sum((out / "litert" / (RUNTIME[1] + kind)).stat().st_size for kind in (".js", ".wasm"))
-    sizes = [file["size"] for model in models for file in model["files"]]
+def _told(out: Path, models: list[dict[str, Any]], sizes: dict[str, int]) -> str:
+    every = sum(sizes.values())
+    spare = sum(sizes[f"litert/{RUNTIME[1]}{kind}"] for kind in (".js", ".wasm"))
+    of_models = [file["size"] for model in models for file in model["files"]]
     shown = "; ".join(f"{m['name']} ({', '.join(f['precision'] for f in m['files'])})" for m in models)
-    least = every - spare - sum(sizes) + min(sizes)
+    least = every - spare - sum(of_models) + min(of_models)
     return (
         f"{out}: {shown}; {every / 1e6:.1f} MB, of which a browser fetches {least / 1e6:.1f} MB before the first text"
     )

@@ -169,6 +169,10 @@ def test_what_is_said_of_the_files(run: Path, devices: Path) -> None:
         assert 0 < measured["us_a_step"] < 1e5
         assert 0 < measured["peak_bytes"] < 1e9
     assert report["text"] == {"split": "val", "characters": 99}
+    assert report["calibration"] == {"split": "val", "characters": 100}
+    told = "there is no test split: int8-full is measured on the split of which 100 fixed its scales"
+    assert lite.table(devices, report, "byte").caption == told
+    assert lite.table(devices, {**report, "text": {"split": "test", "characters": 99}}, "byte").caption is None
     float32 = report["files"]["float32"]
     found = [float32[name] for name in ("lost_bits", "kl_bits", "greedy_agreement")]
     np.testing.assert_allclose(found, [0, 0, 1], atol=1e-6)

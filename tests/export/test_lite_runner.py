@@ -10,7 +10,9 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common import console
 from common.errors import StageError, UsageError
+from export.__main__ import cli
 from export.lite_file import seal, unseal
 from export.lite_graph import convert
 from export.lite_runner import LiteModel, Sampling, choose, uniforms
@@ -160,6 +162,30 @@ def test_a_file_of_another_vocabulary_or_another_model_is_refused(path: Path, tm
     refused(flatbuffer, {"unit": "word"}, r"other\.tflite is no model that can be run: 'symbols'")
     refused(_doubling(), about["vocab"], r"other\.tflite is no model that can be run: .*step")
     refused(b"TFL3 and no more", about["vocab"], r"other\.tflite is no model that can be run")
+
+
+def test_the_command_refuses_what_is_damaged_or_of_another_in_one_line(
+    path: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, (flatbuffer, about), (other, others) = path.read_bytes(), unseal(path), unseal(names)
+    words = whole[len(flatbuffer) :]
+    wrong = {
+        "cut": (whole[:-1000], "is damaged, or no .tflite of this project"),
+        "flipped": (whole[:500] + bytes([whole[500] ^ 1]) + whole[501:], "(its bytes do not fit their checksum)"),
+        "words": (flatbuffer + names.read_bytes()[len(other) :], "is damaged, or no .tflite of this project"),
+        "model": (other + words, "is damaged, or no .tflite of this project"),
+        "vocabulary": (seal(flatbuffer, {**about, "vocab": others["vocab"]}), "is of another vocabulary: 256 logits"),
+        "sealed": (seal(other, about), f"is of another vocabulary: {len(others['vocab']['symbols'])} logits, 256"),
+    }
+    for name, (content, message) in wrong.items():
+        (file := tmp_path / f"{name}.tflite").write_bytes(content)
+        monkeypatch.setattr(sys, "argv", ["export", "run-lite", str(file), "--prompt", "def "])
+        with pytest.raises(SystemExit) as exit:
+            console.run(cli)
+        said = capsys.readouterr()
+        assert (exit.value.code, said.out) == (1, ""), name
+        assert f"{name}.tflite" in said.err, name
+        assert message in " ".join(said.err.split()), name
 
 
 def _doubling() -> bytes:

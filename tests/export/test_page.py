@@ -3,13 +3,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from common.errors import StageError, UsageError
 from export import page
+from export.__main__ import cli
 from export.lite_file import seal
 from export.page import export_page, read_model
 from pipeline.vocab import byte_vocab
@@ -83,11 +86,13 @@ def test_the_same_page_is_not_made_again_and_another_is_refused(
 ) -> None:
     one, out = device(tmp_path / "one", "float32"), tmp_path / "site"
     export_page([one], out, force=False)
-    first = (out / "build.js").read_bytes()
-    (out / "CNAME").write_text("a user's own")
+    first, told = (out / "build.js").read_bytes(), capsys.readouterr().out
+    (out / "CNAME").write_text("a user's own" * 100_000)
     export_page([one], out, force=False)
-    assert (out / "CNAME").read_text() == "a user's own"
-    assert "is already made from the same files" in capsys.readouterr().err
+    assert (out / "CNAME").read_text() == "a user's own" * 100_000
+    again = capsys.readouterr()
+    assert "is already made from the same files" in again.err
+    assert again.out == told, "of the files, the page's are counted"
     about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": "one"}
     (one / "float32.tflite").write_bytes(seal(b"other weights", about))
     with pytest.raises(StageError, match=r"site is full: another page lies there; give another --out or --force$"):
@@ -130,9 +135,10 @@ def test_a_file_that_is_damaged_gone_or_of_another_model_is_refused(tmp_path: Pa
     with pytest.raises(StageError, match=r"one/float32\.tflite is of another model than .*model\.json"):
         read_model(one)
     (one / "model.json").write_text(json.dumps(about))
-    (one / "float32.tflite").write_bytes(whole[:5] + b"?" + whole[6:])
-    with pytest.raises(StageError, match=r"one/float32\.tflite is damaged"):
-        read_model(one)
+    for damaged in (whole[:5] + b"?" + whole[6:], whole[:-5]):
+        (one / "float32.tflite").write_bytes(damaged)
+        with pytest.raises(StageError, match=r"one/float32\.tflite is damaged"):
+            read_model(one)
     (one / "float32.tflite").unlink()
     with pytest.raises(StageError, match=r"one/float32\.tflite cannot be read"):
         read_model(one)
@@ -158,8 +164,14 @@ def test_npm_fetches_the_runtime_or_is_asked_for(
 SERVE = "import sys; from pathlib import Path; from export.page import serve; serve(Path(sys.argv[1]), 0)"
 
 
+def test_a_port_is_one_to_serve_at(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["web", str(tmp_path / "one"), "--port", "8001"])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (2, "Error: --port goes with --serve")
+
+
 def test_it_is_served_with_its_policy_and_ctrl_c_ends_it(tmp_path: Path) -> None:
-    export_page([device(tmp_path / "one", "float32")], out := tmp_path / "site", force=False)
+    folders = [device(tmp_path / name, "float32") for name in ("one", "50% of #1, ä?")]
+    export_page(folders, out := tmp_path / "site", force=False)
     command = [sys.executable, "-c", SERVE, str(out)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout
@@ -175,6 +187,10 @@ def test_it_is_served_with_its_policy_and_ctrl_c_ends_it(tmp_path: Path) -> None
             with urllib.request.urlopen(address + name) as response:
                 assert response.headers["Content-Type"] == kind
                 policy = response.headers["Content-Security-Policy"].split("; ")
+        for model in json.loads((out / "models.json").read_text())["models"]:
+            (file,) = model["files"]
+            with urllib.request.urlopen(urllib.parse.urljoin(address, file["url"])) as response:
+                assert response.read() == (tmp_path / model["name"] / "float32.tflite").read_bytes()
         assert policy[:3] == ["default-src 'none'", "script-src 'self' 'wasm-unsafe-eval'", "style-src 'self'"]
         assert policy[-1] == "frame-ancestors 'none'"
         port = int(address.rstrip("/").rsplit(":", 1)[1])

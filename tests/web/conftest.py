@@ -27,8 +27,9 @@ from trainers.generate import sample_run
 from trainers.loop import Training
 from trainers.model import CharRNN
 
-PRECISIONS, ALLOWED = ("float32", "int8-dynamic"), {"int8-dynamic": 1.0}  # that small, what it loses is chance
+ALLOWED = {"int8-dynamic": 1.0}  # that small, what it loses is chance
 PROSE = "The café said “no”, and the naïve cat said nothing; 那是猫. Then it slept.\n".encode() * 40
+ODD = "names: 50% of #1, ä?"  # what a folder may be called
 NAMES = "Анна\nZoë\nĐorđe\nあい\n".encode() * 40
 
 
@@ -70,11 +71,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Mani
 @pytest.fixture(scope="session")
 def site(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    for name, run in runs.items():
-        export_lite(run, folder / "devices" / name, Wanted(PRECISIONS, ALLOWED), data=None, force=False)
+    prose, names = (folder / "devices" / name for name in ("prose", ODD))
+    export_lite(runs["prose"], prose, Wanted(("float32", "int8-dynamic"), ALLOWED), data=None, force=False)
+    export_lite(runs["names"], names, Wanted(("float32",)), data=None, force=False)
     about = {"neurons": [{"layer": 1, "unit": 3, "about": "the length of a name"}]}
-    (folder / "devices" / "names" / "neurons.json").write_text(json.dumps(about))
-    page.export_page([folder / "devices" / name for name in runs], folder / "page", force=False)
+    (names / "neurons.json").write_text(json.dumps(about))
+    page.export_page([prose, names], folder / "page", force=False)
     return folder / "page"
 
 
@@ -101,6 +103,7 @@ def cases(runs: dict[str, Path], site: Path, served: str, tmp_path_factory: pyte
     value = {
         "url": served,
         "site": str(site),
+        "odd": ODD,
         "greedy": {"prompt": "The ", "text": written("prose", "The ", 500)},
         "sampled": {"options": options, "text": written("prose", "The ", 300, **options)},
         "long": written("prose", "The ", 20, temperature=1.0, seed=2**53 - 1),

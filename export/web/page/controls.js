@@ -1,7 +1,7 @@
 // The fields by which a person sets how texts are written, and the settings that they stand for.
 
 import { find } from "./dom.js";
-import { fromHash, toHash } from "./share.js";
+import { DEFAULTS, fromHash, toHash } from "./share.js";
 
 /** @type {("temperature" | "top_k" | "top_p" | "seed" | "length" | "beside")[]} */
 const NUMBERS = ["temperature", "top_k", "top_p", "seed", "length", "beside"];
@@ -12,7 +12,7 @@ const OFF = { top_k: 0, top_p: 1 }; // what leaves everything as it is
 export class Controls {
   /** @param {() => void} changed is told of each change that a person makes to them */
   constructor(changed) {
-    this.settings = fromHash(location.hash);
+    this.settings = { ...DEFAULTS };
     this.compare = find("compare", HTMLInputElement);
     this.following = 0; // the timer
     for (const name of NUMBERS) {
@@ -34,13 +34,22 @@ export class Controls {
     return { temperature: text ? (beside ?? temperature) : temperature, topK, topP };
   }
 
-  /** Shows the settings, in the fields and in the address. */
-  show() {
+  /** Takes the settings from the address. */
+  read() {
+    Object.assign(this.settings, fromHash(location.hash));
+    this.show(null);
+  }
+
+  /**
+   * Shows the settings, in the fields and in the address.
+   * @param {Element | null} typed the field that is left alone: who types is not interrupted
+   */
+  show(typed = document.activeElement) {
     const { settings } = this;
     for (const name of NUMBERS) {
       const field = find(name, HTMLInputElement);
       const value = settings[name] ?? BESIDE;
-      if (document.activeElement !== field) field.value = String(value); // who types is not interrupted
+      if (field !== typed) field.value = String(value);
       const output = document.getElementById(`${name}-value`);
       if (output) output.textContent = name in OFF && OFF[/** @type {keyof typeof OFF} */ (name)] === value ? "off" : String(value);
     }

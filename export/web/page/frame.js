@@ -1,4 +1,6 @@
-// The screen shows sixty pictures a second, however often something changes.
+// Pictures of what changes, often enough to be seen to move, and no oftener: drawing takes the processor from the model.
+
+const REST = 50; // milliseconds from one picture to the next
 
 /**
  * Gives a function that has `draw` called once before the next picture, with what it was last given.
@@ -9,13 +11,18 @@
 export function perFrame(draw) {
   /** @type {{value: T} | undefined} */
   let next;
+  let drawn = 0;
   return (value) => {
     if (!next) {
-      requestAnimationFrame(() => {
-        const { value } = /** @type {{value: T}} */ (next);
-        next = undefined;
-        draw(value);
-      });
+      const rest = drawn + REST - performance.now(); // none where nothing has changed for a while
+      setTimeout(() => {
+        requestAnimationFrame(() => {
+          const { value } = /** @type {{value: T}} */ (next);
+          next = undefined;
+          drawn = performance.now();
+          draw(value);
+        });
+      }, rest);
     }
     next = { value };
   };

@@ -230,7 +230,15 @@ async function copy(text, what) {
   }
 }
 
+/** Opens what the address says: at the start, and where a person goes to another one, or back. */
+async function follow() {
+  controls.read();
+  prompt.value = settings.prompt;
+  await open(settings.model, settings.precision);
+}
+
 function listen() {
+  addEventListener("hashchange", follow); // never of the page's own making: replaceState tells nobody
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (writing) for (const writer of writers) writer.stop();
@@ -261,11 +269,10 @@ async function start() {
     find("offline", HTMLParagraphElement).textContent = text;
   });
   await shelf.fill();
-  prompt.value = settings.prompt;
   promptNote.textContent = HINT;
   listen();
   for (const id of ["models", "work"]) find(id, HTMLDivElement).hidden = false;
-  await open(settings.model, settings.precision);
+  await follow();
 }
 
 start().catch(fail);

@@ -89,7 +89,7 @@ export class Neurons {
     const input = make("input", { type: "radio", name: "neuron", value: key(neuron) });
     const name = neuron ? `${neuron.layer + 1} · ${neuron.unit + 1}` : "No colour";
     const label = make("label", {}, input, make("span", {}, name));
-    if (neuron) input.ariaLabel = `Layer ${neuron.layer + 1}, neuron ${neuron.unit + 1}${about && `: ${about}`}`;
+    if (neuron) input.ariaLabel = `${name}${about && ` ${about}`}: layer ${neuron.layer + 1}, neuron ${neuron.unit + 1}`;
     if (neuron) label.append(about ? make("em", {}, about) : make("i", {}));
     return label;
   }

@@ -12,15 +12,15 @@ export async function keep(tell) {
   const works = "Works offline, with the models that you have opened.";
   const had = Boolean(workers.controller);
   const taken = new Promise((resolve) => workers.addEventListener("controllerchange", resolve, { once: true }));
-  try {
-    await workers.register("sw.js");
-  } catch {
-    return tell("Not kept for offline use: the browser does not allow it here.");
-  }
+  const registered = await workers.register("sw.js", { updateViaCache: "none" }).catch(() => undefined);
+  if (!registered) return tell("Not kept for offline use: the browser does not allow it here.");
+  const { installing } = registered;
   if (had) {
     taken.then(() => tell("There is a newer version of this page: load it again."));
     return tell(works);
   }
   await Promise.race([taken, new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
-  tell(workers.controller ? works : "Works offline from the next visit on.");
+  if (workers.controller) tell(works);
+  else if (installing?.state === "redundant") tell("Not kept for offline use: the browser has no room for it.");
+  else tell("Works offline from the next visit on.");
 }

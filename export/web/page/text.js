@@ -1,4 +1,4 @@
-// A text as a model reads and writes it, with all that is kept of each character: what the network held, what it expected.
+// A text as a model reads and writes it, with what is kept of each character: what its neurons held, what it expected.
 
 import { uniform } from "./chance.js";
 import { PLAIN, choose, likeliest, probabilities, warm } from "./sample.js";
@@ -15,6 +15,14 @@ import { PLAIN, choose, likeliest, probabilities, warm } from "./sample.js";
  * @property {(id: number, carry: Float32Array) => Promise<{logits: Float32Array, carry: Float32Array}>} step
  */
 
+/**
+ * What is kept of an id: the logits after it, and its neurons [L, H], flat, in parts of FULL.
+ * @typedef {{logits: Float32Array, held: Int16Array}} Kept
+ */
+
+const FULL = 32767; // what 1 is in `held`
+const RECENT = 1000; // the last ids, whose carries are kept, and over which neurons are ranked
+
 /** One neuron: layer and unit, from 0. @typedef {{layer: number, unit: number}} Neuron */
 
 export class Text {
@@ -29,8 +37,10 @@ export class Text {
     this.prompt = [];
     /** @type {number[]} what was read and written so far */
     this.ids = [];
-    /** @type {{logits: Float32Array, carry: Float32Array}[]} after each id */
+    /** @type {Kept[]} */
     this.steps = [];
+    /** @type {Float32Array[]} after the last ids */
+    this.carries = [];
     /** @type {Set<number>} positions whose id a person chose: they take no random number */
     this.chosen = new Set();
   }
@@ -46,13 +56,15 @@ export class Text {
   }
 
   /**
-   * Forgets all from position `length` on.
+   * Forgets all from position `length` on; all of it, where no carry is kept from which it could go on there.
    * @param {number} length
    */
   cut(length) {
-    this.ids.length = Math.min(this.ids.length, length);
+    const gone = Math.max(this.ids.length - length, 0);
+    this.carries.length = Math.max(this.carries.length - gone, 0);
+    this.ids.length = this.carries.length && this.ids.length - gone;
     this.steps.length = this.ids.length;
-    for (const at of this.chosen) if (at >= length) this.chosen.delete(at);
+    for (const at of this.chosen) if (at >= this.ids.length) this.chosen.delete(at);
   }
 
   /** Whether the prompt is read. */
@@ -97,9 +109,11 @@ export class Text {
 
   /** @param {number} id */
   async #step(id) {
-    const { carry } = this.steps.at(-1) ?? { carry: this.model.initialCarry() };
-    this.steps.push(await this.model.step(id, carry));
+    const { logits, carry } = await this.model.step(id, this.carries.at(-1) ?? this.model.initialCarry());
     this.ids.push(id);
+    this.steps.push({ logits, held: this.#held(carry) });
+    this.carries.push(carry);
+    if (this.carries.length > RECENT) this.carries.shift();
   }
 
   /**
@@ -108,7 +122,8 @@ export class Text {
    * @param {number} from
    */
   follow(neuron, from) {
-    return Float32Array.from(this.steps.slice(from), ({ carry }) => this.#activity(carry, neuron.layer, neuron.unit));
+    const at = neuron.layer * this.model.units + neuron.unit;
+    return Float32Array.from(this.steps.slice(from), ({ held }) => held[at] / FULL);
   }
 
   /**
@@ -123,34 +138,37 @@ export class Text {
   }
 
   /**
-   * The neurons that move most over the text, by variance, the liveliest first.
+   * The neurons that move most over the last RECENT ids, by variance, the liveliest first.
    * @param {number} count
    */
   ranked(count) {
     const { layers, units } = this.model;
-    const found = [];
-    for (let layer = 0; layer < layers; layer++) {
-      for (let unit = 0; unit < units; unit++) {
-        found.push({ layer, unit, variance: variance(this.follow({ layer, unit }, 0)) });
+    const rows = this.steps.slice(-RECENT);
+    const length = rows.length || 1;
+    const [sum, squares] = [new Float64Array(layers * units), new Float64Array(layers * units)];
+    for (const { held } of rows) {
+      for (let at = 0; at < held.length; at++) {
+        sum[at] += held[at];
+        squares[at] += held[at] ** 2;
       }
     }
-    return found.sort((a, b) => b.variance - a.variance).slice(0, count);
+    const variance = squares.map((square, at) => (square - sum[at] ** 2 / length) / length / FULL ** 2);
+    const order = Array.from(variance.keys()).sort((a, b) => variance[b] - variance[a]);
+    return order.slice(0, count).map((at) => ({ layer: Math.floor(at / units), unit: at % units, variance: variance[at] }));
   }
 
   /**
+   * What the neurons hold with a carry.
    * @param {Float32Array} carry
-   * @param {number} layer
-   * @param {number} unit
    */
-  #activity(carry, layer, unit) {
-    const { states, units } = this.model;
-    const value = carry[(layer * states + states - 1) * units + unit]; // the last state: c of an LSTM
-    return states === 2 ? Math.tanh(value) : value;
+  #held(carry) {
+    const { layers, states, units } = this.model;
+    const held = new Int16Array(layers * units);
+    for (let at = 0; at < held.length; at++) {
+      const layer = Math.floor(at / units);
+      const value = carry[at + (layer + 1) * (states - 1) * units]; // the last state: c of an LSTM
+      held[at] = Math.round(FULL * (states === 2 ? Math.tanh(value) : value));
+    }
+    return held;
   }
-}
-
-/** @param {Float32Array} values */
-function variance(values) {
-  const mean = values.reduce((sum, value) => sum + value, 0) / (values.length || 1);
-  return values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (values.length || 1);
 }

@@ -11,7 +11,7 @@
 /** What a slice is asked with, read anew for each: a person may have changed it.
  * @typedef {{sampling: Sampling, seed: number, neuron: Neuron | null}} Now */
 
-const SLICE = 14; // milliseconds: a picture on the screen, less what it takes to draw it
+const SLICE = 40; // milliseconds: about one picture of the page, for each slice costs a message there and back
 
 export class Writer {
   /**
