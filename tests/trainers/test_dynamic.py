@@ -57,8 +57,8 @@ def test_a_step_is_the_formula(reader: Reader) -> None:
         expected.append(float(loss))
         for weight, gradient, root, origin in zip(weights, tape.gradient(loss, weights), roots, trained, strict=True):
             now = weight.numpy().astype(np.float64)
-            step = np.where(root > 1e-8, rate * gradient.numpy() / np.maximum(root, 1e-8), 0)
-            weight.assign(now - step + decay * np.minimum(root / mean, 1 / decay) * (origin - now))
+            step = rate * gradient.numpy() / (root + mean)
+            weight.assign(now - step + np.minimum(decay * root / mean, 1) * (origin - now))
     assert found.reshape(3, 7).mean(1).tolist() == pytest.approx(expected, rel=1e-4)
     assert found[14:].mean() < found[:7].mean() - 0.1
 
