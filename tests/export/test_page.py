@@ -1,8 +1,10 @@
+import contextlib
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -161,6 +163,18 @@ def test_npm_fetches_the_runtime_or_is_asked_for(
     assert (tmp_path / "asked").read_text().startswith("ci --omit=dev")
 
 
+def test_a_model_is_found_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    folders = [device(tmp_path / name, "float32") for name in ("one", "50% of #1, ä?")]
+    export_page(folders, out := tmp_path / "site", force=False)
+    listed = json.loads((out / "models.json").read_text())["models"]
+    with page.server(out, 0) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        for folder, model in zip(folders, listed, strict=True):
+            with urllib.request.urlopen(urllib.parse.urljoin(page.address(serving), model["files"][0]["url"])) as found:
+                assert found.read() == (folder / "float32.tflite").read_bytes()
+        serving.shutdown()
+
+
 SERVE = "import sys; from pathlib import Path; from export.page import serve; serve(Path(sys.argv[1]), 0)"
 
 
@@ -170,10 +184,10 @@ def test_a_port_is_one_to_serve_at(tmp_path: Path) -> None:
 
 
 def test_it_is_served_with_its_policy_and_ctrl_c_ends_it(tmp_path: Path) -> None:
-    folders = [device(tmp_path / name, "float32") for name in ("one", "50% of #1, ä?")]
-    export_page(folders, out := tmp_path / "site", force=False)
-    command = [sys.executable, "-c", SERVE, str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    export_page([device(tmp_path / "one", "float32")], out := tmp_path / "site", force=False)
+    command, pipe = [sys.executable, "-c", SERVE, str(out)], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as server, contextlib.ExitStack() as ending:
+        ending.callback(server.kill)  # where something below fails
         assert server.stdout
         assert server.stderr
         address = server.stdout.readline().split()[0]
@@ -187,10 +201,6 @@ def test_it_is_served_with_its_policy_and_ctrl_c_ends_it(tmp_path: Path) -> None
             with urllib.request.urlopen(address + name) as response:
                 assert response.headers["Content-Type"] == kind
                 policy = response.headers["Content-Security-Policy"].split("; ")
-        for model in json.loads((out / "models.json").read_text())["models"]:
-            (file,) = model["files"]
-            with urllib.request.urlopen(urllib.parse.urljoin(address, file["url"])) as response:
-                assert response.read() == (tmp_path / model["name"] / "float32.tflite").read_bytes()
         assert policy[:3] == ["default-src 'none'", "script-src 'self' 'wasm-unsafe-eval'", "style-src 'self'"]
         assert policy[-1] == "frame-ancestors 'none'"
         port = int(address.rstrip("/").rsplit(":", 1)[1])
