@@ -46,7 +46,7 @@ def results(script: Path, cases: Path, out: Path) -> dict[str, str]:
     """
     environment = os.environ | {"CASES": str(cases), "OUT": str(out), "CHROMIUM": CHROMIUM or ""}
     command = [node(), "--test", "--test-reporter=tap", str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     found: dict[str, str] = {}
     for block in done.stdout.split("# Subtest: ")[1:]:
         name, _, told = block.partition("\n")
