@@ -22,7 +22,7 @@ export function launch() {
  */
 export async function says(page, status) {
   const said = page.locator("#status", { hasText: status });
-  await said.waitFor({ timeout: 20_000 }).catch(async () => {
+  await said.waitFor({ timeout: 60_000 }).catch(async () => {
     throw new Error(`the page says “${await page.textContent("#status")}” and “${await page.textContent("#problem")}”`);
   });
 }

@@ -84,7 +84,7 @@ async function bars(page) {
  * @param {() => Promise<unknown>} check
  */
 async function soon(check) {
-  for (const end = performance.now() + 10_000; performance.now() < end; await new Promise((resolve) => setTimeout(resolve, 50))) {
+  for (const end = performance.now() + 30_000; performance.now() < end; await new Promise((resolve) => setTimeout(resolve, 50))) {
     try {
       return await check();
     } catch {}
