@@ -19,8 +19,9 @@ export async function keep(tell) {
     taken.then(() => tell("There is a newer version of this page: load it again."));
     return tell(works);
   }
+  taken.then(() => tell(works)); // also where that is later
   await Promise.race([taken, new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
-  if (workers.controller) tell(works);
-  else if (installing?.state === "redundant") tell("Not kept for offline use: the browser has no room for it.");
+  if (workers.controller) return;
+  if (installing?.state === "redundant") tell("Not kept for offline use: the browser has no room for it.");
   else tell("Works offline from the next visit on.");
 }
