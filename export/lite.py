@@ -26,13 +26,13 @@ from rich.table import Table
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, sha256_file, whole_file, whole_folder, write_json
+from common.files import check_replaceable, read_json, sha256_file, whole_file, whole_folder, write_json
 from common.machine import processor
 from export.lite_file import NEURONS, seal
 from export.lite_graph import PRECISIONS, convert
 from export.lite_quality import LANES, LENGTH, Quality, Text, lanes, measure, reader, samples
 from export.lite_runner import LiteModel
-from export.made import LOGITS_TOLERANCE, already_made, check_logits, known, made_from, read_made_from
+from export.made import LOGITS_TOLERANCE, already_made, check_logits, known, made_from
 from trainers import checkpoint
 from trainers.model import CharRNN
 
@@ -192,14 +192,14 @@ def _neurons(folder: Path, out: Path, origin: Mapping[str, Any]) -> Path | None:
     """The list of neurons that belongs beside the files: a person's own in `out`, which says nothing of weights; else
     what was found in the run, if it was in the weights that are exported."""
     own, found = out / NEURONS, folder / NEURONS
-    if own.is_file() and "weights_sha256" not in (read_made_from(own) or {}):
+    if own.is_file() and "weights_sha256" not in read_json(own):
         return own
-    return found if (read_made_from(found) or {}).get("weights_sha256") == origin["weights_sha256"] else None
+    return found if read_json(found).get("weights_sha256") == origin["weights_sha256"] else None
 
 
 def _check_there(out: Path, wanted: Wanted) -> None:
     """Raises StageError where some of the precisions wanted lie in `out`, and others do not."""
-    held = (read_made_from(out / "model.json") or {}).get("files", {})
+    held = read_json(out / "model.json").get("files", {})
     missing = [name for name in wanted.precisions if held and name not in held]
     if missing:
         raise StageError(
@@ -209,7 +209,7 @@ def _check_there(out: Path, wanted: Wanted) -> None:
 
 def _check_files(out: Path) -> None:
     """Raises StageError where a file of `out` is gone, or is not as model.json has it."""
-    for one in (read_made_from(out / "model.json") or {}).get("files", {}).values():
+    for one in read_json(out / "model.json").get("files", {}).values():
         path = out / one["file"]
         if not path.is_file() or sha256_file(path) != one["sha256"]:
             wrong = "is damaged" if path.is_file() else "is gone"

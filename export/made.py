@@ -1,12 +1,12 @@
 """What the exports share: what a model was made from, whether it lies there already, how near its logits must be, and
 prompts to ask it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from common import console
 from common.errors import StageError
+from common.files import read_json
 from pipeline.vocab import Vocab
 from trainers.checkpoint import Checkpoint, Run, weights_sha256
 
@@ -27,14 +27,6 @@ def made_from(run: Run, chosen: Checkpoint) -> dict[str, Any]:
     }
 
 
-def read_made_from(path: Path) -> dict[str, Any] | None:
-    """What a model was made from; None where it does not say."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 def already_made(target: Path, about: str, origin: dict[str, Any], way_out: str) -> bool:
     """Whether the same model lies in `target`, whose file `about` says what it was made from; says so if it does.
 
@@ -42,7 +34,7 @@ def already_made(target: Path, about: str, origin: dict[str, Any], way_out: str)
     """
     if not target.exists() or not any(target.iterdir()):
         return False
-    found = read_made_from(target / about) or {}
+    found = read_json(target / about)
     if {**found, **origin} != found:
         raise StageError(f"{target} is full: another model lies there; give {way_out} or --force")
     console.note(f"{target} is already made from step {origin['step']} of {origin['run']}")

@@ -26,9 +26,9 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from common import console
 from common.errors import StageError
-from common.files import check_replaceable, whole_folder, write_json
+from common.files import check_replaceable, read_json, whole_folder, write_json
 from export.facts import facts_of
-from export.made import already_made, known, made_from, read_made_from
+from export.made import already_made, known, made_from
 from export.serving import MADE_FROM, batch_sizes, model_name, write_package
 from export.session import WARM_UP, unpacked
 from export.signatures import DTYPES, INPUTS, Served
@@ -108,7 +108,7 @@ def export_saved_model(folder: Path, out: Path, version: int | None, force: bool
     about = info(run, chosen, limits)
     latest = latest_version(out)
     if version is None:
-        again = force or read_made_from(out / str(latest) / MADE_FROM) == about
+        again = force or read_json(out / str(latest) / MADE_FROM) == about
         version = max(latest, 1) if again else latest + 1
     target = out / str(version)
     check_replaceable(target, "saved_model.pb", "a SavedModel")

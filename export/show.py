@@ -8,9 +8,9 @@ from rich.table import Table
 
 from common import console
 from common.errors import StageError
+from common.files import read_json
 from export.lite_graph import PRECISIONS
 from export.lite_runner import LiteModel, Sampling
-from export.made import read_made_from
 from export.saved_model import MADE_FROM, latest_version
 from trainers import checkpoint
 from trainers.generate import Asked, Sampler
@@ -25,7 +25,7 @@ def show(folder: Path, served: Path, devices: Path) -> None:
     chosen = checkpoint.best(run)
     weights, latest = checkpoint.weights_sha256(chosen), _latest(served)
     for made, about in ((latest, latest / MADE_FROM), (devices, devices / "model.json")):
-        if (read_made_from(about) or {}).get("weights_sha256") != weights:
+        if read_json(about).get("weights_sha256") != weights:
             raise StageError(f"{made} was not made from {chosen.folder}, the best of {folder} now: export it again")
     lite = [path for name in PRECISIONS if (path := devices / f"{name}.tflite").is_file()]
     if not lite:

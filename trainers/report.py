@@ -1,18 +1,17 @@
 """A run's report: one page of HTML of what was found out about it, which needs nothing but itself. Made from the files
 in the run's folder alone, whenever one of them is new; no TensorFlow is imported."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from common import console
-from common.files import whole_file
+from common.files import read_json, whole_file
 from common.pages import render
 from common.plots import Plot, bars, percent
 from trainers import metrics
 
-FILE = "report.html"
+FILE, SAMPLES = "report.html", "samples.json"
 MODEL, NGRAM = "the model", "n-gram"
 GROUPS = {"class": "by kind", "frequency": "by how often it occurs in train", "position": "by how much was read before"}
 SWEPT = {  # of samples.json: what is drawn over the temperatures, and what it is
@@ -30,10 +29,9 @@ def write(folder: Path) -> Path:
     evaluations = {
         path.stem.removeprefix("evaluation-"): found
         for path in sorted(folder.glob("evaluation-*.json"), reverse=True)
-        if "by" in (found := json.loads(path.read_text(encoding="utf-8")))  # of this format
+        if "by" in (found := read_json(path))  # of this format
     }
-    samples = json.loads(path.read_text(encoding="utf-8")) if (path := folder / "samples.json").exists() else None
-    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    samples, about = read_json(folder / SAMPLES), read_json(folder / "run.json")
     page = render(
         "trainers",
         "report.html.j2",

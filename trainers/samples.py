@@ -2,7 +2,6 @@
 how varied, how well it keeps the rules of its kind, and how much of it is copied from train."""
 
 import dataclasses
-import json
 import math
 import re
 import zlib
@@ -16,14 +15,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from common import console
-from common.files import write_json
+from common.files import read_json, write_json
 from common.settings import settings
 from pipeline.manifest import Manifest
 from pipeline.shards import read_tokens
 from trainers import checkpoint, coherence, copied, report
 from trainers.generate import Asked, Sampler, Written
 
-FILE, FORMAT_VERSION = "samples.json", 1
+FORMAT_VERSION = 1
 ROWS = 64  # texts that are drawn, or scored, at once
 SHOWN = 1000  # characters that are kept to be looked at
 STRETCH = 20  # characters that come twice, where a text repeats itself
@@ -72,8 +71,7 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
     sweep = dataclasses.replace(sweep, texts=sweep.texts or (LINES if lines else TEXTS))
     asked = {**dataclasses.asdict(sweep), "temperatures": list(sweep.temperatures)}
     inputs = {"weights_sha256": checkpoint.weights_sha256(chosen), "data_sha256": run.data_sha256, **asked}
-    path = folder / FILE
-    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path, done = folder / report.SAMPLES, read_json(folder / report.SAMPLES)
     if not force and done.get("format_version") == FORMAT_VERSION and done["inputs"] == inputs:
         console.note(f"{path} is already made from checkpoint {chosen.step}")
         return
