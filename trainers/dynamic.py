@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from pipeline.lanes import Batch, batches, windows_per_epoch
 from pipeline.manifest import Manifest
-from trainers.breakdown import Array
+from trainers.breakdown import Array, interval
 from trainers.model import CharRNN
 from trainers.step import target_nats
 
@@ -42,6 +42,17 @@ class Learned(NamedTuple):
     unlearned_N: Array
     rate: float
     decay: float
+
+    def figures(self) -> dict[str, Any]:
+        """What evaluation-SPLIT.json says of it."""
+        return {
+            "nats": float(self.nats_N.mean(dtype=np.float64)),
+            "nats_interval": interval(self.nats_N),
+            "nats_unlearned": float(self.unlearned_N.mean(dtype=np.float64)),
+            "gain_interval": interval(self.unlearned_N - self.nats_N),
+            "rate": self.rate,
+            "decay": self.decay,
+        }
 
 
 def evaluate(model: CharRNN, data: Path, manifest: Manifest, split: str, bar: Progress) -> Learned:

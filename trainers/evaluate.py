@@ -8,8 +8,6 @@ Each lane starts from an empty carry, so more lanes mean a few more cold starts,
 document, in a text of documents: that is part of what the model is.
 """
 
-import itertools
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ from rich.table import Table
 
 from common import console
 from common.errors import UsageError
-from common.files import write_json
+from common.files import read_json, write_json
 from pipeline.lanes import batches as batches_of
 from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import Manifest
@@ -142,15 +140,10 @@ def evaluate_run(
         "ngram": compared,
         "dynamic": learn,
     }
-    path = folder / f"evaluation-{split}.json"
-    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    # One that was asked for more serves whoever does not say.
-    more = itertools.product((compared, compared or count is None), (learn, True))
-    wanted = [inputs | {"ngram": counted, "dynamic": learned} for counted, learned in more]
-    if not force and done.get("format_version") == FORMAT_VERSION and done["inputs"] in wanted:
-        console.note(
-            f"{path} is already made from checkpoint {chosen.step}: {done['bits']:.3f} bits per {run.vocab.unit}"
-        )
+    path, unit = folder / f"evaluation-{split}.json", run.vocab.unit
+    done = read_json(path)
+    if not force and done.get("format_version") == FORMAT_VERSION and _serves(done["inputs"], inputs, count):
+        console.note(f"{path} is already made from checkpoint {chosen.step}: {done['bits']:.3f} bits per {unit}")
         return
     if count is None and split != "train" and not compared:
         console.note(
@@ -163,19 +156,9 @@ def evaluate_run(
         model = checkpoint.load_model(run, chosen)
     with console.progress("windows") as bar:
         nats_N, lanes = losses(Steps(placed, model), data, manifest, split, LANES, run.config.train.window, bar)
-        learned = dynamic.evaluate(model, data, manifest, split, bar) if learn else None
-    found = {"format_version": FORMAT_VERSION, "inputs": inputs}
+        learned = {"dynamic": dynamic.evaluate(model, data, manifest, split, bar).figures()} if learn else {}
+    found = {"format_version": FORMAT_VERSION, "inputs": inputs, **learned}
     found |= figures_of(nats_N, lanes, data, manifest, split, compared)
-    if learned:
-        found["dynamic"] = {
-            "nats": float(learned.nats_N.mean(dtype=np.float64)),
-            "nats_interval": breakdown.interval(learned.nats_N),
-            "nats_unlearned": float(learned.unlearned_N.mean(dtype=np.float64)),
-            "gain_interval": breakdown.interval(learned.unlearned_N - learned.nats_N),
-            "rate": learned.rate,
-            "decay": learned.decay,
-        }
-    unit = run.vocab.unit
     console.out.print(
         f"{folder} at step {chosen.step} on {data}'s {split} split: {found['nats']:.4f} nats = {found['bits']:.4f} "
         f"bits per {unit} over {found['targets']:,} {unit}s -> {path}",
@@ -183,6 +166,13 @@ def evaluate_run(
     _show(found, unit)
     write_json(path, found)
     console.note(f"all of it to look at: {report.write(folder)}")
+
+
+def _serves(done: dict[str, Any], inputs: dict[str, Any], count: bool | None) -> bool:
+    """Whether an evaluation that was made from `done` is what is asked for: one with more in it serves whoever does not
+    say otherwise."""
+    more = {"ngram": done["ngram"]} if count is None and done["ngram"] else {}
+    return done == inputs | more | {"dynamic": inputs["dynamic"] or done.get("dynamic")}
 
 
 def figures_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split: str, count: bool) -> dict[str, Any]:
