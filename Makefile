@@ -8,7 +8,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo run results setup test test-slow lint lock clean
+.PHONY: help demo run evaluated results setup test test-slow lint lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -34,20 +34,18 @@ $(VENV)/.installed-%: requirements-%.lock $(VENV)/.installed
 
 setup: $(VENV)/.installed $(if $(GPU),$(VENV)/.installed-gpu)
 
-run: setup
+evaluated: setup
 	@$(PY) -m pipeline ingest --config "$(CONFIG)"
 	@$(PY) -m pipeline validate --config "$(CONFIG)"
 	@$(PY) -m trainers train "$(CONFIG)"
 	@$(PY) -m trainers evaluate "runs/$(NAME)" --split test
+
+run: evaluated
 	@$(PY) -m export savedmodel "runs/$(NAME)" --out "served/$(NAME)"
 	@$(PY) -m export tflite "runs/$(NAME)" --out "devices/$(NAME)"
 	@$(PY) -m export show "runs/$(NAME)" --served "served/$(NAME)" --devices "devices/$(NAME)"
 
-results: setup
-	@$(PY) -m pipeline ingest --config "$(CONFIG)"
-	@$(PY) -m pipeline validate --config "$(CONFIG)"
-	@$(PY) -m trainers train "$(CONFIG)"
-	@$(PY) -m trainers evaluate "runs/$(NAME)" --split test
+results: evaluated
 	@$(PY) -m bench results "runs/$(NAME)"
 
 demo:

@@ -1,6 +1,5 @@
 """How well a text keeps the rules of its kind: shares from 0 to 1, of what a reader of C, LaTeX, wiki XML, Python or a
-play would look for. A text may end anywhere: what is still open at its end is not held
-against it.
+play would look for. A text may end anywhere: what is still open at its end is not held against it.
 """
 
 import ast
@@ -15,13 +14,15 @@ import tree_sitter_c
 
 Counts = dict[str, tuple[int, int]]  # of each measure: how many are as they should be, of how many
 
+SPEAKER = r"[A-Z][A-Za-z' ]+:"
+
 # What gives a kind away, and how many of it in ten thousand characters are enough.
 MARKS = {
     "c": (re.compile(r";$|^#(?:include|define)|^\}$", re.MULTILINE), 60),
     "latex": (re.compile(r"\\(?:begin|end|ref|label|section|item)\b"), 10),
     "wiki": (re.compile(r"</?(?:page|text|title|revision)\b|\[\[|\{\{"), 10),
     "python": (re.compile(r"^\s*(?:def|class|if|for|return|import|from)\b.*", re.MULTILINE), 40),
-    "play": (re.compile(r"^[A-Z][A-Za-z' ]+:$", re.MULTILINE), 20),
+    "play": (re.compile(rf"^{SPEAKER}$", re.MULTILINE), 20),
 }
 
 _C = tree_sitter.Parser(tree_sitter.Language(tree_sitter_c.language()))
@@ -34,7 +35,6 @@ _C_TOKEN = re.compile(
 _TAG = re.compile(r"<(/?)([A-Za-z][\w:-]*)(?:\s[^<>]*?)?(/?)>")
 _ENVIRONMENT = re.compile(r"(?<!\\)\\(begin|end)\{([^{}\n]*)\}")
 _LATEX_BRACE = re.compile(r"\\.|%[^\n]*|([{}])", re.DOTALL)
-_SPEAKER = re.compile(r"[A-Z][A-Za-z' ]+:")
 
 
 def kind_of(text: str) -> str:
@@ -56,8 +56,8 @@ def coherence(kind: str, texts: Iterable[str], known: frozenset[str]) -> dict[st
 
 def known_of(kind: str, train: str) -> frozenset[str]:
     """What a text of a kind is to know from train: the speakers of plays, the names of a list of names."""
-    lines = {"play": _SPEAKER, "names": re.compile(".+")}.get(kind)
-    return frozenset(line for line in train.split("\n") if lines.fullmatch(line)) if lines else frozenset()
+    lines = {"play": SPEAKER, "names": ".+"}.get(kind)
+    return frozenset(line for line in train.split("\n") if re.fullmatch(lines, line)) if lines else frozenset()
 
 
 def c(text: str, _: frozenset[str]) -> Counts:
@@ -142,7 +142,7 @@ def _parses(statement: str) -> bool:
 def play(text: str, known: frozenset[str]) -> Counts:
     """Speeches that begin with a line that names who speaks, and the speakers that train has."""
     speeches = [one.split("\n", 1)[0] for one in re.split(r"\n\n+", text)[1:-1]]
-    speakers = [line for line in speeches if _SPEAKER.fullmatch(line)]
+    speakers = [line for line in speeches if re.fullmatch(SPEAKER, line)]
     return {
         "speeches_named": (len(speakers), len(speeches)),
         "speakers_known": (sum(line in known for line in speakers), len(speakers)),
