@@ -1,6 +1,5 @@
 """What a run came to: what was made and where, its bits per character, and text from each thing that was made."""
 
-import json
 from pathlib import Path
 
 import tensorflow as tf
@@ -49,12 +48,14 @@ def _made(run: checkpoint.Run, chosen: checkpoint.Checkpoint, served: Path, lite
         ("data", run.data),
         ("data report", run.data / "validation" / "report.html"),
         ("run", run.folder),
+        ("run report", run.folder / "report.html"),
         (f"checkpoint, step {chosen.step:,}", chosen.folder),
         ("SavedModel", served),
         *((".tflite", path) for path in lite),
     ):
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        table.add_row(name, str(path), f"{sum(file.stat().st_size for file in files) / 1e6:.1f}")
+        if files:  # a run that was not evaluated has no report
+            table.add_row(name, str(path), f"{sum(file.stat().st_size for file in files) / 1e6:.1f}")
     return table
 
 
@@ -66,9 +67,7 @@ def _bits(folder: Path, run: checkpoint.Run) -> Table:
     best = min(rows, key=lambda row: row["val_nats"])
     table.add_row("before training (val)", f"{rows[0]['val_bits']:.3f}", f"{rows[0]['val_nats']:.3f}")
     table.add_row(f"after step {best['step']:,} (val)", f"{best['val_bits']:.3f}", f"{best['val_nats']:.3f}")
-    test = folder / "evaluation-test.json"
-    if test.is_file():
-        score = json.loads(test.read_text(encoding="utf-8"))
+    if score := read_json(folder / "evaluation-test.json"):
         table.add_row(f"after step {score['inputs']['step']:,} (test)", f"{score['bits']:.3f}", f"{score['nats']:.3f}")
     return table
 
