@@ -8,8 +8,8 @@ from trainers.copied import longest, shares
 def test_each_byte_knows_the_longest_copy_that_begins_with_it() -> None:
     found = longest(b"the cat sat on the mat", [b"a cat sat", b"mat the", b"", b"xyz"])
     assert [one.tolist() for one in found] == [
-        [2, 8, 7, 6, 5, 4, 3, 2, 1],  # "a " of no word, " cat sat"
-        [3, 2, 2, 4, 3, 2, 1],  # "t " too; train ends with "mat": "mat " is no copy
+        [1, 8, 7, 6, 5, 4, 3, 2, 1],  # "a" is in it, "a " is not; " cat sat"
+        [3, 3, 2, 4, 3, 2, 1],  # "at ", "t "; train ends with "mat": "mat " is no copy
         [],
         [0, 0, 0],
     ]
