@@ -38,7 +38,7 @@ evaluated: setup
 	@$(PY) -m pipeline ingest --config "$(CONFIG)"
 	@$(PY) -m pipeline validate --config "$(CONFIG)"
 	@$(PY) -m trainers train "$(CONFIG)"
-	@$(PY) -m trainers evaluate "runs/$(NAME)" --split test
+	@$(PY) -m trainers evaluate "runs/$(NAME)"
 
 run: evaluated
 	@$(PY) -m export savedmodel "runs/$(NAME)" --out "served/$(NAME)"

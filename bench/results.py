@@ -22,26 +22,26 @@ PUBLISHED = {
 
 
 def record(folder: Path, out: Path) -> dict[str, Any]:
-    """Writes out/NAME.json for a run that has been trained and evaluated on its test split.
+    """Writes out/NAME.json for a run that has been trained, and evaluated on test, or on val where there is no test.
 
     Machine, commit and date are those of the recording, so record on the machine and at the commit that trained.
     Raises StageError where the evaluation is missing or of another checkpoint, and where the code is not committed.
     """
     run = checkpoint.read_run(folder)
     chosen = checkpoint.best(run)
-    test = folder / "evaluation-test.json"
-    if not test.is_file():
+    manifest = read_manifest(run.data)
+    judged = folder / f"evaluation-{manifest.judged}.json"
+    if not judged.is_file():
         raise StageError(f"{folder} has not been evaluated: run python -m trainers evaluate {folder}")
-    score = json.loads(test.read_text(encoding="utf-8"))
+    score = json.loads(judged.read_text(encoding="utf-8"))
     if score["inputs"]["weights_sha256"] != checkpoint.weights_sha256(chosen):
         raise StageError(
-            f"{test} is of another checkpoint than {chosen.folder}: run python -m trainers evaluate {folder}"
+            f"{judged} is of another checkpoint than {chosen.folder}: run python -m trainers evaluate {folder}"
         )
     rows = checkpoint.read_metrics(run)
-    manifest = read_manifest(run.data)
     trained = [row for row in rows if "seconds" in row]
     result = {
-        "format_version": 2,
+        "format_version": 3,
         "name": folder.name,
         "sources": [source.name for source in manifest.sources[:5]],
         "split": _split(manifest),
@@ -55,8 +55,9 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
         "training_seconds": sum(row["seconds"] for row in trained),
         "val_nats_before": checkpoint.evaluations(run)[0]["val_nats"],
         "val_nats": chosen.val_nats,
-        "test_nats": score["nats"],
-        "test_interval": score["nats_interval"],
+        "judged": manifest.judged,
+        "nats": score["nats"],
+        "interval": score["nats_interval"],
         "ngram_nats": score["baselines"].get("ngram", {}).get("nats"),
         "machine": machine(),
         "commit": commit(),
@@ -69,25 +70,25 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
 def table(folder: Path) -> str:
     """README.md's table: a row a result of the folder."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    names = ["config", "split", "model, parameters", "read, millions", "val, nats", "test, nats (95 %)", "test, bits"]
+    names = ["config", "split", "model, parameters", "read, millions", "val, nats", "test, nats (95 %)", "bits"]
     names += ["n-gram, nats", "published", "training", "machine", "date, commit, seed"]
-    rows = [row(one) for one in found if "test_nats" in one]
+    rows = [row(one) for one in found if "judged" in one]
     return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *rows])
 
 
 def row(result: dict[str, Any]) -> str:
     """A result as a row of README.md's table."""
     model, train = result["config"]["model"], result["config"]["train"]
-    interval, counted = result["test_interval"], result["ngram_nats"]
+    interval, counted = result["interval"], result["ngram_nats"]
+    judged = f"{result['nats']:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
     minutes, seconds = divmod(round(result["training_seconds"]), 60)
     cells = [
         f"[{result['name']}](configs/{result['name']}.toml)",
         result["split"],
         f"{model['cell'].upper()} {model['layers']} x {model['units']}, {result['parameters']:,}",
         f"{result['seen'] / 1e6:,.0f}",
-        f"{result['val_nats']:.3f}",
-        f"{result['test_nats']:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""),
-        f"{result['test_nats'] / math.log(2):.3f}",
+        *([f"{result['val_nats']:.3f}", judged] if result["judged"] == "test" else [judged, ""]),
+        f"{result['nats'] / math.log(2):.3f}",
         f"{counted:.3f}" if counted else "",
         PUBLISHED.get(result["name"], ""),
         f"{minutes}:{seconds:02} min",
@@ -111,5 +112,7 @@ def _split(manifest: Manifest) -> str:
     """What of the text the model is judged by: its unit, the shares of train, val and test, and how they were cut."""
     tokens = {name: split.tokens for name, split in manifest.splits.items()}
     shares = "/".join(f"{100 * part / sum(tokens.values()):.0f}" for part in tokens.values())
-    how = {"document": "by hash", "contiguous": "the end is test"}.get(kind := manifest.settings["split"], f"as {kind}")
+    how = {"document": "by hash", "contiguous": f"the end is {manifest.judged}"}.get(
+        kind := manifest.settings["split"], f"as {kind}"
+    )
     return f"{manifest.vocab.unit}s, {shares}, {how}"

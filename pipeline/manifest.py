@@ -89,6 +89,11 @@ class Manifest:
         shards = {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
         return sha256_json({"vocab": self.vocab.sha256, "shards": shards})
 
+    @property
+    def judged(self) -> str:
+        """The split that a model's figures are of: test, or val where there is no test."""
+        return "test" if "test" in self.splits else "val"
+
     def split(self, name: str) -> Split:
         """The split of that name. Raises StageError, listing those there are."""
         if name not in self.splits:

@@ -72,7 +72,9 @@ def train(
 
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val where the data has no test]"
+)
 @click.option("--data", type=FOLDER, help="The data set, where it has moved since training.")
 @click.option(
     "--ngram/--no-ngram",
@@ -83,7 +85,7 @@ def train(
     "--dynamic", is_flag=True, help="Judge it once more while it learns from what it has just read (arXiv 1709.07432)."
 )
 @click.option("--force", is_flag=True, help="Evaluate again.")
-def evaluate(run: Path, split: str, data: Path | None, ngram: bool | None, dynamic: bool, force: bool) -> None:
+def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None, dynamic: bool, force: bool) -> None:
     """Measures a run's loss on held-out text.
 
     The best checkpoint by validation is scored over a whole split, every target once, beside models that only count: by
@@ -92,7 +94,7 @@ def evaluate(run: Path, split: str, data: Path | None, ngram: bool | None, dynam
 
     \b
     Examples:
-      python -m trainers evaluate runs/stdlib --split test
+      python -m trainers evaluate runs/stdlib
       python -m trainers evaluate runs/linux --ngram
       python -m trainers evaluate runs/warpeace --split val --dynamic
     """

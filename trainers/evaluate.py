@@ -114,18 +114,19 @@ def losses(
 
 
 def evaluate_run(
-    folder: Path, split: str, data: Path | None, count: bool | None, force: bool, learn: bool = False
+    folder: Path, split: str | None, data: Path | None, count: bool | None, force: bool, learn: bool = False
 ) -> None:
     """Scores a run's best checkpoint on a split and writes evaluation-SPLIT.json into the run's folder, and its report
     anew.
 
-    count: whether to compare it with an n-gram; None: where that takes seconds. learn: also while it learns on
-    (trainers.dynamic).
+    split: None: the one by which the data judges a model. count: whether to compare it with an n-gram; None: where that
+    takes seconds. learn: also while it learns on (trainers.dynamic).
     Raises StageError where the data is not what the run was trained on, UsageError for an n-gram on what it counts.
     """
     run = checkpoint.read_run(folder)
     chosen = checkpoint.best(run)
     data, manifest = checkpoint.data_of(run, data)
+    split = split or manifest.judged
     manifest.split(split)
     if split == "train" and count:
         raise UsageError("--ngram wants text that it does not count: give --split val or test")

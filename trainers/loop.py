@@ -144,7 +144,7 @@ class Training:
             model = run.build()
             if source:
                 source.hand_on(model, run.vocab)
-            optimizer = make_optimizer(self.config, total, an_epoch, model.trainable_variables)
+            optimizer = make_optimizer(self.config, total, an_epoch, model.trainable_variables, model.inner_kernels)
             model.compile(optimizer, jit_compile=False)  # Keras callbacks look for the optimizer there
         self.steps = Steps(devices, model, optimizer, self.config)
         self.state = State(model, optimizer, self.config.lanes)

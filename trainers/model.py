@@ -112,6 +112,11 @@ class CharRNN(keras.Model):
         first = self.embedding.embeddings if self.embedding else self.rnns[0].cell.kernel
         return {first.path: 0, self.dense.kernel.path: 1, self.dense.bias.path: 0}.get(weight.path)
 
+    @property
+    def inner_kernels(self) -> list[keras.Variable]:
+        """The matrices from units to units, or from an embedding to units: no axis of theirs is the vocabulary's."""
+        return [w for w in self.trainable_variables if w.path.endswith("kernel") and self.vocab_axis(w) is None]
+
     def dropout_masks(self, lanes: int, window: int, seed: tf.Tensor) -> list[tf.Tensor]:
         """Masks for the connections between layers, mask_BxTxH each, 0 or 1 / (1 - dropout); none without dropout.
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -43,9 +45,12 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
         return cls(**{**config, "config": TrainConfig(**config["config"])})
 
 
-def make_optimizer(config: TrainConfig, total: int, an_epoch: int, variables: list[Any]) -> keras.Optimizer:
+def make_optimizer(
+    config: TrainConfig, total: int, an_epoch: int, variables: list[Any], inner: Sequence[Any] = ()
+) -> keras.Optimizer:
     """Keras's optimizer of these variables, as the config names it, for gradients that are sums over all replicas.
 
+    inner: those of them that muon makes orthogonal steps of (`CharRNN.inner_kernels`); the others are adam's.
     A constant rate is a variable, which callbacks may change.
     """
     constant = config.schedule == "constant" and not config.warmup
@@ -53,11 +58,19 @@ def make_optimizer(config: TrainConfig, total: int, an_epoch: int, variables: li
     kinds = {
         "adam": keras.optimizers.Adam,
         "adamw": keras.optimizers.AdamW,
+        "muon": keras.optimizers.Muon,
         "rmsprop": keras.optimizers.RMSprop,
         "sgd": keras.optimizers.SGD,
     }
-    extra = {"momentum": config.momentum} if config.optimizer == "sgd" else {}
-    optimizer = kinds[config.optimizer](rate, weight_decay=config.weight_decay or None, **extra)
+    decay = config.weight_decay or None
+    extra: dict[str, Any] = {}
+    if config.optimizer == "sgd":
+        extra = {"momentum": config.momentum}
+    elif config.optimizer == "muon":
+        orthogonal = {variable.path for variable in inner}
+        others = [f"^{re.escape(v.path)}$" for v in variables if v.path not in orthogonal]
+        extra = {"exclude_layers": others, "adam_weight_decay": decay}
+    optimizer = kinds[config.optimizer](rate, weight_decay=decay, **extra)
     # Clipping wants the sum over all replicas, so the step makes it; Keras would sum once more what is a sum already.
     optimizer._all_reduce_sum_gradients = list
     if config.weight_decay:

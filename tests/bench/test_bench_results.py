@@ -58,8 +58,9 @@ def test_a_run_is_kept_with_all_that_a_figure_needs(trained: Path, tmp_path: Pat
         "step": chosen.step,
         "steps": 10,
         "val_nats": chosen.val_nats,
-        "test_nats": 2.5,
-        "test_interval": [2.25, 2.75],
+        "judged": "test",
+        "nats": 2.5,
+        "interval": [2.25, 2.75],
         "ngram_nats": 3.0,
         "parameters": 4 * 8 * (256 + 8 + 1) + 4 * 8 * (8 + 8 + 1) + 8 * 256 + 256,
         "commit": "0123456789abcdef",
@@ -74,10 +75,11 @@ def test_a_run_is_kept_with_all_that_a_figure_needs(trained: Path, tmp_path: Pat
 def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:
     config = {"model": {"cell": "gru", "layers": 1, "units": 64}, "train": {"precision": "float32", "seed": 7}}
     one = {"config": config, "split": "chars, 80/10/10, as char-rnn", "parameters": 43_604, "seen": 130_326_350}
-    one |= {"val_nats": 1.4567, "test_nats": math.log(4), "test_interval": None, "ngram_nats": None}
+    one |= {"val_nats": 1.4567, "judged": "test", "nats": math.log(4), "interval": None, "ngram_nats": None}
     one |= {"training_seconds": 125.6, "machine": "2 cores", "date": "2026-11-25", "commit": "0123456789abcdef"}
     write_json(tmp_path / "b.json", one | {"name": "b"})
-    write_json(tmp_path / "a.json", one | {"name": "warpeace-1x64", "test_interval": [1.0, 2.0], "ngram_nats": 1.25})
+    write_json(tmp_path / "a.json", one | {"name": "warpeace-1x64", "interval": [1.0, 2.0], "ngram_nats": 1.25})
+    write_json(tmp_path / "c.json", one | {"name": "c", "judged": "val", "interval": [1.0, 2.0]})
     write_json(tmp_path / "bench-train.json", {"name": "no run"})
     rows = results.table(tmp_path).splitlines()
     assert rows[2:] == [
@@ -86,6 +88,8 @@ def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:
         "| 2026-11-25, 0123456, 7 |",
         "| [b](configs/b.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.457 | 1.386 | 2.000 |  |  "
         "| 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
+        "| [c](configs/c.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.386 (1.000 to 2.000) |  "
+        "| 2.000 |  |  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
     ]
     assert len({row.count("|") for row in rows}) == 1
     readme = tmp_path / "README.md"

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -92,12 +93,51 @@ def test_weight_decay_shrinks_kernels_and_leaves_biases() -> None:
     np.testing.assert_array_equal(bias, [1.0, -2.0])
 
 
-def test_weight_decay_leaves_norms_and_embeddings() -> None:
+def orthogonal(g: np.ndarray) -> np.ndarray:
+    """Five steps of Jordan's polynomial, which bring every singular value near 1."""
+    x = g.T / np.linalg.norm(g) if g.shape[0] > g.shape[1] else g / np.linalg.norm(g)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.T if g.shape[0] > g.shape[1] else x
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_muon_turns_units_into_units_and_adam_does_the_rest(cell: Any, rng: np.random.Generator) -> None:
+    model = CharRNN(ModelConfig(cell=cell, units=4, layers=2), 5)
+    weights, inner = model.trainable_variables, model.inner_kernels
+    paths = [w.path for w in inner]
+    assert [path.split("/")[-1] for path in paths] == ["recurrent_kernel", "kernel", "recurrent_kernel"]
+    made = {
+        name: make_optimizer(TrainConfig(learning_rate=0.1, optimizer=name), TOTAL, EPOCH, weights, inner)
+        for name in ("muon", "adam")
+    }
+    start = [w.numpy() for w in weights]
+    gradients = [[rng.normal(size=w.shape).astype(np.float32) for w in weights] for _ in range(3)]
+    after = {}
+    for name, optimizer in made.items():
+        for weight, value in zip(weights, start, strict=True):
+            weight.assign(value)
+        for gradient in gradients:
+            optimizer.apply([tf.constant(g) for g in gradient], weights)
+        after[name] = [w.numpy() for w in weights]
+    for index, weight in enumerate(weights):
+        expected = after["adam"][index]
+        if weight.path in paths:
+            expected, momentum = start[index].astype(np.float64), np.zeros(weight.shape)
+            for g in (gradient[index].astype(np.float64) for gradient in gradients):
+                momentum = 0.95 * momentum + g
+                expected -= 0.1 * 0.2 * math.sqrt(max(weight.shape)) * orthogonal(g + 0.95 * momentum)
+        np.testing.assert_allclose(after["muon"][index], expected, rtol=1e-3, atol=1e-4, err_msg=weight.path)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weight_decay_leaves_norms_and_embeddings(optimizer: Any) -> None:
     model = CharRNN(ModelConfig(units=3, layers=2, embedding=2, layer_norm=True), 5)
-    config = TrainConfig(learning_rate=0.5, optimizer="adamw", weight_decay=1.0)
-    optimizer = make_optimizer(config, TOTAL, EPOCH, model.trainable_variables)
+    config = TrainConfig(learning_rate=0.5, optimizer=optimizer, weight_decay=1.0)
+    made = make_optimizer(config, TOTAL, EPOCH, model.trainable_variables, model.inner_kernels)
     before = [w.numpy() for w in model.trainable_variables]
-    optimizer.apply([tf.zeros(w.shape) for w in before], model.trainable_variables)
+    made.apply([tf.zeros(w.shape) for w in before], model.trainable_variables)
     for weight, start in zip(model.trainable_variables, before, strict=True):
         expected = start / 2 if weight.path.endswith("kernel") else start
         np.testing.assert_allclose(weight, expected, rtol=1e-6, err_msg=weight.path)

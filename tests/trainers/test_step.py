@@ -32,7 +32,7 @@ def build(devices: Devices, dropout: float = 0.0, **settings: object) -> Steps:
     config = TrainConfig(**{"learning_rate": 0.01, "clip": 5.0, **settings})
     with devices.strategy.scope():
         model = CharRNN(ModelConfig(units=7, layers=2, dropout=dropout), V, seed=3)
-        optimizer = make_optimizer(config, 100, 10, model.trainable_variables)
+        optimizer = make_optimizer(config, 100, 10, model.trainable_variables, model.inner_kernels)
     return Steps(devices, model, optimizer, config)
 
 
@@ -67,15 +67,20 @@ def test_the_loss_counts_the_real_targets_only(rng: np.random.Generator) -> None
     np.testing.assert_allclose(total_nats(tf.constant(logits), targets, tf.constant([4, 2, 0])), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("dropout", "make"), [(0.0, text), (0.3, documents)])
+@pytest.mark.parametrize(("dropout", "make", "optimizer"), [(0.0, text, "adam"), (0.3, documents, "muon")])
 @pytest.mark.parametrize(
     "shape", [(1, 2), (2, 1), (2, 2)], ids=["1 replica 2 towers", "2 replicas", "2 replicas 2 towers"]
 )
 def test_replicas_and_towers_train_as_one(
-    rng: np.random.Generator, on: On, shape: tuple[int, int], dropout: float, make: Callable[..., list[Batch]]
+    rng: np.random.Generator,
+    on: On,
+    shape: tuple[int, int],
+    dropout: float,
+    make: Callable[..., list[Batch]],
+    optimizer: str,
 ) -> None:
     batches = make(rng, 5)
-    one, many = build(on(), dropout), build(on(*shape), dropout)
+    one, many = (build(devices, dropout, optimizer=optimizer) for devices in (on(), on(*shape)))
     (one_losses, one_carry), (losses, carry) = run(one, batches), run(many, batches)
     np.testing.assert_allclose(losses, one_losses, atol=1e-5)
     np.testing.assert_allclose(carry, one_carry, atol=1e-5)
