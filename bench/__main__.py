@@ -1,4 +1,4 @@
-"""The command line: python -m bench results | train | precision | scale | watch | data | lite | browser | serve
+"""The command line: python -m bench results | train | clock | precision | scale | watch | data | lite | browser | serve
 sampling, load, soak."""
 
 from pathlib import Path
@@ -64,6 +64,26 @@ def train(sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds
         return
     for size in chosen:
         compare(size, device, rounds, seconds, out)
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path), default=Path("configs/tinyshakespeare-nanogpt.toml"))
+@click.option("--data", type=click.Path(path_type=Path), help="The data set. Default: data/NAME.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
+def clock(config: Path, data: Path | None, out: Path) -> None:
+    """What training reaches by the clock: a config's run, and PyTorch's nn.LSTM, with Adam and with Muon, for as long.
+
+    Wants torch installed beside the project: pip install torch. Some ten minutes as it comes. Leave the machine alone
+    meanwhile.
+
+    \b
+    Example:
+      python -m bench clock configs/tinyshakespeare-nanogpt.toml
+    """
+    with console.hushed():
+        from bench.clock import compare
+
+    compare(config, data or Path("data") / config.stem, out)
 
 
 @cli.command()

@@ -43,7 +43,7 @@ FREE = (
 )
 # What the shapes of weights, slots and carry follow from: it cannot be changed under way, whatever is asked for.
 FIXED = ("train.lanes", "train.optimizer", "train.momentum", "model.")
-CHANGEABLE = ("model.dropout", "model.variational_dropout")  # of the latter
+CHANGEABLE = ("model.dropout", "model.output_dropout", "model.variational_dropout")  # of the latter
 
 
 class DamageError(StageError):

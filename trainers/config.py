@@ -19,16 +19,23 @@ class ModelConfig:
     layers: int = Field(2, gt=0)  # L
     embedding: int = Field(0, ge=0)  # E, numbers that stand for a character, learned; 0: one-hot, V numbers
     dropout: float = Field(0.0, ge=0, lt=1)  # the share of a layer's outputs hidden from the next layer while training
+    output_dropout: float = Field(
+        0.0, ge=0, lt=1
+    )  # and of the last layer's from the logits; char-rnn has one rate for both
     variational_dropout: bool = False  # the same outputs at every step of a window (Gal & Ghahramani 2016)
     layer_norm: bool = False  # normalizes what each layer gives to the next, and the last one to the logits
 
     def __post_init__(self) -> None:
         if self.dropout and self.layers == 1:
             raise ValueError(
-                f"dropout lies between layers, so it needs 2 of them or more, got dropout={self.dropout}, layers=1"
+                f"dropout lies between layers, so it needs 2 of them or more, got dropout={self.dropout}, layers=1: "
+                "output_dropout lies behind the last"
             )
-        if self.variational_dropout and not self.dropout:
-            raise ValueError("variational_dropout says which outputs dropout hides, so it needs dropout above 0, got 0")
+        if self.variational_dropout and not (self.dropout or self.output_dropout):
+            raise ValueError(
+                "variational_dropout says which outputs dropout hides, so it needs dropout or output_dropout above 0, "
+                "got neither"
+            )
 
 
 @settings

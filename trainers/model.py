@@ -17,6 +17,7 @@ from trainers.cells import CELLS, Cell, State, Weights
 from trainers.config import ModelConfig
 
 States = list[State]  # of each layer: the carry, taken apart
+Masks = Sequence[tf.Tensor | None]  # of what each layer gives, or None where nothing of it is hidden; empty: of none
 Recur = Callable[..., tuple[tf.Tensor, State]]  # trainers.recurrence.recur, or what takes its place
 
 
@@ -117,24 +118,28 @@ class CharRNN(keras.Model):
         """The matrices from units to units, or from an embedding to units: no axis of theirs is the vocabulary's."""
         return [w for w in self.trainable_variables if w.path.endswith("kernel") and self.vocab_axis(w) is None]
 
-    def dropout_masks(self, lanes: int, window: int, seed: tf.Tensor) -> list[tf.Tensor]:
-        """Masks for the connections between layers, mask_BxTxH each, 0 or 1 / (1 - dropout); none without dropout.
+    def dropout_masks(self, lanes: int, window: int, seed: tf.Tensor) -> Masks:
+        """For what each layer gives, a mask_BxTxH, 0 or 1 / (1 - its rate); None for a layer without dropout.
 
         With variational dropout a mask serves all steps of the window: mask_Bx1xH.
         A pure function of the seed (shape [2], integers), so that a step repeats exactly. Made for all lanes of a step,
         of which each replica takes its own rows: the masks do not depend on how many replicas there are.
         """
-        rate, steps = self.config.dropout, 1 if self.config.variational_dropout else window
-        if rate == 0:
-            return []
-        draws_LxBxTxH = tf.random.stateless_uniform([len(self.rnns) - 1, lanes, steps, self.config.units], seed)
-        return tf.unstack(tf.cast(draws_LxBxTxH >= rate, tf.float32) / (1 - rate))
+        config, steps = self.config, 1 if self.config.variational_dropout else window
+        rates = [config.dropout] * (config.layers - 1) + [config.output_dropout]
+        drawn = [layer for layer, rate in enumerate(rates) if rate]
+        masks: list[tf.Tensor | None] = [None] * config.layers
+        if drawn:
+            draws_LxBxTxH = tf.random.stateless_uniform([len(drawn), lanes, steps, config.units], seed)
+            for layer, draws_BxTxH in zip(drawn, tf.unstack(draws_LxBxTxH), strict=True):
+                masks[layer] = tf.cast(draws_BxTxH >= rates[layer], tf.float32) / (1 - rates[layer])
+        return masks
 
     def call(
         self,
         ids_BxT: tf.Tensor,
         carry_BxLxSxH: tf.Tensor,
-        masks: Sequence[tf.Tensor] = (),
+        masks: Masks = (),
         reset_BxT: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Gives logits_BxTxV (of the character after each id) and the carry after the window. T must be static.
@@ -204,14 +209,14 @@ class CharRNN(keras.Model):
         # A small vocabulary is projected once, instead of every character of the window.
         return look_up(recurrence.matmul(rows_VxE, w.kernel_IxG, dtype) + w.bias_G)
 
-    def _run_stock(self, ids_BxT: tf.Tensor, states: States, masks: Sequence[tf.Tensor]) -> tuple[tf.Tensor, States]:
+    def _run_stock(self, ids_BxT: tf.Tensor, states: States, masks: Masks) -> tuple[tf.Tensor, States]:
         y_BxTxK = tf.one_hot(ids_BxT, self.vocab_size) if self.embedding is None else self.embedding(ids_BxT)
         after: States = []
         for index, (layer, state) in enumerate(zip(self.rnns, states, strict=True)):
-            if index and masks:
-                y_BxTxK = y_BxTxK * masks[index - 1]
             y_BxTxK, *state_after = layer(y_BxTxK, initial_state=list(state))
             y_BxTxK = self._normed(index, y_BxTxK)
+            if masks and masks[index] is not None:
+                y_BxTxK *= masks[index]
             after.append(tuple(state_after))
         return y_BxTxK, after
 
@@ -219,7 +224,7 @@ class CharRNN(keras.Model):
         self,
         ids_BxT: tf.Tensor,
         states: States,
-        masks: Sequence[tf.Tensor],
+        masks: Masks,
         reset_BxT: tf.Tensor | None,
         dtype: tf.DType,
         recur: Recur,
@@ -233,10 +238,10 @@ class CharRNN(keras.Model):
             if y_TxBxH is None:
                 z_TxBxG = self._first(w, dtype)(tf.transpose(ids_BxT))
             else:
-                if masks:
-                    y_TxBxH = tf.cast(y_TxBxH, tf.float32) * tf.transpose(masks[index - 1], [1, 0, 2])
                 z_TxBxG = recurrence.project(y_TxBxH, w, dtype)
             y_TxBxH, state_after = recur(self.cell, z_TxBxG, state, w.recurrent, dtype, keep_TxBx1)
             y_TxBxH = self._normed(index, y_TxBxH)
+            if masks and masks[index] is not None:
+                y_TxBxH = tf.cast(y_TxBxH, tf.float32) * tf.transpose(masks[index], [1, 0, 2])
             after.append(state_after)
         return tf.transpose(y_TxBxH, [1, 0, 2]), after

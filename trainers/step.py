@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from pipeline.lanes import Batch
 from trainers.devices import Devices
-from trainers.model import CharRNN
+from trainers.model import CharRNN, Masks
 from trainers.optimizer import clipped
 
 
@@ -195,7 +195,7 @@ class Steps:
         first = tf.distribute.get_replica_context().replica_id_in_sync_group * B
         sums, carries = [], []
         for rows in self._towers(batch):
-            mine = [mask[first : first + B][rows] for mask in masks]
+            mine = [None if mask is None else mask[first : first + B][rows] for mask in masks]
             nats, carry, gradients = self._tower(take(batch, rows), carry_BxLxSxH[rows], mine, lanes * T)
             sums.append([nats, *gradients])
             carries.append(carry)
@@ -212,7 +212,7 @@ class Steps:
         return [slice(tower * B // towers, (tower + 1) * B // towers) for tower in range(towers)]
 
     def _tower(
-        self, batch: Batch, carry_BxLxSxH: tf.Tensor, masks: list[tf.Tensor], targets_a_step: int
+        self, batch: Batch, carry_BxLxSxH: tf.Tensor, masks: Masks, targets_a_step: int
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         with tf.GradientTape() as tape:
             logits_BxTxV, carry_BxLxSxH = self.model(batch.ids_BxT, carry_BxLxSxH, masks, batch.reset_BxT)

@@ -96,7 +96,10 @@ def test_the_first_weights_of_every_cell_keep_norms(make_model: MakeModel) -> No
 
 def test_dropout_masks_repeat_and_hide_their_share(make_model: MakeModel) -> None:
     model = make_model(units=50, layers=3, dropout=0.25)
-    masks, same, other = (model.dropout_masks(20, 30, tf.constant([1, step])) for step in (7, 7, 8))
+    (*masks, last), (*same, _), (*other, _) = (
+        model.dropout_masks(20, 30, tf.constant([1, step])) for step in (7, 7, 8)
+    )
+    assert last is None
     assert [mask.shape for mask in masks] == [(20, 30, 50)] * 2
     for mask, again in zip(masks, same, strict=True):
         np.testing.assert_array_equal(mask, again)
@@ -104,18 +107,37 @@ def test_dropout_masks_repeat_and_hide_their_share(make_model: MakeModel) -> Non
     assert np.any(masks[0] != masks[1])
     np.testing.assert_allclose(np.unique(masks[0]), [0, 1 / 0.75])
     assert abs(np.mean(masks[0] == 0) - 0.25) < 0.02
-    assert make_model(layers=3).dropout_masks(2, 3, tf.constant([1, 1])) == []
+    assert make_model(layers=3).dropout_masks(2, 3, tf.constant([1, 1])) == [None] * 3
+    inner, last = make_model(units=50, dropout=0.25, output_dropout=0.5).dropout_masks(20, 30, tf.constant([1, 7]))
+    np.testing.assert_array_equal(inner, masks[0])
+    np.testing.assert_allclose(np.unique(last), [0, 2])
+    assert abs(np.mean(last == 0) - 0.5) < 0.02
+    assert abs(np.corrcoef(np.ravel(inner), np.ravel(last))[0, 1]) < 0.05, "of its own"
+    (only,) = make_model(units=50, layers=1, output_dropout=0.5).dropout_masks(20, 30, tf.constant([1, 7]))
+    np.testing.assert_allclose(np.unique(only), [0, 2])
+
+
+def test_output_dropout_hides_from_the_logits_alone(rng: np.random.Generator, make_model: MakeModel) -> None:
+    model = make_model(output_dropout=0.5, layer_norm=True)
+    ids, carry = rng.integers(0, 11, (2, 13)), model.initial_carry(2)
+    masks = model.dropout_masks(2, 13, tf.constant([3, 4]))
+    logits, after = model(ids, carry, masks)
+    plain, same = model(ids, carry)
+    np.testing.assert_array_equal(after, same)
+    kernel_HxV, bias_V = model.dense.get_weights()
+    y_BxTxH = (plain - bias_V) @ np.linalg.pinv(kernel_HxV)  # 7 units, 11 characters
+    np.testing.assert_allclose(logits, (y_BxTxH * masks[-1]) @ kernel_HxV + bias_V, atol=1e-4)
 
 
 def test_variational_dropout_hides_the_same_at_every_step(rng: np.random.Generator, make_model: MakeModel) -> None:
     model = make_model(units=50, layers=3, dropout=0.25, variational_dropout=True)
-    masks, same, other = (model.dropout_masks(20, 30, tf.constant([1, step])) for step in (7, 7, 8))
+    (*masks, _), (*same, _), (*other, _) = (model.dropout_masks(20, 30, tf.constant([1, step])) for step in (7, 7, 8))
     assert [mask.shape for mask in masks] == [(20, 1, 50)] * 2
     np.testing.assert_array_equal(masks, same)
     assert np.any(masks[0] != other[0])
     assert abs(np.mean(np.array(masks) == 0) - 0.25) < 0.05
     ids, carry = rng.integers(0, 11, (20, 3)), model.initial_carry(20)
-    spread = [tf.repeat(mask, 3, axis=1) for mask in masks]
+    masks, spread = [*masks, None], [*(tf.repeat(mask, 3, axis=1) for mask in masks), None]
     for stock in (False, True):
         model.use_stock_layers = stock
         np.testing.assert_allclose(model(ids, carry, masks)[0], model(ids, carry, spread)[0], atol=1e-6)
@@ -195,7 +217,7 @@ def test_gates_are_those_of_the_equations(
 def test_masks_hide_the_same_in_both_ways_to_run(
     rng: np.random.Generator, make_model: MakeModel, variational: bool
 ) -> None:
-    model = make_model(dropout=0.5, variational_dropout=variational, layer_norm=variational)
+    model = make_model(dropout=0.5, output_dropout=0.3, variational_dropout=variational, layer_norm=variational)
     ids, carry = rng.integers(0, 11, (2, 13)), model.initial_carry(2)
     masks = model.dropout_masks(2, 13, tf.constant([3, 4]))
     loop, _ = model(ids, carry, masks)

@@ -31,7 +31,7 @@ def documents(rng: np.random.Generator, windows: int) -> list[Batch]:
 def build(devices: Devices, dropout: float = 0.0, **settings: object) -> Steps:
     config = TrainConfig(**{"learning_rate": 0.01, "clip": 5.0, **settings})
     with devices.strategy.scope():
-        model = CharRNN(ModelConfig(units=7, layers=2, dropout=dropout), V, seed=3)
+        model = CharRNN(ModelConfig(units=7, layers=2, dropout=dropout, output_dropout=dropout), V, seed=3)
         optimizer = make_optimizer(config, 100, 10, model.trainable_variables, model.inner_kernels)
     return Steps(devices, model, optimizer, config)
 

@@ -1,0 +1,110 @@
+"""PyTorch's nn.LSTM trained by the clock: a config's model on its data for so many seconds, then its loss on val.
+
+    python -m bench.torch_clock CONFIG DATA SECONDS OPTIMIZER RATE
+
+It answers in a line of JSON. It is written as PyTorch's documentation has it: an embedding as wide as the layers, or as
+the vocabulary if that is less, nn.LSTM, a linear layer; float32; adam fused, or torch.optim.Muon for the matrices from
+units to units and adam for the others. Batches, window, dropout, clipping and the cosine are the config's; the rate
+falls with the time that is left, for how many steps that will be is not known.
+"""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.shards import read_tokens
+from trainers.config import RunConfig
+
+Carry = tuple[torch.Tensor, torch.Tensor]
+
+
+class Model(nn.Module):
+    def __init__(self, vocab: int, units: int, layers: int, dropout: float):
+        super().__init__()
+        width = min(units, vocab)
+        self.embed = nn.Embedding(vocab, width)
+        self.lstm = nn.LSTM(width, units, layers, batch_first=True, dropout=dropout)
+        self.dense = nn.Linear(units, vocab)
+
+    def forward(self, ids_BxT: torch.Tensor, carry: Carry) -> tuple[torch.Tensor, Carry]:
+        y_BxTxH, carry = self.lstm(self.embed(ids_BxT), carry)
+        return self.dense(y_BxTxH), carry
+
+    def empty(self, lanes: int) -> Carry:
+        shape = (self.lstm.num_layers, lanes, self.lstm.hidden_size)
+        return torch.zeros(shape), torch.zeros(shape)
+
+
+def lanes_of(data: Path, manifest: Manifest, split: str, lanes: int) -> torch.Tensor:
+    """A split as ids_BxN, a lane a stretch of it; what does not fill the lanes is left out."""
+    found = manifest.split(split)
+    length = found.tokens // lanes
+    ids = read_tokens(data, found, manifest.dtype, 0, lanes * length)
+    return torch.from_numpy(ids.astype("int64")).reshape(lanes, length)
+
+
+def optimizers(model: Model, name: str, rate: float) -> list[torch.optim.Optimizer]:
+    if name == "adam":
+        return [torch.optim.Adam(model.parameters(), rate, fused=True)]
+    inner = [p for p in model.lstm.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if all(p is not one for one in inner)]
+    muon = torch.optim.Muon(inner, rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.Adam(others, rate, fused=True)]
+
+
+def train(model: Model, ids_BxN: torch.Tensor, config: RunConfig, seconds: float, name: str, rate: float) -> int:
+    """Trains for so many seconds. Gives the characters that were read."""
+    chosen, window, seen = optimizers(model, name, rate), config.train.window, 0
+    begin, start, carry = 0, time.perf_counter(), model.empty(len(ids_BxN))
+    while (share := (time.perf_counter() - start) / seconds) < 1:
+        if begin + window >= ids_BxN.shape[1]:
+            begin, carry = 0, model.empty(len(ids_BxN))
+        decay = config.train.decay
+        for optimizer in chosen:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (decay + (1 - decay) * (1 + math.cos(math.pi * share)) / 2)
+            optimizer.zero_grad()
+        logits, (h, c) = model(ids_BxN[:, begin : begin + window], carry)
+        targets_BxT = ids_BxN[:, begin + 1 : begin + window + 1]
+        nn.functional.cross_entropy(logits.flatten(0, 1), targets_BxT.flatten()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
+        for optimizer in chosen:
+            optimizer.step()
+        carry, begin, seen = (h.detach(), c.detach()), begin + window, seen + targets_BxT.numel()
+    return seen
+
+
+@torch.no_grad()
+def nats(model: Model, ids_BxN: torch.Tensor, window: int) -> float:
+    """The loss of every target in the lanes, in one carried pass."""
+    model.eval()
+    carry, total = model.empty(len(ids_BxN)), 0.0
+    inputs_BxM, targets_BxM = ids_BxN[:, :-1], ids_BxN[:, 1:]
+    for ids_BxT, targets_BxT in zip(inputs_BxM.split(window, 1), targets_BxM.split(window, 1), strict=True):
+        logits, carry = model(ids_BxT, carry)
+        total += nn.functional.cross_entropy(logits.flatten(0, 1), targets_BxT.flatten(), reduction="sum").item()
+    return total / targets_BxM.numel()
+
+
+def main(config_path: Path, data: Path, seconds: float, name: str, rate: float) -> dict[str, Any]:
+    config, manifest = RunConfig.read(config_path), read_manifest(data)
+    torch.manual_seed(config.train.seed)
+    model = Model(manifest.vocab.size, config.model.units, config.model.layers, config.model.dropout)
+    ids = {split: lanes_of(data, manifest, split, config.train.lanes) for split in ("train", "val")}
+    start = time.perf_counter()
+    seen = train(model, ids["train"], config, seconds, name, rate)
+    took = time.perf_counter() - start
+    parameters = sum(p.numel() for p in model.parameters())
+    val = nats(model, ids["val"], config.train.window)
+    return {"val_nats": val, "seen": seen, "training_seconds": took, "parameters": parameters}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4], float(sys.argv[5]))))
