@@ -98,8 +98,9 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
         "rows": [{"temperature": t, **row} for t, row in zip(sweep.temperatures, rows, strict=True)],
     }
     write_json(path, result)
+    page = report.write(folder)
     _show(folder, result)
-    console.note(f"{path}, {report.write(folder)}")
+    console.note(f"{path}, {page}")
 
 
 def _read(data: Path, manifest: Manifest, split: str, most: int) -> bytes:
@@ -219,8 +220,10 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
         console.out.print(table)
     if result["kind"] == "names":
         for name, row in rows[:-1]:
-            low, high = interval(row["coherence"]["new"], row["texts"])
-            console.out.print(f"temperature {name}: {row['coherence']['new']:.1%} new ({low:.1%} to {high:.1%})")
+            if (new := row["coherence"].get("new")) is None:
+                continue  # all names that were drawn are empty
+            low, high = interval(new, row["texts"])
+            console.out.print(f"temperature {name}: {new:.1%} new ({low:.1%} to {high:.1%})")
 
 
 def _table(title: str, columns: list[str]) -> Table:

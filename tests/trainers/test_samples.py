@@ -107,3 +107,15 @@ def test_names_are_judged_as_names(
     new = [name not in ("Ann", "Bob", "Cy", "Dee") for name in drawn if name]
     assert row["coherence"]["new"] == sum(new) / len(new)
     assert "temperature 1: " in capsys.readouterr().out
+
+
+def test_names_that_are_all_empty_are_new_in_nothing(
+    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_data(tmp_path / "data", 1000, byte_vocab(end="newline"), train=b"\n" * 200, val=b"\n" * 60)
+    tiny_run.tiny_training(tmp_path / "run", tmp_path / "data", on(), 60).go()
+    sweep_run(tmp_path / "run", None, Sweep(temperatures=(0.0,), texts=3, length=12), force=False)
+    (row,) = json.loads((tmp_path / "run" / "samples.json").read_text())["rows"]
+    assert (row["text"], row["coherence"]) == ("\n\n", {})
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert "new" not in capsys.readouterr().out
