@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 WIDTH, HEIGHT = 640, 220
 MOST_POINTS = 200
@@ -11,12 +11,13 @@ MOST_POINTS = 200
 @dataclasses.dataclass(frozen=True)
 class Plot:
     """curves: for each series the points of a polyline, "x,y x,y". bars: for each series (x, y, width, height).
-    x_ticks, y_ticks: (place, label)."""
+    x_ticks, y_ticks: (place, label). absent: the middles, from the left, of bars that there are none of."""
 
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     curves: list[str] = dataclasses.field(default_factory=list)
     bars: list[list[tuple[float, float, float, float]]] = dataclasses.field(default_factory=list)
+    absent: list[float] = dataclasses.field(default_factory=list)
     width: int = WIDTH
     height: int = HEIGHT
 
@@ -44,9 +45,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def bars(series: list[list[float]], labels: list[str], tick: Callable[[float], str] = percent) -> Plot:
-    """A group of bars for each label, one bar a series; heights are from 0, and as `tick` names them."""
-    most = max((share for one in series for share in one), default=0) or 1
+def bars(series: Sequence[Sequence[float | None]], labels: list[str], tick: Callable[[float], str] = percent) -> Plot:
+    """A group of bars for each label, one bar a series; heights are from 0, and as `tick` names them. None: unknown."""
+    most = max((share for one in series for share in one if share is not None), default=0) or 1
     group = WIDTH / max(len(labels), 1)
     width = 0.8 * group / max(len(series), 1)
     drawn = [
@@ -57,10 +58,16 @@ def bars(series: list[list[float]], labels: list[str], tick: Callable[[float], s
         ]
         for k, one in enumerate(series)
     ]
+    absent = [
+        (index + 0.1) * group + (k + 0.5) * width
+        for k, one in enumerate(series)
+        for index, share in enumerate(one)
+        if share is None
+    ]
     step = math.ceil(len(labels) / 12)  # as many labels as do not run into each other
     x_ticks = [((index + 0.5) * group, label) for index, label in enumerate(labels) if index % step == 0]
     y_ticks = [(HEIGHT * (1 - part), tick(most * part)) for part in (0, 0.5, 1)]
-    return Plot(x_ticks, y_ticks, bars=drawn)
+    return Plot(x_ticks, y_ticks, bars=drawn, absent=absent)
 
 
 def _decades(values: list[float]) -> tuple[int, int]:

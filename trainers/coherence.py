@@ -7,12 +7,22 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypedDict
 from xml.etree import ElementTree
 
 import tree_sitter
 import tree_sitter_c
 
 Counts = dict[str, tuple[int, int]]  # of each measure: how many are as they should be, of how many
+
+
+class Share(TypedDict):
+    """How many are as they should be, of how many."""
+
+    share: float
+    good: int
+    of: int
+
 
 SPEAKER = r"[A-Z][A-Za-z' ]+:"
 
@@ -44,14 +54,16 @@ def kind_of(text: str) -> str:
     return kind if found[kind] >= 1 else "text"
 
 
-def coherence(kind: str, texts: Iterable[str], known: frozenset[str]) -> dict[str, float]:
+def coherence(kind: str, texts: Iterable[str], known: frozenset[str]) -> dict[str, Share]:
     """Of each measure of a kind the share over all texts; none of what there is nothing of. known: of `known_of`."""
     good, total = Counter[str](), Counter[str]()
     for text in texts:
         for name, (part, whole) in KINDS[kind](text, known).items():
             good[name] += part
             total[name] += whole
-    return {name: good[name] / total[name] for name in total if total[name]}
+    return {
+        name: {"share": good[name] / whole, "good": good[name], "of": whole} for name, whole in total.items() if whole
+    }
 
 
 def known_of(kind: str, train: str) -> frozenset[str]:

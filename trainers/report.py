@@ -3,7 +3,7 @@ in the run's folder alone, whenever one of them is new; no TensorFlow is importe
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common import console
 from common.files import read_json, whole_file
@@ -12,6 +12,7 @@ from common.plots import Plot, bars, percent
 from trainers import metrics
 
 FILE, SAMPLES = "report.html", "samples.json"
+SAMPLES_FORMAT = 2  # format_version
 MODEL, NGRAM = "the model", "n-gram"
 GROUPS = {"class": "by kind", "frequency": "by how often it occurs in train", "position": "by how much was read before"}
 SWEPT = {  # of samples.json: what is drawn over the temperatures, and what it is
@@ -32,6 +33,8 @@ def write(folder: Path) -> Path:
         if "by" in (found := read_json(path))  # of this format
     }
     samples, about = read_json(folder / SAMPLES), read_json(folder / "run.json")
+    if samples.get("format_version") != SAMPLES_FORMAT:
+        samples = {}
     page = render(
         "trainers",
         "report.html.j2",
@@ -45,6 +48,7 @@ def write(folder: Path) -> Path:
         series=[MODEL, NGRAM],
         samples=samples,
         sweeps=sweeps_of(samples, about["vocab"]["unit"]) if samples else [],
+        columns=columns_of(samples) if samples else [],
         growth=list({row["step"]: row for row in metrics.read(folder) if "sample" in row}.values()),
     )
     with whole_file(folder / FILE) as partial:
@@ -65,25 +69,48 @@ def plots_of(found: dict[str, Any]) -> dict[str, Plot]:
     return plots
 
 
-def sweeps_of(samples: dict[str, Any], unit: str) -> list[tuple[str, Plot]]:
-    """A title and a plot for each measure of the samples: a bar a temperature, and last that of real text."""
-    rows = [*samples["rows"], samples["held_out"]]
-    labels = [*(f"{row['temperature']:g}" for row in samples["rows"]), f"{samples['held_out']['split']}: real"]
+class Measure(NamedTuple):
+    """What is told of the samples, and last of real text: as a plot, a bar a temperature, and in words."""
+
+    title: str
+    plot: Plot
+    told: list[str]
+
+
+def columns_of(samples: dict[str, Any]) -> list[str]:
+    """What the bars stand for: the temperatures, and last real text."""
+    return [*(f"{row['temperature']:g}" for row in samples["rows"]), f"{samples['held_out']['split']}: real"]
+
+
+def sweeps_of(samples: dict[str, Any], unit: str) -> list[Measure]:
+    """Each measure of the samples."""
+    rows, columns = [*samples["rows"], samples["held_out"]], columns_of(samples)
     found = []
     for key, title in SWEPT.items():
         if key not in rows[0]:
             continue
+        values = [row[key] for row in rows]
         tick = "{:.2f}".format if key == "bits" else percent
-        found.append((title.format(unit=unit), bars([[row[key] for row in rows]], labels, tick)))
-    for part in ("coherence", "copied"):
-        for key in dict.fromkeys(key for row in rows for key in row[part]):
-            tick = "{:,.0f}".format if key == "longest" else percent
-            found.append((_title(part, key), bars([[row[part].get(key, 0) for row in rows]], labels, tick)))
+        told = [f"{value:.3f}" for value in values]
+        found.append(Measure(title.format(unit=unit), bars([values], columns, tick), told))
+    for key in dict.fromkeys(key for row in rows for key in row["coherence"]):
+        shares = [row["coherence"].get(key) for row in rows]
+        plot = bars([[share and share["share"] for share in shares]], columns)
+        found.append(Measure(key.replace("_", " ").capitalize(), plot, [counted(share) for share in shares]))
+    for key in dict.fromkeys(key for row in rows for key in row["copied"]):
+        values = [row["copied"].get(key) for row in rows]
+        tick, form = ("{:,.0f}".format, "{:,}") if key == "longest" else (percent, "{:.3f}")
+        told = ["–" if value is None else form.format(value) for value in values]
+        length = key.removeprefix("copied_")
+        title = "Longest copy from train, bytes" if key == "longest" else f"Stretches of {length} bytes that train has"
+        found.append(Measure(title, bars([values], columns, tick), told))
     return found
 
 
-def _title(part: str, key: str) -> str:
-    if part == "coherence":
-        return key.replace("_", " ").capitalize()
-    length = key.removeprefix("copied_")
-    return "Longest copy from train, bytes" if key == "longest" else f"Stretches of {length} bytes that train has"
+def counted(share: dict[str, Any] | None) -> str:
+    """A share of trainers.coherence with its counts; of nothing there is none.
+
+    >>> counted({"share": 1 / 3, "good": 1, "of": 3}), counted(None)
+    ('0.333 (1 of 3)', '–')
+    """
+    return f"{share['share']:.3f} ({share['good']:,} of {share['of']:,})" if share else "–"

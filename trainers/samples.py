@@ -29,7 +29,6 @@ from trainers.generate import Asked, Sampler, Written
 
 Array = npt.NDArray[Any]
 
-FORMAT_VERSION = 2
 ROWS = 64  # texts that are drawn, or scored, at once
 SHOWN = 1000  # characters that are kept to be looked at
 STRETCH = 20  # characters that come twice, where a text repeats itself
@@ -85,7 +84,7 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
     asked = {**dataclasses.asdict(sweep), "temperatures": list(sweep.temperatures)}
     inputs = {"weights_sha256": checkpoint.weights_sha256(chosen), "data_sha256": run.data_sha256, **asked}
     path, done = folder / report.SAMPLES, read_json(folder / report.SAMPLES)
-    if not force and done.get("format_version") == FORMAT_VERSION and done["inputs"] == inputs:
+    if not force and done.get("format_version") == report.SAMPLES_FORMAT and done["inputs"] == inputs:
         console.note(f"{path} is already made from checkpoint {chosen.step}")
         return
     split = next(name for name in (*UNSEEN, "train") if name in manifest.splits)
@@ -102,7 +101,7 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
         kind = "names" if lines else coherence.kind_of("\n".join(groups[-1].strings))
     *rows, held_out = _measured(groups, kind, train)
     result = {
-        "format_version": FORMAT_VERSION,
+        "format_version": report.SAMPLES_FORMAT,
         "inputs": inputs,
         "step": chosen.step,
         "kind": kind,
@@ -246,14 +245,14 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
     if names := list(dict.fromkeys(name for _, row in rows for name in row["coherence"])):
         table = _table(f"As {result['kind']}", names)
         for name, row in rows:
-            table.add_row(name, *(_shown(row["coherence"].get(one)) for one in names))
+            table.add_row(name, *(report.counted(row["coherence"].get(one)) for one in names))
         console.out.print(table)
     if result["kind"] == "names":
         for name, row in rows[:-1]:
             if (new := row["coherence"].get("new")) is None:
                 continue  # all names that were drawn are empty
-            low, high = interval(new, row["texts"])
-            console.out.print(f"temperature {name}: {new:.1%} new ({low:.1%} to {high:.1%})")
+            low, high = interval(new["share"], new["of"])
+            console.out.print(f"temperature {name}: {new['share']:.1%} new ({low:.1%} to {high:.1%})")
 
 
 def _table(title: str, columns: list[str]) -> Table:
@@ -264,4 +263,4 @@ def _table(title: str, columns: list[str]) -> Table:
 
 
 def _shown(share: float | None) -> str:
-    return "" if share is None else f"{share:.3f}"
+    return "–" if share is None else f"{share:.3f}"

@@ -32,6 +32,12 @@ def test_bars_of_nothing() -> None:
     assert bars([[0.0], []], ["0"]).bars == [[], []]
 
 
+def test_a_bar_that_is_not_known_is_not_one_of_nothing() -> None:
+    plot = bars([[0.5, None], [None, 0.0]], ["0", "1"])
+    assert plot.bars == [[(32, 0, 128, 220)], []]
+    assert plot.absent == [416, 224]  # the second group's first bar, the first group's second
+
+
 def test_labels_do_not_run_into_each_other() -> None:
     assert [label for _, label in bars([[1.0] * 25], [str(n) for n in range(25)]).x_ticks] == [
         *map(str, range(0, 25, 3))

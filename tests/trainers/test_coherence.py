@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from trainers.coherence import KINDS, coherence, kind_of, known_of
+from trainers.coherence import KINDS, Share, coherence, kind_of, known_of
 
 C = """#include <a.h>
 /* a comment with a " and a { in it */
@@ -57,6 +57,10 @@ KING LEAR:
 end"""
 
 
+def shares(found: dict[str, Share]) -> dict[str, float]:
+    return {name: one["share"] for name, one in found.items()}
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "train", "expected"),
     [
@@ -83,7 +87,7 @@ end"""
     ],
 )
 def test_known_figures(kind: str, text: str, train: str, expected: dict[str, float]) -> None:
-    assert coherence(kind, [text], known_of(kind, train)) == pytest.approx(expected)
+    assert shares(coherence(kind, [text], known_of(kind, train))) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +101,9 @@ def test_a_kind_is_known_by_its_marks(kind: str, text: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(KINDS)), st.text(alphabet="ab\n\\{}()[]\"'<>/$*:#% \0é", max_size=80))
 def test_no_text_stops_a_measure(kind: str, text: str) -> None:
-    assert all(0 <= share <= 1 for share in coherence(kind, [text], known_of(kind, text)).values())
+    assert all(0 <= share <= 1 for share in shares(coherence(kind, [text], known_of(kind, text))).values())
 
 
 def test_shares_are_over_all_texts() -> None:
     found = coherence("c", ["()", "(]]]", "", "no bracket"], frozenset())
-    assert found == {"brackets": 2 / 5}
+    assert found == {"brackets": {"share": 2 / 5, "good": 2, "of": 5}}

@@ -1,5 +1,6 @@
 """The page of a run, from files as evaluate, samples and train leave them."""
 
+import doctest
 import json
 import subprocess
 from html.parser import HTMLParser
@@ -54,10 +55,12 @@ def evaluation(ngram: bool) -> dict[str, object]:
 
 def measured(**more: object) -> dict[str, object]:
     row = {"texts": 16, "bits": 2.0, "distinct_runs": 0.5, "repeated": 0.25, "compressed": 0.5, "words_known": 0.75}
-    return {**row, "coherence": {"functions_parsed": 0.5}, "copied": {"longest": 42, "copied_20": 0.125}, **more}
+    parsed = {"share": 1 / 3, "good": 1, "of": 3}
+    return {**row, "coherence": {"functions_parsed": parsed}, "copied": {"longest": 42, "copied_20": 0.125}, **more}
 
 
 SAMPLES = {
+    "format_version": report.SAMPLES_FORMAT,
     "kind": "c",
     "step": 1234,
     "searched": 5000,
@@ -65,6 +68,10 @@ SAMPLES = {
     "held_out": {"split": "test", **measured()},
     "rows": [measured(temperature=0.5, text="int <i>x</i>;\x1b"), measured(temperature=1.0, text="}", coherence={})],
 }
+
+
+def test_doctest() -> None:
+    assert doctest.testmod(report).failed == 0
 
 
 class Seen(HTMLParser):
@@ -124,7 +131,9 @@ def test_all_that_is_known_is_shown(folder: Path) -> None:
         "n-gram of order 2 2.5000 3.6067 2.4000 to 2.6000",
         "by both 50.0%, by the model alone 25.0%, by the n-gram alone 12.5%, by neither 12.5%",
         "<b> 0.750 0.250 99",
-        "16 texts of up to 2,000 characters at each temperature",
+        "16 texts of up to 2,000 bytes at each temperature",
+        "temperature 0.5 1 test: real Bits a byte, as the model has them 2.000 2.000 2.000",
+        "Functions parsed 0.333 (1 of 3) – 0.333 (1 of 3) Longest copy from train, bytes 42 42 42",
         "At temperature 0.5 int <i>x</i>;\ufffd",
         "Functions parsed",
         "Longest copy from train, bytes",
@@ -135,13 +144,16 @@ def test_all_that_is_known_is_shown(folder: Path) -> None:
     assert seen.text.index("Loss on train") < seen.text.index("Loss on test")
     assert "twice" not in seen.text
     assert not {"script", "link", "img", "b", "i"} & set(seen.tags)
+    assert "–</text>" in (folder / "report.html").read_text(), "a bar of nothing to judge"
     # Three groups of train; of test the orders too; of the samples five measures, one of coherence, two of copies.
     assert seen.tags.count("svg") == 3 + 4 + 5 + 1 + 2
 
 
-def test_an_evaluation_of_an_older_format_is_left_out(folder: Path) -> None:
+def test_what_is_of_an_older_format_is_left_out(folder: Path) -> None:
+    write_json(folder / "samples.json", SAMPLES | {"format_version": 1})
     write_json(folder / "evaluation-test.json", {"format_version": 1, "nats": 1.0})
     assert "Loss on" not in made(folder).text
+    assert "What it writes" not in made(folder).text
 
 
 SCRIPT = """

@@ -17,7 +17,7 @@ from trainers import checkpoint, samples
 from trainers.devices import Devices
 from trainers.generate import Limits, Sampler, sample_run
 from trainers.model import CharRNN
-from trainers.samples import Sweep, Texts, sweep_run, varied
+from trainers.samples import Sweep, Texts, interval, sweep_run, varied
 from trainers.step import total_nats
 
 
@@ -109,7 +109,7 @@ def test_names_are_judged_as_names(
     assert found["kind"] == "names"
     real = found["held_out"]
     assert (real["split"], real["text"]) == ("val", "Ann\nEve\nAl\nAnn\nEve")
-    assert real["coherence"] == {"new": 3 / 5, "distinct": 3 / 5}
+    assert real["coherence"] == {name: {"share": 3 / 5, "good": 3, "of": 5} for name in ("new", "distinct")}
     # The newlines that end names count, as in evaluate; those that are drawn too.
     assert (real["targets"], found["rows"][0]["targets"]) == (19, 5 * 12)
     nats = nats_of(tmp_path / "run", [b"Ann\n", b"Eve\n", b"Al\n", b"Ann\n", b"Eve\n"])
@@ -120,8 +120,23 @@ def test_names_are_judged_as_names(
     ]
     assert row["text"] == "\n".join(drawn)
     new = [name not in ("Ann", "Bob", "Cy", "Dee") for name in drawn if name]
-    assert row["coherence"]["new"] == sum(new) / len(new)
-    assert "temperature 1: " in capsys.readouterr().out
+    assert row["coherence"]["new"] == {"share": sum(new) / len(new), "good": sum(new), "of": len(new)}
+    low, high = interval(sum(new) / len(new), len(new))
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-1] == f"temperature 1: {sum(new) / len(new):.1%} new ({low:.1%} to {high:.1%})"
+    assert shown[-2].split() == ["val", "0.600", "(3", "of", "5)", "0.600", "(3", "of", "5)"]
+
+
+def test_what_lines_of_one_text_are_new_counts_lines(
+    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_data(tmp_path / "data", 1000, train=b"Ann\nBob\nCy\nDee\n" * 12, val=b"Ann\nEve\nAl\n" * 4)
+    tiny_run.tiny_training(tmp_path / "run", tmp_path / "data", on(), 20).go()
+    sweep_run(tmp_path / "run", None, Sweep(temperatures=(1.0,), texts=2, length=200, kind="names"), force=False)
+    new = json.loads((tmp_path / "run" / "samples.json").read_text())["rows"][0]["coherence"]["new"]
+    assert new["of"] > 4
+    low, high = interval(new["share"], new["of"])
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f" new ({low:.1%} to {high:.1%})")
 
 
 def test_names_that_are_all_empty_are_new_in_nothing(
