@@ -31,9 +31,15 @@ CHATTER = re.compile(
 )
 
 
+# What turns the direction of all that follows: Unicode's Bidi_Control.
+DIRECTIONS = {*map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
+
+
 def visible(text: str, keep: str = "") -> str:
-    """A text without what could drive a terminal: control characters, but for those of `keep`, become U+FFFD."""
-    return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in keep else c for c in text)
+    """A text without what could drive a terminal or turn its lines round: control characters, but for those of `keep`,
+    and those of direction become U+FFFD."""
+    hidden = {c for c in set(text) - set(keep) if unicodedata.category(c) == "Cc"} | DIRECTIONS
+    return "".join("\ufffd" if c in hidden else c for c in text)
 
 
 def note(message: str) -> None:

@@ -25,6 +25,11 @@ def test_a_models_text_cannot_drive_a_terminal(
     assert capsys.readouterr().out == "a\ufffd[31mb\ufffd\ufffd\ufffdc\td\né\ufffd\ufffd\n"
 
 
+def test_no_text_turns_the_direction_of_what_follows() -> None:
+    turning = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    assert console.visible(f"a{turning}b\u200d\u05d0\n", keep="\n") == f"a{12 * chr(0xFFFD)}b\u200d\u05d0\n"
+
+
 def fail_with(error: BaseException) -> Callable[[], None]:
     def fail() -> None:
         raise error
