@@ -27,13 +27,13 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def check_replaceable(folder: Path, marker: str, kind: str) -> None:
+def check_replaceable(folder: Path, marker: str, kind: str, option: str = "--out") -> None:
     """Raises StageError where `folder` is a file, or a folder of other things than the `kind` that has a file `marker`:
-    neither is ours to take away, whatever was asked for."""
+    neither is ours to take away, whatever was asked for. option: which gave it."""
     if folder.exists() and not folder.is_dir():
-        raise StageError(f"{folder} is a file, {kind} is a folder: give another --out")
+        raise StageError(f"{folder} is a file, {kind} is a folder: give another {option}")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
-        raise StageError(f"{folder} exists and is not {kind} (it has no {marker}): remove it, or give another --out")
+        raise StageError(f"{folder} exists and is not {kind} (it has no {marker}): remove it, or give another {option}")
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ def keeping(
                     arrays[name].flush()
                     archive.write(file, file.name)
         return
-    check_replaceable(path, MARKER, "a project of LSTMVis")
+    check_replaceable(path, MARKER, "a project of LSTMVis", "--activations")
     with whole_folder(path) as partial:
         with h5py.File(partial / "states.h5", "w") as file:
             yield Keeper({name: file.create_dataset(name, shape, np.float32) for name in paths})

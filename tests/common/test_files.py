@@ -59,6 +59,8 @@ def test_only_what_is_ours_is_replaced(tmp_path: Path) -> None:
         check_replaceable(tmp_path, "run.json", "a run")
     with pytest.raises(StageError, match=r"thesis.txt is a file, a run is a folder: give another --out"):
         check_replaceable(tmp_path / "thesis.txt", "run.json", "a run")
+    with pytest.raises(StageError, match=r"or give another --activations$"):
+        check_replaceable(tmp_path, "run.json", "a run", "--activations")
     (tmp_path / "run.json").touch()
     check_replaceable(tmp_path, "run.json", "a run")
     check_replaceable(tmp_path / "new", "run.json", "a run")
