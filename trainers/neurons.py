@@ -22,7 +22,7 @@ from rich.table import Table
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import write_json
+from common.files import read_json, write_json
 from pipeline.shards import read_tokens
 from pipeline.vocab import Vocab
 from trainers import checkpoint
@@ -130,6 +130,8 @@ def neurons_run(folder: Path, wanted: Wanted) -> None:
     text = _text(run, wanted)
     searched_S = text.ids_N[:SEARCHED]
     _check(wanted, folder, config, len(searched_S))
+    html = wanted.out or folder / "neurons.html"
+    _check_replaceable(html.with_suffix(".json"))
     model = checkpoint.load_model(run, chosen)
     watched = watch(model, run.vocab, text, wanted.activations, f"{folder.name} on {text.name}")
     with console.err.status("searching"):
@@ -152,7 +154,6 @@ def neurons_run(folder: Path, wanted: Wanted) -> None:
     part = slice(start, start + length)
     shown = (watched.held_SxU[part], watched.ids_SxK[part], watched.p_SxK[part])
     excerpt = Excerpt.of(searched_S[part], run.vocab, start, *shown, cells=watched.what == "c")
-    html = wanted.out or folder / "neurons.html"
     write_json(html.with_suffix(".json"), report)
     write_page(html, page, excerpt, unit)
     console.out.print(_table(report))
@@ -249,6 +250,13 @@ def _check(wanted: Wanted, folder: Path, config: ModelConfig, S: int) -> None:
     start, length = wanted.excerpt or (0, 1)
     if not (0 <= start < S and length > 0):
         raise UsageError(f"--excerpt wants a first character, 0 to {S - 1}, and how many, got {start} {length}")
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises StageError where the JSON's place is taken by a file that no call of this wrote."""
+    found = read_json(path)
+    if path.exists() and not {"format_version", "neurons"} <= found.keys():
+        raise StageError(f"{path} is in the way and is no list of neurons of ours: move it, or give another --out")
 
 
 def _telling(ids_S: Array, vocab: Vocab, label: Label) -> int:

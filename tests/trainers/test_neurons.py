@@ -176,6 +176,17 @@ def test_a_file_is_read_as_a_text_of_its_own(
     assert texts[-1].language == "python"
 
 
+def test_no_file_of_another_kind_is_replaced(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "package.json").write_text('{"format_version": 1, "name": "mine"}')
+    with pytest.raises(StageError, match=r"package\.json is in the way and is no list of neurons of ours: move it"):
+        neurons_run(run, Wanted(out=tmp_path / "package.html"))
+    assert (tmp_path / "package.json").read_text() == '{"format_version": 1, "name": "mine"}'
+    assert not (tmp_path / "package.html").exists()
+    (tmp_path / "states").write_text("mine")
+    with pytest.raises(StageError, match=r"states is a file, a project of LSTMVis is a folder: give another --activ"):
+        neurons_run(run, Wanted(activations=tmp_path / "states"))
+
+
 def test_what_cannot_be_is_one_line(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for wanted, message in (
