@@ -110,7 +110,7 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
     "--temperatures", default="0.2,0.4,0.6,0.8,1,1.2,1.4", show_default=True, help="At which to write, with commas."
 )
 @click.option("--texts", type=int, default=0, help="To write at each.  [default: 16; 1,000 where a line is a text]")
-@click.option("--length", type=int, default=2000, show_default=True, help="Characters of each text, at most.")
+@click.option("--length", type=int, default=2000, show_default=True, help="Bytes or characters of each text, at most.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the first; the others go on from there.")
 @click.option(
     "--kind", default="auto", show_default=True, help="c, latex, wiki, python, play, names or text: what to judge by."
@@ -144,14 +144,20 @@ def samples(
 
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--text", type=FOLDER, metavar="FILE", help="What is read.  [default: the run's own test split]")
+@click.option(
+    "--text",
+    type=FOLDER,
+    metavar="FILE",
+    help="What is read. Without --out, the run's neurons.json, which goes on to the web page, is then of it."
+    "  [default: the run's own test split]",
+)
 @click.option("--data", type=FOLDER, help="The data set, where it has moved since training.")
 @click.option(
     "--length",
     type=click.IntRange(1),
     default=100_000,
     show_default=True,
-    help="Characters that are read; units are searched in the first 100,000.",
+    help="Bytes or characters that are read; units are searched in the first 100,000.",
 )
 @click.option(
     "--language", metavar="NAME", help="Of the code in it: c, python, tex, xml, ...  [default: as the files' names say]"
@@ -164,7 +170,7 @@ def samples(
     "--excerpt",
     type=(int, int),
     metavar="FIRST LENGTH",
-    help="What the page shows.  [default: 3,000 characters from the middle on]",
+    help="What the page shows.  [default: 3,000 bytes or characters from the middle on]",
 )
 @click.option("--out", type=FOLDER, help="The page; a .json lies beside it.  [default: runs/NAME/neurons.html]")
 @click.option("--png", type=FOLDER, metavar="FILE", help="A picture of its first 800 characters; or .svg, .pdf.")

@@ -156,7 +156,7 @@ def neurons_run(folder: Path, wanted: Wanted) -> None:
     excerpt = Excerpt.of(searched_S[part], run.vocab, start, *shown, cells=watched.what == "c")
     write_json(html.with_suffix(".json"), report)
     write_page(html, page, excerpt, unit)
-    console.out.print(_table(report))
+    console.out.print(_table(report, run.vocab.unit))
     console.out.print(f"{folder} at step {chosen.step} on {text.name}: {html}, {html.with_suffix('.json').name}")
     if wanted.png:
         draw(wanted.png, page, excerpt, unit)
@@ -165,7 +165,7 @@ def neurons_run(folder: Path, wanted: Wanted) -> None:
 def watch(model: CharRNN, vocab: Vocab, text: Text, path: Path | None = None, title: str = "") -> Watched:
     """Reads a text. path: where all that was held is to be kept, under a title."""
     watched = Watched(model, len(text.ids_N))
-    with console.progress("characters") as bar, contextlib.ExitStack() as stack:
+    with console.progress(f"{vocab.unit}s") as bar, contextlib.ExitStack() as stack:
         task = bar.add_task("reading", total=len(text.ids_N))
         keeper = None
         for seen in read(model, vocab, text):
@@ -273,9 +273,9 @@ def _telling(ids_S: Array, vocab: Vocab, label: Label) -> int:
     return int(starts[np.argmax(mean_square - mean**2)])
 
 
-def _table(report: dict[str, Any]) -> Table:
+def _table(report: dict[str, Any], unit: str) -> Table:
     """What became of every label; the essay's units come first."""
-    title = f"What units follow, by {report['colour']} over {report['text']['searched']:,} characters"
+    title = f"What units follow, by {report['colour']} over {report['text']['searched']:,} {unit}s"
     table = Table(title=title, title_justify="left", caption="* a unit of the essay", caption_justify="left", box=None)
     for name in ("", "", "unit", "score", "chance"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
@@ -283,6 +283,6 @@ def _table(report: dict[str, Any]) -> Table:
         row = [f"{label['about']}{' *' if label['essay'] else ''}", label["verdict"]]
         if "unit" in label:
             measure = {"auc": "AUC", "correlation": "rho"}[label["measure"]]
-            row += [f"{label['layer']}.{label['unit']}", f"{measure} {label['score']:.2f}", f"{label['chance']:.2f}"]
+            row += [f"{label['layer']}.{label['unit']}", f"{measure} {label['score']:.3f}", f"{label['chance']:.3f}"]
         table.add_row(*row)
     return table

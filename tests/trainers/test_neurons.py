@@ -137,6 +137,11 @@ def run(tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., De
 def test_a_run_is_read_searched_and_shown(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     neurons_run(run, Wanted(png=tmp_path / "fox.png", activations=tmp_path / "states"))
     shown = capsys.readouterr()
+    assert shown.out.startswith("What units follow, by tanh(c) over 175 bytes\n")
+    place = next(label for label in json.loads((run / "neurons.json").read_text())["labels"] if "score" in label)
+    score = f"{place['score']:.3f}"
+    assert score in shown.out
+    assert score in (run / "neurons.html").read_text().split("What was looked for")[-1]
     assert f"{run} at step 5 on data's test split: {run}/neurons.html, neurons.json" in shown.out
     assert (tmp_path / "fox.png").read_bytes().startswith(b"\x89PNG")
     report = json.loads((run / "neurons.json").read_text())
