@@ -162,6 +162,26 @@ def test_an_n_gram_is_counted_unasked_where_that_is_quick(
     assert "ngram" not in json.loads((run / "evaluation-train.json").read_text())["baselines"]
 
 
+@pytest.mark.parametrize(("tokens", "expected"), [(80, 1), (111, 2), (1000, 3)])
+def test_a_short_split_is_not_cut_into_many_lanes(
+    tmp_path: Path,
+    make_data: Callable[..., Manifest],
+    on: Callable[..., Devices],
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: int,
+    expected: int,
+) -> None:
+    make_data(tmp_path / "data", 1000, train=tiny_run.TEXT, val=tiny_run.TEXT, test=(TEXT * 6)[:tokens])
+    tiny_run.tiny_training(run := tmp_path / "run", tmp_path / "data", on(), 5).go()
+    monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
+    monkeypatch.setattr(module, "LANES", 3)
+    monkeypatch.setattr(module, "SHORTEST", 55)
+    evaluate_run(run, "test", None, False, force=False)
+    found = json.loads((run / "evaluation-test.json").read_text())
+    # Each lane begins with one target whose carry is empty.
+    assert found["inputs"]["lanes"] == expected == found["by"]["position"][0]["targets"]
+
+
 @pytest.mark.parametrize(
     ("targets", "lanes", "window", "replicas", "expected"),
     [
