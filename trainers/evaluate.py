@@ -123,7 +123,7 @@ def evaluate_run(
     anew.
 
     split: None: the one by which the data judges a model. count: whether to compare it with an n-gram; None: where that
-    takes seconds. learn: also while it learns on (trainers.dynamic).
+    takes seconds. learn: also while it learns on (trainers.dynamic); what is known of that stays, but with force.
     Raises StageError where the data is not what the run was trained on, UsageError for an n-gram on what it counts.
     """
     run = checkpoint.read_run(folder)
@@ -143,10 +143,11 @@ def evaluate_run(
         "data_sha256": run.data_sha256,
         "lanes": lanes,
         "ngram": compared,
-        "dynamic": learn,
     }
     path, unit = folder / f"evaluation-{split}.json", run.vocab.unit
     done = read_json(path)
+    learned = {} if learn and force else _learned(done, inputs)
+    inputs["dynamic"] = learn or bool(learned)
     if not force and done.get("format_version") == FORMAT_VERSION and _serves(done["inputs"], inputs, count):
         console.note(f"{path} is already made from checkpoint {chosen.step}: {done['bits']:.3f} bits per {unit}")
         return
@@ -161,7 +162,8 @@ def evaluate_run(
         model = checkpoint.load_model(run, chosen)
     with console.progress("windows") as bar:
         nats_N, lanes = losses(Steps(placed, model), data, manifest, split, lanes, run.config.train.window, bar)
-        learned = {"dynamic": dynamic.evaluate(model, data, manifest, split, bar).figures()} if learn else {}
+        if learn and not learned:
+            learned = {"dynamic": dynamic.evaluate(model, data, manifest, split, bar).figures()}
     found = {"format_version": FORMAT_VERSION, "inputs": inputs, **learned}
     found |= figures_of(nats_N, lanes, data, manifest, split, compared)
     console.out.print(
@@ -177,7 +179,13 @@ def _serves(done: dict[str, Any], inputs: dict[str, Any], count: bool | None) ->
     """Whether an evaluation that was made from `done` is what is asked for: one with more in it serves whoever does not
     say otherwise."""
     more = {"ngram": done["ngram"]} if count is None and done["ngram"] else {}
-    return done == inputs | more | {"dynamic": inputs["dynamic"] or done.get("dynamic")}
+    return done == inputs | more
+
+
+def _learned(done: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+    """The dynamic evaluation that is there, which takes minutes and depends on these alone."""
+    same = all(done.get("inputs", {}).get(key) == inputs[key] for key in ("weights_sha256", "data_sha256", "split"))
+    return {"dynamic": done["dynamic"]} if same and "dynamic" in done else {}
 
 
 def figures_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split: str, count: bool) -> dict[str, Any]:
