@@ -251,7 +251,9 @@ def _show(found: dict[str, Any], unit: str) -> None:
         rows |= {f"n-gram of order {counted['order']}": counted, "which the model is ahead of by": ahead}
     if learned := found.get("dynamic"):
         gain = {"nats": learned["nats_unlearned"] - learned["nats"], "nats_interval": learned["gain_interval"]}
-        rows |= {"the model, learning as it reads": learned, "which gains": gain}
+        unlearned = {"nats": learned["nats_unlearned"]}
+        rows |= {"the model, learning as it reads": learned, "the same reading, without learning": unlearned}
+        rows |= {"what learning gains": gain}
     for name, row in rows.items():
         between = " to ".join(f"{bound:.4f}" for bound in row.get("nats_interval") or ())
         table.add_row(name, f"{row['nats']:.4f}", f"{row['nats'] / math.log(2):.4f}", between)

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,7 +166,11 @@ def test_an_n_gram_is_counted_unasked_where_that_is_quick(
 
 
 def test_what_took_minutes_is_kept(
-    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    make_data: Callable[..., Manifest],
+    on: Callable[..., Devices],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_data(tmp_path / "data", 1000, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT)
     run, path = tmp_path / "run", tmp_path / "run" / "evaluation-test.json"
@@ -174,7 +179,7 @@ def test_what_took_minutes_is_kept(
     times = itertools.count(1)
 
     def learned(*_: object) -> Learned:
-        return Learned(np.full(179, next(times), np.float32), np.zeros(179, np.float32), 0.1, 0.01)
+        return Learned(np.full(179, next(times), np.float32), np.full(179, 2.5, np.float32), 0.1, 0.01)
 
     monkeypatch.setattr(module.dynamic, "evaluate", learned)
 
@@ -186,7 +191,10 @@ def test_what_took_minutes_is_kept(
         return found["dynamic"]["nats"] if "dynamic" in found else None
 
     assert kept(None, False, False) is None
+    capsys.readouterr()
     assert kept(None, False, True) == 1
+    shown = re.findall(r"(learning as it reads|without learning|learning gains) +(\S+)", capsys.readouterr().out)
+    assert [float(nats) for _, nats in shown] == [1, 2.5, 1.5]
     assert kept(False, False, False) == kept(None, True, False) == kept(False, False, True) == 1
     write_json(path, json.loads(path.read_text()) | {"format_version": 2})
     assert kept(None, False, False) == 1
