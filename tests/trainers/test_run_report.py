@@ -26,7 +26,7 @@ def evaluation(ngram: bool) -> dict[str, object]:
     found = {
         "inputs": {"step": 1234},
         "nats": 1.25,
-        "nats_interval": None,
+        "nats_interval": [1.0, 1.5] if ngram else None,
         **figures,
         "baselines": baselines,
         "by": groups(ngram),
@@ -133,6 +133,9 @@ def test_all_that_is_known_is_shown(folder: Path) -> None:
         "Step 100: 2.500 nats on train early Step 500: 1.875 nats on val late <script>alert(1)</script>",
     ):
         assert part in seen.text, part
+    _, train, test = seen.text.split("Loss on ")
+    for part in ("30 stretches", "of the best on val of orders 1 to 3.", "Learning as it reads"):
+        assert (part in train, part in test) == (False, True), part
     assert seen.text.index("Loss on train") < seen.text.index("Loss on test")
     assert "twice" not in seen.text
     assert not {"script", "link", "img", "b", "i"} & set(seen.tags)
