@@ -112,7 +112,7 @@ def pieces_of(ids_N: Array, vocab: Vocab) -> list[Piece]:
         data = vocab.decode(piece_N)
         codes_C = code_points(data, "surrogateescape")
         lengths_C = _lengths(codes_C) if vocab.unit == "byte" else np.ones(len(codes_C), np.intp)
-        ended = token and len(piece_N) > 0 and piece_N[-1] == vocab.end_id
+        ended = token and len(piece_N) > 0 and bool(piece_N[-1] == vocab.end_id)
         found.append(Piece(data.decode("utf-8", "surrogateescape"), lengths_C, ended))
     return found
 

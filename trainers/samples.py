@@ -2,6 +2,7 @@
 how varied, how well it keeps the rules of its kind, and how much of it is copied from train."""
 
 import dataclasses
+import itertools
 import math
 import re
 import zlib
@@ -9,20 +10,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 from pydantic import Field
 from rich.progress import Progress
 from rich.table import Table
 
 from common import console
+from common.errors import StageError
 from common.files import read_json, write_json
 from common.settings import settings
 from pipeline.manifest import Manifest
 from pipeline.shards import read_tokens
+from pipeline.vocab import Vocab
 from trainers import checkpoint, coherence, copied, report
 from trainers.generate import Asked, Sampler, Written
 
-FORMAT_VERSION = 1
+Array = npt.NDArray[Any]
+
+FORMAT_VERSION = 2
 ROWS = 64  # texts that are drawn, or scored, at once
 SHOWN = 1000  # characters that are kept to be looked at
 STRETCH = 20  # characters that come twice, where a text repeats itself
@@ -34,7 +41,7 @@ UNSEEN = ("test", "val")  # what the samples are held against: the first that th
 
 @settings
 class Sweep:
-    """What is drawn. texts and length: at each temperature, so many of so many characters."""
+    """What is drawn. texts and length: at each temperature, so many of so many units of the vocabulary."""
 
     temperatures: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
     texts: int = Field(0, ge=0, le=100_000)  # 0: TEXTS, or where a line is a text LINES
@@ -51,11 +58,17 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Some texts, and how likely the model holds all of them together: log_prob in nats."""
+    """Some texts without their ends, and how likely the model holds all of them together: log_prob in nats, of so many
+    targets, an end that is a newline among them."""
 
-    texts: list[str]
-    characters: int
+    texts: list[bytes]
+    targets: int
     log_prob: float
+
+    @property
+    def strings(self) -> list[str]:
+        """The texts for people: U+FFFD for what is not UTF-8."""
+        return [text.decode(errors="replace") for text in self.texts]
 
 
 def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> None:
@@ -66,8 +79,8 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
     run = checkpoint.read_run(folder)
     chosen = checkpoint.best(run)
     data, manifest = checkpoint.data_of(run, data)
-    end_id = run.vocab.end_id
-    lines = end_id is not None and run.vocab.symbols[end_id] == b"\n"  # each is a text
+    end = b"" if run.vocab.end_id is None else run.vocab.symbols[run.vocab.end_id]
+    lines = end == b"\n"  # each is a text
     sweep = dataclasses.replace(sweep, texts=sweep.texts or (LINES if lines else TEXTS))
     asked = {**dataclasses.asdict(sweep), "temperatures": list(sweep.temperatures)}
     inputs = {"weights_sha256": checkpoint.weights_sha256(chosen), "data_sha256": run.data_sha256, **asked}
@@ -76,17 +89,18 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
         console.note(f"{path} is already made from checkpoint {chosen.step}")
         return
     split = next(name for name in (*UNSEEN, "train") if name in manifest.splits)
-    real = _real(_read(data, manifest, split, 4 * sweep.texts * sweep.length).decode(errors="replace"), sweep, lines)
-    train = _read(data, manifest, "train", copied.SEARCHED)
-    kind = sweep.kind
-    if kind == "auto":
-        kind = "names" if lines else coherence.kind_of("\n".join(real))
+    real = _real(_read(data, manifest, split, 4 * sweep.texts * sweep.length), run.vocab, sweep, lines)
+    train = run.vocab.decode(_read(data, manifest, "train", copied.SEARCHED))
     sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab, frozen=True)
     with console.progress("texts") as bar:
         generate = tf.function(sampler.generate, autograph=False, reduce_retracing=True)
-        drawn = [_draw(generate, temperature, sweep, bar) for temperature in sweep.temperatures]
-        drawn.append(_scored(sampler, real, bar))
-    *rows, held_out = _measured(drawn, kind, train)
+        score = tf.function(sampler.score, autograph=False, reduce_retracing=True)
+        drawn = [_draw(generate, temperature, sweep, end, bar) for temperature in sweep.temperatures]
+        groups = [_scored(score, texts, end, bar) for texts in (*drawn, real)]
+    kind = sweep.kind
+    if kind == "auto":
+        kind = "names" if lines else coherence.kind_of("\n".join(groups[-1].strings))
+    *rows, held_out = _measured(groups, kind, train)
     result = {
         "format_version": FORMAT_VERSION,
         "inputs": inputs,
@@ -98,48 +112,63 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
         "rows": [{"temperature": t, **row} for t, row in zip(sweep.temperatures, rows, strict=True)],
     }
     write_json(path, result)
+    page = report.write(folder)
     _show(folder, result)
-    console.note(f"{path}, {report.write(folder)}")
+    console.note(f"{path}, {page}")
 
 
-def _read(data: Path, manifest: Manifest, split: str, most: int) -> bytes:
-    """The beginning of a split, up to so many tokens."""
+def _read(data: Path, manifest: Manifest, split: str, most: int) -> Array:
+    """The ids of a split's beginning, up to so many."""
     part = manifest.split(split)
-    return manifest.vocab.decode(read_tokens(data, part, manifest.dtype, 0, min(part.tokens, most)))
+    return read_tokens(data, part, manifest.dtype, 0, min(part.tokens, most))
 
 
-def _real(text: str, sweep: Sweep, lines: bool) -> list[str]:
-    """Texts as many and as long as those that are drawn, or as many as there are."""
-    pieces = text.split("\n") if lines else [text[k : k + sweep.length] for k in range(0, len(text), sweep.length)]
-    return [one for one in pieces if one][: sweep.texts]
+def _real(ids_N: Array, vocab: Vocab, sweep: Sweep, lines: bool) -> list[bytes]:
+    """Texts as many and as long as those that are drawn, or as many as there are, each of one document, with its end:
+    of lines the beginnings, of longer documents one stretch after the other."""
+    documents = np.split(ids_N, np.flatnonzero(ids_N == vocab.end_id) + 1)
+    starts = ((one, start) for one in documents for start in range(0, 1 if lines else len(one), sweep.length))
+    pieces = (vocab.decode(one[start : start + sweep.length]) for one, start in starts)
+    return list(itertools.islice(filter(None, pieces), sweep.texts))
 
 
-def _draw(generate: Callable[[Asked], Written], temperature: float, sweep: Sweep, bar: Progress) -> Texts:
-    """The texts of one temperature; their seeds go on from the sweep's, and are the same at each temperature."""
+def _draw(
+    generate: Callable[[Asked], Written], temperature: float, sweep: Sweep, end: bytes, bar: Progress
+) -> list[bytes]:
+    """The texts of one temperature, with the end of those that came to it; their seeds go on from the sweep's, and are
+    the same at each temperature."""
     seeds = range(sweep.seed, sweep.seed + sweep.texts)
     task = bar.add_task(f"drawing at {temperature:g}", total=len(seeds))
-    texts, characters, log_prob = [], 0, 0.0
+    texts: list[bytes] = []
     for rows in _batches(seeds):
         columns = [[b""] * len(rows), [sweep.length] * len(rows), [temperature] * len(rows), list(rows)]
         kinds = (tf.string, tf.int32, tf.float32, tf.int64)
         written = generate(Asked(*(tf.constant(one, kind) for one, kind in zip(columns, kinds, strict=True))))
-        texts += [one.decode(errors="replace") for one in written.text_bytes.numpy()]
-        characters += int(written.n_chars.numpy().sum())
-        log_prob += float(written.log_prob.numpy().sum())
+        reasons = _fine(written.finish_reason)
+        found = zip(written.text_bytes.numpy(), reasons, strict=True)
+        texts += [text + (end if reason == b"stop" else b"") for text, reason in found]
         bar.advance(task, len(rows))
-    return Texts(texts, characters, log_prob)
+    return texts
 
 
-def _scored(sampler: Sampler, texts: list[str], bar: Progress) -> Texts:
-    """Texts that were there, each begun as those that are drawn are."""
-    score = tf.function(sampler.score, autograph=False, reduce_retracing=True)
-    task = bar.add_task("reading what is real", total=len(texts))
-    characters, log_prob = 0, 0.0
+def _scored(score: Callable[[tf.Tensor], Any], texts: list[bytes], end: bytes, bar: Progress) -> Texts:
+    """How likely texts are, drawn or real, each begun as those that are drawn are."""
+    task = bar.add_task("judging", total=len(texts))
+    targets, log_prob = 0, 0.0
     for rows in _batches(texts):
-        log_prob_BxP, count_B, _ = score(tf.constant([one.encode() for one in rows]))
-        characters, log_prob = characters + int(count_B.numpy().sum()), log_prob + float(log_prob_BxP.numpy().sum())
+        log_prob_BxP, count_B, problem_B = score(tf.constant(rows))
+        _fine(problem_B)
+        targets, log_prob = targets + int(count_B.numpy().sum()), log_prob + float(log_prob_BxP.numpy().sum())
         bar.advance(task, len(rows))
-    return Texts(texts, characters, log_prob)
+    return Texts([text.removesuffix(end) for text in texts], targets, log_prob)
+
+
+def _fine(said_B: tf.Tensor) -> list[bytes]:
+    """What a call said of its rows. Raises StageError where that is "error: ..." of any."""
+    said: list[bytes] = said_B.numpy().tolist()
+    if wrong := next((one for one in said if one.startswith(b"error: ")), None):
+        raise StageError(wrong.decode().removeprefix("error: "))
+    return said
 
 
 def _batches(rows: Any) -> Iterator[Any]:
@@ -148,22 +177,24 @@ def _batches(rows: Any) -> Iterator[Any]:
 
 def _measured(groups: list[Texts], kind: str, train: bytes) -> list[dict[str, Any]]:
     """All that is told of each group of texts."""
-    longest = iter(copied.longest(train, [text.encode() for group in groups for text in group.texts]))
+    longest = iter(copied.longest(train, [text for group in groups for text in group.texts]))
     text = train.decode(errors="replace")
     words, known = set(_words(text)), coherence.known_of(kind, text)
-    return [
-        {
-            "texts": len(group.texts),
-            "characters": group.characters,
-            "bits": -group.log_prob / max(group.characters, 1) / math.log(2),
-            **({} if kind == "names" else varied(group.texts, words)),
+    rows = []
+    for group in groups:
+        texts, joined = group.strings, "\n".join(group.strings)
+        row = {
+            "texts": len(texts),
+            "targets": group.targets,
+            "bits": abs(group.log_prob) / max(group.targets, 1) / math.log(2),  # of no sign: -0.0 is 0
+            **({} if kind == "names" else varied(texts, words)),
             # Names are one list, of which some may come twice.
-            "coherence": coherence.coherence(kind, ["\n".join(group.texts)] if kind == "names" else group.texts, known),
-            "copied": copied.shares([next(longest) for _ in group.texts]),
-            "text": "\n".join(group.texts)[:SHOWN],
+            "coherence": coherence.coherence(kind, [joined] if kind == "names" else texts, known),
+            "copied": copied.shares([next(longest) for _ in texts]),
+            "text": joined[:SHOWN],
         }
-        for group in groups
-    ]
+        rows.append(row)
+    return rows
 
 
 def varied(texts: list[str], known: set[str]) -> dict[str, float]:
@@ -219,8 +250,10 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
         console.out.print(table)
     if result["kind"] == "names":
         for name, row in rows[:-1]:
-            low, high = interval(row["coherence"]["new"], row["texts"])
-            console.out.print(f"temperature {name}: {row['coherence']['new']:.1%} new ({low:.1%} to {high:.1%})")
+            if (new := row["coherence"].get("new")) is None:
+                continue  # all names that were drawn are empty
+            low, high = interval(new, row["texts"])
+            console.out.print(f"temperature {name}: {new:.1%} new ({low:.1%} to {high:.1%})")
 
 
 def _table(title: str, columns: list[str]) -> Table:

@@ -40,6 +40,14 @@ def test_the_picture_has_each_character_and_what_was_expected(
     assert capsys.readouterr().err.startswith(f"{tmp_path}/a.png: unit 1 of layer 2 (inside quotes)\n")
 
 
+def test_the_end_of_a_document_is_a_cell_of_its_own() -> None:
+    vocab = byte_vocab(end="token")
+    ids_E = np.append(vocab.encode("é".encode()), [256, 97]).astype(vocab.dtype)
+    excerpt = Excerpt.of(ids_E, vocab, 0, np.eye(4), np.full((4, 1), 256), np.ones((4, 1)))
+    assert (excerpt.characters_C, excerpt.symbols[256]) == (["é", "", "a"], "∎")
+    assert excerpt.held_CxU.tolist() == np.eye(4)[1:].tolist()
+
+
 def test_a_unit_whose_colour_hardly_changes_has_its_own_range() -> None:
     held_ExU = np.array([[3.0, -9.0, 0.1, 2.0], [5.0, 1.0, 0.2, 2.0], [7.0, 0.0, 0.6, 2.0]])
     colour_ExU, nothing = np.tanh(held_ExU), np.zeros((3, 1), int)
