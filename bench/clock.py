@@ -19,8 +19,8 @@ from common.files import write_json
 from pipeline.manifest import read_manifest
 from trainers.config import RunConfig
 
-# What torch is trained with: its optimizer, and the rate at its highest. adam's is the best of 0.005, 0.01 and 0.02 for
-# ours, on the same data; muon's is the config's.
+# What torch is trained with: its optimizer, and the rate at its highest. adam's is what ours had on the same data,
+# before muon (LOG.md); muon's is the config's.
 PEERS: dict[str, tuple[str, float | None]] = {
     "torch nn.LSTM, adam": ("adam", 0.01),
     "torch nn.LSTM, muon": ("muon", None),
@@ -36,8 +36,13 @@ def compare(config: Path, data: Path, out: Path) -> None:
     """
     if not has("torch"):
         raise StageError("there is nothing to compare with: install torch beside the project (pip install torch)")
-    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
     settings = RunConfig.read(config)
+    same = settings.model.cell == "lstm" and not settings.model.output_dropout and settings.train.schedule == "cosine"
+    if not same:
+        raise StageError(
+            f"torch is trained here as an LSTM with a cosine and without output_dropout, not as {config} says"
+        )
+    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
     with tempfile.TemporaryDirectory() as scratch, console.progress("runs") as bar:
         task = bar.add_task("by the clock", total=1 + len(PEERS))
         found = {"ours": _ours(config, data, Path(scratch) / "run")}

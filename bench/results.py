@@ -70,11 +70,13 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
 
 
 def table(folder: Path) -> str:
-    """README.md's table: a row a result of the folder."""
+    """README.md's table: a row a result of the folder. Raises StageError where it has none."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    rows = [row(one) for one in found if "judged" in one]
+    if not rows:
+        raise StageError(f"{folder} has no results of runs, for a table: run python -m bench results runs/NAME")
     names = ["config", "split", "model, parameters", "read, millions", "val, nats", "test, nats (95 %)", "bits"]
     names += ["n-gram, nats", "published", "training", "machine", "date, commit, seed"]
-    rows = [row(one) for one in found if "judged" in one]
     return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *rows])
 
 

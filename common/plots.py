@@ -1,25 +1,33 @@
-"""Plots as the numbers that an inline SVG needs: places in a box of WIDTH by HEIGHT, measured from its top left."""
+"""Plots as the numbers that an inline SVG needs: places in a box of WIDTH by HEIGHT, measured from its top left. It is
+small, so that letters of 12 are 10 pixels or more where it is drawn as wide as a phone."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-WIDTH, HEIGHT = 640, 220
+WIDTH, HEIGHT = 304, 180
+NARROW = " .,:fijlrt"
+TILT, LINE = 40, 20  # degrees, and how far labels that are tilted must be apart
 MOST_POINTS = 200
 
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
     """curves: for each series the points of a polyline, "x,y x,y". bars: for each series (x, y, width, height).
-    x_ticks, y_ticks: (place, label). absent: the middles, from the left, of bars that there are none of."""
+    x_ticks, y_ticks: (place, label). absent: the middles, from the left, of bars that there are none of. numbers: what
+    is drawn, in words. tilt: of the labels below, in degrees; below: the height that they take."""
 
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
+    numbers: str
     curves: list[str] = dataclasses.field(default_factory=list)
     bars: list[list[tuple[float, float, float, float]]] = dataclasses.field(default_factory=list)
     absent: list[float] = dataclasses.field(default_factory=list)
     width: int = WIDTH
     height: int = HEIGHT
+    tilt: int = 0
+    below: float = 18
 
 
 def curves(series: list[list[tuple[float, float]]]) -> Plot:
@@ -38,7 +46,11 @@ def curves(series: list[list[tuple[float, float]]]) -> Plot:
     lines = [" ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in _thinned(one)) for one in series]
     x_ticks = [(x_of(10.0**power), _power(power)) for power in range(left, right + 1)]
     y_ticks = [(y_of(10.0**power), _power(power)) for power in range(bottom, top + 1)]
-    return Plot(x_ticks, y_ticks, curves=lines)
+    reached = [
+        (_power(power), [f"{last[-1]:.3g}" for one in series if (last := [y for x, y in one if x <= 10.0**power])])
+        for power in range(left, right + 1)
+    ]
+    return Plot(x_ticks, y_ticks, _words(reached), curves=lines)
 
 
 def percent(share: float) -> str:
@@ -64,10 +76,32 @@ def bars(series: Sequence[Sequence[float | None]], labels: list[str], tick: Call
         for index, share in enumerate(one)
         if share is None
     ]
-    step = math.ceil(len(labels) / 12)  # as many labels as do not run into each other
+    # Labels that would run into each other are tilted, and left out where they would even so.
+    tilted = any((_width(a) + _width(b)) / 2 > group for a, b in itertools.pairwise(labels))
+    step = math.ceil(LINE / group) if tilted else 1
     x_ticks = [((index + 0.5) * group, label) for index, label in enumerate(labels) if index % step == 0]
     y_ticks = [(HEIGHT * (1 - part), tick(most * part)) for part in (0, 0.5, 1)]
-    return Plot(x_ticks, y_ticks, bars=drawn, absent=absent)
+    numbers = _words((label, [_told(one[index], tick) for one in series if one]) for index, label in enumerate(labels))
+    plot = Plot(x_ticks, y_ticks, numbers, bars=drawn, absent=absent)
+    if not tilted:
+        return plot
+    below = 14 + max(map(_width, labels)) * math.sin(math.radians(TILT))
+    return dataclasses.replace(plot, tilt=TILT, below=below)
+
+
+def _told(value: float | None, tick: Callable[[float], str]) -> str:
+    """A height as `tick` names it, or that there is none."""
+    return "–" if value is None else tick(value)
+
+
+def _width(label: str) -> float:
+    """How wide a label is, about, and what keeps it apart from the next."""
+    return 4 + sum(4 if character in NARROW else 7.5 for character in label)
+
+
+def _words(values: Iterable[tuple[str, list[str]]]) -> str:
+    """What each series has at each place, to be read aloud."""
+    return "; ".join(f"{label}: {' and '.join(said)}" for label, said in values)
 
 
 def _decades(values: list[float]) -> tuple[int, int]:

@@ -79,7 +79,7 @@ def train(
 @click.option(
     "--ngram/--no-ngram",
     default=None,
-    help="Count an n-gram to compare with: some 2 s and 60 MB a million characters. [default: up to 8 million]",
+    help="Count an n-gram to compare with: some 2 s and 60 MB a million tokens. [default: up to 8 million]",
 )
 @click.option(
     "--dynamic", is_flag=True, help="Judge it once more while it learns from what it has just read (arXiv 1709.07432)."
@@ -88,15 +88,15 @@ def train(
 def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None, dynamic: bool, force: bool) -> None:
     """Measures a run's loss on held-out text.
 
-    The best checkpoint by validation is scored over a whole split, every target once, beside models that only count: by
-    kind of character, by how often it occurs in train, by how much was read before it. evaluation-SPLIT.json in the
-    run's folder has it all, report.html shows it.
+    The best checkpoint by validation is scored over a whole split, every token once (a byte or a character, whichever
+    the data has), beside models that only count: by its kind, by how often it occurs in train, by how much was read
+    before it. evaluation-SPLIT.json in the run's folder has it all, report.html shows it.
 
     \b
     Examples:
       python -m trainers evaluate runs/stdlib
       python -m trainers evaluate runs/linux --ngram
-      python -m trainers evaluate runs/warpeace --split val --dynamic
+      python -m trainers evaluate runs/warpeace --split test --dynamic
     """
     with console.hushed():
         from trainers.evaluate import evaluate_run

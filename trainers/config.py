@@ -19,9 +19,7 @@ class ModelConfig:
     layers: int = Field(2, gt=0)  # L
     embedding: int = Field(0, ge=0)  # E, numbers that stand for a character, learned; 0: one-hot, V numbers
     dropout: float = Field(0.0, ge=0, lt=1)  # the share of a layer's outputs hidden from the next layer while training
-    output_dropout: float = Field(
-        0.0, ge=0, lt=1
-    )  # and of the last layer's from the logits; char-rnn has one rate for both
+    output_dropout: float = Field(0.0, ge=0, lt=1)  # and of the last layer's from the logits; char-rnn: as dropout
     variational_dropout: bool = False  # the same outputs at every step of a window (Gal & Ghahramani 2016)
     layer_norm: bool = False  # normalizes what each layer gives to the next, and the last one to the logits
 

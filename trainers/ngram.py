@@ -66,13 +66,15 @@ class _NGrams(NamedTuple):
 
 
 def best(train: Array, val: Array, text: Array, size: int, end_id: int | None = None) -> NGram:
-    """Judges a text by what is counted in train, in the order, of up to HIGHEST, that is best on val; arguments as of
-    `probabilities`."""
-    order, val_nats, nats_Q = 0, [], np.empty(0)
+    """Judges a text by what is counted in train, in the order, of up to HIGHEST, that is best on val, the lowest of
+    equals; arguments as of `probabilities`."""
+    order, nats_Q = 0, np.empty(0)
+    val_nats: list[float] = []
     for val_Q, text_Q in probabilities(train, [val, text], size, end_id):
-        val_nats.append(float(-np.log(val_Q).mean()))
-        if val_nats[-1] == min(val_nats):
-            order, nats_Q = len(val_nats), -np.log(text_Q)
+        nats = float(-np.log(val_Q).mean())
+        if nats < min(val_nats, default=np.inf):
+            order, nats_Q = len(val_nats) + 1, -np.log(text_Q)
+        val_nats.append(nats)
     return NGram(order, val_nats, nats_Q)
 
 

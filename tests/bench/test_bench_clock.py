@@ -52,6 +52,10 @@ def test_torch_has_the_seconds_that_ours_took(config: Path, monkeypatch: pytest.
     monkeypatch.setattr(clock, "measure", measure)
     monkeypatch.setattr(clock, "_ours", lambda *_: ours)
     monkeypatch.setattr(clock.importlib.metadata, "version", lambda name: f"{name} 1")
+    other = config.with_name("other.toml")
+    other.write_text(CONFIG.replace("cosine", "exponential"))
+    with pytest.raises(StageError, match="as an LSTM with a cosine and without output_dropout, not as"):
+        clock.compare(other, config.parent / "data", config.parent / "out")
     clock.compare(config, config.parent / "data", config.parent / "out")
     what = ["-m", "bench.torch_clock", str(config), str(config.parent / "data"), "12.5"]
     assert asked == [[*what, "adam", "0.01"], [*what, "muon", "0.03"]]

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 import tiny_run
+from click.testing import CliRunner
 
 from bench import results
+from bench.__main__ import cli
 from common.errors import StageError
 from common.files import write_json
 from pipeline.manifest import Manifest
@@ -101,6 +103,16 @@ def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="has no place for the table"):
         results.put(readme, "new")
     assert readme.read_text() == f"{results.END}\n{results.BEGIN}\n"
+
+
+def test_no_results_are_no_table(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(before := f"{results.BEGIN}\nold\n{results.END}\n")
+    write_json(tmp_path / "bench-train.json", {"name": "no run"})
+    done = CliRunner().invoke(cli, ["results", "--out", str(tmp_path), "--readme", str(readme)])
+    assert isinstance(done.exception, StageError)
+    assert "has no results of runs" in str(done.exception)
+    assert readme.read_text() == before
 
 
 def test_readme_has_the_table_of_what_is_kept() -> None:

@@ -1,11 +1,14 @@
-from common.plots import HEIGHT, MOST_POINTS, WIDTH, bars, curves
+import pytest
+
+from common.plots import HEIGHT, MOST_POINTS, TILT, WIDTH, bars, curves
 
 
 def test_curves_lie_where_the_ticks_say() -> None:
     plot = curves([[(1, 0.1), (10, 0.01), (100, 0.001)], [(1, 0.1)]])
-    assert plot.curves == ["0.0,0.0 320.0,110.0 640.0,220.0", "0.0,0.0 0.0,0.0"]
+    assert plot.curves == ["0.0,0.0 152.0,90.0 304.0,180.0", "0.0,0.0 0.0,0.0"]
     assert plot.x_ticks == [(0, "1"), (WIDTH / 2, "10"), (WIDTH, "100")]
     assert plot.y_ticks == [(HEIGHT, "0.001"), (HEIGHT / 2, "0.01"), (0, "0.1")]
+    assert plot.numbers == "1: 0.1 and 0.1; 10: 0.01 and 0.1; 100: 0.001 and 0.1"
 
 
 def test_curves_of_one_point_and_of_none() -> None:
@@ -23,9 +26,12 @@ def test_long_curves_are_thinned_between_their_ends() -> None:
 
 def test_bars_are_as_high_as_their_shares() -> None:
     plot = bars([[0.5, 0.0], [0.25, 0.125]], ["0", "1"])
-    assert plot.bars == [[(32, 0, 128, 220)], [(160, 110, 128, 110), (480, 165, 128, 55)]]
-    assert plot.x_ticks == [(160, "0"), (480, "1")]
-    assert plot.y_ticks == [(220, "0 %"), (110, "25 %"), (0, "50 %")]
+    first, second = plot.bars
+    assert first == [pytest.approx((15.2, 0, 60.8, 180))]
+    assert second == [pytest.approx((76, 90, 60.8, 90)), pytest.approx((228, 135, 60.8, 45))]
+    assert plot.x_ticks == [(76, "0"), (228, "1")]
+    assert plot.y_ticks == [(180, "0 %"), (90, "25 %"), (0, "50 %")]
+    assert plot.numbers == "0: 50 % and 25 %; 1: 0 % and 12.5 %"
 
 
 def test_bars_of_nothing() -> None:
@@ -39,6 +45,15 @@ def test_a_bar_that_is_not_known_is_not_one_of_nothing() -> None:
 
 
 def test_labels_do_not_run_into_each_other() -> None:
-    assert [label for _, label in bars([[1.0] * 25], [str(n) for n in range(25)]).x_ticks] == [
-        *map(str, range(0, 25, 3))
-    ]
+    def labels(names: list[str]) -> tuple[list[str], int]:
+        plot = bars([[1.0] * len(names)], names)
+        return [label for _, label in plot.x_ticks], plot.tilt
+
+    orders, many = [str(n) for n in range(1, 13)], [str(n) for n in range(25)]
+    assert labels(orders) == (orders, 0)
+    assert labels(many) == (many[::2], TILT)
+    assert labels(thousands := [f"{n},000" for n in range(1, 18)]) == (thousands[::2], TILT)
+    assert labels(["0.5", "1", "1.4", "test: real"]) == (["0.5", "1", "1.4", "test: real"], 0)
+    kinds = ["letters", "digits", "white space", "punctuation", "ends of documents"]
+    assert labels(kinds) == (kinds, TILT)
+    assert bars([[1.0] * 5], kinds).below > 80 > 18 == bars([[1.0] * 3], kinds[:3]).below

@@ -49,8 +49,13 @@ def result(one: Training) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "end"),
-    [((1, 2), (1, 2), "newline"), ((2, 1), (2, 1), None), ((2, 1), (1, 1), "newline"), ((1, 1), (2, 1), None)],
+    ("before", "after", "end", "optimizer"),
+    [
+        ((1, 2), (1, 2), "newline", "adam"),
+        ((2, 1), (2, 1), None, "muon"),
+        ((2, 1), (1, 1), "newline", "muon"),
+        ((1, 1), (2, 1), None, "adam"),
+    ],
 )
 def test_a_run_goes_on_as_if_it_had_not_stopped(
     tmp_path: Path,
@@ -59,16 +64,17 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
     before: tuple[int, int],
     after: tuple[int, int],
     end: Literal["newline"] | None,
+    optimizer: str,
 ) -> None:
     data = tmp_path / "data"
     make_data(data, 1000, byte_vocab(end), train=TEXT, val=TEXT[:101])
     # 20 steps cross the end of the first epoch (15), stopped inside it, between two reports.
-    whole = tiny_training(tmp_path / "whole", data, on(*before), total=20)
+    whole = tiny_training(tmp_path / "whole", data, on(*before), total=20, optimizer=optimizer)
     whole.go()
-    part = tiny_training(tmp_path / "parts", data, on(*before), total=20)
+    part = tiny_training(tmp_path / "parts", data, on(*before), total=20, optimizer=optimizer)
     with pytest.raises(Stopped, match="stopped at step 7, and saved"):
         interrupted(part, 7).go()
-    rest = tiny_training(tmp_path / "parts", data, on(*after), total=20)
+    rest = tiny_training(tmp_path / "parts", data, on(*after), total=20, optimizer=optimizer)
     rest.go()
     exact = before == after
     for a, b in zip(result(rest), result(whole), strict=True):

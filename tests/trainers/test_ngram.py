@@ -127,6 +127,15 @@ def test_discounts_are_told_by_the_counts_of_counts() -> None:
     assert _discounts(np.array([1, 2, 3])) == DISCOUNTS
 
 
+def test_of_orders_that_are_equally_good_it_is_the_lowest() -> None:
+    ids = np.array([0, 1, 1, 0] * 4)
+    found = best(ids, ids[:2], ids, 3)  # what is foretold in val has one symbol before it
+    assert found.order == 3
+    assert found.val_nats[2:] == [min(found.val_nats)] * 10
+    every = list(probabilities(ids, [ids], 3))
+    np.testing.assert_array_equal(found.nats_Q, -np.log(every[2][0]))
+
+
 def test_the_best_order_is_that_of_validation() -> None:
     rng = np.random.default_rng(1)
     ids = rng.integers(0, 4, 3000)

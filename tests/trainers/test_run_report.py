@@ -27,7 +27,7 @@ def evaluation(ngram: bool) -> dict[str, object]:
     found = {
         "inputs": {"step": 1234},
         "nats": 1.25,
-        "nats_interval": None,
+        "nats_interval": [1.0, 1.5] if ngram else None,
         **figures,
         "baselines": baselines,
         "by": groups(ngram),
@@ -127,7 +127,8 @@ def test_all_that_is_known_is_shown(folder: Path) -> None:
     for part in (
         "LSTM of 2 × 8; 4 lanes × 3 bytes a step, 1.5 epochs",
         "Loss on train 1.8034 bits a character, 1.7000 bits a byte, perplexity 3.490 a byte, over 99 bytes, by the",
-        "the model, learning as it reads 1.1250 1.6230 1.0000 to 1.5000 which gains 0.0625 0.0902 0.0500 to 0.0700",
+        "the model, learning as it reads 1.1250 1.6230 1.0000 to 1.5000 the same reading, without learning 1.1875 "
+        "1.7132 what learning gains 0.0625 0.0902 0.0500 to 0.0700",
         "n-gram of order 2 2.5000 3.6067 2.4000 to 2.6000",
         "by both 50.0%, by the model alone 25.0%, by the n-gram alone 12.5%, by neither 12.5%",
         "<b> 0.750 0.250 99",
@@ -135,18 +136,22 @@ def test_all_that_is_known_is_shown(folder: Path) -> None:
         "temperature 0.5 1 test: real Bits a byte, as the model has them 2.000 2.000 2.000",
         "Functions parsed 0.333 (1 of 3) – 0.333 (1 of 3) Longest copy from train, bytes 42 42 42",
         "At temperature 0.5 int <i>x</i>;\ufffd",
-        "Functions parsed",
+        "Functions parsed 0.5: 50 %; 1: 0 %; test: real: 50 %",
+        "letters: 1.25 and 2.50",
         "Longest copy from train, bytes",
         "Stretches of 20 bytes that train has",
         "Step 100: 2.500 nats on train early Step 500: 1.875 nats on val late <script>alert(1)</script>",
     ):
         assert part in seen.text, part
+    _, train, test = seen.text.split("Loss on ")
+    for part in ("30 stretches", "the best on val of orders 1 to 3.", "Learning as it reads"):
+        assert (part in train, part in test) == (False, True), part
     assert seen.text.index("Loss on train") < seen.text.index("Loss on test")
     assert "twice" not in seen.text
     assert not {"script", "link", "img", "b", "i"} & set(seen.tags)
     assert "–</text>" in (folder / "report.html").read_text(), "a bar of nothing to judge"
     # Three groups of train; of test the orders too; of the samples five measures, one of coherence, two of copies.
-    assert seen.tags.count("svg") == 3 + 4 + 5 + 1 + 2
+    assert seen.tags.count("svg") == seen.tags.count("desc") == 3 + 4 + 5 + 1 + 2
 
 
 def test_what_is_of_an_older_format_is_left_out(folder: Path) -> None:
@@ -160,7 +165,7 @@ SCRIPT = """
 import { axe, launch } from "./tests/web/browser.mjs";
 const browser = await launch();
 const said = [];
-for (const colorScheme of ["light", "dark"]) for (const width of [1280, 390]) {
+for (const colorScheme of ["light", "dark"]) for (const width of [1280, 360]) {
   const page = await browser.newPage({ colorScheme, viewport: { width, height: 900 } });
   page.on("console", (message) => said.push(message.text()));
   page.on("pageerror", (error) => said.push(error.message));
@@ -169,6 +174,9 @@ for (const colorScheme of ["light", "dark"]) for (const width of [1280, 390]) {
   await page.addScriptTag({ path: axe });
   const { violations } = await page.evaluate(() => window.axe.run());
   said.push(...violations.map(({ id, nodes }) => `${id}: ${nodes[0].html}`));
+  const sizes = await page.$$eval("svg", (all) => all.map((svg) =>
+    parseFloat(getComputedStyle(svg.querySelector("text")).fontSize) * svg.getScreenCTM().a));
+  if (Math.min(...sizes) < 10) said.push(`letters of ${Math.min(...sizes)} pixels at ${width}`);
   if (await page.evaluate(() => document.documentElement.scrollWidth > innerWidth)) said.push(`wider than ${width}`);
 }
 await browser.close();
