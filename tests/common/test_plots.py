@@ -40,8 +40,10 @@ def test_bars_of_nothing() -> None:
 
 def test_a_bar_that_is_not_known_is_not_one_of_nothing() -> None:
     plot = bars([[0.5, None], [None, 0.0]], ["0", "1"])
-    assert plot.bars == [[(32, 0, 128, 220)], []]
-    assert plot.absent == [416, 224]  # the second group's first bar, the first group's second
+    assert plot.bars == [[pytest.approx((0.05 * WIDTH, 0, 0.2 * WIDTH, HEIGHT))], []]
+    # The second group's first bar, the first group's second.
+    assert plot.absent == pytest.approx([0.65 * WIDTH, 0.35 * WIDTH])
+    assert plot.numbers == "0: 50 % and –; 1: – and 0 %"
 
 
 def test_labels_do_not_run_into_each_other() -> None:

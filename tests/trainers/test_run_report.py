@@ -136,7 +136,7 @@ def test_all_that_is_known_is_shown(folder: Path) -> None:
         "temperature 0.5 1 test: real Bits a byte, as the model has them 2.000 2.000 2.000",
         "Functions parsed 0.333 (1 of 3) – 0.333 (1 of 3) Longest copy from train, bytes 42 42 42",
         "At temperature 0.5 int <i>x</i>;\ufffd",
-        "Functions parsed 0.5: 50 %; 1: 0 %; test: real: 50 %",
+        "Functions parsed 0.5: 33.3 %; 1: –; test: real: 33.3 %",
         "letters: 1.25 and 2.50",
         "Longest copy from train, bytes",
         "Stretches of 20 bytes that train has",
