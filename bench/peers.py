@@ -88,7 +88,7 @@ def ours(precision: str) -> Callable[[Size, str], Run]:
         devices, config = prepare(1), TrainConfig(learning_rate=RATE, clip=CLIP)
         with devices.strategy.scope():
             model = CharRNN(ModelConfig(units=size.units, layers=size.layers), VOCAB, precision=precision)
-            optimizer = make_optimizer(config, 1, 1, model.trainable_variables)
+            optimizer = make_optimizer(config, 1, 1, model.trainable_variables, model.inner_kernels)
         steps = Steps(devices, model, optimizer, config)
         ids, targets = (x.astype(np.uint8) for x in windows(size))
         full = np.full(size.lanes, size.window, np.int32)

@@ -11,6 +11,8 @@ from pipeline.manifest import Manifest, Shard, Split, write_manifest
 from pipeline.shards import ShardWriter, shard_name
 from pipeline.vocab import Vocab, byte_vocab
 
+TEXT = b"to be or not to be, that is the question\n" * 40
+
 
 def write_shard(path: Path, pieces: Iterable[npt.NDArray[Any]]) -> Shard:
     """Writes the ids of `pieces`, joined; says what was written."""
@@ -18,6 +20,14 @@ def write_shard(path: Path, pieces: Iterable[npt.NDArray[Any]]) -> Shard:
         for ids in pieces:
             writer.write(ids)
     return writer.shard
+
+
+def make_config(folder: Path, text: str) -> Path:
+    """Writes a config, tiny.toml, and a data set in `data` beside it, of TEXT over and over."""
+    make_data(folder / "data", 1000, train=TEXT, val=TEXT[:200])
+    config = folder / "tiny.toml"
+    config.write_text(text, encoding="utf-8")
+    return config
 
 
 def make_data(

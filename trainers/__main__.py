@@ -96,7 +96,7 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
     Examples:
       python -m trainers evaluate runs/stdlib
       python -m trainers evaluate runs/linux --ngram
-      python -m trainers evaluate runs/warpeace --split test --dynamic
+      python -m trainers evaluate runs/warpeace --dynamic
     """
     with console.hushed():
         from trainers.evaluate import evaluate_run

@@ -45,7 +45,7 @@ class TrainConfig:
     epochs: float = Field(1.0, gt=0)  # passes over the train split; a fraction is allowed
 
     # Keras's own; the essay's is rmsprop. muon: matrices from units to units go by their momentum made orthogonal
-    # (Jordan 2024; Liu et al. 2025), all else by adam at the same rate: half the steps, each a fifth longer.
+    # (Jordan 2024; Liu et al. 2025), all else by adam at the same rate: half the steps, each up to a third longer.
     optimizer: Literal["adam", "adamw", "muon", "rmsprop", "sgd"] = "adam"
     learning_rate: float = Field(0.002, gt=0)  # at its highest
     # From there: constant; exponential or cosine, down to `decay` times as much at the last step; char-rnn: times

@@ -46,7 +46,7 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def make_optimizer(
-    config: TrainConfig, total: int, an_epoch: int, variables: list[Any], inner: Sequence[Any] = ()
+    config: TrainConfig, total: int, an_epoch: int, variables: list[Any], inner: Sequence[Any]
 ) -> keras.Optimizer:
     """Keras's optimizer of these variables, as the config names it, for gradients that are sums over all replicas.
 

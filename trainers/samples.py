@@ -181,7 +181,7 @@ def _measured(groups: list[Texts], kind: str, train: bytes) -> list[dict[str, An
     words, known = set(_words(text)), coherence.known_of(kind, text)
     rows = []
     for group in groups:
-        texts, joined = group.strings, "\n".join(group.strings)
+        joined = "\n".join(texts := group.strings)
         row = {
             "texts": len(texts),
             "targets": group.targets,

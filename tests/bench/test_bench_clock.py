@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_data import make_data
+from tiny_data import TEXT, make_config
 
 from bench import clock
 from common.errors import StageError
@@ -24,17 +24,13 @@ learning_rate = 0.03
 schedule = "cosine"
 decay = 0.1
 """
-TEXT = b"to be or not to be, that is the question\n" * 40
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny config, with a data set in `data` beside it."""
     monkeypatch.setattr(clock, "commit", lambda: "a commit")
-    make_data(tmp_path / "data", 1000, train=TEXT, val=TEXT[:200])
-    config = tmp_path / "tiny.toml"
-    config.write_text(CONFIG)
-    return config
+    return make_config(tmp_path, CONFIG)
 
 
 def test_torch_has_the_seconds_that_ours_took(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

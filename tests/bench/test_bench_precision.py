@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_data import make_data
+from tiny_data import make_config
 
 from bench import precision
 from common.errors import StageError
 
 CONFIG = "[model]\nunits = 8\nlayers = 1\n[train]\nlanes = 4\nwindow = 5\nlearning_rate = 0.01\n"
-TEXT = b"to be or not to be, that is the question\n" * 40
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
@@ -22,10 +21,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny config, with a data set in `data` beside it."""
     monkeypatch.setattr(precision, "commit", lambda: "a commit")
-    make_data(tmp_path / "data", 1000, train=TEXT, val=TEXT[:200])
-    config = tmp_path / "tiny.toml"
-    config.write_text(CONFIG)
-    return config
+    return make_config(tmp_path, CONFIG)
 
 
 def test_every_seed_runs_in_both_precisions(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,7 +250,7 @@ def test_a_run_begins_with_the_weights_of_another(
     for embedding in (0, 5):
         model = CharRNN(ModelConfig(units=8, layers=2, embedding=embedding), 256, seed=4)
         theirs = dataclasses.replace(before.run, config=dataclasses.replace(before.run.config, model=model.config))
-        optimizer = make_optimizer(theirs.config.train, 1, 1, model.trainable_variables)
+        optimizer = make_optimizer(theirs.config.train, 1, 1, model.trainable_variables, model.inner_kernels)
         given = dataclasses.replace(source, run=theirs, chosen=State(model, optimizer, 4).save(theirs, 7, 2.0))
         mine, fresh = (CharRNN(model.config, 4, seed=9) for _ in range(2))
         given.hand_on(mine, vocab)

@@ -126,17 +126,21 @@ def test_a_model_of_a_known_loss_is_reported_with_it(
     assert report["errors"]["ngram_ahead"][0]["ngram_p"] > 0.9
 
 
-def test_an_n_gram_is_counted_unasked_where_that_is_quick(
-    tmp_path: Path,
-    make_data: Callable[..., Manifest],
-    on: Callable[..., Devices],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def run(
+    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A run of five steps, on a text that is train, val and test."""
     make_data(tmp_path / "data", 1000, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT)
-    run, path = tmp_path / "run", tmp_path / "run" / "evaluation-test.json"
-    tiny_run.tiny_training(run, tmp_path / "data", on(), 5).go()
+    tiny_run.tiny_training(tmp_path / "run", tmp_path / "data", on(), 5).go()
     monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
+    return tmp_path / "run"
+
+
+def test_an_n_gram_is_counted_unasked_where_that_is_quick(
+    run: Path, on: Callable[..., Devices], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "evaluation-test.json"
 
     def counted(count: bool | None) -> bool | None:
         """Whether an n-gram was counted; None: nothing was done."""
@@ -166,16 +170,9 @@ def test_an_n_gram_is_counted_unasked_where_that_is_quick(
 
 
 def test_what_took_minutes_is_kept(
-    tmp_path: Path,
-    make_data: Callable[..., Manifest],
-    on: Callable[..., Devices],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_data(tmp_path / "data", 1000, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT)
-    run, path = tmp_path / "run", tmp_path / "run" / "evaluation-test.json"
-    tiny_run.tiny_training(run, tmp_path / "data", on(), 5).go()
-    monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
+    path = run / "evaluation-test.json"
     times = itertools.count(1)
 
     def learned(*_: object) -> Learned:

@@ -48,7 +48,7 @@ def test_char_rnn_decays_as_char_rnn_did() -> None:
 
 
 def test_a_schedule_is_saved_with_its_optimizer() -> None:
-    made = make_optimizer(TrainConfig(schedule="cosine", decay=0.1, warmup=3), TOTAL, EPOCH, [])
+    made = make_optimizer(TrainConfig(schedule="cosine", decay=0.1, warmup=3), TOTAL, EPOCH, [], [])
     again = keras.optimizers.deserialize(keras.optimizers.serialize(made))
     for step in (0, 7, 40):
         assert float(again._learning_rate(step)) == float(made._learning_rate(step))
@@ -57,7 +57,7 @@ def test_a_schedule_is_saved_with_its_optimizer() -> None:
 def moved(gradients: list[list[float]], **settings: object) -> np.ndarray:
     """A kernel and a bias of [1, -2] after these gradients, one a step."""
     kernel, bias = (keras.Variable(np.array([1.0, -2.0], np.float32), name=name) for name in ("kernel", "bias"))
-    optimizer = make_optimizer(TrainConfig(learning_rate=0.1, **settings), TOTAL, EPOCH, [kernel, bias])
+    optimizer = make_optimizer(TrainConfig(learning_rate=0.1, **settings), TOTAL, EPOCH, [kernel, bias], [])
     for gradient in gradients:
         optimizer.apply([tf.constant(gradient), tf.constant(gradient)], [kernel, bias])
     return np.stack([kernel.numpy(), bias.numpy()])
