@@ -74,6 +74,8 @@ def test_what_is_written_has_the_probability_that_score_finds(model: Exported, r
 
 def test_in_pieces_the_text_is_the_one_of_a_single_call(model: Exported, rng: np.random.Generator) -> None:
     rows = [model.row(rng, longest=60) for _ in range(64)]
+    for row in rows[:48]:  # a model of names ends most of them at once, unless it is this warm
+        row |= {"temperature": 8.0, "top_k": 0, "top_p": 1.0}
     plain = model.ask("generate", [{**row, "stop": b""} for row in rows])
     for row, one in zip(rows, plain, strict=True):  # stops of some characters, most of which will come
         ids = model.vocab.encode(one["text_bytes"])
