@@ -107,6 +107,15 @@ CORPORA = {
         text_sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
         settings={"train": 96_000_000, "val": 4_000_000, "test": 0},
     ),
+    "wikipedia-sample": Corpus(
+        about="206 pages of English Wikipedia's XML of 2016, 6 MB, where enwik8 is not to be had: the Python package "
+        "gensim 4.3.3 has it in gensim/test/test_data, enwiki-latest-pages-articles1.*.bz2; to be given by --from",
+        licence="CC BY-SA 3.0 and GFDL",
+        essay="not in it",
+        files=(r"(^|/)enwiki-latest-pages-articles1\.xml.*-shortened\.bz2$",),
+        text_bytes=6_089_746,
+        text_sha256="34c1c63050c87cc8477b9ae36b1cb0edf372612c92938b742e579a7109c20fa4",
+    ),
     "linux": Corpus(
         about="474 MB of the C source and headers of the Linux kernel, in order of path; from another kernel's tar or "
         "folder by --from",

@@ -26,7 +26,8 @@ from pipeline.vocab import Vocab, code_points
 Array = npt.NDArray[Any]
 Token = tuple[int, _TokenType, str]  # where it begins, what it is, its text
 
-CORPORA = {"linux": "c", "latex": "tex", "wikipedia": "xml"}  # named corpora are one file, whose name tells nothing
+# Named corpora are one file, whose name tells nothing.
+CORPORA = {"linux": "c", "latex": "tex", "wikipedia": "xml", "wikipedia-sample": "xml"}
 MARKUP = (
     "html",
     "markdown",
