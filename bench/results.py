@@ -16,10 +16,12 @@ BEGIN, END = "<!-- made by python -m bench results -->", "<!-- end -->"
 # In nats: what A. Karpathy, J. Johnson and L. Fei-Fei report of LSTMs of the same size (arXiv 1506.02078, table 1), and
 # nanoGPT's README of its command for a CPU, three minutes.
 PUBLISHED = {
+    "tinyshakespeare-best": "1.470 (10.65 M)",
     "tinyshakespeare-nanogpt": "1.88",
     "warpeace-1x64": "1.449",
     "warpeace-1x128": "1.277",
     "warpeace-2x128": "1.227",
+    "warpeace-2x192": "1.092 (2 x 512)",
 }
 
 
