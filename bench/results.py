@@ -117,7 +117,8 @@ def put(readme: Path, table: str) -> None:
 def _split(manifest: Manifest) -> str:
     """What of the text the model is judged by: its unit, the shares of train, val and test, and how they were cut."""
     tokens = {name: split.tokens for name, split in manifest.splits.items()}
-    shares = "/".join(f"{100 * part / sum(tokens.values()):.0f}" for part in tokens.values())
+    percents = [100 * part / sum(tokens.values()) for part in tokens.values()]
+    shares = "/".join(f"{percent:.{0 if percent >= 1 else 1}f}" for percent in percents)
     how = {"document": "by hash", "contiguous": f"the end is {manifest.judged}"}.get(
         kind := manifest.settings["split"], f"as {kind}"
     )

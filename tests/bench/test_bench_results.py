@@ -105,6 +105,12 @@ def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:
     assert readme.read_text() == f"{results.END}\n{results.BEGIN}\n"
 
 
+def test_shares_below_a_percent_are_not_nothing(tmp_path: Path, make_data: Callable[..., Manifest]) -> None:
+    text = tiny_run.TEXT * 2
+    data = make_data(tmp_path / "data", 1000, settings={"split": "contiguous"}, train=text, val=text[:2], test=text[:2])
+    assert results._split(data) == "bytes, 99/0.5/0.5, the end is test"
+
+
 def test_no_results_are_no_table(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(before := f"{results.BEGIN}\nold\n{results.END}\n")
