@@ -13,8 +13,8 @@ from pipeline.manifest import Manifest, read_manifest
 from trainers import checkpoint
 
 BEGIN, END = "<!-- made by python -m bench results -->", "<!-- end -->"
-# In nats: what A. Karpathy, J. Johnson and L. Fei-Fei report of LSTMs of the same size (arXiv 1506.02078, table 1), and
-# nanoGPT's README of its command for a CPU, three minutes.
+# In nats: what A. Karpathy, J. Johnson and L. Fei-Fei report (arXiv 1506.02078, table 1), and nanoGPT's README, of its
+# best and of its command for a CPU, three minutes. Of networks of the same size, or of that which stands beside it.
 PUBLISHED = {
     "tinyshakespeare-best": "1.470 (10.65 M)",
     "tinyshakespeare-nanogpt": "1.88",

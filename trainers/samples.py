@@ -181,7 +181,8 @@ def _measured(groups: list[Texts], kind: str, train: bytes) -> list[dict[str, An
     words, known = set(_words(text)), coherence.known_of(kind, text)
     rows = []
     for group in groups:
-        joined = "\n".join(texts := group.strings)
+        texts = group.strings
+        joined = "\n".join(texts)
         row = {
             "texts": len(texts),
             "targets": group.targets,
