@@ -22,6 +22,7 @@ PUBLISHED = {
     "warpeace-1x128": "1.277",
     "warpeace-2x128": "1.227",
     "warpeace-2x192": "1.092 (2 x 512)",
+    "warpeace-2x240": "1.092 (2 x 512)",
 }
 
 
