@@ -15,7 +15,7 @@ class ModelConfig:
     """A stack of recurrent layers between characters and logits."""
 
     cell: Literal["lstm", "gru", "rnn"] = "lstm"  # rnn: the plain one, a tanh
-    # H, the cells of a layer. On a CPU take 240 or 272, not 256: rows of 4 x 256 floats share the lines of its cache.
+    # H, the cells of a layer. On a CPU rather 240 or 272 than 256: it trained slower than either (bench/LOG.md).
     units: int = Field(128, gt=0)
     layers: int = Field(2, gt=0)  # L
     embedding: int = Field(0, ge=0)  # E, numbers that stand for a character, learned; 0: one-hot, V numbers
