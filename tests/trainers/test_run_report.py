@@ -108,6 +108,13 @@ def test_a_run_of_which_nothing_is_known(folder: Path) -> None:
     assert "Nothing has been found out about this run yet" in made(folder).text
 
 
+def test_one_epoch_is_no_epochs(folder: Path) -> None:
+    run = json.loads((folder / "run.json").read_text())
+    run["config"]["train"]["epochs"] = 1.0
+    write_json(folder / "run.json", run)
+    assert "4 lanes × 3 bytes a step, 1 epoch Nothing has been" in made(folder).text
+
+
 def fill(folder: Path) -> None:
     write_json(folder / "evaluation-test.json", evaluation(ngram=True))
     write_json(folder / "evaluation-train.json", evaluation(ngram=False))
