@@ -13,7 +13,7 @@ from typing import Any
 from bench.machine import ROOT, commit, machine
 from common.errors import StageError
 from common.files import write_json
-from export.page import PACKAGES, WEB, address, server, write_page
+from export.web.build import PACKAGES, WEB, address, server, write_page
 
 MEASURE = ROOT / "tests" / "web" / "measure.mjs"
 CHROMIUM = "chromium"  # Debian's name for it

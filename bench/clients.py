@@ -15,7 +15,7 @@ import time
 from collections import Counter
 
 from bench.peers import say
-from export.client import Client, ServingError
+from export.client.client import Client, ServingError
 
 MOST = 64  # clients
 

@@ -28,9 +28,9 @@ from common import console
 from common.errors import StageError
 from common.files import write_json
 from export.lite import probe
-from export.lite_file import seal
-from export.lite_graph import convert
-from export.lite_quality import samples
+from export.lite.file import seal
+from export.lite.graph import convert
+from export.lite.quality import samples
 
 TOLERANCE = 1e-4  # of logits, among those in float32
 INT8 = "int8"
@@ -88,7 +88,7 @@ def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
 
 
 def write_files(size: Size, folder: Path) -> dict[str, dict[str, float]]:
-    """Writes the model as a .tflite of each precision; of each its bytes, and what export.lite_probe finds."""
+    """Writes the model as a .tflite of each precision; of each its bytes, and what export.lite.probe finds."""
     model, costs = model_of(size), {}
     ids_BxT = np.random.default_rng(0).integers(0, VOCAB.size, CALIBRATION).astype(np.int32)
     inputs = samples(model, None, ids_BxT)

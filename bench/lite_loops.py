@@ -5,7 +5,7 @@ would write, each a process that runs when told to.
 
 It answers in lines of JSON: once it is warm, with the logits after PROMPT; and then, for each number of seconds that it
 reads, how many microseconds a character took. A turn's texts are LENGTH characters, each from an empty prompt at
-TEMPERATURE, drawing and the bytes of the text included. Each .tflite is run by export.lite_runner, in one thread.
+TEMPERATURE, drawing and the bytes of the text included. Each .tflite is run by export.lite.runner, in one thread.
 """
 
 import itertools
@@ -26,7 +26,7 @@ def lite(precision: str) -> Callable[[Path, Size], Loop]:
     """A .tflite in Python."""
 
     def make(base: Path, size: Size) -> Loop:
-        from export.lite_runner import LiteModel, Sampling
+        from export.lite.runner import LiteModel, Sampling
 
         model = LiteModel(base.parent / f"{precision}.tflite")
 

@@ -76,10 +76,10 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
     def make(base: Path, size: Size) -> Loop:
         tf = _tensorflow()
         from bench.served import model_of
-        from trainers import draw
-        from trainers.generate import DRAW_TURN
-        from trainers.model import split_carry
-        from trainers.stepper import Stepper, lay_out
+        from trainers.model.char_rnn import split_carry
+        from trainers.sampling import draw
+        from trainers.sampling.sampler import DRAW_TURN
+        from trainers.sampling.stepper import Stepper, lay_out
 
         model = model_of(size)
         laid = tf.nest.map_structure(lambda weight: weight.numpy(), lay_out(model))
@@ -94,7 +94,7 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
             return split_carry(model.initial_carry(rows))
 
         def loop(laid: Any, seed_B: Any, rows: int, length: int) -> tuple[Any, Any]:
-            """Ids of whole turns of DRAW_TURN steps, and their log-probabilities, as trainers.generate draws them."""
+            """Ids of whole turns of DRAW_TURN steps, and their log-probabilities, as the sampler draws them."""
             stepper, turns = Stepper(model, None, laid), -(-length // DRAW_TURN)
             cumulate = draw.cumulation(stepper.laid.dense_bias_V.shape[0])
             sharpness_B = draw.sharpness(tf.fill([rows], TEMPERATURE))

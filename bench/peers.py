@@ -80,10 +80,10 @@ def ours(precision: str) -> Callable[[Size, str], Run]:
         _, tf = _tensorflow()
         from pipeline.lanes import Batch
         from trainers.config import ModelConfig, TrainConfig
-        from trainers.devices import prepare
-        from trainers.model import CharRNN
-        from trainers.optimizer import make_optimizer
-        from trainers.step import Steps
+        from trainers.model.char_rnn import CharRNN
+        from trainers.training.devices import prepare
+        from trainers.training.optimizer import make_optimizer
+        from trainers.training.step import Steps
 
         devices, config = prepare(1), TrainConfig(learning_rate=RATE, clip=CLIP)
         with devices.strategy.scope():

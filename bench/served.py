@@ -23,13 +23,13 @@ from bench.peers import Size
 from common import console
 from common.errors import StageError
 from common.files import whole_folder
-from export.facts import TOOLS
-from export.saved_model import write_version
-from export.serving import write_package
-from export.signatures import Served
+from export.serve.facts import TOOLS
+from export.serve.package import write_package
+from export.serve.saved_model import write_version
+from export.serve.signatures import Served
 from trainers.config import RunConfig
-from trainers.generate import Limits, Sampler
-from trainers.model import CharRNN
+from trainers.model.char_rnn import CharRNN
+from trainers.sampling.sampler import Limits, Sampler
 
 STAND_IN = ROOT / "tests/serving_stand_in.py"
 SHARPER = 4.0  # times Glorot's dense kernel: texts that are drawn from it are neither noise nor one letter
@@ -57,8 +57,8 @@ def model_of(size: Size) -> CharRNN:
 
 
 def export(size: Size, base: Path) -> Exported:
-    """Writes base/1 with its package, and its weights beside base: the steps of export.saved_model, which begins at a
-    run. Only the fresh process that proves the files is left out; whoever measures asks them for more than that does.
+    """Writes base/1 with its package, and its weights beside base: the steps of saved_model.py, which begins at
+    a run. Only the fresh process that proves the files is left out; whoever measures asks them for more than it does.
     """
     model, limits = model_of(size), Limits()
     tools = {name: importlib.metadata.version(name) for name in TOOLS}

@@ -29,9 +29,9 @@ from bench.served import StandIn, export
 from common import console
 from common.errors import StageError
 from common.files import write_json
-from export.client import Client, ServingError
-from export.saved_model import compare as check
-from export.signatures import DTYPES, INPUTS, Served
+from export.client.client import Client, ServingError
+from export.serve.saved_model import compare as check
+from export.serve.signatures import DTYPES, INPUTS, Served
 
 GOOD, HOSTILE = 8, 4  # callers
 REQUESTS = 25  # different good ones of each signature

@@ -116,7 +116,7 @@ def _main(arm: str, config: str, data: str, steps: str, *overrides: str) -> None
     """A turn's process: trains, and prints its times as JSON."""
     import keras
 
-    from trainers import loop
+    from trainers.training import loop
 
     ends = []
     note = keras.callbacks.LambdaCallback(

@@ -41,8 +41,8 @@ def savedmodel(
       python -m export savedmodel runs/stdlib --out served/stdlib
     """
     with console.hushed():
-        from export.saved_model import export_saved_model
-        from trainers.generate import Limits
+        from export.serve.saved_model import export_saved_model
+        from trainers.sampling.sampler import Limits
     limits = Limits(length=most_length, prompt=most_prompt, rows=most_rows)
     export_saved_model(run, out or Path("served") / run.name, version, force, limits)
 
@@ -62,7 +62,7 @@ def label(base: Path, changes: tuple[str, ...]) -> None:
       python -m export label served/stdlib stable=2           # promote, or back with stable=1
     """
     with console.hushed():
-        from export.serving import relabel
+        from export.serve.package import relabel
     relabel(base, changes)
 
 
@@ -104,7 +104,7 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
         except ValueError:
             raise click.BadParameter(f"--allow wants PRECISION=BITS (such as int8-full=0.1), got '{each}'") from None
     with console.hushed():
-        from export.lite import Wanted, export_lite
+        from export.lite.lite import Wanted, export_lite
     wanted = Wanted(tuple(name for name in precision.split(",") if name), allowed)
     export_lite(run, out or Path("devices") / run.name, wanted, data, force)
 
@@ -139,7 +139,7 @@ def run_lite(
     Example:
       python -m export run-lite devices/stdlib/int8-dynamic.tflite --prompt "def " --temperature 0.5
     """
-    from export.lite_runner import LiteModel, Sampling
+    from export.lite.runner import LiteModel, Sampling
 
     sampling = Sampling(temperature, seed, top_k, top_p, repetition_penalty, os.fsencode(stop))
     text = os.fsencode(prompt)  # as it was typed, whatever its encoding
@@ -165,8 +165,8 @@ def web(folders: tuple[Path, ...], out: Path | None, force: bool, serve: bool, p
     """
     if port is not None and not serve:
         raise click.UsageError("--port goes with --serve")
-    from export.page import export_page
-    from export.page import serve as show
+    from export.web.build import export_page
+    from export.web.build import serve as show
 
     out = out or Path("site") / (folders[0].resolve().name if len(folders) == 1 else "all")
     export_page(folders, out, force)
@@ -282,7 +282,7 @@ def query(
             raise click.BadParameter(f"--{name} must be a finite number, got {value}")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC has to say comes back in the error
     from common.settings import make
-    from export import query as ask
+    from export.client import query as ask
 
     files = {"root_certificates": tls_root, "key": tls_key, "certificate": tls_cert, "server_name": tls_name}
     trust = make(ask.Tls, files, "--tls-...") if tls or any(files.values()) else None

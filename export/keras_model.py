@@ -21,7 +21,7 @@ from common.errors import StageError
 from common.files import check_replaceable, whole_folder, write_json
 from export.made import LOGITS_TOLERANCE, already_made, check_logits, made_from
 from trainers import checkpoint
-from trainers.model import CharRNN
+from trainers.model.char_rnn import CharRNN
 
 WINDOWS = (7, 1, 5)  # lengths of the windows that the proof reads one after the other
 

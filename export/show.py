@@ -8,11 +8,11 @@ from rich.table import Table
 from common import console
 from common.errors import StageError
 from common.files import read_json
-from export.lite_graph import PRECISIONS
-from export.lite_runner import LiteModel, Sampling
-from export.saved_model import MADE_FROM, latest_version
+from export.lite.graph import PRECISIONS
+from export.lite.runner import LiteModel, Sampling
+from export.serve.saved_model import MADE_FROM, latest_version
 from trainers import checkpoint
-from trainers.generate import Asked, Sampler
+from trainers.sampling.sampler import Asked, Sampler
 
 TEMPERATURES = (0.5, 0.8, 1.0)
 LENGTH = 240  # characters, after an empty prompt: it suits every text

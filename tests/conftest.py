@@ -1,33 +1,55 @@
-"""TensorFlow is set up once for all tests: two logical CPUs, so that two replicas run on any machine."""
+"""Set-up for all tests. TensorFlow is imported by the tests that need it, and by no others."""
 
 import signal
+import sys
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from typing import Any
 
 import pytest
+import serving
+import tiny_data
 
 from common import console
 from pipeline.manifest import Manifest
 
-with console.hushed():
-    import tensorflow as tf
+console.hush()
 
-    CPU = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
-    tf.config.list_logical_devices()
-
-import serving
-import tiny_data
-
-# What a shell starts in the background ignores Ctrl-C, and so does what that starts; but tests send it to processes.
+# A shell starts background jobs with Ctrl-C ignored, and their children inherit that; these tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class NoTensorFlow(MetaPathFinder):
+    """Skips whatever imports TensorFlow, for `--fast`."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        if fullname in ("tensorflow", "keras", "tensorflow_data_validation", "apache_beam"):
+            raise pytest.skip.Exception("needs TensorFlow or Beam", allow_module_level=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="skip the tests that import TensorFlow or Beam")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fast"):
+        sys.meta_path.insert(0, NoTensorFlow())
+
+
+def pytest_collection_finish() -> None:
+    """Give TensorFlow two logical CPUs, so that two replicas run on any machine. Must precede its first op."""
+    tf = sys.modules.get("tensorflow")
+    if tf:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says which server the tests of the client asked; pytest's header would be silent under -q."""
+    """Report which server answered the client's tests; pytest's header would be silent under -q."""
     terminalreporter.write_line(f"TF Serving: {serving.kind()}")
 
 
 @pytest.fixture(scope="session")
 def make_data() -> Callable[..., Manifest]:
-    """make_data(folder, shard_tokens, train=text, val=text): writes a data set without Beam."""
+    """make_data(folder, shard_tokens, train=text, val=text): write a data set without Beam."""
     return tiny_data.make_data

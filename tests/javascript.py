@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export import page
+from export.web import build as page
 
 NODE = 18  # the oldest that playwright-core runs on
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

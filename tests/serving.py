@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from export.client import Client, ServingError
+from export.client.client import Client, ServingError
 
 BINARY = shutil.which("tensorflow_model_server")
 TARGET = os.environ.get("TF_SERVING_TARGET", "")

@@ -19,9 +19,9 @@ ALLOWED = {
         "pipeline.manifest",
         "pipeline.shards",
         "trainers.config",
-        "trainers.model",
+        "trainers.model.char_rnn",
         "trainers.checkpoint",
-        "trainers.generate",
+        "trainers.sampling.sampler",
     },
 }
 BEAM = {"pipeline/ingest.py", "pipeline/validate.py", "pipeline/beam.py"}
@@ -53,7 +53,7 @@ def test_packages_import_what_they_may(package: str) -> None:
 
 
 def test_what_proves_a_savedmodel_has_nothing_of_the_project() -> None:
-    assert not {name.split(".")[0] for name in imports(ROOT / "export/session.py")} & {*PACKAGES, "keras"}
+    assert not {name.split(".")[0] for name in imports(ROOT / "export/serve/session.py")} & {*PACKAGES, "keras"}
 
 
 def test_beam_and_tfdv_stay_in_their_stages() -> None:
@@ -73,13 +73,14 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         ("common.console common.files common.settings pipeline.vocab pipeline.manifest pipeline.shards", set()),
         ("pipeline.__main__ trainers.__main__ export.__main__", set()),  # --help is quick
         ("pipeline.ingest", {"apache_beam"}),
-        ("trainers.plot trainers.ngram trainers.breakdown trainers.report trainers.coherence trainers.copied", set()),
-        ("trainers.labels trainers.search trainers.activations trainers.neurons_page", set()),
-        ("export.lite_runner export.lite_probe", {"ai_edge_litert"}),
-        ("export.serving", {"tensorflow_serving"}),
-        ("trainers.loop trainers.evaluate trainers.info", {"tensorflow", "keras"}),
-        ("export.query", {"tensorflow_serving"}),  # and with it the client
-        ("export.saved_model export.session", {"tensorflow", "keras", "tensorflow_serving"}),
+        ("trainers.judging.plot trainers.judging.ngram trainers.judging.breakdown trainers.judging.report", set()),
+        ("trainers.judging.coherence trainers.judging.copied", set()),
+        ("trainers.neurons.labels trainers.neurons.search trainers.neurons.activations trainers.neurons.page", set()),
+        ("export.lite.runner export.lite.probe", {"ai_edge_litert"}),
+        ("export.serve.package", {"tensorflow_serving"}),
+        ("trainers.training.loop trainers.judging.evaluate trainers.info", {"tensorflow", "keras"}),
+        ("export.client.query", {"tensorflow_serving"}),  # and with it the client
+        ("export.serve.saved_model export.serve.session", {"tensorflow", "keras", "tensorflow_serving"}),
     ],
 )
 def test_a_fresh_interpreter_loads_no_more_than_it_needs(modules: str, expected: set[str]) -> None:

@@ -14,8 +14,8 @@ from pipeline.manifest import read_manifest
 from trainers import checkpoint
 from trainers.checkpoint import Run
 from trainers.config import RunConfig
-from trainers.devices import Devices
-from trainers.loop import Training
+from trainers.training.devices import Devices
+from trainers.training.loop import Training
 
 TEXT = b"the quick brown fox jumps over the lazy dog.\n" * 4
 AN_EPOCH = 15  # steps, of TEXT in 4 lanes and windows of 3

@@ -63,7 +63,7 @@ def train(
     with console.hushed():
         import tensorflow as tf
 
-        from trainers import loop
+        from trainers.training import loop
 
         tf.config.list_physical_devices()  # where TensorFlow says that it found no GPU
     data, out = data or Path("data") / config.stem, out or Path("runs") / config.stem
@@ -99,7 +99,7 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
       python -m trainers evaluate runs/warpeace --dynamic
     """
     with console.hushed():
-        from trainers.evaluate import evaluate_run
+        from trainers.judging.evaluate import evaluate_run
     evaluate_run(run, split, data, ngram, force, dynamic)
 
 
@@ -131,7 +131,7 @@ def samples(
       python -m trainers samples runs/names --temperatures 0.5,1 --texts 5000
     """
     with console.hushed():
-        from trainers.samples import Sweep, sweep_run
+        from trainers.judging.samples import Sweep, sweep_run
     from common.settings import make
 
     try:
@@ -206,7 +206,7 @@ def neurons(
       python -m trainers neurons runs/stdlib --length 1000000 --activations states/
     """
     with console.hushed():
-        from trainers.neurons import Wanted, neurons_run
+        from trainers.neurons.neurons import Wanted, neurons_run
     if (layer is None) != (unit is None):
         raise click.BadParameter("--layer and --unit go together")
     place = None if layer is None or unit is None else (layer, unit)
@@ -236,7 +236,7 @@ def sample(
       python -m trainers sample runs/stdlib --prompt "def " --temperature 0.5
     """
     with console.hushed():
-        from trainers.generate import sample_run
+        from trainers.sampling.sampler import sample_run
     if not all(map(math.isfinite, (temperature, top_p, repetition_penalty))):
         raise click.BadParameter("a temperature, --top-p and --repetition-penalty are finite numbers")
     start, end = os.fsencode(prompt), os.fsencode(stop)  # as they were typed, whatever their encoding
@@ -269,7 +269,7 @@ def plot(runs: tuple[Path, ...], out: Path, x: Literal["step", "epoch", "seconds
     Example:
       python -m trainers plot runs/stdlib runs/wide --x seconds --out curves.png
     """
-    from trainers.plot import plot
+    from trainers.judging.plot import plot
 
     plot(runs, out, x)
 

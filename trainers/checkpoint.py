@@ -30,8 +30,8 @@ from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab
 from trainers import metrics
 from trainers.config import ModelConfig, RunConfig
-from trainers.devices import default_precision
-from trainers.model import CharRNN
+from trainers.model.char_rnn import CharRNN
+from trainers.training.devices import default_precision
 
 FORMAT_VERSION = 2
 

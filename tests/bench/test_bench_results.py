@@ -16,7 +16,7 @@ from common.errors import StageError
 from common.files import write_json
 from pipeline.manifest import Manifest
 from trainers import checkpoint
-from trainers.devices import Devices
+from trainers.training.devices import Devices
 
 
 @pytest.fixture

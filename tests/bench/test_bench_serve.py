@@ -21,7 +21,7 @@ from bench.peers import Size
 from bench.served import Exported, StandIn, export
 from bench.soak import Found, Hostile, Request
 from common.errors import StageError
-from export.signatures import INPUTS
+from export.serve.signatures import INPUTS
 
 TINY = Size(2, 8)
 

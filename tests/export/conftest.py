@@ -3,25 +3,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_model
 import pytest
 import serving
-import tensorflow as tf
+from once import once
 
-from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import Manifest
 from pipeline.vocab import char_vocab
-from trainers import checkpoint
-from trainers.checkpoint import Run
-from trainers.config import RunConfig
-from trainers.devices import Devices
-from trainers.loop import Training
 
 TEXT = b"def spam(eggs):\n    return eggs * 2\n\n\n" * 10
 
 
 def trained(folder: Path, manifest: Manifest, model: dict[str, Any], total: int) -> Path:
     """A run on the data set `data` beside its folder, of so many steps."""
+    import tensorflow as tf
+
+    from pipeline.lanes import windows_per_epoch
+    from trainers import checkpoint
+    from trainers.checkpoint import Run
+    from trainers.config import RunConfig
+    from trainers.training.devices import Devices
+    from trainers.training.loop import Training
+
     train = {"lanes": 4, "window": 5, "learning_rate": 0.05, "sample": 0}
     config = RunConfig.from_tables(model, train, "test")
     data = folder.parent / "data"
@@ -36,19 +38,25 @@ def trained(folder: Path, manifest: Manifest, model: dict[str, Any], total: int)
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
     """A small run, trained for a few steps: 2 layers of 9 units."""
-    folder = tmp_path_factory.mktemp("exported")
-    manifest = make_data(folder / "data", 1000, train=TEXT, val=TEXT[:100])
-    return trained(folder / "tiny", manifest, {"units": 9}, total=12)
+
+    def make(folder: Path) -> None:
+        manifest = make_data(folder / "data", 1000, train=TEXT, val=TEXT[:100])
+        trained(folder / "tiny", manifest, {"units": 9}, total=12)
+
+    return once(tmp_path_factory, "exported", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
 def documents_run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
     """The same of names in characters: a document is a line, and U+FFFD stands for the unknown."""
-    folder = tmp_path_factory.mktemp("documents")
-    text = "Анна\nZoë\nĐorđe\nあい\n".encode() * 10
-    vocab = char_vocab(Counter(text.decode()), end="newline", replace=True)
-    manifest = make_data(folder / "data", 50, vocab, train=text, val=text)
-    return trained(folder / "names", manifest, {"units": 9}, total=10)
+
+    def make(folder: Path) -> None:
+        text = "Анна\nZoë\nĐorđe\nあい\n".encode() * 10
+        vocab = char_vocab(Counter(text.decode()), end="newline", replace=True)
+        manifest = make_data(folder / "data", 50, vocab, train=text, val=text)
+        trained(folder / "names", manifest, {"units": 9}, total=10)
+
+    return once(tmp_path_factory, "documents", make) / "names"
 
 
 OTHERS = {
@@ -63,15 +71,19 @@ def other_run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]
 ) -> Path:
     """Runs of the other cells, with an embedding and norms, over an odd number of characters, a few steps old."""
-    folder = tmp_path_factory.mktemp("others")
-    vocab = char_vocab(Counter(TEXT.decode()))
-    manifest = make_data(folder / "data", 50, vocab, train=TEXT, val=TEXT[:100])
-    return trained(folder / request.param, manifest, OTHERS[request.param], total=5)
+
+    def make(folder: Path) -> None:
+        manifest = make_data(folder / "data", 50, char_vocab(Counter(TEXT.decode())), train=TEXT, val=TEXT[:100])
+        trained(folder / request.param, manifest, OTHERS[request.param], total=5)
+
+    return once(tmp_path_factory, f"other {request.param}", make) / request.param
 
 
 @pytest.fixture(scope="session")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base path of the fake model, versions 1 and 2."""
+    import fake_model
+
     return fake_model.write(tmp_path_factory.mktemp("served") / "fake", 1, 2)
 
 

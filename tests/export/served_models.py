@@ -1,5 +1,6 @@
 """Small models as they are served, asked row by row; and what they should answer, worked out slowly."""
 
+import fcntl
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,14 @@ import numpy.typing as npt
 import tensorflow as tf
 from serving_stand_in import Loaded
 
-from export import saved_model
-from export.signatures import DTYPES, INPUTS, Served
+from export.serve import saved_model
+from export.serve.signatures import DTYPES, INPUTS, Served
 from pipeline.vocab import Vocab
-from trainers import checkpoint, draw
+from trainers import checkpoint
 from trainers.config import ModelConfig
-from trainers.generate import MEMORY, Limits, Sampler
-from trainers.model import CharRNN
+from trainers.model.char_rnn import CharRNN
+from trainers.sampling import draw
+from trainers.sampling.sampler import MEMORY, Limits, Sampler
 
 Row = dict[str, Any]
 Columns = dict[str, npt.NDArray[Any]]
@@ -103,7 +105,8 @@ class Exported(Model):
 def exported(run: Path) -> Exported:
     """A run as `python -m export savedmodel` writes it, without the proof: that takes a process, and is tested."""
     base = run.parent / "served" / run.name
-    with mock.patch.object(saved_model, "prove"):
+    with (run.parent / "export.lock").open("w") as lock, mock.patch.object(saved_model, "prove"):
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the run is shared by the workers of the test run, and so is this
         saved_model.export_saved_model(run, base, version=1, force=False, limits=LIMITS)
     opened = checkpoint.read_run(run)
     return Exported(Sampler(checkpoint.load_model(opened), opened.vocab, LIMITS), base)

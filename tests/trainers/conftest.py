@@ -4,26 +4,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
-
-from trainers.config import ModelConfig
-from trainers.devices import Devices
-from trainers.model import CharRNN
-
-MakeModel = Callable[..., CharRNN]
 
 
 @pytest.fixture
-def rng(request: pytest.FixtureRequest) -> np.random.Generator:
-    """Fresh inputs at each run; the seed is printed with a failure."""
+def rng() -> np.random.Generator:
+    """Fresh inputs on each run; pytest shows the seed with a failure."""
     seed = int(np.random.default_rng().integers(2**31))
     print(f"rng seed {seed}")
     return np.random.default_rng(seed)
 
 
 @pytest.fixture(scope="session")
-def make_model() -> MakeModel:
+def make_model() -> Callable[..., Any]:
     """make_model(units, layers, vocab, seed, and any setting of ModelConfig)."""
+    from trainers.config import ModelConfig
+    from trainers.model.char_rnn import CharRNN
 
     def make(units: int = 7, layers: int = 2, vocab: int = 11, seed: int = 1, **settings: Any) -> CharRNN:
         return CharRNN(ModelConfig(units=units, layers=layers, **settings), vocab, seed)
@@ -32,10 +27,13 @@ def make_model() -> MakeModel:
 
 
 @pytest.fixture(scope="session")
-def on() -> Callable[..., Devices]:
-    """on(replicas, towers): devices without the once-a-process set-up of trainers.devices.prepare."""
+def on() -> Callable[..., Any]:
+    """on(replicas, towers): devices without the once-a-process set-up of trainers.training.devices.prepare."""
+    import tensorflow as tf
 
-    @functools.cache  # strategies over the same devices share the numbers of their collective ops: one each a process
+    from trainers.training.devices import Devices
+
+    @functools.cache  # strategies over the same devices share the numbers of their collective ops: one per process
     def strategy(replicas: int) -> tf.distribute.Strategy:
         return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
 

@@ -15,15 +15,16 @@ from common.errors import StageError, Stopped, UsageError
 from common.files import only_one, write_json
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab, byte_vocab
-from trainers import checkpoint, loop
+from trainers import checkpoint
 from trainers.checkpoint import Run, Since, State
 from trainers.config import ModelConfig, RunConfig
-from trainers.devices import Devices
-from trainers.evaluate import Score
-from trainers.loop import Options, Training
-from trainers.loop import train as train_command
-from trainers.model import CharRNN
-from trainers.optimizer import make_optimizer
+from trainers.judging.evaluate import Score
+from trainers.model.char_rnn import CharRNN
+from trainers.training import loop
+from trainers.training.devices import Devices
+from trainers.training.loop import Options, Training
+from trainers.training.loop import train as train_command
+from trainers.training.optimizer import make_optimizer
 
 On = Callable[..., Devices]
 

@@ -11,21 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from javascript import CHROMIUM, node
 
-from export import page
-from export.lite import Wanted, export_lite
-from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import Manifest
 from pipeline.vocab import char_vocab
-from trainers import checkpoint
-from trainers.checkpoint import Run
-from trainers.config import RunConfig
-from trainers.devices import Devices
-from trainers.generate import sample_run
-from trainers.loop import Training
-from trainers.model import CharRNN
 
 ALLOWED = {"int8-dynamic": 1.0}  # that small, what it loses is chance
 PROSE = "The café said “no”, and the naïve cat said nothing; 那是猫. Then it slept.\n".encode() * 40
@@ -42,6 +31,15 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(folder: Path, manifest: Manifest, model: dict[str, Any]) -> Path:
+    import tensorflow as tf
+
+    from pipeline.lanes import windows_per_epoch
+    from trainers import checkpoint
+    from trainers.checkpoint import Run
+    from trainers.config import RunConfig
+    from trainers.training.devices import Devices
+    from trainers.training.loop import Training
+
     train = {"lanes": 8, "window": 25, "learning_rate": 0.02, "sample": 0, "precision": "float32"}
     config = RunConfig.from_tables(model, train, "test")
     run = checkpoint.open_run(Run(folder, config, manifest.vocab, folder.parent / "data", manifest.data_sha256))
@@ -70,6 +68,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Mani
 
 @pytest.fixture(scope="session")
 def site(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from export.lite.lite import Wanted, export_lite
+    from export.web import build as page
+
     folder = tmp_path_factory.mktemp("site")
     prose, names = (folder / "devices" / name for name in ("prose", ODD))
     export_lite(runs["prose"], prose, Wanted(("float32", "int8-dynamic"), ALLOWED), data=None, force=False)
@@ -83,7 +84,7 @@ def site(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def served(site: Path) -> Iterator[str]:
     """The address at which the command serves the page."""
-    program = "import sys; from pathlib import Path; from export.page import serve; serve(Path(sys.argv[1]), 0)"
+    program = "import sys; from pathlib import Path; from export.web.build import serve; serve(Path(sys.argv[1]), 0)"
     with subprocess.Popen([sys.executable, "-c", program, str(site)], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         yield server.stdout.readline().split()[0]
@@ -93,6 +94,7 @@ def served(site: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def cases(runs: dict[str, Path], site: Path, served: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the checkpoints write and hold, for the page to be compared with."""
+    from trainers.sampling.sampler import sample_run
 
     def written(run: str, prompt: str, length: int, **options: Any) -> str:
         asked = {"temperature": 0.0, "seed": 1} | options
@@ -117,8 +119,12 @@ def cases(runs: dict[str, Path], site: Path, served: str, tmp_path_factory: pyte
 
 def inside(folder: Path, text: str) -> dict[str, Any]:
     """What the checkpoint holds along a text, tanh(c) [ids, layers, units], and what it expects, [ids, symbols]."""
+    import tensorflow as tf
+
+    from trainers import checkpoint
+
     run = checkpoint.read_run(folder)
-    model: CharRNN = checkpoint.load_model(run)
+    model = checkpoint.load_model(run)
     carry, ids = model.initial_carry(1), run.vocab.prompt_ids(text.encode()).tolist()
     held, expected = [], []
     for token in ids:

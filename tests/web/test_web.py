@@ -11,7 +11,7 @@ import tensorflow as tf
 from javascript import names, results, settle
 
 from pipeline.vocab import byte_vocab, char_vocab
-from trainers import draw
+from trainers.sampling import draw
 
 HERE = Path(__file__).parent
 

@@ -8,7 +8,7 @@ import pytest
 from javascript import CHROMIUM, names, node, results, settle
 
 from pipeline.vocab import byte_vocab
-from trainers.neurons_page import Excerpt, Page, write_page
+from trainers.neurons.page import Excerpt, Page, write_page
 
 SCRIPT = Path(__file__).parent / "neurons.test.mjs"
 TEXT = 'aé "b</script>" c\ndf{{ e }}\xff\n g'

@@ -1,4 +1,4 @@
-// Random numbers as trainers/draw.py has them, so that a seed's text is the terminal's: Philox4x32-10 (Salmon et al.
+// Random numbers as trainers/sampling/draw.py has them, so that a seed's text is the terminal's: Philox4x32-10 (Salmon et al.
 // 2011, "Parallel random numbers: as easy as 1, 2, 3") under the seed as its key.
 
 const MULTIPLIERS = [0xd2511f53n, 0xcd9e8d57n];

@@ -1,4 +1,4 @@
-// Drawing a character from logits: trainers/draw.py, for one row. Temperature, then top-k, then top-p among what is left.
+// Drawing a character from logits: trainers/sampling/draw.py, for one row. Temperature, then top-k, then top-p among what is left.
 
 /**
  * How a character is drawn.

@@ -1,0 +1,1 @@
+"""A client of TF Serving over gRPC that does not import TensorFlow."""

@@ -1,0 +1,1 @@
+"""The .tflite files for devices: conversion, quality checks and the runner."""

@@ -1,0 +1,181 @@
+"""Text from a .tflite with NumPy and ai_edge_litert, no TensorFlow: what an application on a device does.
+
+Legend: L layers, S states of a cell (2 of an LSTM, else 1), H units, V vocabulary, N steps of a counter; batch 1
+throughout.
+"""
+
+import collections
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert.interpreter import Interpreter
+
+from common import console
+from common.errors import StageError, UsageError
+from export.lite.file import unseal
+from pipeline.vocab import Vocab
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+GREEDY = 1e-3  # this, MEMORY and LARGEST as in trainers: temperatures below take the likeliest character
+MEMORY = 64  # the characters that the repetition penalty looks back on
+LARGEST = 1e18  # what a penalty may make of a logit
+BLOCK = 256  # steps of Philox's counter at a time: of four random numbers each
+WORD, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+FORMS = {"step": {"token", "carry"}, "prefill": {"tokens", "carry"}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a text is drawn. Raises UsageError for numbers that no text could be drawn by.
+
+    temperature: 0 is the likeliest text, 1 the model's own. seed: the same one, the same text, and the text that
+    `trainers sample` draws, as far as the logits round alike. top_k: 0: all. stop: empty: none.
+    """
+
+    temperature: float = 0.8
+    seed: int = 1
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    stop: bytes = b""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "temperature: a finite number, 0 (greedy) or more": 0 <= self.temperature < math.inf,
+            "seed: an integer of 64 bits": -(1 << 63) <= self.seed < 1 << 63,
+            "top_k: 0 (all) or more": self.top_k >= 0,
+            "top_p: more than 0, at most 1 (all)": 0 < self.top_p <= 1,
+            "repetition_penalty: a finite number above 0": 0 < self.repetition_penalty < math.inf,
+        }
+        for rule, kept in rules.items():
+            if not kept:
+                raise UsageError(f"{rule}, got {getattr(self, rule.partition(':')[0])}")
+
+
+class LiteModel:
+    """A .tflite of this project. Raises StageError for a file that is damaged or is another thing.
+
+    about: what its vocab.json says. window: the tokens that one call of `prefill` reads.
+    """
+
+    def __init__(self, path: Path, threads: int = 1):
+        flatbuffer, self.about = unseal(path)
+        try:
+            self.vocab = Vocab.from_json(self.about["vocab"])
+            with console.hushed():
+                self._interpreter = Interpreter(model_content=flatbuffer, num_threads=threads)
+                self._interpreter.allocate_tensors()
+                self._step, self._prefill = (self._interpreter.get_signature_runner(name) for name in FORMS)
+            self.shape = tuple(self._step.get_input_details()["carry"]["shape"].tolist())
+            self.window = int(self._prefill.get_input_details()["tokens"]["shape"][0])
+            _, V = self._step.get_output_details()["logits"]["shape"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise StageError(f"{path} is no model that can be run: {error}") from None
+        if self.vocab.size != V:
+            raise StageError(f"{path} is of another vocabulary: {V} logits, {self.vocab.size} symbols")
+
+    def initial_carry(self) -> Floats:
+        """Zeros [1, L, S, H]."""
+        return np.zeros(self.shape, np.float32)
+
+    def step(self, token: int, carry: Floats) -> tuple[Floats, Floats]:
+        """One character in: logits_V of the next one, and the next carry."""
+        outputs = self._step(token=np.array([token], np.int32), carry=carry)
+        return outputs["logits"][0], outputs["carry"]
+
+    def read(self, ids: npt.ArrayLike, carry: Floats) -> tuple[Floats, Floats]:
+        """Several characters in, one or more: what `step` gives after the last of them."""
+        ids = np.asarray(ids, np.int32)
+        whole = len(ids) - len(ids) % self.window
+        for start in range(0, whole, self.window):
+            outputs = self._prefill(tokens=ids[start : start + self.window], carry=carry)
+            logits_V, carry = outputs["logits"][0], outputs["carry"]
+        for token in ids[whole:]:
+            logits_V, carry = self.step(int(token), carry)
+        return logits_V, carry
+
+    def generate(self, prompt: bytes, length: int, sampling: Sampling = Sampling()) -> bytes:
+        """Continues `prompt` by `length` characters, or to the stop, or to the end of its document."""
+        return b"".join(self.stream(prompt, length, sampling))
+
+    def stream(self, prompt: bytes, length: int, sampling: Sampling = Sampling()) -> Iterator[bytes]:
+        """`generate`, a character at a time; nothing is given out that may be the beginning of the stop.
+
+        Raises StageError for a prompt, or a stop, that the vocabulary does not have.
+        """
+        prompt_ids, stop = self.vocab.encode(prompt).tolist(), self.vocab.encode(sampling.stop).tolist()
+        random, recent = uniforms(sampling.seed), collections.deque(prompt_ids, MEMORY)
+        logits_V, carry = self.read(self.vocab.prompt_ids(prompt), self.initial_carry())
+        held: list[int] = []  # drawn, and not yet given out
+        for _ in range(length):
+            token = choose(logits_V, sampling, recent, next(random))
+            if token == self.vocab.end_id:
+                break
+            recent.append(token)
+            held.append(token)
+            if stop and held[-len(stop) :] == stop:
+                held = held[: -len(stop)]
+                break
+            while len(held) >= max(len(stop), 1):
+                yield self.vocab.decode([held.pop(0)])
+            logits_V, carry = self.step(token, carry)
+        yield self.vocab.decode(held)
+
+
+def choose(logits_V: Floats, sampling: Sampling, recent: Iterable[int], uniform: float) -> int:
+    """Draws an id, as trainers.sampling.draw does: the penalty on the logits, then temperature, then top-k, then top-p
+    among what is left."""
+    scaled_V = logits_V.astype(np.float64)
+    if sampling.repetition_penalty != 1:
+        scaled_V = penalised(scaled_V, recent, sampling.repetition_penalty)
+    if sampling.temperature < GREEDY:
+        return int(np.argmax(scaled_V))
+    scaled_V /= sampling.temperature
+    if sampling.top_k or sampling.top_p < 1:
+        scaled_V = narrowed(scaled_V, sampling.top_k, sampling.top_p)
+    cumulated_V = np.cumsum(np.exp(scaled_V - scaled_V.max()))
+    return int(np.searchsorted(cumulated_V, uniform * cumulated_V[-1], side="right"))
+
+
+def penalised(logits_V: Doubles, recent: Iterable[int], penalty: float) -> Doubles:
+    """Makes recent ids less likely: their logits are divided by the penalty, or multiplied where negative."""
+    ids, changed_V = sorted(set(recent)), logits_V.copy()
+    changed = np.where(logits_V[ids] > 0, logits_V[ids] / penalty, logits_V[ids] * penalty)
+    changed_V[ids] = np.clip(changed, -LARGEST, LARGEST)
+    return changed_V
+
+
+def narrowed(scaled_V: Doubles, top_k: int, top_p: float) -> Doubles:
+    """The logits with -inf where they are not among the `top_k` largest, or not among the fewest that have `top_p` of
+    their probability between them. What is as likely as the last that stays, stays."""
+    sorted_V = np.sort(scaled_V)[::-1][: top_k or None]
+    if top_p < 1:
+        weights = np.exp(sorted_V - sorted_V[0])
+        before = np.cumsum(weights / weights.sum()) - weights / weights.sum()
+        sorted_V = sorted_V[: max(int(np.sum(before < top_p)), 1)]
+    return np.where(scaled_V >= sorted_V[-1], scaled_V, -np.inf)
+
+
+def uniforms(seed: int) -> Iterator[float]:
+    """The numbers in [0, 1) that trainers.sampling.draw.uniforms makes of a seed, one after another."""
+    for first in itertools.count(0, BLOCK):
+        yield from philox(seed, first, BLOCK).ravel().tolist()
+
+
+def philox(key: int, first: int, count: int) -> Doubles:
+    """Philox4x32-10 (Salmon et al. 2011) at the counters from `first` on: numbers_Nx4 in [0, 1), of 23 bits each."""
+    counter_N = np.arange(first, first + count, dtype=np.uint64)
+    a, b, c, d = counter_N & WORD, counter_N >> HALF, 0 * counter_N, 0 * counter_N
+    low, high = (np.uint64(key >> shift & 0xFFFFFFFF) for shift in (0, 32))
+    for _ in range(10):
+        left, right = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
+        a, b, c, d = (right >> HALF) ^ b ^ low, right & WORD, (left >> HALF) ^ d ^ high, left & WORD
+        low, high = (low + np.uint64(0x9E3779B9)) & WORD, (high + np.uint64(0xBB67AE85)) & WORD
+    return (np.stack([a, b, c, d], 1) & np.uint64(0x7FFFFF)) / 2.0**23

@@ -1,0 +1,1 @@
+"""SavedModels for TF Serving, proven in a fresh process, with the files a server starts from."""

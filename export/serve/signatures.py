@@ -1,0 +1,123 @@
+"""What a served model answers to: the signatures, by name. Every input has one entry a row [B], every output B rows.
+
+    serving_default   prompt, length, temperature, seed
+                      -> text (valid UTF-8), text_bytes (as drawn), n_chars, log_prob, finish_reason
+    generate          and top_k, top_p, repetition_penalty, stop
+    score             text -> nats, n_chars, bits_per_char, error
+    score_chars       text -> log_probs [B, longest], and what score gives
+    start             prompt -> carry_bytes, logits [B, vocabulary], error
+    continue          carry_bytes, and what generate takes
+                      -> what generate gives, carry_bytes, n_back (bytes of the stop at the end of earlier pieces)
+    neurons           text, layer -> h [B, longest, units], c of an LSTM, n_chars, error
+    info              ignored (a batching server refuses a call without inputs) -> info (JSON)
+
+finish_reason is length, stop (which the end of a document is too), or "error: …"; error is "error: …", or empty. A text
+without an answer is empty, a number 0. BUILD.md tells what each input may be.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from trainers.sampling.sampler import Asked, Sampler, Written
+
+DTYPES = {
+    "prompt": tf.string,
+    "length": tf.int32,
+    "temperature": tf.float32,
+    "seed": tf.int64,
+    "top_k": tf.int32,
+    "top_p": tf.float32,
+    "repetition_penalty": tf.float32,
+    "stop": tf.string,
+    "carry_bytes": tf.string,
+    "text": tf.string,
+    "layer": tf.int32,
+    "ignored": tf.string,
+}
+BASIC = ("prompt", "length", "temperature", "seed")
+OPTIONS = ("top_k", "top_p", "repetition_penalty", "stop")
+INPUTS = {
+    "serving_default": BASIC,
+    "generate": (*BASIC, *OPTIONS),
+    "score": ("text",),
+    "score_chars": ("text",),
+    "start": ("prompt",),
+    "continue": ("carry_bytes", *BASIC, *OPTIONS),
+    "neurons": ("text", "layer"),
+    "info": ("ignored",),
+}
+
+Answer = dict[str, tf.Tensor]
+
+
+class Served(tf.Module):
+    """The signatures over a model's weights, which a saved module holds as its sampler has laid them out.
+
+    info: the JSON that `info` answers with.
+    """
+
+    def __init__(self, sampler: Sampler, info: str):
+        super().__init__(name="served")
+        self.sampler, self.info = sampler, info
+        self.weights = tf.nest.flatten(sampler.laid)  # tracked: what variables/ will hold
+        self.functions = {name: self._traced(name) for name in INPUTS}
+
+    def answer(self, signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Runs a signature on lists, without the detour over a file. Gives NumPy arrays."""
+        columns = (tf.constant(inputs[name], DTYPES[name]) for name in INPUTS[signature])
+        return {name: value.numpy() for name, value in self.functions[signature](*columns).items()}
+
+    def _traced(self, name: str) -> Callable[..., Answer]:
+        specs = [tf.TensorSpec([None], DTYPES[column], column) for column in INPUTS[name]]
+        return tf.function(getattr(self, f"_{name}"), input_signature=specs, autograph=False)
+
+    def _serving_default(self, *basic: tf.Tensor) -> Answer:
+        return _written(self.sampler.generate(Asked(*basic)))
+
+    def _generate(self, *columns: tf.Tensor) -> Answer:
+        return _written(self.sampler.generate(Asked(*columns)))
+
+    def _continue(self, carry_B: tf.Tensor, *columns: tf.Tensor) -> Answer:
+        written, carry_B = self.sampler.go_on(carry_B, Asked(*columns))
+        return {**_written(written), "carry_bytes": carry_B, "n_back": written.n_back}
+
+    def _start(self, prompt_B: tf.Tensor) -> Answer:
+        carry_B, logits_BxV, error_B = self.sampler.start(prompt_B)
+        return {"carry_bytes": carry_B, "logits": logits_BxV, "error": error_B}
+
+    def _score(self, text_B: tf.Tensor) -> Answer:
+        answer = self._score_chars(text_B)
+        del answer["log_probs"]
+        return answer
+
+    def _score_chars(self, text_B: tf.Tensor) -> Answer:
+        log_prob_BxP, count_B, error_B = self.sampler.score(text_B)
+        nats_B = tf.abs(tf.reduce_sum(log_prob_BxP, axis=1))  # none is above 0; of nothing 0, not -0
+        bits_B = tf.math.divide_no_nan(nats_B, math.log(2) * tf.cast(count_B, tf.float32))
+        return {
+            "log_probs": log_prob_BxP,
+            "nats": nats_B,
+            "n_chars": count_B,
+            "bits_per_char": bits_B,
+            "error": error_B,
+        }
+
+    def _neurons(self, text_B: tf.Tensor, layer_B: tf.Tensor) -> Answer:
+        states, count_B, error_B = self.sampler.neurons(text_B, layer_B)
+        return {**dict(zip("hc", states, strict=False)), "n_chars": count_B, "error": error_B}
+
+    def _info(self, ignored_B: tf.Tensor) -> Answer:
+        # Rows above a call's most are empty: many of nothing would be gigabytes of this.
+        row_B = tf.range(tf.shape(ignored_B)[0])
+        return {"info": tf.where(row_B < self.sampler.limits.rows, self.info, "")}
+
+
+def _written(written: Written) -> Answer:
+    # A character cut in two, as a prompt may end within one, is U+FFFD in what must be valid.
+    text_B = tf.strings.unicode_transcode(written.text_bytes, "UTF-8", "UTF-8")
+    answer = {"text": text_B, **written._asdict()}
+    del answer["n_back"]
+    return answer

@@ -1,0 +1,1 @@
+"""The static page that runs a .tflite in a browser."""

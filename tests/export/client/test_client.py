@@ -1,0 +1,703 @@
+"""The client, against a real gRPC server: TF Serving or what stands in for it, with a model known by heart."""
+
+import base64
+import datetime
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from fake_model import BOOK, LONGEST, written
+from grpc import StatusCode
+from serving import Server
+from serving_stand_in import Batching, StandIn, serving
+
+from common import console
+from common.errors import StageError, UsageError
+from export.__main__ import cli
+from export.client import protos
+from export.client.client import (
+    Carry,
+    Client,
+    Continued,
+    Generated,
+    Score,
+    ServingError,
+    Signature,
+    TensorInfo,
+    Tls,
+    Version,
+)
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with Client(*server) as client:
+        yield client
+
+
+# Tensors.
+
+TENSORS = [
+    np.array([b"a", b"", b"ends in NUL\x00", "é".encode() * 300], object),
+    np.array([[1, -1, 2**31 - 1], [0, 0, -(2**31)]], np.int32),
+    np.array([2**63 - 1, -(2**63), 0], np.int64),
+    np.array([[[0.1, np.inf], [-0.0, 3e-40]]], np.float32),
+    np.array([], np.float32),
+    np.array([], object),
+    np.array(7, np.int64),
+    np.array([5, 5, 5, 5], np.int32),
+]
+
+
+@pytest.mark.parametrize("array", TENSORS, ids=lambda array: f"{array.dtype}{array.shape}")
+def test_arrays_are_tensors_as_tensorflow_makes_them(array: Any) -> None:
+    for got in (
+        tf.make_ndarray(protos.to_tensor(array)),
+        protos.from_tensor(protos.to_tensor(array)),
+        protos.from_tensor(tf.make_tensor_proto(array)),
+    ):
+        assert (got.dtype, got.shape, got.tolist()) == (array.dtype, array.shape, array.tolist())
+
+
+def test_a_list_of_values_may_end_early() -> None:
+    proto = tf.make_tensor_proto([1.0, 2.0, 3.0, 4.0])
+    proto.tensor_content = b""
+    assert protos.from_tensor(proto).tolist() == [0, 0, 0, 0]
+    proto.float_val.extend([1.5, 2.5])
+    assert protos.from_tensor(proto).tolist() == tf.make_ndarray(proto).tolist() == [1.5, 2.5, 2.5, 2.5]
+    words = tf.make_tensor_proto([b"a", b"b", b"b"])
+    del words.string_val[1:]
+    assert protos.from_tensor(words).tolist() == [b"a", b"a", b"a"]
+
+
+def test_another_type_of_tensor_is_refused() -> None:
+    with pytest.raises(StageError, match="one of string, int32, int64, float32, got DT_BOOL"):
+        protos.from_tensor(tf.make_tensor_proto([True]))
+    with pytest.raises(StageError, match="one of string, int32, int64, float32, got float64"):
+        protos.to_tensor(np.array([0.5]))
+
+
+# In this process TensorFlow came first.
+LATER = """
+import sys
+from export.client import client, protos
+
+assert "tensorflow" not in sys.modules
+assert not any(name.startswith(("tensorflow.python", "keras")) for name in sys.modules)
+import numpy as np
+
+words = np.array([b"a", b"b"], object)
+proto = protos.to_tensor(words)
+import tensorflow as tf
+
+assert tf.constant([1, 2]).numpy().tolist() == [1, 2]
+assert tf.make_ndarray(proto).tolist() == [b"a", b"b"]
+assert protos.from_tensor(tf.make_tensor_proto([b"c"])).tolist() == [b"c"]
+from tensorflow.core.framework import tensor_pb2
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+assert isinstance(proto, tensor_pb2.TensorProto)
+predict_pb2.PredictRequest().inputs["x"].CopyFrom(tf.make_tensor_proto([1.5]))
+assert not hasattr(tf, "core"), "a name that TensorFlow takes back itself"
+print("well")
+"""
+
+
+def test_the_client_needs_no_tensorflow_and_leaves_it_whole() -> None:
+    done = subprocess.run([sys.executable, "-c", LATER], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "well\n", done.stderr
+
+
+# Text.
+
+
+def test_a_prompt_is_continued(client: Client) -> None:
+    drawn = written(3, b"ab", 20)
+    text, log_prob = drawn.decode(errors="replace"), float(np.float32(-1100.8))
+    assert client.generate("ab", 20, seed=3) == Generated(text, drawn, 20, log_prob, "length")
+    assert client.generate(b"ab", 20, seed=3, temperature=0.5, top_k=7, top_p=0.25, repetition_penalty=2).log_prob == (
+        -(0.5 + 70 + 25 + 2000)
+    )
+    cut = drawn.partition(b"Zo")[0]
+    assert client.generate("ab", 20, seed=3, stop="Zo") == Generated(cut.decode(), cut, len(cut), log_prob, "stop")
+    assert client.generate().text_bytes == written(1, b"", 500)
+
+
+def test_each_of_a_list_has_settings_of_its_own_and_a_bad_one_spoils_no_other(client: Client) -> None:
+    got = client.generate(["ab", "é", ""], [20, LONGEST + 1, 5], seed=[3, 4, 5], temperature=0.5, stop=["", "", "s"])
+    error = f"error: the length must be 0 to 4096, got {LONGEST + 1}"
+    first, third = written(3, b"ab", 20), written(5, b"", 5).partition(b"s")[0]
+    assert got == [
+        Generated(first.decode(errors="replace"), first, 20, -1100.5, "length"),
+        Generated("", b"", 0, -1100.5, error),
+        Generated(third.decode(errors="replace"), third, len(third), -1100.5, "stop"),
+    ]
+    assert [row.error for row in got] == ["", error.removeprefix("error: "), ""]
+    assert client.generate([b"ab"], 20, seed=[3]) == [client.generate("ab", 20, seed=3)]
+    with pytest.raises(StageError, match=r"the model 'fake' at \S+ refuses: the length must be 0 to 4096, got 5000"):
+        client.generate("", 5000)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 128])
+@pytest.mark.parametrize(
+    "stop", ["", "THE END", "END", "THE THE", ".\nÄ", "あ", "\n", "Zoë' — naïve あい words; THE E"]
+)
+@pytest.mark.parametrize("seed", [0, 1, 40])  # 1 begins within a character, 40 in the words ahead of THE END
+def test_a_stream_is_what_one_call_writes(client: Client, piece: int, stop: str, seed: int) -> None:
+    for length in (0, 1, 46, 150):
+        asked = client.generate("", length, seed=seed, stop=stop)
+        pieces = list(client.stream("", length, seed=seed, stop=stop, piece=piece))
+        assert "".join(pieces) == asked.text
+        assert b"".join(client.stream_bytes("", length, seed=seed, stop=stop, piece=piece)) == asked.text_bytes
+        assert all(pieces)
+
+
+def test_a_stream_comes_in_growing_pieces_and_goes_beyond_one_calls_limit(client: Client) -> None:
+    pieces = list(client.stream_bytes("x", LONGEST + 500, seed=2))
+    assert [len(piece) for piece in pieces] == [8, 16, 32, 64] + [128] * 34 + [124]
+    assert b"".join(pieces) == written(2, b"x", LONGEST + 500)
+    assert [len(piece) for piece in client.stream_bytes("x", 20, piece=3)] == [3] * 6 + [2]
+
+
+@pytest.mark.parametrize(("settings", "end"), [({"seed": 1, "stop": "THE END"}, b"THE END"), ({"seed": -9}, b"\n")])
+def test_nothing_is_asked_for_behind_the_end(fake: Path, settings: dict[str, Any], end: bytes) -> None:
+    """Of a document, where the seed is negative."""
+    weather = Weather()
+    with serving(StandIn(fake), interceptors=[weather]) as target, Client(target, "fake") as client:
+        text = b"".join(client.stream_bytes("", 10_000, **settings))
+    assert text == written(settings["seed"], b"", 10_000).partition(end)[0]
+    assert weather.calls == next(n for n in range(1, 9) if 8 * (2**n - 1) >= len(text + end))
+
+
+def test_a_stream_stays_with_the_version_that_began_it(fake: Path, tmp_path: Path) -> None:
+    base = tmp_path / "fake"
+    shutil.copytree(fake / "1", base / "1")
+    stand_in = StandIn(base)
+    with serving(stand_in) as target, Client(target, "fake") as client:
+        pieces = client.stream_bytes("", 200, piece=50)
+        first = next(pieces)
+        shutil.copytree(fake / "2", base / "2")
+        stand_in.poll()
+        assert client.info()["version"] == 2
+        assert first + b"".join(pieces) == written(1, b"", 200)
+
+
+def test_pieces_by_hand(client: Client) -> None:
+    begun = client.continue_(prompt="ab", length=5, seed=3)
+    drawn = written(3, b"ab", 12)
+    version = begun.carry.version
+    text = drawn[:5].decode(errors="replace")
+    log_prob = float(np.float32(-1100.8))
+    assert begun == Continued(text, drawn[:5], 5, log_prob, "length", Carry(f"2:5:{version}".encode(), version), 0)
+    assert client.continue_(begun.carry, length=7, seed=3).text_bytes == drawn[5:]
+    started = client.start("ab")
+    assert started.logits.tolist() == [0, 0, 1, 0]
+    assert client.continue_(started.carry, length=12, seed=3).text_bytes == drawn
+    with pytest.raises(StageError, match="refuses: the prompt is too long"):
+        client.start("a" * 5000)
+    with pytest.raises(StageError, match="refuses: the carry is another version's: 9"):
+        client.continue_(Carry(b"0:0:9", version))
+
+
+@pytest.mark.parametrize(
+    ("carry", "prompt", "length", "expected"),
+    [
+        (b"0:0:2", "", 5, (b"; THE", 0, "length", b"0:5:2")),
+        (b"0:5:2", "", 3, (b" EN", 0, "length", b"0:8:2")),
+        (b"0:8:2", "", 9, (b"", 6, "stop", b"0:9:2")),
+        (b"0:1:2", "", 9, (b" ", 0, "stop", b"0:9:2")),
+        (b"0:9:2", "", 4, (b" of ", 0, "length", b"0:13:2")),
+        (b"0:4:2", "E", 4, (b" END", 0, "length", b"5:4:2")),  # no stop begins ahead of a prompt
+    ],
+)
+def test_pieces_tell_how_much_of_a_stop_is_in_earlier_ones(
+    client: Client, carry: bytes, prompt: str, length: int, expected: tuple[bytes, int, str, bytes]
+) -> None:
+    seed = BOOK.index(b"THE END") - 2
+    part = client.continue_(Carry(carry, 2), prompt, length, seed=seed, stop="THE END")
+    assert (part.text_bytes, part.n_back, part.finish_reason, part.carry.data) == expected
+
+
+def test_a_carry_is_answered_by_its_own_version(server: Server) -> None:
+    with Client(*server, version=1) as old, Client(*server) as latest:
+        carry = old.continue_(length=5).carry
+        assert carry == Carry(b"0:5:1", 1)
+        assert latest.continue_(carry, length=5).carry == Carry(b"0:10:1", 1)
+    with Client(*server, label="stable") as stable:
+        assert stable.info()["version"] == 1
+
+
+def test_scores(client: Client) -> None:
+    nats = 2 * np.log(2)
+    one, other = client.score(["abc", "é"]), client.score("abc", characters=True)
+    assert one == [Score(pytest.approx(n * nats), n, 2.0, "") for n in (3, 2)]
+    assert other == Score(pytest.approx(3 * nats), 3, 2.0, "")
+    assert other.log_probs.tolist() == pytest.approx([-nats] * 3)
+    rows = client.score(["abc", "e"], characters=True)
+    assert [len(row.log_probs) for row in rows] == [3, 1]
+    assert [row.error for row in client.score(["", "a"])] == ["nothing to score", ""]
+    with pytest.raises(StageError, match="refuses: nothing to score"):
+        client.score("")
+
+
+def test_neurons(client: Client) -> None:
+    neurons = client.neurons("ab", 1)
+    assert neurons.n_chars == 2
+    assert neurons.h.tolist() == [[110, 111, 112], [120, 121, 122]]
+    assert neurons.c is not None
+    assert neurons.c.tolist() == [[-110, -111, -112], [-120, -121, -122]]
+    with pytest.raises(StageError, match="refuses: there are layers 0 and 1"):
+        client.neurons("ab", 2)
+
+
+def test_what_server_and_model_say_of_themselves(client: Client) -> None:
+    assert client.info() == {"format_version": 1, "unit": "byte", "version": 2, "limits": {"length": LONGEST}}
+    assert client.status() == [Version(1, "AVAILABLE", ""), Version(2, "AVAILABLE", "")]
+    signatures = client.metadata()
+    assert set(signatures) == {
+        *("serving_default", "generate", "continue", "start", "score", "score_chars", "neurons", "info", "total")
+    }
+    rows = (None,)
+    assert signatures["neurons"] == Signature(
+        {"text": TensorInfo("string", rows), "layer": TensorInfo("int32", rows)},
+        {
+            "h": TensorInfo("float32", (None, None, 3)),
+            "c": TensorInfo("float32", (None, None, 3)),
+            "n_chars": TensorInfo("int32", rows),
+            "error": TensorInfo("string", rows),
+        },
+    )
+
+
+# What goes wrong.
+
+TEMPERED: dict[str, Any] = {"temprature": 1.0}
+USAGE: list[tuple[Callable[[Client], object], str]] = [
+    (lambda c: c.generate("", 0.5), "'length': 'float' object cannot be interpreted as an integer, got 0.5"),  # type: ignore[call-overload]
+    (lambda c: c.generate("", 1 << 40), "'length': .* out of bounds for int32"),
+    (lambda c: c.generate("", seed=1 << 64), "'seed': .*, got 18446744073709551616"),
+    (lambda c: c.generate("", temperature="warm"), "'temperature': could not convert string to float"),  # type: ignore[call-overload]
+    (lambda c: c.generate("\ud800"), "'prompt': 'utf-8' codec can't encode"),
+    (lambda c: c.generate(None), "'prompt': 'NoneType' object has no attribute 'encode', got None"),  # type: ignore[call-overload]
+    (
+        lambda c: c.generate("", **TEMPERED),
+        "no setting of sampling is called 'temprature'; there are: temperature, seed",
+    ),
+    (lambda c: c.generate("", seed=[1, 2]), "'seed' is a list, so the text must be one too"),  # type: ignore[call-overload]
+    (lambda c: c.generate(["", ""], seed=[1, 2, 3]), "'seed' must be one for all 2 texts, or one for each, got 3"),
+    (lambda c: c.stream(piece=0), "a piece has one character or more, got 0"),
+    (lambda c: c.stream(piece="x"), "'piece': 'str' object cannot be interpreted as an integer, got 'x'"),  # type: ignore[arg-type]
+    (lambda c: c.stream(stop=None), "'stop': 'NoneType' object has no attribute 'encode', got None"),  # type: ignore[arg-type]
+    (lambda c: c.continue_("x"), r"a carry is the one of a result, such as start\(...\).carry, got a str"),  # type: ignore[arg-type]
+    (lambda c: c.generate(temperature=1e300), "'temperature': overflow encountered in cast, got 1e[+]300"),
+    (lambda c: c.close() or c.status(), r"the client of the model 'fake' at \S+ is closed: make another"),  # type: ignore[func-returns-value]
+    (lambda c: c.stream(length=0.5), "'length': 'float' object"),  # type: ignore[arg-type]
+    (lambda c: c.generate([]), "a list of texts has one or more"),
+    *(
+        (
+            lambda c, target=target: Client(target, "fake"),  # type: ignore[misc]
+            f"a target is host:port, such as localhost:8500, with a port of 1 to 65535, got {re.escape(repr(target))}",
+        )
+        for target in ("localhost", ":8500", "localhost:99999", "localhost:0", "localhost:8500\n")
+    ),
+    (lambda c: Client("a:1", ""), "'model': string should have at least 1 character, got ''"),
+    (lambda c: Client("a:1", "fake", timeout=0), "'timeout': input should be greater than 0, got 0"),
+    (lambda c: Client("a:1", "fake", retries=5), "'retries': input should be less than or equal to 4, got 5"),
+    (lambda c: Client("a:1", "fake", version=1, label="x"), "give a version or a label, not both"),
+]
+
+
+@pytest.mark.parametrize(("ask", "message"), USAGE, ids=[message[:30] for _, message in USAGE])
+def test_what_cannot_be_asked_is_refused_at_once(client: Client, ask: Callable[[Client], object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ask(client)
+
+
+ARRAY = np.array([b"a"], object)
+FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode, str]] = [
+    (
+        "no such model",
+        {"model": "book"},
+        Client.generate,
+        StatusCode.NOT_FOUND,
+        r"{target} serves no model 'book': give the name that it was started with \(Servable not found for request: "
+        r"Latest\(book\)\)",
+    ),
+    (
+        "the status of no model",
+        {"model": "book"},
+        Client.status,
+        StatusCode.NOT_FOUND,
+        r"{target} serves no model 'book': .* \(Could not find any versions of model book\)",
+    ),
+    (
+        "no such version",
+        {"version": 3},
+        Client.generate,
+        StatusCode.NOT_FOUND,
+        r"the model 'fake' at {target} has no version 3; there are: 1 \(AVAILABLE\), 2 \(AVAILABLE\) \(Servable not "
+        r"found for request: Specific\(fake, 3\)\)",
+    ),
+    (
+        "no such label",
+        {"label": "canary"},
+        Client.metadata,
+        StatusCode.INVALID_ARGUMENT,
+        r"the model 'fake' at {target} has no label 'canary': the server's model config file sets them \(Unrecognized "
+        r"servable version label: canary\)",
+    ),
+    (
+        "no such signature",
+        {},
+        lambda client: client.predict("sing", {}),
+        StatusCode.FAILED_PRECONDITION,
+        r"the model 'fake' at {target} has no signature 'sing'; there are: continue, generate, info, neurons, score, "
+        r"score_chars, serving_default, start, total \(Serving signature key \"sing\" not found.\)",
+    ),
+    (
+        "an input too few, another too many",
+        {},
+        lambda client: client.predict("neurons", {"txt": ARRAY}),
+        StatusCode.INVALID_ARGUMENT,
+        r"the model 'fake' at {target} refuses the request \(input size does not match signature: 1!=2 len\({{txt}}\) "
+        r"!= len\({{layer,text}}\). Sent extra: {{txt}}. Missing but required: {{layer,text}}.\)",
+    ),
+    (
+        "an input by another name",
+        {},
+        lambda client: client.predict("score", {"txt": ARRAY}),
+        StatusCode.INVALID_ARGUMENT,
+        r"refuses the request \(Signature input alias: text\(feed name: score_text:0\) not found in request",
+    ),
+    (
+        "an input of another type",
+        {},
+        lambda client: client.predict("score", {"text": np.array([1], np.int64)}),
+        StatusCode.INVALID_ARGUMENT,
+        r"refuses the request \(Expects arg\[0\] to be string but int64 is provided\)",
+    ),
+    (
+        "an answer too large",
+        {"max_message_bytes": 2000},
+        lambda client: client.neurons("a" * 100),
+        StatusCode.RESOURCE_EXHAUSTED,
+        r"a message between the client and {target} is too large: ask for fewer rows or characters, or raise "
+        r"max_message_bytes \(.*CLIENT: Received message larger than max \(\d+ vs. 2000\)\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("what", "settings", "ask", "code", "message"), FAILURES, ids=[row[0] for row in FAILURES])
+def test_a_failure_says_what_to_do(
+    server: Server,
+    what: str,
+    settings: dict[str, Any],
+    ask: Callable[[Client], object],
+    code: StatusCode,
+    message: str,
+) -> None:
+    with (
+        Client(**{**server._asdict(), **settings}) as client,
+        pytest.raises(ServingError, match=message.format(target=server.target)) as failure,
+    ):
+        ask(client)
+    assert failure.value.code == code
+    assert "\n" not in str(failure.value)
+
+
+def test_a_model_of_another_kind_is_named() -> None:
+    client = Client("localhost:1", "fake")
+    client.predict = lambda *inputs: ({"text": np.array([b"a"], object)}, 1)  # type: ignore[method-assign]
+    with pytest.raises(
+        StageError, match=r"the model 'fake' at localhost:1 answers 'generate' without 'text_bytes': it was"
+    ):
+        client.generate()
+
+
+class Weather(grpc.ServerInterceptor):
+    """Stands in front of a server: counts the calls, answers the first ones itself, and takes its time."""
+
+    def __init__(self, first: tuple[StatusCode, ...] = (), seconds: float = 0):
+        self.first, self.seconds, self.calls = first, seconds, 0
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        self.calls += 1
+        if self.calls > len(self.first):
+            time.sleep(self.seconds)
+            return continuation(details)
+        code = self.first[self.calls - 1]
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: context.abort(code, "the weather"))
+
+
+@pytest.mark.parametrize(
+    ("first", "settings", "text", "calls", "code"),
+    [
+        ((StatusCode.UNAVAILABLE,) * 2, {}, "abc", 3, None),
+        ((StatusCode.UNAVAILABLE,) * 2, {}, "abc" * 200_000, 3, None),  # more than gRPC makes again unless told to
+        ((StatusCode.UNAVAILABLE,) * 2, {"retries": 1}, "abc", 2, StatusCode.UNAVAILABLE),
+        ((StatusCode.UNAVAILABLE,) * 2, {"retries": 0}, "abc", 1, StatusCode.UNAVAILABLE),
+        ((StatusCode.UNAVAILABLE,) * 9, {}, "abc", 5, StatusCode.UNAVAILABLE),
+        ((StatusCode.RESOURCE_EXHAUSTED,) * 2, {}, "abc", 1, StatusCode.RESOURCE_EXHAUSTED),
+        ((StatusCode.INTERNAL,) * 2, {}, "abc", 1, StatusCode.INTERNAL),
+    ],
+)
+def test_only_what_is_unavailable_is_asked_again(
+    fake: Path,
+    first: tuple[StatusCode, ...],
+    settings: dict[str, Any],
+    text: str,
+    calls: int,
+    code: StatusCode | None,
+) -> None:
+    weather = Weather(first)
+    with serving(StandIn(fake), interceptors=[weather]) as target, Client(target, "fake", **settings) as client:
+        if code is None:
+            assert client.score(text).n_chars == len(text)
+        else:
+            with pytest.raises(ServingError, match="the weather") as failure:
+                client.score(text)
+            assert failure.value.code == code
+    assert weather.calls == calls
+
+
+def test_no_call_takes_longer_than_it_may(fake: Path) -> None:
+    weather = Weather(seconds=1.0)
+    with serving(StandIn(fake), interceptors=[weather]) as target, Client(target, "fake", timeout=0.2) as client:
+        begun = time.monotonic()
+        with pytest.raises(ServingError, match=rf"no answer from {target} within 0\.2 s: ask for fewer characters"):
+            client.generate()
+        assert time.monotonic() - begun < 0.9
+    with Client(target, "fake", timeout=0.5) as client:  # nobody is there by now, and the pauses take longer
+        begun = time.monotonic()
+        with pytest.raises(ServingError):
+            client.generate()
+        assert time.monotonic() - begun < 0.9
+
+
+def test_calls_go_round_the_addresses(fake: Path) -> None:
+    each, stand_in = (Weather(), Weather()), StandIn(fake)
+    with serving(stand_in, interceptors=[each[0]]) as one, serving(stand_in, interceptors=[each[1]]) as other:
+        ports = [target.rpartition(":")[2] for target in (one, other)]
+        with Client(f"ipv4:127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}", "fake") as client:
+            until = time.monotonic() + 20
+            while not all(weather.calls for weather in each) and time.monotonic() < until:
+                client.status()  # the first calls come before both are connected
+            before = [weather.calls for weather in each]
+            for _ in range(6):
+                client.status()
+    assert [weather.calls - count for weather, count in zip(each, before, strict=True)] == [3, 3]
+
+
+def test_where_nobody_answers_it_says_so() -> None:
+    with (
+        Client("localhost:1", "fake", retries=0) as client,
+        pytest.raises(
+            ServingError, match="no server answers at localhost:1: see that it is up, and that this is"
+        ) as no,
+    ):
+        client.status()
+    assert no.value.code == StatusCode.UNAVAILABLE
+
+
+def test_what_a_server_that_batches_refuses(fake: Path) -> None:
+    rules = Batching(2, batch_timeout_micros=10_000_000, max_enqueued_batches=1, num_batch_threads=1)
+    with serving(StandIn(fake, batching=rules)) as target, Client(target, "fake", retries=0) as client:
+        with pytest.raises(ServingError, match=r"takes fewer rows in one call: send several \(Task size 3 is larger"):
+            client.score(["a", "b", "c"])
+        waiting = threading.Thread(target=client.score, args=("a",))
+        waiting.start()
+        time.sleep(0.3)
+        with pytest.raises(ServingError, match=f"{target} is busy, its queue of batches is full: ask again later, or"):
+            client.score(["b", "c"])
+        client.score("d")  # fills the batch that waits
+        waiting.join(5)
+        assert not waiting.is_alive()
+
+
+# TLS.
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key and a certificate, signed by itself, for serving.test, as key.pem and cert.pem."""
+    folder = tmp_path_factory.mktemp("pem")
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "serving.test")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("serving.test")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    secret = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *secret))
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return folder
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_tls(fake: Path, pem: Path, tmp_path: Path, mutual: bool) -> None:
+    key, cert = pem / "key.pem", pem / "cert.pem"
+    pair = [(key.read_bytes(), cert.read_bytes())]
+    credentials = grpc.ssl_server_credentials(pair, cert.read_bytes() if mutual else None, mutual)
+    own = {"key": key, "certificate": cert} if mutual else {}
+    with serving(StandIn(fake), credentials=credentials) as target:
+
+        def ask(tls: Tls | None) -> int:
+            with Client(target, "fake", tls=tls, retries=0) as client:
+                return client.generate("", 5).n_chars
+
+        assert ask(Tls(root_certificates=cert, server_name="serving.test", **own)) == 5
+        untrusted: list[dict[str, Any]] = [{"server_name": "serving.test"}, {"root_certificates": cert}]
+        if mutual:
+            untrusted.append({"root_certificates": cert, "server_name": "serving.test"})
+        for settings in untrusted:
+            with pytest.raises(ServingError, match=f"TLS with {target} failed: check the root certificates"):
+                ask(Tls(**settings))
+        with pytest.raises(ServingError, match=f"{target} closes the connection: it may want TLS"):
+            ask(None)
+    with pytest.raises(StageError, match=r"the TLS file \S+none.pem cannot be read: No such file"):
+        ask(Tls(root_certificates=tmp_path / "none.pem"))
+    for swapped, kind in (
+        (Tls(root_certificates=key), "CERTIFICATE"),
+        (Tls(key=cert, certificate=cert), "PRIVATE KEY"),
+        (Tls(key=key, certificate=key), "CERTIFICATE"),
+    ):
+        with pytest.raises(StageError, match=rf"the TLS file \S+.pem is no PEM: it must hold a line -----BEGIN {kind}"):
+            ask(swapped)
+
+
+# The command.
+
+
+@pytest.fixture
+def query(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Callable[..., tuple[int, bytes, str]]:
+    """Types `python -m export query`; gives the exit code, what was written, and what was said beside it."""
+
+    def type_it(*arguments: str) -> tuple[int, bytes, str]:
+        where = ["--target", server.target, "--model", server.model]
+        monkeypatch.setattr(sys, "argv", ["export", "query", *where, *arguments])
+        with pytest.raises(SystemExit) as exit:
+            console.run(cli)
+        written = capfdbinary.readouterr()
+        return int(exit.value.code or 0), written.out, written.err.decode()
+
+    return type_it
+
+
+def test_the_command_writes_the_text(query: Callable[..., tuple[int, bytes, str]]) -> None:
+    text = b"ab" + written(3, b"ab", 100) + b"\n"
+    arguments = ("--prompt", "ab", "--length", "100", "--seed", "3")
+    assert query(*arguments) == query(*arguments, "--no-stream") == (0, text, "")
+    until = text.partition(b"THE")[0] + b"\n"
+    assert query(*arguments, "--stop", "THE") == query(*arguments, "--stop", "THE", "--no-stream") == (0, until, "")
+    code, out, said = query("--length", "5")
+    seed = int(said.removeprefix("seed "))
+    assert (code, out) == (0, written(seed, b"", 5) + b"\n")
+    code, out, said = query(*arguments, "--json", "--top-k", "7")
+    drawn = written(3, b"ab", 100)
+    assert json.loads(out) == {
+        "text": drawn.decode(errors="replace"),
+        "text_bytes": {"b64": base64.b64encode(drawn).decode()},
+        "n_chars": 100,
+        "log_prob": pytest.approx(-1170.8),
+        "finish_reason": "length",
+        "seed": 3,
+    }
+    assert (code, said, out.count(b"\n")) == (0, "", 1)
+
+
+def test_a_terminal_gets_whole_characters(
+    query: Callable[..., tuple[int, bytes, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.out, "_force_terminal", True)
+    begin = BOOK.index("あ".encode()) - 7  # so that the first piece, of 8 bytes, ends within it
+    code, out, said = query("--prompt", "\x1b[2J", "--length", "13", "--seed", str(begin - 4))
+    assert (code, out.decode(), said) == (0, "\ufffd[2Jnaïve あい\n", "")
+
+
+def test_the_command_tells_about_model_and_text(query: Callable[..., tuple[int, bytes, str]]) -> None:
+    assert query("--score", "--prompt", "abc") == (0, b"2.000 bits per byte: 4.16 nats over 3\n", "")
+    score = json.loads(query("--score", "--prompt", "abc", "--json")[1])
+    assert score == {"nats": pytest.approx(4.158883), "n_chars": 3, "bits_per_char": 2.0, "error": ""}
+    about = {"format_version": 1, "unit": "byte", "version": 1, "limits": {"length": LONGEST}}
+    code, out, said = query("--info", "--label", "stable")
+    assert (code, json.loads(out), said) == (0, about, "")
+    code, out, said = query("--status")
+    assert (code, said) == (0, "")
+    assert out.startswith(b"version 1: AVAILABLE\nversion 2: AVAILABLE\ncontinue: carry_bytes, length, prompt")
+    assert b"\ninfo: ignored -> info\n" in out
+    assert json.loads(query("--status", "--json")[1])[1] == {"version": 2, "state": "AVAILABLE", "error": ""}
+
+
+def test_no_signature_is_asked_for_while_no_version_is_ready(
+    server: Server, monkeypatch: pytest.MonkeyPatch, query: Callable[..., tuple[int, bytes, str]]
+) -> None:
+    monkeypatch.setattr(Client, "status", lambda _: [Version(1, "LOADING", ""), Version(2, "END", "no such file")])
+    told = b"version 1: LOADING\nversion 2: END no such file\n"
+    assert query("--status", "--label", "none") == (0, told, "")
+
+
+MISTAKES = [
+    (["--length", "5000", "--no-stream"], 1, "refuses: the length must be 0 to 4096, got 5000"),
+    (["--model", "book"], 1, "serves no model 'book'"),
+    (["--target", "localhost:1"], 1, "no server answers at localhost:1"),
+    (["--version", "7"], 1, "has no version 7; there are: 1 (AVAILABLE), 2 (AVAILABLE)"),
+    (["--version", "1", "--label", "x"], 2, "give a version or a label, not both"),
+    (["--score", "--info"], 2, "of --score, --info and --status, one at a time"),
+    (["--tls-key", "key.pem"], 2, "a client's key and certificate go together: give both or neither"),
+    (["--tls-root", "none.pem"], 1, "the TLS file none.pem cannot be read: No such file or directory"),
+    (["--timeout", "nan"], 2, "'timeout': input should be a finite number, got nan"),
+    (["--status", "--version", "7"], 1, "has no version 7; there are: 1 (AVAILABLE), 2 (AVAILABLE)"),
+    (["--status", "--label", "none", "--json"], 1, "has no label 'none'"),
+    (["--temperature", "nan"], 2, "--temperature must be a finite number, got nan"),
+    (["--temperature", "inf"], 2, "--temperature must be a finite number, got inf"),
+    (["--temperature", "1e300"], 2, "'temperature': overflow encountered in cast, got 1e+300"),
+    (["--top-p", "0"], 2, "0.0 is not in the range 0<x<=1"),
+    (["--top-p", "1.5"], 2, "1.5 is not in the range 0<x<=1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES, ids=[" ".join(row[0]) for row in MISTAKES])
+def test_a_mistake_is_one_line(
+    query: Callable[..., tuple[int, bytes, str]], arguments: list[str], code: int, message: str
+) -> None:
+    got, out, said = query(*arguments)
+    assert (got, out, said.count("\n")) == (code, b"", 1), said
+    assert said.startswith("error: ")
+    assert message in said
+
+
+def test_ctrl_c_leaves_whole_lines(fake: Path) -> None:
+    with serving(StandIn(fake), interceptors=[Weather(seconds=0.3)]) as target:
+        command = [sys.executable, "-m", "export", "query", "--target", target, "--model", "fake", "--seed", "1"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        first = process.stdout.read(8)
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    text, end = (first + out)[:-1], (first + out)[-1:]
+    assert (text, end) == (written(1, b"", len(text)), b"\n")
+    assert len(text) < 500
+    assert said.decode().strip() == "error: stopped"

@@ -1,0 +1,213 @@
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common import console
+from common.errors import StageError, UsageError
+from export.__main__ import cli
+from export.lite.file import seal, unseal
+from export.lite.graph import convert
+from export.lite.runner import LiteModel, Sampling, choose, uniforms
+from trainers import checkpoint
+from trainers.sampling import draw
+from trainers.sampling.sampler import KINDS, Asked, Sampler
+
+ROOT = Path(__file__).parents[3]
+
+
+def written(run: Path, folder: Path) -> Path:
+    """A run's model as folder/float32.tflite, without measuring it."""
+    held = checkpoint.read_run(run)
+    flatbuffer = convert(checkpoint.load_model(held), held.vocab.end_id, "float32", [])
+    path = folder / "float32.tflite"
+    path.write_bytes(seal(flatbuffer, {"format_version": 1, "vocab": held.vocab.to_json()}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def path(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(run, tmp_path_factory.mktemp("devices"))
+
+
+@pytest.fixture(scope="module")
+def names(documents_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(documents_run, tmp_path_factory.mktemp("names"))
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 123456789012345, -(1 << 63), (1 << 63) - 1])
+def test_the_random_numbers_are_those_of_the_checkpoint(seed: int) -> None:
+    one = tf.constant([1.0])
+    expected_Nx1 = draw.uniforms(tf.constant([seed], tf.int64), tf.constant([0], tf.int64), one, tf.constant(2500))
+    np.testing.assert_array_equal(list(itertools.islice(uniforms(seed), 2500)), expected_Nx1[:, 0])
+
+
+OPTIONS = [
+    Sampling(1.0, 3),
+    Sampling(0.7, -5),
+    Sampling(0, 3),
+    Sampling(1.5, 3, top_k=5),
+    Sampling(1.0, 4, top_p=0.6),
+    Sampling(0.9, 5, top_k=9, top_p=0.8, repetition_penalty=1.3),
+    Sampling(1.0, 6, repetition_penalty=0.5),
+]
+
+
+@pytest.mark.parametrize("prompt", [b"", b"def ", b"import spam\n\ndef eggs(x):\n"])
+def test_it_writes_what_the_checkpoint_writes(run: Path, path: Path, prompt: bytes) -> None:
+    held = checkpoint.read_run(run)
+    rows = [(prompt, 200, s.temperature, s.seed, s.top_k, s.top_p, s.repetition_penalty, s.stop) for s in OPTIONS]
+    columns = (tf.constant(column, kind) for column, kind in zip(zip(*rows, strict=True), KINDS, strict=True))
+    expected = Sampler(checkpoint.load_model(held), held.vocab).generate(Asked(*columns)).text_bytes.numpy().tolist()
+    file = LiteModel(path)
+    assert [file.generate(prompt, 200, sampling) for sampling in OPTIONS] == expected
+    assert len(set(expected)) == len(OPTIONS)
+
+
+def test_it_ends_at_its_stop_or_with_its_document(path: Path, names: Path) -> None:
+    file = LiteModel(path)
+    text = file.generate(b"a", 200, Sampling(1.0, 1))
+    for stop in (text[60:61], text[60:63], text[60:80]):
+        found = file.generate(b"a", 200, Sampling(1.0, 1, stop=stop))
+        assert found == text[: text.index(stop)]
+    assert file.generate(b"a", 200, Sampling(1.0, 1, stop=b"no such text")) == text
+    assert b"".join(file.stream(b"a", 50, Sampling(1.0, 1, stop=b"xyz"))) == text[:50]
+    assert file.generate(b"a", 0, Sampling(1.0, 1)) == b""
+    file = LiteModel(names)
+    texts = [file.generate(b"", 300, Sampling(1.0, seed)) for seed in range(10)]
+    assert not any(b"\n" in text for text in texts)
+
+
+def test_a_text_comes_a_character_at_a_time(path: Path, names: Path) -> None:
+    assert [len(piece) for piece in LiteModel(path).stream(b"a", 30, Sampling(1.0, 7))] == [1] * 30 + [0]
+    file = LiteModel(names)
+    pieces = [piece for seed in range(20) for piece in file.stream(b"", 30, Sampling(1.5, seed))]
+    assert {len(piece.decode()) for piece in pieces} == {0, 1}
+    assert {len(piece) for piece in pieces} >= {0, 1, 2}
+
+
+def test_seeds_repeat_and_the_empty_prompt_starts_after_a_newline(path: Path) -> None:
+    file = LiteModel(path)
+    one, same, other = (file.generate(b"a", 30, Sampling(1.0, seed)) for seed in (1, 1, 2))
+    assert one == same != other
+    assert file.generate(b"", 30, Sampling(1.0, 1)) == file.generate(b"\n", 30, Sampling(1.0, 1))
+
+
+def test_what_has_no_weight_is_not_drawn() -> None:
+    logits_V, last = np.array([0, 5, 0, -2], np.float32), 1 - 2.0**-23
+    assert [choose(logits_V, Sampling(1.0, top_k=1), [], u) for u in (0.0, 0.5, last)] == [1, 1, 1]
+    assert [choose(logits_V, Sampling(1.0, top_p=0.5), [], u) for u in (0.0, last)] == [1, 1]
+    assert [choose(logits_V, Sampling(1.0), [], u) for u in (0.0, last)] == [0, 3]
+    assert choose(-logits_V, Sampling(0, repetition_penalty=3.0), [3, 1], 0.0) == 3  # 2 / 3, above 0
+    assert choose(-logits_V, Sampling(0, repetition_penalty=0.5), [3, 1], 0.0) == 3  # 4
+    assert choose(logits_V, Sampling(0, repetition_penalty=1e30), [1, 0], 0.0) == 1  # 5e-30, above 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": float("nan")}, "temperature: a finite number, 0"),
+        ({"temperature": float("inf")}, "temperature: a finite number, 0"),
+        ({"temperature": -1.0}, "got -1.0"),
+        ({"seed": 1 << 63}, "seed: an integer of 64 bits"),
+        ({"top_k": -1}, "top_k: 0"),
+        ({"top_p": 0.0}, "top_p: more than 0, at most 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: a finite number above 0"),
+    ],
+)
+def test_numbers_that_no_text_is_drawn_by_are_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Sampling(**values)
+
+
+def test_a_prompt_outside_the_vocabulary_is_refused(other_run: Path, tmp_path: Path) -> None:
+    file = LiteModel(written(other_run, tmp_path))
+    for prompt, sampling in ((b"def Z", Sampling()), (b"def ", Sampling(stop=b"Z"))):
+        with pytest.raises(StageError, match=r"the character 'Z' .* is not in the vocabulary"):
+            file.generate(prompt, 5, sampling)
+
+
+# Files that are not what they should be
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_is_refused_before_the_runtime_sees_it(path: Path, tmp_path: Path, data: st.DataObject) -> None:
+    whole = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    else:
+        del whole[data.draw(st.integers(0, len(whole) - 1)) :]
+    (tmp_path / "damaged.tflite").write_bytes(whole)
+    with pytest.raises(StageError, match=r"damaged\.tflite is damaged, or no \.tflite of this project"):
+        LiteModel(tmp_path / "damaged.tflite")
+
+
+def test_a_file_of_another_vocabulary_or_another_model_is_refused(path: Path, tmp_path: Path) -> None:
+    flatbuffer, about = unseal(path)
+    fewer = {"unit": "char", "symbols": "abc"}
+
+    def refused(flatbuffer: bytes, vocab: object, message: str) -> None:
+        (tmp_path / "other.tflite").write_bytes(seal(flatbuffer, {**about, "vocab": vocab}))
+        with pytest.raises(StageError, match=message):
+            LiteModel(tmp_path / "other.tflite")
+
+    refused(flatbuffer, fewer, r"other\.tflite is of another vocabulary: 256 logits, 3 symbols")
+    refused(flatbuffer, {"unit": "word"}, r"other\.tflite is no model that can be run: 'symbols'")
+    refused(_doubling(), about["vocab"], r"other\.tflite is no model that can be run: .*step")
+    refused(b"TFL3 and no more", about["vocab"], r"other\.tflite is no model that can be run")
+
+
+def test_the_command_refuses_what_is_damaged_or_of_another_in_one_line(
+    path: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, (flatbuffer, about), (other, others) = path.read_bytes(), unseal(path), unseal(names)
+    words = whole[len(flatbuffer) :]
+    wrong = {
+        "cut": (whole[:-1000], "is damaged, or no .tflite of this project"),
+        "flipped": (whole[:500] + bytes([whole[500] ^ 1]) + whole[501:], "(its bytes do not fit their checksum)"),
+        "words": (flatbuffer + names.read_bytes()[len(other) :], "is damaged, or no .tflite of this project"),
+        "model": (other + words, "is damaged, or no .tflite of this project"),
+        "vocabulary": (seal(flatbuffer, {**about, "vocab": others["vocab"]}), "is of another vocabulary: 256 logits"),
+        "sealed": (seal(other, about), f"is of another vocabulary: {len(others['vocab']['symbols'])} logits, 256"),
+    }
+    for name, (content, message) in wrong.items():
+        (file := tmp_path / f"{name}.tflite").write_bytes(content)
+        monkeypatch.setattr(sys, "argv", ["export", "run-lite", str(file), "--prompt", "def "])
+        with pytest.raises(SystemExit) as exit:
+            console.run(cli)
+        said = capsys.readouterr()
+        assert (exit.value.code, said.out) == (1, ""), name
+        assert f"{name}.tflite" in said.err, name
+        assert message in " ".join(said.err.split()), name
+
+
+def _doubling() -> bytes:
+    """A .tflite that is no language model."""
+    double = tf.function(lambda x: 2 * x, autograph=False).get_concrete_function(tf.TensorSpec([4], tf.float32))
+    return tf.lite.TFLiteConverter.from_concrete_functions([double]).convert()
+
+
+def test_no_tensorflow_is_needed(path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from export.lite.runner import LiteModel, Sampling\n"
+        f"text = LiteModel(Path({str(path)!r})).generate(b'def ', 60, Sampling(0.8, 3, top_k=9))\n"
+        "print(text.hex(), *(name for name in ('tensorflow', 'keras', 'grpc') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [LiteModel(path).generate(b"def ", 60, Sampling(0.8, 3, top_k=9)).hex()]
+
+
+def test_the_probe_tells_what_a_file_costs(path: Path) -> None:
+    command = [sys.executable, "-m", "export.lite.probe", str(path)]
+    found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert set(found) == {"us_a_step", "peak_bytes"}
+    assert 1 < found["us_a_step"] < 1e5
+    assert path.stat().st_size < found["peak_bytes"] < 1e9

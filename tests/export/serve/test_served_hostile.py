@@ -1,0 +1,426 @@
+"""Whether the served model is safe: a row's answer is its own, whatever stands beside it, and so are its errors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import served_models
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from served_models import Exported, Model, Row, random_model
+
+from export.serve.signatures import INPUTS
+from pipeline.vocab import Vocab, byte_vocab
+from trainers.sampling import draw
+
+NAN, INF, LEAST, MOST = float("nan"), float("inf"), -(2**31), 2**31 - 1
+NO_UTF_8 = [  # overlong forms, a surrogate, above U+10FFFF, cut, begun amid a character
+    b"\xc0\x80",
+    b"\xe0\x80\xaf",
+    b"\xed\xa0\x80",
+    b"\xf4\x90\x80\x80",
+    b"Zo\xc3",
+    b"\x80Zo",
+    b"\xff",
+    b"\xf0\x9f\x98",
+]
+SETTINGS: list[tuple[Row, str]] = [
+    *(({"length": n}, f"length: 0 to 200, got {n}") for n in (-1, 201, LEAST, MOST)),
+    *(
+        ({"temperature": x}, f"temperature: a number, 0 (greedy) or more, got {shown}")
+        for x, shown in ((NAN, "nan"), (INF, "inf"), (-INF, "-inf"), (-0.5, "-0.5"))
+    ),
+    *(({"top_k": n}, f"top_k: 0 (all) or more, got {n}") for n in (-1, LEAST)),
+    *(
+        ({"top_p": x}, f"top_p: more than 0, at most 1 (all), got {shown}")
+        for x, shown in ((0.0, "0"), (-0.5, "-0.5"), (NAN, "nan"), (1.5, "1.5"), (INF, "inf"))
+    ),
+    *(
+        ({"repetition_penalty": x}, f"repetition_penalty: a number above 0, got {shown}")
+        for x, shown in ((0.0, "0"), (-2.0, "-2"), (NAN, "nan"), (INF, "inf"))
+    ),
+]
+UNITS = {"byte": "bytes", "char": "characters"}
+FRESH = "carry_bytes: not a carry of this model; take one that start or continue gave"
+HEAD = 68  # 32-bit words of a carry ahead of its states: mark (2), count (2), characters (64)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Fresh inputs at each run; the seed is printed with a failure."""
+    seed = int(np.random.default_rng().integers(2**31))
+    print(f"rng seed {seed}")
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="module")
+def both(run: Path, documents_run: Path) -> dict[str, Exported]:
+    return {"bytes": served_models.exported(run), "documents": served_models.exported(documents_run)}
+
+
+@pytest.fixture(scope="module", params=["bytes", "documents"])
+def model(request: pytest.FixtureRequest, both: dict[str, Exported]) -> Exported:
+    """Bytes, without an end; and characters, with documents that end and an id for the unknown."""
+    return both[request.param]
+
+
+def texts_too_long(unit: str, name: str, most: int) -> list[tuple[Row, str]]:
+    """Too long by one, in bytes that are not even decoded, and by far."""
+    long = [b"x" * (most + 1), b"\xff" * (1 << 20)]
+    got = [f"{len(text)} bytes" for text in long]
+    if unit == "char":
+        long += ["あ".encode() * (most + 1), "😀".encode() * (most + 1)]
+        got = [f"{most + 1}", got[1], f"{most + 1}", f"{4 * (most + 1)} bytes"]
+    rule = f"{name}: at most {most} {UNITS[unit]} are read, got"
+    return [({name: text}, f"{rule} {size}") for text, size in zip(long, got, strict=True)]
+
+
+def no_utf_8(name: str) -> list[tuple[Row, str]]:
+    return [({name: text}, f"{name}: not UTF-8, which a text of characters must be") for text in NO_UTF_8]
+
+
+def bad_requests(unit: str) -> list[tuple[Row, str]]:
+    """What `generate` refuses, and why."""
+    bad = [*SETTINGS, *texts_too_long(unit, "prompt", 300)]
+    if unit == "byte":
+        return [*bad, ({"stop": b"." * 65}, "stop: at most 64 bytes are read, got 65 bytes")]
+    bad += [({"stop": "я".encode() * 65}, "stop: at most 64 characters are read, got 65")]
+    bad += [({"stop": b"Zoq"}, "stop: 'q' is not in the model's vocabulary; see info")]
+    return [*bad, *no_utf_8("prompt"), *no_utf_8("stop")]
+
+
+def bad_carries(model: Exported, other: Exported) -> list[bytes]:
+    """Junk, carries that were changed, and one of another model, all but the first of the right size."""
+    carry = model.one("continue", prompt=model.text(np.random.default_rng(1), 9), length=9)["carry_bytes"]
+    assert len(carry) == len(other.one("start")["carry_bytes"])
+
+    def changed(word: int, value: Any) -> bytes:
+        words = np.frombuffer(carry, np.asarray(value).dtype).copy()
+        words[word * 4 // words.itemsize] = value
+        return words.tobytes()
+
+    states = [np.float32(x) for x in (NAN, INF, -INF, 3e38, -3e38)]
+    ids = [np.int32(x) for x in (model.vocab.size, -2 - model.vocab.size, LEAST, MOST)]
+    return [
+        *(b"junk", b"\0", carry[:-1], carry[1:], carry + b"\0", bytes(len(carry)), other.one("start")["carry_bytes"]),
+        *(changed(HEAD, state) for state in states),
+        *(changed(len(carry) // 4 - 1, state) for state in states[:3]),
+        *(changed(4, one) for one in ids),
+        *(changed(2, np.int64(count)) for count in (-1, 2**62, -(2**63))),
+        changed(0, np.int32(1)),
+    ]
+
+
+def nothing(signature: str, one: Row) -> None:
+    """A row with an error has an answer of nothing."""
+    for name in one.keys() - {"error", "finish_reason"}:
+        value = one[name]
+        assert value == b"" if isinstance(value, bytes) else not np.any(value), (signature, name, value)
+
+
+def same(one: Row, expected: Row) -> bool:
+    """Numbers that are sums may differ in their last digits: what stands beside a row decides how long the sums are."""
+    sums = one.keys() & {"log_prob", "nats", "bits_per_char"}
+    near = all(np.allclose(one[name], expected[name], rtol=1e-5, atol=1e-6) for name in sums)
+    alike = {name for name in one if isinstance(one[name], bytes)} | one.keys() & {"n_chars", "n_back"}
+    return near and all(np.array_equal(one[name], expected[name]) for name in alike)
+
+
+# A row's answer is its own.
+
+
+def test_a_row_is_answered_alone_as_it_is_among_others(model: Exported, rng: np.random.Generator) -> None:
+    rows = [model.row(rng) for _ in range(200)]
+    alone = [model.ask("generate", [row])[0] for row in rows]
+    bad = [{**model.row(rng), **change} for change, _ in bad_requests(model.vocab.unit)]
+    company = [*enumerate(rows), *((None, bad[i]) for i in rng.integers(0, len(bad), 24))]
+    for batch in np.array_split(rng.permutation(len(company)), len(company) // 32):
+        answers = model.ask("generate", [company[i][1] for i in batch])
+        for (index, row), one in zip((company[i] for i in batch), answers, strict=True):
+            if index is None:
+                assert one["finish_reason"].startswith(b"error: ")
+            else:
+                assert same(one, alone[index]), row
+    assert len({one["text"] for one in alone}) > 10
+
+
+WIDE = Vocab("char", tuple(chr(code).encode() for code in range(0x400, 0x400 + 400)))
+FEW = Vocab("char", tuple(chr(code).encode() for code in range(97, 110)))
+# The numbers are odd, where that makes a batch end amid what a CPU's instructions take at once.
+MODELS: dict[str, tuple[Vocab, dict[str, Any]]] = {
+    "gru": (FEW, {"cell": "gru", "units": 13}),
+    "norms": (FEW, {"units": 13, "layer_norm": True, "embedding": 5}),
+    "400 characters": (WIDE, {"units": 9, "layers": 1}),
+    "300 units": (byte_vocab(), {"units": 300, "layers": 1}),
+    "520 units": (FEW, {"units": 520, "layers": 1}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_row_goes_the_same_way_to_the_last_bit(name: str, rng: np.random.Generator) -> None:
+    vocab, config = MODELS[name]
+    model = random_model(vocab, **config)
+    rows = [{**model.row(rng, longest=40), "stop": b""} for _ in range(32)]
+    together = model.ask("continue", rows)
+    for index in rng.integers(0, 32, 6):
+        company = [rows[i] for i in rng.permutation(32)[: rng.integers(1, 31)]]
+        assert same(model.one("continue", **rows[index]), together[index]), rows[index]
+        assert same(model.ask("continue", [*company, rows[index]])[-1], together[index]), rows[index]
+    assert len({one["text"] for one in together}) > 10, "the texts are varied"
+
+
+@pytest.mark.parametrize(("vocab", "rows"), [(FEW, 16_000), (WIDE, 1000)], ids=["13 characters", "400 characters"])
+def test_what_falls_on_an_edge_falls_to_the_same_side_wherever_its_row_stands(
+    vocab: Vocab, rows: int, rng: np.random.Generator
+) -> None:
+    """Random numbers that lie between two characters, to the last bit: a text of a million has one or so."""
+    V = vocab.size + -vocab.size % draw.AT_ONCE
+    scaled = np.full((rows, V), draw.NEVER, np.float32)
+    scaled[:, : vocab.size] = rng.normal(size=(rows, vocab.size))
+    sums = np.cumsum(np.exp(scaled - scaled.max(1, keepdims=True)), 1)
+    edges = sums[np.arange(rows), rng.integers(0, vocab.size - 1, rows)] / sums[:, -1]
+    specs = [tf.TensorSpec([None, V]), tf.TensorSpec([None, 1])]
+    choose = tf.function(lambda *given: draw.choose(*given, draw.cumulation(V)), input_signature=specs)
+    # Together and apart, as many as a stepper runs (`alike`): what is left behind the last group goes by fours.
+    ends = np.cumsum(rng.choice([4, 12, 16, 24], rows // 4))
+    ends = ends[ends < rows]
+    groups = np.split(np.arange(rows), [*ends, *range(ends[-1] + 4, rows, 4)])
+    apart = np.concatenate([choose(scaled[some], edges[some, None]) for some in groups])
+    np.testing.assert_array_equal(apart, choose(scaled, edges[:, None]))
+
+
+def test_temperatures_are_the_same_wherever_their_row_stands(rng: np.random.Generator) -> None:
+    warm = rng.uniform(0.3, 2, 600).astype(np.float32)
+    sharpness = tf.function(draw.sharpness, input_signature=[tf.TensorSpec([None])])
+    np.testing.assert_array_equal(np.concatenate([sharpness(some) for some in np.split(warm, 200)]), sharpness(warm))
+
+
+def test_scores_and_states_do_not_depend_on_the_rows_beside_them(model: Exported, rng: np.random.Generator) -> None:
+    texts = [{"text": model.text(rng, 60), "layer": rng.integers(0, 2)} for _ in range(32)]
+    for signature in ("score_chars", "neurons"):
+        together = model.ask(signature, texts)
+        for row, one in zip(texts, together, strict=True):
+            alone, n = model.one(signature, **row), one["n_chars"]
+            for output in one.keys() & {"log_probs", "h", "c"}:
+                np.testing.assert_allclose(alone[output][:n], one[output][:n], rtol=1e-5, atol=1e-6)
+                assert not np.any(one[output][n:])
+            assert same(alone, one)
+
+
+# A bad row has an error of its own.
+
+
+@pytest.mark.parametrize("signature", ["generate", "continue"])
+def test_a_bad_row_says_what_is_wrong_and_its_mates_are_answered(
+    model: Exported, both: dict[str, Exported], signature: str, rng: np.random.Generator
+) -> None:
+    bad = bad_requests(model.vocab.unit)
+    if signature == "continue":
+        (other,) = (one for one in both.values() if one is not model)
+        bad += [({"carry_bytes": carry}, FRESH) for carry in bad_carries(model, other)]
+    good = [model.row(rng, longest=40) for _ in range(16)]
+    expected = model.ask(signature, good)
+    for group in (bad[start : start + 40] for start in range(0, len(bad), 40)):
+        mixed = [(i, row, "") for i, row in enumerate(good)]
+        mixed += [(None, {**good[0], **change}, what) for change, what in group]
+        mixed = [mixed[i] for i in rng.permutation(len(mixed))]
+        answers = model.ask(signature, [row for _, row, _ in mixed])
+        for (index, _, what), one in zip(mixed, answers, strict=True):
+            if index is None:
+                assert one["finish_reason"].decode() == f"error: {what}"
+                nothing(signature, one)
+            else:
+                assert same(one, expected[index])
+
+
+def test_of_several_problems_the_first_is_told(model: Exported) -> None:
+    changes: list[tuple[Row, str]] = [
+        ({"carry_bytes": b"junk"}, FRESH),
+        ({"length": -1}, "length: "),
+        ({"temperature": NAN}, "temperature: "),
+        ({"top_k": -1}, "top_k: "),
+        ({"top_p": NAN}, "top_p: "),
+        ({"repetition_penalty": NAN}, "repetition_penalty: "),
+        ({"stop": b"\xff" * 300}, "stop: "),
+        ({"prompt": b"\xff" * 3000}, "prompt: "),
+    ]
+    rows = [dict(item for change, _ in changes[first:] for item in change.items()) for first in range(len(changes))]
+    for one, (_, what) in zip(model.ask("continue", rows), changes, strict=True):
+        assert one["finish_reason"].decode().startswith(f"error: {what}")
+        nothing("continue", one)
+
+
+@pytest.mark.parametrize("signature", ["score", "score_chars", "neurons", "start"])
+def test_a_text_that_cannot_be_read_says_so_and_leaves_the_others_alone(model: Exported, signature: str) -> None:
+    name, most = ("prompt", 300) if signature == "start" else ("text", 64 if signature == "neurons" else 300)
+    unit = model.vocab.unit
+    bad = texts_too_long(unit, name, most)
+    bad += no_utf_8(name) if unit == "char" else []
+    if signature == "neurons":
+        bad += [({"layer": n, name: b"Zo"}, f"layer: 0 to 1, got {n}") for n in (-1, 2, LEAST, MOST)]
+        bad += [({"layer": 2, name: b"\xff" * 3000}, "layer: 0 to 1, got 2")]
+    good = [{name: "Zoë".encode()}, {name: b""}, {name: "あ\nЗ".encode()}]
+    expected = model.ask(signature, good)
+    answers = model.ask(signature, [good[0], *(row for row, _ in bad), *good[1:]])
+    for one, mate in zip([answers[0], *answers[-2:]], expected, strict=True):
+        for output, value in mate.items():
+            if isinstance(value, np.ndarray):  # as long as the longest row of the batch
+                np.testing.assert_allclose(one[output][: len(value)], value, rtol=1e-5, atol=1e-6)
+                assert not np.any(one[output][len(value) :])
+        assert same(one, mate)
+    for one, (_, what) in zip(answers[1:-2], bad, strict=True):
+        assert one["error"].decode() == f"error: {what}"
+        nothing(signature, one)
+
+
+def test_what_is_outside_the_vocabulary_is_named() -> None:
+    characters, some = random_model(FEW, units=4), random_model(Vocab("byte", (b"\n", b"a", b"b")), units=4)
+    rows = [{"text": text} for text in ("ab!é".encode(), b"a\xff", "\U0010fffd".encode(), b"", b"abc\x00", b"ab")]
+    assert [one["error"].decode() for one in characters.ask("score", rows)] == [
+        "error: text: '!' is not in the model's vocabulary; see info",
+        "error: text: not UTF-8, which a text of characters must be",
+        "error: text: '\U0010fffd' is not in the model's vocabulary; see info",
+        "",
+        "error: text: '\0' is not in the model's vocabulary; see info",
+        "",
+    ]
+    rows = [{"text": text} for text in (b"abc", b"", b"\n\xff\x00", b"ab\n")]
+    assert [one["error"].decode() for one in some.ask("score", rows)] == [
+        "error: text: byte 99 is not in the model's vocabulary; see info",
+        "",
+        "error: text: byte 255 is not in the model's vocabulary; see info",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("signature", INPUTS)
+def test_calls_of_no_rows_and_of_too_many(model: Exported, signature: str) -> None:
+    assert model.ask(signature, []) == []
+    (full,) = {one.get("error", one.get("finish_reason")) for one in model.ask(signature, [{"length": 1}] * 64)}
+    assert full in (None, b"", b"length", b"stop")
+    for rows in (65, 500):
+        answers = model.ask(signature, [{}] * rows)
+        if signature == "info":  # which has nowhere to put an error
+            assert [one["info"] == b"" for one in answers] == [False] * 64 + [True] * (rows - 64)
+            continue
+        for one in answers:
+            assert one.get("error", one.get("finish_reason")).decode() == f"error: at most 64 rows a call, got {rows}"
+            nothing(signature, one)
+
+
+@pytest.mark.parametrize("signature", [name for name in INPUTS if len(INPUTS[name]) > 1])
+def test_columns_of_different_lengths_are_an_error_of_the_server(model: Exported, signature: str) -> None:
+    for name in INPUTS[signature]:
+        for rows in (0, 1, 3):
+            columns = served_models.columns(signature, [{}] * 2)
+            columns[name] = served_models.columns(signature, [{}] * rows)[name]
+            with pytest.raises(tf.errors.InvalidArgumentError):
+                model.run(signature, columns)
+
+
+def test_settings_at_their_ends_are_answered(model: Exported) -> None:
+    """Among them products that are no longer float32: an infinity would fail the call, its mates included."""
+    tiny, huge = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    seen = model.vocab.decode(range(model.vocab.size))[-200:] if model.vocab.unit == "byte" else "ZАЗnaëаĐnоr".encode()
+    rows = [
+        {"prompt": prompt, "repetition_penalty": penalty, "temperature": warm, "top_k": k, "top_p": p, "length": 40}
+        for prompt in (seen, b"")
+        for penalty in (2 * tiny, 1e-20, 1.0, 1e20, huge)
+        for warm in (0.0, tiny, 1e-3, huge)
+        for k, p in ((0, 1.0), (MOST, 1e-30), (1, 1.0))
+    ]
+    plain, seeds = {"length": 40, "prompt": b"Zo"}, [0, -1, 2**63 - 1, -(2**63)]
+    rows += [{**plain, "seed": seed} for seed in seeds]
+    expected = model.one("generate", **plain)
+    for group in (rows[start : start + 63] for start in range(0, len(rows), 63)):
+        *answers, mate = model.ask("generate", [*group, plain])
+        assert same(mate, expected)
+        for row, one in zip(group, answers, strict=True):
+            well_formed("generate", row, one)
+            assert one["finish_reason"] in (b"length", b"stop"), row
+
+
+# Anything at all.
+
+INT32 = st.integers(0, 40) | st.integers(LEAST, MOST)
+POSITIVE = st.floats(0, 4, width=32) | st.floats(width=32)
+BYTES = st.text("Zoëあ\nq", max_size=12).map(str.encode) | st.binary(max_size=40)
+BYTES |= st.integers(290, 310).map(b"a".__mul__)
+VALUES = {
+    "prompt": BYTES,
+    "text": BYTES,
+    "stop": st.just(b"") | st.text("Zoë\n", max_size=3).map(str.encode) | BYTES,
+    "ignored": BYTES,
+    "length": INT32,
+    "top_k": INT32,
+    "layer": st.integers(0, 1) | INT32,
+    "temperature": POSITIVE,
+    "top_p": st.floats(0, 1, width=32) | POSITIVE,
+    "repetition_penalty": POSITIVE,
+    "seed": st.integers(-(2**63), 2**63 - 1),
+}
+
+
+def carries(model: Model) -> st.SearchStrategy[bytes]:
+    """Some of the model's own, whole and with four bytes of anything put into them, and anything."""
+    real = [one["carry_bytes"] for one in model.ask("start", [{}, {"prompt": b"Zo"}, {"prompt": b"a" * 99}])]
+    patched = st.builds(
+        lambda carry, word, put: carry[: 4 * word] + put + carry[4 * word + 4 :],
+        st.sampled_from(real),
+        st.integers(0, len(real[0]) // 4 - 1),
+        st.binary(min_size=4, max_size=4) | st.integers(-300, 300).map(lambda n: np.int32(n).tobytes()),
+    )
+    return st.just(b"") | st.sampled_from(real) | patched | st.binary(max_size=20)
+
+
+def well_formed(signature: str, row: Row, one: Row) -> None:
+    """An answer is one that a client can take."""
+    problem = one.get("error", one.get("finish_reason", b"")).decode()
+    if problem.startswith("error: "):
+        nothing(signature, one)
+        return
+    numbers = [one[name] for name in one if not isinstance(one[name], bytes)]
+    assert all(np.isfinite(number).all() for number in numbers)
+    if "finish_reason" in one:
+        length = row.get("length", served_models.DEFAULTS["length"])
+        assert problem in ("length", "stop")
+        assert one["text"].decode() == one["text_bytes"].decode(errors="replace")
+        assert 0 <= one["n_chars"] <= length
+        assert one["n_chars"] == length or problem == "stop"
+        assert one["log_prob"] <= 0
+        assert one.get("n_back", 0) >= 0
+    else:
+        assert problem == ""
+    if "nats" in one:
+        assert one["nats"] >= 0
+        assert np.all(one.get("log_probs", 0) <= 0)
+
+
+def check_anything(model: Exported, signature: str, examples: int) -> None:
+    values = {**VALUES, "carry_bytes": carries(model)}
+    row = st.fixed_dictionaries({name: values[name] for name in INPUTS[signature]})
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(rows=st.lists(row, max_size=5))
+    def check(rows: list[Row]) -> None:
+        answers = model.ask(signature, rows)  # anything that a server would fail on is raised here
+        for one, asked in zip(answers, rows, strict=True):
+            well_formed(signature, asked, one)
+        given_out = [one["carry_bytes"] for one in answers if one.get("carry_bytes")]
+        for one in model.ask("continue", [{"carry_bytes": carry, "length": 1} for carry in given_out]):
+            assert one["finish_reason"] in (b"length", b"stop"), "its own carry is taken back"
+
+    check()
+
+
+@pytest.mark.parametrize("signature", INPUTS)
+def test_whatever_is_asked_is_answered(model: Exported, signature: str) -> None:
+    check_anything(model, signature, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signature", INPUTS)
+def test_whatever_is_asked_is_answered_a_thousand_times(model: Exported, signature: str) -> None:
+    check_anything(model, signature, 1500)

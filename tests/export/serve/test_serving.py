@@ -1,0 +1,607 @@
+import contextlib
+import dataclasses
+import doctest
+import http.server
+import json
+import math
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from google.protobuf.json_format import MessageToDict
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
+
+from common.errors import StageError, UsageError
+from common.files import write_json
+from export.__main__ import cli
+from export.made import made_from
+from export.serve import card as card_module
+from export.serve import package as serving
+from export.serve.card import cell
+from export.serve.facts import facts_of
+from export.serve.package import batch_sizes, host_name, relabel, write_package
+from pipeline.vocab import byte_vocab
+from trainers import checkpoint
+
+ABOUT = {
+    "format_version": 1,
+    "run": "plays",
+    "step": 4321,
+    "val_nats": 1.25,
+    "weights_sha256": "ab" * 32,
+    "data_sha256": "cd" * 32,
+    "config": {"model": {"cell": "gru", "units": 96, "layers": 3, "embedding": 8}, "train": {}},
+    "vocab": byte_vocab().to_json(),
+    "limits": {"length": 4096, "prompt": 2048, "rows": 64},
+}
+FACTS = {
+    "format_version": 1,
+    "parameters": 1234567,
+    "test": {"nats": 1.5, "bits": 1.5 / math.log(2), "targets": 98765},
+    "data": {
+        "name": "plays",
+        "tokens": {"train": 1_003_854, "val": 55_770},
+        "validated": True,
+        "sources": ["input.txt"],
+        "files": 1,
+        "bytes": 1_115_394,
+        "corpora": [
+            {
+                "name": "shake|speare",
+                "licence": "<b>public</b> domain",
+                "address": "https://example.com/in_put.txt",
+                "from": None,
+                "text_sha256": "ef" * 32,
+                "date": "2026-11-23",
+            }
+        ],
+    },
+    "tools": {"python": "3.11.7", "tensorflow": "2.21.0"},
+}
+PACKAGE = {"models.config", *serving.TEMPLATES}
+
+
+def version_at(base: Path, version: int, **about: object) -> None:
+    """A version as far as the package looks at it."""
+    for name in serving.OF_A_VERSION:
+        (base / str(version) / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / str(version) / name).write_bytes(b"")
+    write_json(base / str(version) / serving.MADE_FROM, ABOUT | about)
+
+
+def exported(base: Path, *versions: int) -> Path:
+    for version in versions:
+        version_at(base, version)
+        write_package(base, version, FACTS)
+    return base
+
+
+def files(base: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in base.iterdir() if path.is_file() and path.name != ".lock"}
+
+
+def config(base: Path) -> ModelServerConfig:
+    return text_format.Parse((base / "models.config").read_text(), ModelServerConfig())
+
+
+def expected_config(name: str, labels: dict[str, int], *versions: int) -> ModelServerConfig:
+    expected = ModelServerConfig()
+    one = expected.model_config_list.config.add()
+    one.name, one.base_path, one.model_platform = name, f"/models/{name}", "tensorflow"
+    one.model_version_policy.specific.versions.extend(versions)
+    for label, version in labels.items():
+        one.version_labels[label] = version
+    return expected
+
+
+def test_the_first_version_is_stable_a_later_one_canary_and_the_next_waits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = exported(tmp_path / "plays", 1)
+    assert config(base) == expected_config("plays", {"stable": 1}, 1)
+    exported(base, 2)
+    assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2)
+    capsys.readouterr()
+    exported(base, 5)  # servers would refuse to move a label to what they have not loaded
+    assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2, 5)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{base}: stable is 1, canary is 2, 5 is loaded besides",
+        f"when servers have loaded 5: python -m export label {base} canary=5",
+    ]
+    relabel(base, ["canary=5"])
+    assert config(base) == expected_config("plays", {"stable": 1, "canary": 5}, 1, 2, 5)
+
+
+def test_an_export_unloads_nothing(tmp_path: Path) -> None:
+    base = exported(tmp_path / "plays", 1, 2)
+    relabel(base, ["stable=2"])
+    exported(base, 3, 4)
+    assert config(base) == expected_config("plays", {"stable": 2, "canary": 2}, 1, 2, 3, 4)
+    relabel(base, ["stable=1"])  # back: it is still there
+    assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2, 3, 4)
+
+
+def test_a_version_that_is_exported_again_changes_no_label(tmp_path: Path) -> None:
+    base = exported(tmp_path / "plays", 1, 2)
+    relabel(base, ["canary="])
+    before = files(base)
+    write_package(base, 2, FACTS)
+    assert files(base) == before
+    (base / "models.config").unlink()
+    write_package(base, 2, FACTS)
+    assert config(base) == expected_config("plays", {"stable": 2}, 2)
+
+
+STEPS = [
+    # after exports of 1 and 2: what is asked, one call after the other; the labels; the versions that are loaded
+    ([["stable=2"]], {"stable": 2, "canary": 2}, [1, 2]),
+    ([["stable=2"], ["stable=1"]], {"stable": 1, "canary": 2}, [1, 2]),
+    ([["stable=2", "canary="]], {"stable": 2}, [1, 2]),
+    ([["stable=2", "canary="], ["stable=2"]], {"stable": 2}, [2]),
+    ([["canary="], ["canary=3"]], {"stable": 1, "canary": 3}, [1, 3]),
+    ([["3"]], {"stable": 1, "canary": 2}, [1, 2, 3]),
+    ([["3"], ["stable=2"]], {"stable": 2, "canary": 2}, [1, 2, 3]),  # 3 is newer than all that have a label
+    ([["3"], ["canary=3"], ["stable=3"]], {"stable": 3, "canary": 3}, [1, 3]),
+    ([["blue-1=3"]], {"stable": 1, "canary": 2, "blue-1": 3}, [1, 2, 3]),
+]
+
+
+@pytest.mark.parametrize(("calls", "labels", "versions"), STEPS)
+def test_labels_move_and_what_they_leave_stays_loaded(
+    calls: list[list[str]], labels: dict[str, int], versions: list[int], tmp_path: Path
+) -> None:
+    base = exported(tmp_path / "plays", 1, 2)
+    version_at(base, 3)
+    for changes in calls:
+        relabel(base, changes)
+    assert config(base) == expected_config("plays", labels, *versions)
+
+
+REFUSED = [
+    (["stable=9"], StageError, r"9 is no whole version, it has no saved_model\.pb; there are: 1, 2, 3$"),
+    (["stable=4"], StageError, r"4 is no whole version, it has no variables/variables\.index; there are: 1, 2, 3$"),
+    (["stable=3"], StageError, r"first python -m export label \S+ 3, and when servers have it, stable=3$"),
+    (["blue="], StageError, r"has no label blue to remove: stable is 1, canary is 2$"),
+    (["stable="], UsageError, r"^stable cannot be removed"),
+    (["canary=1", "canary=2"], UsageError, r"canary is given twice$"),
+    (["canary=2", "canary="], UsageError, r"canary is given twice$"),
+    *(
+        ([change], UsageError, rf"^expected LABEL=VERSION, .*; got '{re.escape(change)}'$")
+        for change in ("", "=", "=1", "1x", "a b=1", "a/b=1", "a:b=1", "9a=1", "é=1", "a=-1", "a=0", "a=1=2", "a=²")
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "match"), REFUSED)
+def test_what_cannot_be_served_is_refused_and_nothing_changes(
+    changes: list[str], error: type[Exception], match: str, tmp_path: Path
+) -> None:
+    base = exported(tmp_path / "plays", 1, 2)
+    version_at(base, 3)
+    version_at(base, 4)
+    (base / "4" / "variables" / "variables.index").unlink()
+    before = files(base)
+    with pytest.raises(error, match=match):
+        relabel(base, ["canary=1", *changes] if changes[0].startswith("stable") else changes)
+    assert files(base) == before
+
+
+def test_a_label_whose_version_is_gone_can_be_moved(tmp_path: Path) -> None:
+    base = exported(tmp_path / "plays", 1)
+    (base / "1" / "saved_model.pb").unlink()
+    version_at(base, 2)
+    with pytest.raises(
+        StageError, match=r"stable of \S+ is version 1, which has no saved_model\.pb; there are: 2; move"
+    ):
+        write_package(base, 2, FACTS)
+    relabel(base, ["stable=2"])
+    assert config(base) == expected_config("plays", {"stable": 2}, 2)
+
+
+def test_where_there_is_nothing_to_label_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="there is no model in"):
+        relabel(tmp_path / "none", ["stable=1"])
+    with pytest.raises(StageError, match=r"has no models\.config: export a model to it first$"):
+        relabel(tmp_path, ["stable=1"])
+    for broken in ("model_config_list {", "model_config_list {}", "\xff"):
+        (tmp_path / "models.config").write_text(broken, encoding="latin-1")
+        with pytest.raises(StageError, match=r"models\.config is broken \(.+\): remove it, and export again$"):
+            relabel(tmp_path, ["stable=1"])
+
+
+def test_the_command_moves_labels_and_shows_them(tmp_path: Path) -> None:
+    base = exported(tmp_path / "plays", 1, 2)
+    for changes in (["stable=2", "canary="], []):
+        done = CliRunner().invoke(cli, ["label", str(base), *changes], catch_exceptions=False)
+        assert done.output == f"{base}: stable is 2, 1 is loaded besides\n"
+        assert config(base) == expected_config("plays", {"stable": 2}, 1, 2)
+
+
+def test_the_same_inputs_make_the_same_bytes_and_a_failure_changes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = exported(tmp_path / "a" / "plays", 1, 2), exported(tmp_path / "b" / "plays", 1, 2)
+    assert files(one) == files(other)
+    assert set(files(one)) == PACKAGE
+    for text in files(one).values():
+        assert "Made by the export, which overwrites it." in text.splitlines()[0]
+    monkeypatch.setattr(serving, "table", lambda versions: {}[0])
+    before = files(one)
+    with pytest.raises(KeyError):
+        relabel(one, ["stable=2"])
+    assert files(one) == before
+
+
+# What session_bundle_config.proto and monitoring_config.proto of TF Serving say, which no package brings.
+BATCHING = {
+    "max_batch_size": "Int64Value",
+    "batch_timeout_micros": "Int64Value",
+    "max_enqueued_batches": "Int64Value",
+    "num_batch_threads": "Int64Value",
+    "enable_large_batch_splitting": "BoolValue",
+}
+
+
+def message(name: str) -> Any:
+    """An empty message of that name, of a description that is made here."""
+    pool, field = descriptor_pool.DescriptorPool(), descriptor_pb2.FieldDescriptorProto
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
+    file = descriptor_pb2.FileDescriptorProto(name="serving.proto", package="serving", syntax="proto3")
+    file.dependency.append("google/protobuf/wrappers.proto")
+
+    def add(to: Any, name: str, kind: int, label: int = field.LABEL_OPTIONAL, type_name: str | None = None) -> None:
+        to.field.add(name=name, number=len(to.field) + 1, type=kind, label=label, type_name=type_name)
+
+    batching = file.message_type.add(name="BatchingParameters")
+    for setting, wrapper in BATCHING.items():
+        add(batching, setting, field.TYPE_MESSAGE, type_name=f".google.protobuf.{wrapper}")
+    add(batching, "allowed_batch_sizes", field.TYPE_INT64, field.LABEL_REPEATED)
+    add(batching, "pad_variable_length_inputs", field.TYPE_BOOL)
+    prometheus = file.message_type.add(name="PrometheusConfig")
+    add(prometheus, "enable", field.TYPE_BOOL)
+    add(prometheus, "path", field.TYPE_STRING)
+    monitoring = file.message_type.add(name="MonitoringConfig")
+    add(monitoring, "prometheus_config", field.TYPE_MESSAGE, type_name=".serving.PrometheusConfig")
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"serving.{name}"))()
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(64, [1, 2, 4, 8, 16, 32, 64]), (48, [1, 2, 4, 8, 16, 32, 48]), (1, [1])])
+def test_batches_have_as_many_rows_as_a_call_of_every_version_may(rows: int, sizes: list[int], tmp_path: Path) -> None:
+    base = exported(tmp_path / "plays", 1)
+    version_at(base, 2, limits={"length": 10, "rows": rows})
+    write_package(base, 2, FACTS)
+    found = text_format.Parse((base / "batching_params.pbtxt").read_text(), message("BatchingParameters"))
+    assert MessageToDict(found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True) == {
+        "max_batch_size": str(rows),
+        "allowed_batch_sizes": [],  # nothing is filled up: an empty call would have no row for it
+        "batch_timeout_micros": "2000",
+        "num_batch_threads": "1",
+        "max_enqueued_batches": "10",
+        "enable_large_batch_splitting": False,
+        "pad_variable_length_inputs": False,
+    }
+    flags = yaml.safe_load((base / "compose.yaml").read_text())["services"]["serving"]["command"]
+    assert {f"--grpc_max_threads={2 * rows}", f"--rest_api_num_threads={2 * rows}"} <= set(flags), "for two batches"
+    assert batch_sizes(rows) == sizes
+
+
+def test_figures_are_where_prometheus_is_told_to_read_them(tmp_path: Path) -> None:
+    base = exported(tmp_path / "plays", 1)
+    found = text_format.Parse((base / "monitoring.config").read_text(), message("MonitoringConfig"))
+    path = "/monitoring/prometheus/metrics"
+    assert MessageToDict(found) == {"prometheusConfig": {"enable": True, "path": path}}
+    pod = kubernetes(base)["Deployment char-rnn-plays"]["spec"]["template"]["metadata"]["annotations"]
+    assert pod == {"prometheus.io/scrape": "true", "prometheus.io/port": "8501", "prometheus.io/path": path}
+
+
+FLAGS = [
+    "--port=8500",
+    "--rest_api_port=8501",
+    "--model_config_file=/models/plays/models.config",
+    "--model_config_file_poll_wait_seconds=10",
+    "--file_system_poll_wait_seconds=10",
+    "--allow_version_labels_for_unavailable_models=true",
+    "--enable_batching=true",
+    "--batching_parameters_file=/models/plays/batching_params.pbtxt",
+    "--monitoring_config_file=/models/plays/monitoring.config",
+    "--tensorflow_intra_op_parallelism=2",
+    "--tensorflow_inter_op_parallelism=2",
+    "--rest_api_num_threads=128",
+    "--grpc_max_threads=128",
+    "--rest_api_timeout_in_ms=30000",
+]
+STABLE = "/v1/models/plays/labels/stable/metadata"
+
+
+def test_compose_starts_the_server_that_the_folder_describes(tmp_path: Path) -> None:
+    base = exported(tmp_path / "plays", 1)
+    found = yaml.safe_load((base / "compose.yaml").read_text())
+    check = found["services"]["serving"]["healthcheck"].pop("test")
+    assert check[:3] == ["CMD", "bash", "-c"]
+    assert f"GET {STABLE} HTTP" in check[3]
+    assert found == {
+        "name": "char-rnn-plays",
+        "services": {
+            "serving": {
+                "image": "tensorflow/serving:2.21.0",
+                "platform": "linux/amd64",
+                "entrypoint": ["tensorflow_model_server"],
+                "command": FLAGS,
+                "ports": ["127.0.0.1:8500:8500", "127.0.0.1:8501:8501"],
+                "volumes": [
+                    {
+                        "type": "bind",
+                        "source": ".",
+                        "target": "/models/plays",
+                        "read_only": True,
+                        "bind": {"create_host_path": False},
+                    }
+                ],
+                "user": "65534:65534",
+                "read_only": True,
+                "tmpfs": ["/tmp:size=64m"],
+                "cap_drop": ["ALL"],
+                "security_opt": ["no-new-privileges:true"],
+                "init": True,
+                "restart": "unless-stopped",
+                "deploy": {"resources": {"limits": {"cpus": "2", "memory": "4G"}}},
+                "healthcheck": {
+                    "interval": "10s",
+                    "timeout": "5s",
+                    "retries": 3,
+                    "start_period": "5m",
+                    "start_interval": "2s",
+                },
+            }
+        },
+    }
+
+
+def kubernetes(base: Path) -> dict[str, Any]:
+    """The objects by kind and name."""
+    found = list(yaml.safe_load_all((base / "kubernetes.yaml").read_text()))
+    return {f"{one['kind']} {one['metadata']['name']}": one for one in found}
+
+
+def test_kubernetes_objects_fit_their_schemas_and_each_other(tmp_path: Path) -> None:
+    import kubernetes_validate  # its schemas, of every release since 1.25
+
+    base = exported(tmp_path / "plays", 1)
+    found = kubernetes(base)
+    for one in found.values():
+        for release in ("1.30", "1.37"):
+            kubernetes_validate.validate(one, release, strict=True)
+    name = "char-rnn-plays"
+    kinds = [f"{kind} {name}" for kind in ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy")]
+    assert set(found) == {*kinds, f"Service {name}-pods"}
+    labels = {"app.kubernetes.io/name": "char-rnn", "app.kubernetes.io/instance": name}
+    spec = found[f"Deployment {name}"]["spec"]
+    assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"] == labels
+    assert found[f"Service {name}"]["spec"]["selector"] == found[f"Service {name}-pods"]["spec"]["selector"] == labels
+    assert found[f"PodDisruptionBudget {name}"]["spec"] == {"minAvailable": 1, "selector": {"matchLabels": labels}}
+    assert found[f"NetworkPolicy {name}"]["spec"]["podSelector"] == {"matchLabels": labels}
+    assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    pod = spec["template"]["spec"]
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": name, "readOnly": True}
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 65534,
+        "runAsGroup": 65534,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    (server,) = pod["containers"]
+    assert server["args"] == FLAGS
+    assert server["startupProbe"]["httpGet"] == server["readinessProbe"]["httpGet"] == {"path": STABLE, "port": "rest"}
+    assert server["livenessProbe"]["tcpSocket"] == {"port": "grpc"}
+    assert server["resources"]["limits"] == {"cpu": "2", "memory": "4Gi"}
+    assert server["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert server["volumeMounts"][0] == {"name": "model", "mountPath": "/models/plays", "readOnly": True}
+    drained = int(server["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert 30 < drained < pod["terminationGracePeriodSeconds"]
+
+
+@contextlib.contextmanager
+def tf_serving(state: str) -> Iterator[int]:
+    """A server that answers as TF Serving does whose model plays has one version, stable, in that state; its port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, answer = 404, {"error": "Malformed request"}
+            if self.path == "/v1/models/plays":
+                health = {"error_code": "OK", "error_message": ""}
+                status, answer = 200, {"model_version_status": [{"version": "1", "state": state, "status": health}]}
+            elif self.path == STABLE and state == "AVAILABLE":
+                spec = {"name": "plays", "signature_name": "", "version": "1"}
+                status, answer = 200, {"model_spec": spec, "metadata": {"signature_def": {"note": " 200 "}}}
+            elif self.path == STABLE:
+                answer = {"error": "Servable not found for request: Specific(plays, 1) 200 "}
+            body = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+
+
+def healthy(base: Path, port: int) -> bool:
+    """What the health check in compose.yaml says, run by bash as a container would, of a server on that port."""
+    test = yaml.safe_load((base / "compose.yaml").read_text())["services"]["serving"]["healthcheck"]["test"]
+    assert "$" not in test[3]  # compose would put a variable there
+    command = [*test[1:3], test[3].replace("/8501 ", f"/{port} ")]
+    return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
+
+
+def test_the_health_check_tells_a_server_that_can_be_asked(tmp_path: Path) -> None:
+    base = exported(tmp_path / "plays", 1)
+    found = {}
+    for state in ("AVAILABLE", "LOADING", "END"):
+        with tf_serving(state) as port:
+            found[state] = healthy(base, port)
+    found["nobody there"] = healthy(base, port)
+    assert found == {"AVAILABLE": True, "LOADING": False, "END": False, "nobody there": False}
+    with tf_serving("AVAILABLE") as port:
+        assert not healthy(exported(tmp_path / "other", 1), port)
+
+
+NAMES = {
+    "plays": ("plays", r"char-rnn-plays"),
+    "Plays": ("Plays", r"char-rnn-plays-[0-9a-f]{6}"),
+    "1.5": ("1.5", r"char-rnn-1-5-[0-9a-f]{6}"),
+    "no": ("no", "char-rnn-no"),
+    "a b": ("a-b", r"char-rnn-a-b-[0-9a-f]{6}"),
+    "a-b": ("a-b", "char-rnn-a-b"),
+    'it\'s "$HOME" {{ x }}': ("it-s-HOME-x-", r"char-rnn-it-s-home-x-[0-9a-f]{6}"),
+    "a:b%20#|`*": ("a-b-20-", r"char-rnn-a-b-20-[0-9a-f]{6}"),
+    "Пьесы": ("-", r"char-rnn-[0-9a-f]{6}"),
+    "x" * 200: ("x" * 200, rf"char-rnn-{'x' * 40}-[0-9a-f]{{6}}"),
+    "line\n- break": ("line---break", r"char-rnn-line-break-[0-9a-f]{6}"),
+    "bad\udcffbyte": ("bad-byte", r"char-rnn-bad-byte-[0-9a-f]{6}"),
+}
+
+
+@pytest.mark.parametrize("folder", NAMES)
+def test_any_name_of_a_folder_is_safe_in_every_file(folder: str, tmp_path: Path) -> None:
+    base = tmp_path / folder
+    version_at(base, 1)
+    write_package(base, 1, FACTS)
+    name, host = NAMES[folder]
+    assert config(base) == expected_config(name, {"stable": 1}, 1)
+    assert re.fullmatch(host, host_name(base))
+    assert len(host_name(base) + "-pods") <= 63
+    server = yaml.safe_load((base / "compose.yaml").read_text())
+    assert server["name"] == host_name(base)
+    assert server["services"]["serving"]["volumes"][0]["target"] == f"/models/{name}"
+    found = kubernetes(base)
+    assert {one["metadata"]["name"] for one in found.values()} == {host_name(base), f"{host_name(base)}-pods"}
+    pod = found[f"Deployment {host_name(base)}"]["spec"]["template"]["spec"]["containers"][0]
+    assert pod["args"] == server["services"]["serving"]["command"] == serving.flags(name, 64)
+    assert pod["readinessProbe"]["httpGet"]["path"] == f"/v1/models/{name}/labels/stable/metadata"
+    lines = (base / "MODEL_CARD.md").read_text().splitlines()
+    assert lines[1] == f"# {cell(folder)}"
+    assert lines[2] == ""
+
+
+def test_no_two_folders_share_a_host_name() -> None:
+    assert len({host_name(Path("served") / folder) for folder in NAMES}) == len(NAMES)
+
+
+def card(base: Path) -> dict[str, list[str]]:
+    rows = [line for line in (base / "MODEL_CARD.md").read_text().splitlines() if line.startswith("|")]
+    cells = [[one.strip() for one in row.strip("|").split("|")] for row in rows]
+    return {what: values for what, *values in cells}
+
+
+def test_the_card_tells_of_every_version_that_is_served(tmp_path: Path) -> None:
+    base = exported(tmp_path / "plays", 1)
+    version_at(base, 2, val_nats=2.0, step=7, limits=None)
+    write_package(base, 2, FACTS | {"test": None, "data": None})
+    assert card(base) == {
+        "version": ["1 (stable)", "2 (canary)"],
+        "---": ["---", "---"],
+        "run": ["plays, step 4,321", "plays, step 7"],
+        "model": ["GRU, 3 x 96 units, embedding of 8"] * 2,
+        "parameters": ["1,234,567"] * 2,
+        "vocabulary": ["256 bytes"] * 2,
+        "on validation": ["1.803 bits a byte (1.250 nats)", "2.885 bits a byte (2.000 nats)"],
+        "on test": ["2.164 bits a byte (1.500 nats), over 98,765", "not evaluated"],
+        "data": ["plays: train 1,003,854, val 55,770 bytes; validated", "not at hand when this was exported"],
+        "sources": ["shake&#124;speare, from https://example.com/in_put.txt, 2026-11-23", "not known"],
+        "licence of the sources": [
+            "shake&#124;speare: &#60;b&#62;public&#60;/b&#62; domain",
+            "not recorded with the data",
+        ],
+        "limits": ["length 4,096, prompt 2,048, rows 64", "rows 64"],
+        "made with": ["python 3.11.7, tensorflow 2.21.0"] * 2,
+        "weights, SHA-256": ["ab" * 32] * 2,
+        "data, SHA-256": ["cd" * 32] * 2,
+    }
+    assert "curl -s localhost:8501/v1/models/plays/labels/stable:predict" in (base / "MODEL_CARD.md").read_text()
+
+
+def test_a_card_learns_what_comes_later_and_forgets_nothing(tmp_path: Path) -> None:
+    base = exported(tmp_path / "plays", 1)
+    whole = card(base)
+    write_package(base, 1, FACTS | {"test": None, "data": None, "tools": {"python": "4"}})
+    assert card(base) == whole
+    write_package(base, 1, FACTS | {"test": {"nats": 0.5, "bits": 0.7, "targets": 10}})
+    assert card(base) == whole | {"on test": ["0.721 bits a byte (0.500 nats), over 10"]}
+    exported(tmp_path / "moved", 7)  # facts lie with the version, wherever it is brought
+    (base / "1").rename(tmp_path / "moved" / "8")
+    relabel(tmp_path / "moved", ["canary=8"])
+    assert card(tmp_path / "moved")["on test"][1] == "0.721 bits a byte (0.500 nats), over 10"
+
+
+def test_facts_are_those_of_the_run_and_its_data(run: Path, tmp_path: Path) -> None:
+    opened = checkpoint.read_run(run)
+    chosen = checkpoint.best(opened)
+    facts = facts_of(opened, chosen)
+    tools = facts.pop("tools")
+    assert set(tools) == {"python", "tensorflow", "keras", "numpy"}
+    assert facts == {
+        "format_version": 1,
+        "parameters": sum(weight.numpy().size for weight in checkpoint.load_model(opened, chosen).weights),
+        "test": None,
+        "data": {
+            "name": "data",
+            "tokens": {"train": 380, "val": 100},
+            "validated": False,
+            "sources": [],
+            "files": 0,
+            "bytes": 0,
+            "corpora": [],
+        },
+    }
+    report = run / "evaluation-test.json"
+    inputs = {"weights_sha256": checkpoint.weights_sha256(chosen), "data_sha256": opened.data_sha256}
+    score = {"nats": 1.0, "bits": 1.4427, "targets": 99}
+    try:
+        for stale in ({"weights_sha256": "0"}, {"data_sha256": "0"}):
+            write_json(report, {"inputs": inputs | stale, **score})
+            assert facts_of(opened, chosen)["test"] is None
+        write_json(report, {"inputs": inputs, **score})
+        assert facts_of(opened, chosen)["test"] == score
+        base = tmp_path / "tiny"
+        version_at(base, 1, **made_from(opened, chosen))
+        write_package(base, 1, facts_of(opened, chosen))
+    finally:
+        report.unlink()
+    shown, nats = card(base), chosen.val_nats
+    assert nats is not None
+    assert shown["on validation"] == [f"{nats / math.log(2):.3f} bits a byte ({nats:.3f} nats)"]
+    assert shown["on test"] == ["1.443 bits a byte (1.000 nats), over 99"]
+    assert shown["weights, SHA-256"] == [checkpoint.weights_sha256(chosen)]
+
+
+def test_data_that_is_gone_or_another_by_now_is_not_told_of(run: Path, tmp_path: Path) -> None:
+    opened = checkpoint.read_run(run)
+    chosen = checkpoint.best(opened)
+    for other in ({"data": tmp_path / "gone"}, {"data_sha256": "0"}):
+        assert facts_of(dataclasses.replace(opened, **other), chosen)["data"] is None
+
+
+@pytest.mark.parametrize("module", [serving, card_module])
+def test_docstrings_are_true(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert (found.failed, found.attempted) == (0, 1)

@@ -1,0 +1,212 @@
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from common.errors import StageError, UsageError
+from export.__main__ import cli
+from export.lite.file import seal
+from export.web import build as page
+from export.web.build import export_page, read_model
+from pipeline.vocab import byte_vocab
+
+MODEL = b"what a browser's runtime takes"
+
+
+@pytest.fixture(autouse=True)
+def node_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The packages, as npm would have fetched them."""
+    packages = tmp_path / "node_modules"
+    wanted = json.loads((page.WEB / "package.json").read_text())["dependencies"]["@litertjs/core"]
+    files = {
+        "core/package.json": json.dumps({"version": wanted}),
+        "core/dist/index.js": 'import { createWasmLib } from "@litertjs/wasm-utils";\n',
+        "wasm-utils/dist/index.js": "export {};\n",
+        **{f"core/wasm/{name}{kind}": name + kind for name in page.RUNTIME for kind in (".js", ".wasm")},
+        "core/wasm/litert_wasm_threaded_internal.wasm": "not wanted",
+    }
+    for name, text in files.items():
+        path = packages / "@litertjs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(page, "PACKAGES", packages)
+    return packages
+
+
+def device(folder: Path, *precisions: str) -> Path:
+    """A folder as the export of .tflite makes it, of what no runtime would take."""
+    folder.mkdir(parents=True)
+    about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": folder.name}
+    for precision in precisions:
+        (folder / f"{precision}.tflite").write_bytes(seal(MODEL, {**about, "precision": precision}))
+    listed = {precision: {"file": f"{precision}.tflite", "bits": 1.5} for precision in precisions}
+    (folder / "model.json").write_text(json.dumps({**about, "files": listed}))
+    return folder
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_folder_is_the_page_the_runtime_and_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = device(tmp_path / "one", "float32", "int8-full"), device(tmp_path / "two", "float16")
+    (one / "neurons.json").write_text('{"neurons": [{"layer": 2, "unit": 7, "about": "quotes", "score": 0.9}]}')
+    export_page([one, two], out := tmp_path / "site", force=False)
+    sources = {path.name for path in page.PAGE.iterdir() if path.is_file()}
+    runtime = {"core.js", "wasm-utils.js", *(name + kind for name in page.RUNTIME for kind in (".js", ".wasm"))}
+    models = {"models/one/float32.tflite", "models/one/int8-full.tflite", "models/two/float16.tflite"}
+    made = {"models.json", "build.js"}
+    assert files(out) == sources | {f"litert/{name}" for name in runtime} | models | made
+    assert (out / "litert" / "core.js").read_text() == 'import { createWasmLib } from "./wasm-utils.js";\n'
+    listed = json.loads((out / "models.json").read_text())["models"]
+    assert [(m["name"], [(f["precision"], f["bits"]) for f in m["files"]]) for m in listed] == [
+        ("one", [("float32", 1.5), ("int8-full", 1.5)]),
+        ("two", [("float16", 1.5)]),
+    ]
+    assert listed[0]["neurons"] == [{"layer": 2, "unit": 7, "about": "quotes"}]
+    assert listed[0]["vocab"] == byte_vocab().to_json()
+    for file in (file for model in listed for file in model["files"]):
+        assert len((out / file["url"]).read_bytes()) == file["size"]
+        assert page.sha256_file(out / file["url"]) == file["sha256"]
+    build = json.loads((out / "build.js").read_text().removeprefix("self.BUILD = ").removesuffix(";\n"))
+    assert set(build["shell"]) == {"./", "models.json", "litert/core.js", "litert/wasm-utils.js"} | sources
+    told = "one (float32, int8-full); two (float16); 0.1 MB, of which a browser fetches 0.1 MB before the first text"
+    assert told in capsys.readouterr().out
+
+
+def test_the_same_page_is_not_made_again_and_another_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, out = device(tmp_path / "one", "float32"), tmp_path / "site"
+    export_page([one], out, force=False)
+    first, told = (out / "build.js").read_bytes(), capsys.readouterr().out
+    (out / "CNAME").write_text("a user's own" * 100_000)
+    export_page([one], out, force=False)
+    assert (out / "CNAME").read_text() == "a user's own" * 100_000
+    again = capsys.readouterr()
+    assert "is already made from the same files" in again.err
+    assert again.out == told, "of the files, the page's are counted"
+    about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": "one"}
+    (one / "float32.tflite").write_bytes(seal(b"other weights", about))
+    with pytest.raises(StageError, match=r"site is full: another page lies there; give another --out or --force$"):
+        export_page([one], out, force=False)
+    assert (out / "build.js").read_bytes() == first
+    export_page([one], out, force=True)
+    assert (out / "build.js").read_bytes() != first, "browsers see that something is new"
+    (foreign := tmp_path / "foreign").mkdir()
+    (foreign / "letters.txt").write_text("not ours")
+    with pytest.raises(StageError, match="exists and is not a page"):
+        export_page([one], foreign, force=True)
+
+
+def test_what_is_no_model_is_refused_by_name(tmp_path: Path) -> None:
+    one, other = device(tmp_path / "a" / "one", "float32"), device(tmp_path / "b" / "one", "float32")
+    with pytest.raises(UsageError, match="names of their own on the page, got one, one"):
+        export_page([one, other], tmp_path / "site", force=False)
+    with pytest.raises(StageError, match="nowhere holds no model for devices"):
+        read_model(tmp_path / "nowhere")
+    (one / "model.json").write_text('{"vocab": {"unit": "byte", "symbols": "6161"}}')
+    with pytest.raises(StageError, match="a/one holds no model for devices: a vocabulary needs"):
+        read_model(one)
+    (other / "neurons.json").write_text('{"neurons": [{"layer": 1}]}')
+    with pytest.raises(StageError, match=r"neurons.json is no list of neurons: 'unit'; see BUILD\.md"):
+        read_model(other)
+
+
+def test_a_file_that_is_damaged_gone_or_of_another_model_is_refused(tmp_path: Path) -> None:
+    one, two = device(tmp_path / "one", "float32"), device(tmp_path / "two", "float32")
+    whole = (one / "float32.tflite").read_bytes()
+    shutil.copyfile(two / "float32.tflite", one / "float32.tflite")
+    with pytest.raises(
+        StageError, match=r"one/float32\.tflite is of another model than .*model\.json: export it again$"
+    ):
+        read_model(one)
+    (one / "float32.tflite").write_bytes(whole)
+    about = json.loads((one / "model.json").read_text())
+    other = {**about, "vocab": {**about["vocab"], "symbols": about["vocab"]["symbols"][::-1]}}
+    (one / "model.json").write_text(json.dumps(other))
+    with pytest.raises(StageError, match=r"one/float32\.tflite is of another model than .*model\.json"):
+        read_model(one)
+    (one / "model.json").write_text(json.dumps(about))
+    for damaged in (whole[:5] + b"?" + whole[6:], whole[:-5]):
+        (one / "float32.tflite").write_bytes(damaged)
+        with pytest.raises(StageError, match=r"one/float32\.tflite is damaged"):
+            read_model(one)
+    (one / "float32.tflite").unlink()
+    with pytest.raises(StageError, match=r"one/float32\.tflite cannot be read"):
+        read_model(one)
+
+
+def test_npm_fetches_the_runtime_or_is_asked_for(
+    tmp_path: Path, node_modules: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert page.packages() == node_modules, "what is there is not fetched"
+    (node_modules / "@litertjs" / "core" / "package.json").write_text('{"version": "0.0.1"}')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StageError, match=r"comes by npm, and there is no npm: install Node\.js$"):
+        page.packages()
+    (npm := tmp_path / "npm").write_text("#!/bin/sh\necho notice >&2\necho no network >&2\nexit 1\n")
+    npm.chmod(0o755)
+    with pytest.raises(StageError, match=r"npm ci in .*/export/web failed: no network$"):
+        page.packages()
+    npm.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    page.packages()
+    assert (tmp_path / "asked").read_text().startswith("ci --omit=dev")
+
+
+def test_a_model_is_found_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    folders = [device(tmp_path / name, "float32") for name in ("one", "50% of #1, ä?")]
+    export_page(folders, out := tmp_path / "site", force=False)
+    listed = json.loads((out / "models.json").read_text())["models"]
+    with page.server(out, 0) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        for folder, model in zip(folders, listed, strict=True):
+            with urllib.request.urlopen(urllib.parse.urljoin(page.address(serving), model["files"][0]["url"])) as found:
+                assert found.read() == (folder / "float32.tflite").read_bytes()
+        serving.shutdown()
+
+
+SERVE = "import sys; from pathlib import Path; from export.web.build import serve; serve(Path(sys.argv[1]), 0)"
+
+
+def test_a_port_is_one_to_serve_at(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["web", str(tmp_path / "one"), "--port", "8001"])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (2, "Error: --port goes with --serve")
+
+
+def test_it_is_served_with_its_policy_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+    export_page([device(tmp_path / "one", "float32")], out := tmp_path / "site", force=False)
+    command, pipe = [sys.executable, "-c", SERVE, str(out)], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as server, contextlib.ExitStack() as ending:
+        ending.callback(server.kill)  # where something below fails
+        assert server.stdout
+        assert server.stderr
+        address = server.stdout.readline().split()[0]
+        types = {
+            "": "text/html",
+            "main.js": "text/javascript",
+            "litert/litert_wasm_internal.wasm": "application/wasm",
+            "models/one/float32.tflite": "application/octet-stream",
+        }
+        for name, kind in types.items():
+            with urllib.request.urlopen(address + name) as response:
+                assert response.headers["Content-Type"] == kind
+                policy = response.headers["Content-Security-Policy"].split("; ")
+        assert policy[:3] == ["default-src 'none'", "script-src 'self' 'wasm-unsafe-eval'", "style-src 'self'"]
+        assert policy[-1] == "frame-ancestors 'none'"
+        port = int(address.rstrip("/").rsplit(":", 1)[1])
+        with pytest.raises(StageError, match=rf"port {port} cannot be had \(Address already in use\)"):
+            page.serve(out, port)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(10) == 0
+        assert server.stderr.read() == ""
+    shutil.rmtree(out)

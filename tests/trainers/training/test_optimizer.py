@@ -1,0 +1,156 @@
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainers.config import ModelConfig, TrainConfig
+from trainers.model.char_rnn import CharRNN
+from trainers.training.optimizer import LearningRate, clipped, make_optimizer
+
+TOTAL, EPOCH = 41, 10
+
+
+def rates(**settings: object) -> np.ndarray:
+    """The learning rate at every step of a run of 41 steps, ten to an epoch."""
+    rate = LearningRate(TrainConfig(learning_rate=0.5, **settings), TOTAL, EPOCH)
+    return np.array([float(rate(tf.constant(step, tf.int64))) for step in range(TOTAL)])
+
+
+def test_the_rate_at_every_step_is_the_formula() -> None:
+    steps = np.arange(TOTAL)
+    warm = np.minimum((steps + 1) / 8, 1)
+    falling = {
+        "exponential": 0.2 ** (steps / 40),
+        "cosine": 0.2 + 0.8 * (1 + np.cos(math.pi * steps / 40)) / 2,
+        "char-rnn": 0.2 ** np.maximum(0, steps // EPOCH - 1),  # from the third epoch on, after two whole ones
+    }
+    for schedule, factor in falling.items():
+        plain, warmed = (rates(schedule=schedule, decay=0.2, decay_after=2, warmup=warmup) for warmup in (0, 8))
+        np.testing.assert_allclose(plain, 0.5 * factor, rtol=1e-5, err_msg=schedule)
+        np.testing.assert_allclose(warmed, 0.5 * factor * warm, rtol=1e-5, err_msg=schedule)
+    np.testing.assert_allclose(rates(warmup=8), 0.5 * warm, rtol=1e-6)
+
+
+def test_char_rnn_decays_as_char_rnn_did() -> None:
+    """train.lua: at the end of each epoch from the tenth on, times 0.97."""
+    rate, expected = 0.002, []
+    for iteration in range(1, 13 * EPOCH + 1):
+        expected.append(rate)
+        epoch = iteration / EPOCH
+        if iteration % EPOCH == 0 and epoch >= 10:
+            rate *= 0.97
+    config = TrainConfig(schedule="char-rnn", decay=0.97, decay_after=10)
+    ours = LearningRate(config, 13 * EPOCH, EPOCH)
+    np.testing.assert_allclose([float(ours(step)) for step in range(13 * EPOCH)], expected, rtol=1e-6)
+
+
+def test_a_schedule_is_saved_with_its_optimizer() -> None:
+    made = make_optimizer(TrainConfig(schedule="cosine", decay=0.1, warmup=3), TOTAL, EPOCH, [], [])
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(made))
+    for step in (0, 7, 40):
+        assert float(again._learning_rate(step)) == float(made._learning_rate(step))
+
+
+def moved(gradients: list[list[float]], **settings: object) -> np.ndarray:
+    """A kernel and a bias of [1, -2] after these gradients, one a step."""
+    kernel, bias = (keras.Variable(np.array([1.0, -2.0], np.float32), name=name) for name in ("kernel", "bias"))
+    optimizer = make_optimizer(TrainConfig(learning_rate=0.1, **settings), TOTAL, EPOCH, [kernel, bias], [])
+    for gradient in gradients:
+        optimizer.apply([tf.constant(gradient), tf.constant(gradient)], [kernel, bias])
+    return np.stack([kernel.numpy(), bias.numpy()])
+
+
+def test_each_optimizer_moves_as_its_paper_says() -> None:
+    gradients = np.array([[0.5, -0.25], [-0.125, 1.0], [0.75, 0.0]])
+    start = np.array([1.0, -2.0])
+    expected = {}
+    w, velocity = start, np.zeros(2)
+    for g in gradients:  # momentum: Sutskever et al. 2013
+        velocity = 0.8 * velocity - 0.1 * g
+        w = w + velocity
+    expected["sgd"] = w
+    w, square = start, np.zeros(2)
+    for g in gradients:  # RMSProp: Tieleman & Hinton 2012
+        square = 0.9 * square + 0.1 * g * g
+        w = w - 0.1 * g / np.sqrt(square + 1e-7)
+    expected["rmsprop"] = w
+    w, m, v = start, np.zeros(2), np.zeros(2)
+    for t, g in enumerate(gradients, 1):  # Adam: Kingma & Ba 2014
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        w = w - 0.1 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-7)
+    expected["adam"] = w
+    for name, w in expected.items():
+        np.testing.assert_allclose(moved(gradients.tolist(), optimizer=name, momentum=0.8), [w, w], rtol=1e-4)
+
+
+def test_weight_decay_shrinks_kernels_and_leaves_biases() -> None:
+    still = [[0.0, 0.0]] * 2
+    kernel, bias = moved(still, optimizer="adamw", weight_decay=0.5)
+    np.testing.assert_allclose(kernel, np.array([1.0, -2.0]) * (1 - 0.1 * 0.5) ** 2, rtol=1e-6)
+    np.testing.assert_array_equal(bias, [1.0, -2.0])
+
+
+def orthogonal(g: np.ndarray) -> np.ndarray:
+    """Five steps of Jordan's polynomial, which bring every singular value near 1."""
+    x = g.T / np.linalg.norm(g) if g.shape[0] > g.shape[1] else g / np.linalg.norm(g)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.T if g.shape[0] > g.shape[1] else x
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_muon_turns_units_into_units_and_adam_does_the_rest(cell: Any, rng: np.random.Generator) -> None:
+    model = CharRNN(ModelConfig(cell=cell, units=4, layers=2), 5)
+    weights, inner = model.trainable_variables, model.inner_kernels
+    paths = [w.path for w in inner]
+    assert [path.split("/")[-1] for path in paths] == ["recurrent_kernel", "kernel", "recurrent_kernel"]
+    made = {
+        name: make_optimizer(TrainConfig(learning_rate=0.1, optimizer=name), TOTAL, EPOCH, weights, inner)
+        for name in ("muon", "adam")
+    }
+    start = [w.numpy() for w in weights]
+    gradients = [[rng.normal(size=w.shape).astype(np.float32) for w in weights] for _ in range(3)]
+    after = {}
+    for name, optimizer in made.items():
+        for weight, value in zip(weights, start, strict=True):
+            weight.assign(value)
+        for gradient in gradients:
+            optimizer.apply([tf.constant(g) for g in gradient], weights)
+        after[name] = [w.numpy() for w in weights]
+    for index, weight in enumerate(weights):
+        expected = after["adam"][index]
+        if weight.path in paths:
+            expected, momentum = start[index].astype(np.float64), np.zeros(weight.shape)
+            for g in (gradient[index].astype(np.float64) for gradient in gradients):
+                momentum = 0.95 * momentum + g
+                expected -= 0.1 * 0.2 * math.sqrt(max(weight.shape)) * orthogonal(g + 0.95 * momentum)
+        np.testing.assert_allclose(after["muon"][index], expected, rtol=1e-3, atol=1e-4, err_msg=weight.path)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weight_decay_leaves_norms_and_embeddings(optimizer: Any) -> None:
+    model = CharRNN(ModelConfig(units=3, layers=2, embedding=2, layer_norm=True), 5)
+    config = TrainConfig(learning_rate=0.5, optimizer=optimizer, weight_decay=1.0)
+    made = make_optimizer(config, TOTAL, EPOCH, model.trainable_variables, model.inner_kernels)
+    before = [w.numpy() for w in model.trainable_variables]
+    made.apply([tf.zeros(w.shape) for w in before], model.trainable_variables)
+    for weight, start in zip(model.trainable_variables, before, strict=True):
+        expected = start / 2 if weight.path.endswith("kernel") else start
+        np.testing.assert_allclose(weight, expected, rtol=1e-6, err_msg=weight.path)
+
+
+def test_gradients_are_clipped_by_norm_or_by_value() -> None:
+    gradients = [tf.constant([3.0, 0.0]), tf.constant([[-4.0]])]
+    for clip_by, clip, expected in (
+        ("norm", 1.0, [[0.6, 0.0], [[-0.8]]]),
+        ("norm", 9.0, [[3.0, 0.0], [[-4.0]]]),
+        ("value", 3.5, [[3.0, 0.0], [[-3.5]]]),
+    ):
+        limited, norm = clipped(gradients, TrainConfig(clip=clip, clip_by=clip_by))
+        assert float(norm) == pytest.approx(5)
+        for a, b in zip(limited, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)

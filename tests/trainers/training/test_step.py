@@ -1,0 +1,174 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.lanes import Batch
+from trainers.config import ModelConfig, TrainConfig
+from trainers.model.char_rnn import CharRNN
+from trainers.training.devices import Devices
+from trainers.training.optimizer import make_optimizer
+from trainers.training.step import Steps, total_nats
+
+On = Callable[..., Devices]
+B, T, V = 4, 3, 11
+
+
+def text(rng: np.random.Generator, windows: int) -> list[Batch]:
+    ids = rng.integers(0, V, (B, windows * T + 1)).astype(np.uint8)
+    full = np.full(B, T, np.int32)
+    spans = [slice(k * T, (k + 1) * T) for k in range(windows)]
+    return [Batch(ids[:, span], ids[:, 1:][:, span], full) for span in spans]
+
+
+def documents(rng: np.random.Generator, windows: int) -> list[Batch]:
+    """Text that starts afresh at every third character or so."""
+    return [batch._replace(reset_BxT=rng.random((B, T)) < 1 / 3) for batch in text(rng, windows)]
+
+
+def build(devices: Devices, dropout: float = 0.0, **settings: object) -> Steps:
+    config = TrainConfig(**{"learning_rate": 0.01, "clip": 5.0, **settings})
+    with devices.strategy.scope():
+        model = CharRNN(ModelConfig(units=7, layers=2, dropout=dropout, output_dropout=dropout), V, seed=3)
+        optimizer = make_optimizer(config, 100, 10, model.trainable_variables, model.inner_kernels)
+    return Steps(devices, model, optimizer, config)
+
+
+def stream(steps: Steps, batches: list[Batch]) -> Any:
+    """The batches as the loop hands them to a step."""
+    parts = Batch(*(None if part[0] is None else np.stack(part) for part in zip(*batches, strict=True)))
+
+    def make(rows: range) -> tf.data.Dataset:
+        mine = Batch(*(None if part is None else part[:, rows.start : rows.stop] for part in parts))
+        return tf.data.Dataset.from_tensor_slices(mine)
+
+    return steps.distribute(make, B)
+
+
+def run(
+    steps: Steps, batches: list[Batch], carry: np.ndarray | None = None, calls: tuple[int, ...] = ()
+) -> tuple[list[float], np.ndarray]:
+    """Trains on the batches, in calls of so many steps; the losses and the carry after them."""
+    shares = steps.scatter(steps.model.initial_carry(B) if carry is None else carry)
+    iterator, losses = stream(steps, batches), []
+    for count in calls or (len(batches),):
+        totals, shares = steps.train(iterator, shares, tf.constant(len(losses), tf.int64), tf.constant(count))
+        losses += list(totals.nats.numpy() / totals.targets.numpy())
+    return losses, steps.gather(shares).numpy()
+
+
+def test_the_loss_counts_the_real_targets_only(rng: np.random.Generator) -> None:
+    logits = rng.normal(size=(3, 4, V)).astype(np.float32)
+    targets = rng.integers(0, V, (3, 4)).astype(np.uint8)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -sum(log_p[b, t, targets[b, t]] for b, n in enumerate((4, 2, 0)) for t in range(n))
+    np.testing.assert_allclose(total_nats(tf.constant(logits), targets, tf.constant([4, 2, 0])), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dropout", "make", "optimizer"), [(0.0, text, "adam"), (0.3, documents, "muon")])
+@pytest.mark.parametrize(
+    "shape", [(1, 2), (2, 1), (2, 2)], ids=["1 replica 2 towers", "2 replicas", "2 replicas 2 towers"]
+)
+def test_replicas_and_towers_train_as_one(
+    rng: np.random.Generator,
+    on: On,
+    shape: tuple[int, int],
+    dropout: float,
+    make: Callable[..., list[Batch]],
+    optimizer: str,
+) -> None:
+    batches = make(rng, 5)
+    one, many = (build(devices, dropout, optimizer=optimizer) for devices in (on(), on(*shape)))
+    (one_losses, one_carry), (losses, carry) = run(one, batches), run(many, batches)
+    np.testing.assert_allclose(losses, one_losses, atol=1e-5)
+    np.testing.assert_allclose(carry, one_carry, atol=1e-5)
+    for a, b in zip(many.model.get_weights(), one.model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    for copy in many.model.trainable_variables:
+        first, *others = many.strategy.experimental_local_results(copy.value)
+        for other in others:
+            np.testing.assert_array_equal(first, other, err_msg="the replicas' copies of a weight have parted")
+
+
+def test_steps_of_one_call_are_those_of_many(rng: np.random.Generator, on: On) -> None:
+    batches, results = documents(rng, 6), []
+    for calls in ((6,), (1, 3, 2)):
+        steps = build(on(towers=2), dropout=0.3)
+        losses, carry = run(steps, batches, calls=calls)
+        results.append([np.array(losses), carry, *steps.model.get_weights()])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_lane_keeps_its_replica(rng: np.random.Generator, on: On) -> None:
+    batches = documents(rng, 3)
+    steps = build(on(replicas=2))
+    for batch, got in zip(batches, stream(steps, batches), strict=False):
+        for part, expected in zip(got, batch, strict=True):
+            np.testing.assert_array_equal(tf.concat(steps.strategy.experimental_local_results(part), 0), expected)
+
+
+def test_a_step_moves_by_the_clipped_gradient(rng: np.random.Generator, on: On) -> None:
+    steps = build(on(replicas=2), optimizer="sgd", momentum=0.0, learning_rate=1.0, clip=0.001)
+    before = steps.model.get_weights()
+    run(steps, text(rng, 1))
+    moved = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(steps.model.get_weights(), before, strict=True)))
+    np.testing.assert_allclose(moved, 0.001, rtol=1e-3)
+
+
+def test_a_window_that_is_not_full_weighs_its_targets_as_any_other(rng: np.random.Generator, on: On) -> None:
+    (batch,) = text(rng, 1)
+    half = Batch(batch.ids_BxT, batch.targets_BxT, np.array([T, 0, 0, 0], np.int32))
+    moves = []
+    for one in (batch, half):
+        steps = build(on(), optimizer="sgd", momentum=0.0, learning_rate=1.0, clip=1e9)
+        before = steps.model.dense.bias.numpy()
+        run(steps, [one])
+        moves.append(steps.model.dense.bias.numpy() - before)
+    # The dense bias moves by sum over targets of (onehot - p) / (B T): the rows that were left out are missed, no more.
+    logits, _ = build(on()).model(batch.ids_BxT, tf.zeros([B, 2, 2, 7]))
+    error = tf.one_hot(batch.targets_BxT, V) - tf.nn.softmax(logits)
+    np.testing.assert_allclose(moves[0], np.sum(error, (0, 1)) / (B * T), atol=1e-5)
+    np.testing.assert_allclose(moves[1], np.sum(error[0], 0) / (B * T), atol=1e-5)
+
+
+def test_training_and_evaluation_start_afresh_at_a_document(rng: np.random.Generator, on: On) -> None:
+    (plain,), (carry,) = text(rng, 1), rng.normal(size=(1, B, 2, 2, 7)).astype(np.float32)
+    fresh = plain._replace(reset_BxT=np.tile(np.arange(T) == 0, (B, 1)))  # at its first input alone: an empty carry
+    for evaluate in (False, True):
+        nats = []
+        for batch, start in ((plain, carry), (fresh, carry), (plain, 0 * carry)):
+            steps = build(on())
+            iterator, shares = stream(steps, [batch]), steps.scatter(start)
+            if evaluate:
+                totals, _ = steps.evaluate(next(iterator), shares)
+                nats.append(float(totals.nats))
+            else:
+                totals, _ = steps.train(iterator, shares, tf.constant(0, tf.int64), tf.constant(1))
+                nats += list(totals.nats.numpy())
+        assert nats[1] == pytest.approx(nats[2], abs=1e-5)
+        assert abs(nats[0] - nats[2]) > 1e-3
+
+
+def test_evaluation_repeats_and_leaves_the_weights_alone(rng: np.random.Generator, on: On) -> None:
+    steps = build(on(towers=2), dropout=0.5)
+    (batch,), before = text(rng, 1), steps.model.get_weights()
+    carry = steps.scatter(steps.model.initial_carry(B))
+    same = next(stream(steps, [batch]))
+    (first, after), (again, _) = steps.evaluate(same, carry), steps.evaluate(same, carry)
+    logits, model_after = steps.model(batch.ids_BxT, steps.model.initial_carry(B))
+    expected = total_nats(logits, batch.targets_BxT, batch.count_B)
+    np.testing.assert_allclose(first.nats, expected, rtol=1e-6)
+    np.testing.assert_allclose(steps.gather(after), model_after, atol=1e-6)
+    assert float(first.nats) == float(again.nats)
+    assert int(first.targets) == B * T
+    for a, b in zip(steps.model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_scatter_and_gather_are_inverse(rng: np.random.Generator, on: On) -> None:
+    steps = build(on(replicas=2))
+    carry = rng.normal(size=(B, 2, 2, 7)).astype(np.float32)
+    np.testing.assert_array_equal(steps.gather(steps.scatter(carry)), carry)

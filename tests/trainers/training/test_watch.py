@@ -1,0 +1,185 @@
+"""What a person sees of a run: TensorBoard has what metrics.jsonl has, the terminal a table and samples in a frame."""
+
+import io
+import math
+import shutil
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from rich.console import Console
+from rich.progress import Progress
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import TEXT, tiny_config, tiny_training
+
+from common import console
+from pipeline.manifest import Manifest
+from pipeline.vocab import byte_vocab
+from trainers import checkpoint, metrics
+from trainers.checkpoint import Run
+from trainers.training import watch
+from trainers.training.devices import Devices
+from trainers.training.watch import BOARD, Watch
+
+On = Callable[..., Devices]
+SCALARS = ("train_nats", "train_bits", "gradient_norm", "learning_rate", "per_second", "memory", "val_nats", "val_bits")
+
+
+@pytest.fixture
+def data(tmp_path: Path, make_data: Callable[..., Manifest]) -> Path:
+    make_data(tmp_path / "data", 1000, train=TEXT, val=TEXT[:101], test=TEXT[:70])
+    return tmp_path / "data"
+
+
+def board(run: Run) -> EventAccumulator:
+    return EventAccumulator(str(run.folder / BOARD), size_guidance={"tensors": 0}).Reload()
+
+
+def values(board: EventAccumulator, tag: str) -> list[tuple[int, Any]]:
+    """Each event's step and value, in the order of the files."""
+    return [(event.step, tf.make_ndarray(event.tensor_proto)) for event in board.Tensors(tag)]
+
+
+def reported(run: Run, tag: str) -> list[tuple[int, np.float32]]:
+    return [(row["step"], np.float32(row[tag])) for row in checkpoint.read_metrics(run) if tag in row]
+
+
+def test_tensorboard_has_what_metrics_has(tmp_path: Path, data: Path, on: On) -> None:
+    one = tiny_training(tmp_path / "run", data, on(2, 1), 10, sample=20, histograms=True)
+    one.go()
+    found = board(one.run)
+    assert {tag: values(found, tag) for tag in SCALARS} == {tag: reported(one.run, tag) for tag in SCALARS}
+    texts = {step: value.item().decode() for step, value in values(found, "sample")}
+    assert list(texts) == [5, 10]
+    assert all(line.startswith("    ") for text in texts.values() for line in text.split("\n"))
+    gates = {f"gate/lstm_{layer}/{gate}" for layer in (0, 1) for gate in ("input", "forget", "output", "candidate")}
+    weights = {f"gradient/{weight.path}": weight for weight in one.steps.model.trainable_variables}
+    assert set(found.Tags()["tensors"]) == {*SCALARS, "sample", *gates, *weights}
+    for name in {*gates, *weights}:
+        histograms = values(found, name)  # rows of left edge, right edge, count
+        assert [step for step, _ in histograms] == [0, 5, 10], name
+        numbers = math.prod(weights[name].shape) if name in weights else 4 * 3 * 8  # lanes x window x units
+        lowest = -1 if name.endswith("candidate") or name in weights else 0
+        for _, rows in histograms:
+            assert (rows[:, 2].sum(), lowest <= rows[0, 0] < rows[-1, 1] <= 1) == (numbers, True), name
+
+
+def test_steps_that_are_made_again_come_later_in_tensorboard(tmp_path: Path, data: Path, on: On) -> None:
+    one = tiny_training(tmp_path / "run", data, on(), 10)
+    one.go()
+    before = reported(one.run, "train_nats")
+    shutil.rmtree(checkpoint.checkpoints(one.run)[-1].folder)  # as if it had been killed before it was written
+    again = tiny_training(tmp_path / "run", data, on(), 12)
+    again.go()
+    events = values(board(one.run), "train_nats")
+    assert [step for step, _ in events] == [3, 5, 6, 9, 10, 6, 9, 10, 12]
+    # TensorBoard takes what comes later under an earlier or equal step for all that was there from that step on.
+    assert list(dict(events).items()) == reported(again.run, "train_nats")
+    assert events[: len(before)] == before
+
+
+class Terminal:
+    """A terminal of so many columns, and a run that is watched on it, without training it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, width: int, chief: bool = True, sample: int = 9):
+        self.file, self.clock = io.StringIO(), 100.0
+        settings: dict[str, Any] = {"force_terminal": True, "color_system": None, "soft_wrap": True, "markup": False}
+        monkeypatch.setattr(console, "err", Console(file=self.file, width=width, highlight=False, **settings))
+        monkeypatch.setattr(watch, "time", types.SimpleNamespace(monotonic=lambda: self.clock))
+        folder.mkdir()
+        run = Run(folder, tiny_config(sample=sample), byte_vocab(), folder, "")
+        self.watch = Watch(run, run.build(), 0, 20_000, Progress(disable=True), chief)
+        self.watch._sample = lambda step, length: f"{length} characters at {step}"  # type: ignore[method-assign]
+        self.folder = folder
+
+    def train(self, step: int, nats: float, seconds: float) -> None:
+        """Steps up to `step` come `seconds` later, and are reported."""
+        self.clock += seconds
+        row = {"train_nats": nats, "train_bits": nats / math.log(2), "gradient_norm": 0.123456, "learning_rate": 0.002}
+        row |= {"step": step, "epoch": step / 8000, "per_second": 98_765.4, "memory": 1_234e6}
+        self.watch.move(row)
+        self.watch.report(row)
+
+    def validate(self, step: int, nats: float, text: str = "", best: bool = False) -> None:
+        self.watch._sample = lambda step, length: text  # type: ignore[method-assign]
+        self.watch.evaluated(watch.val_row(step, 8000, nats), best)
+
+    def shown(self) -> list[str]:
+        return [line.rstrip() for line in self.file.getvalue().splitlines()]
+
+
+def test_samples_are_kept_as_the_text_comes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(monkeypatch, tmp_path / "run", 80)
+    for step in (100, 200, 300, 600):
+        terminal.train(step, 3.0, 1.0)
+    terminal.validate(600, 2.5, "as it is then")
+    rows = [(row["step"], "val_nats" in row, row.get("sample")) for row in metrics.read(tmp_path / "run")]
+    early = [(step, False, f"9 characters at {step}" if step in (100, 300) else None) for step in (100, 200, 300, 600)]
+    assert rows == [*early, (600, True, "as it is then")]
+    assert "characters at" not in terminal.file.getvalue(), "the terminal shows those of validations"
+
+
+def test_the_terminal_shows_a_table_and_samples_in_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(monkeypatch, tmp_path / "run", 80)
+    terminal.validate(0, 5.545, best=True)
+    terminal.train(100, 3.0, 7.0)
+    terminal.train(200, 2.5, 2.0)
+    terminal.validate(200, 2.75, "To be,\n\tor\x1b[31m not\r to be" + "!" * 70, best=True)
+    terminal.train(10_000, 1.5, 196.0)
+    terminal.validate(10_000, 2.875)
+    assert terminal.shown() == [
+        "     step   epoch    nats    bits     left    bytes/s gradient     rate      MB",
+        "        0    0.00   5.545   8.000  validation, the best so far",
+        "      100    0.01   3.000   4.328              98,765    0.123    0.002   1,234",
+        "      200    0.03   2.500   3.607  0:06:36     98,765    0.123    0.002   1,234",
+        "      200    0.03   2.750   3.967  validation, the best so far",
+        "╭─ written at step 200, temperature 0.8 ───────────────────────────────────────╮",
+        "│ To be,                                                                       │",
+        "│         or\ufffd[31m not\ufffd to" + 54 * " " + "│",
+        f"│ {'be' + '!' * 70:76} │",
+        "╰──────────────────────────────────────────────────────────────────────────────╯",
+        "     step   epoch    nats    bits     left    bytes/s gradient     rate      MB",
+        "   10,000    1.25   1.500   2.164  0:03:20     98,765    0.123    0.002   1,234",
+        "   10,000    1.25   2.875   4.148  validation",
+        "╭─ written at step 10,000, temperature 0.8 ────────────────────────────────────╮",
+        "│                                                                              │",
+        "╰──────────────────────────────────────────────────────────────────────────────╯",
+    ]
+
+
+def test_a_narrow_terminal_cuts_what_matters_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(monkeypatch, tmp_path / "run", 45, sample=0)
+    terminal.train(100, 3.0, 1.0)
+    terminal.train(200, 2.5, 2.0)
+    assert terminal.shown() == [
+        "     step   epoch    nats    bits     left",
+        "      100    0.01   3.000   4.328",
+        "      200    0.03   2.500   3.607  0:06:36",
+    ]
+
+
+def test_a_worker_that_is_not_the_chief_shows_and_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal(monkeypatch, tmp_path / "run", 80, chief=False)
+    terminal.train(100, 3.0, 1.0)
+    terminal.validate(100, 2.75, "To be")
+    terminal.watch.histograms(100, {"gate": tf.zeros([2])})
+    terminal.watch.close()
+    assert (terminal.shown(), list(terminal.folder.iterdir())) == ([], [])
+
+
+def test_a_run_that_goes_on_knows_its_best(tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = tiny_training(tmp_path / "run", data, on(), 10)
+    one.go()
+    rows = checkpoint.read_metrics(one.run)
+    rows[-1]["val_nats"] = 0.5  # lower than any that a model so small will reach
+    checkpoint.write_metrics(one.run, rows)
+    file = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=file, width=80, color_system=None))
+    tiny_training(tmp_path / "run", data, on(), 12).go()
+    assert [line.split("  ")[-1] for line in file.getvalue().splitlines() if "validation" in line] == ["validation"]

@@ -1,0 +1,1 @@
+"""The network: cells, the recurrence over a window, and the character RNN over (ids, carry)."""

@@ -1,0 +1,247 @@
+"""The model: (ids, carry) -> (logits, carry). The carry is an argument and a result, never hidden in a layer.
+
+Legend: B lanes, T time steps, L layers, S states of a cell, H units, E numbers of an embedding, G gate columns, V
+vocabulary. carry_BxLxSxH holds the state of every layer, one row a lane: h (index 0) and, of an LSTM, c (index 1). It
+splits, gathers, is saved and is sent over a wire as any other batch does.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainers.config import ModelConfig
+from trainers.model import recurrence
+from trainers.model.cells import CELLS, Cell, State, Weights
+
+States = list[State]  # of each layer: the carry, taken apart
+Masks = Sequence[tf.Tensor | None]  # of what each layer gives, or None where nothing of it is hidden; empty: of none
+Recur = Callable[..., tuple[tf.Tensor, State]]  # trainers.model.recurrence.recur, or what takes its place
+
+
+def split_carry(carry_BxLxSxH: tf.Tensor) -> States:
+    """The carry as a state a layer."""
+    return [tuple(tf.unstack(state_BxSxH, axis=1)) for state_BxSxH in tf.unstack(carry_BxLxSxH, axis=1)]
+
+
+def join_carry(states: States) -> tf.Tensor:
+    """The inverse of `split_carry`: carry_BxLxSxH."""
+    return tf.stack([tf.stack(state, 1) for state in states], 1)
+
+
+@keras.saving.register_keras_serializable(package="unreasonable_rnn")
+class CharRNN(keras.Model):
+    """L recurrent layers of H units between ids (one-hot, or an embedding of E numbers) and a dense layer to logits.
+
+    The layers are stock Keras ones: their weights, names and, but for what comes first, initial values (orthogonal
+    recurrent kernels, an LSTM's forget bias 1) are what any Keras user expects. With `layer_norm` a LayerNormalization
+    follows each, ahead of dropout; the state goes on without it. How they are run is chosen here: through cuDNN where
+    a GPU is visible, else by the loop of trainers.model.recurrence, which is several times faster on a CPU, and which
+    alone can start afresh inside a window.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 1, precision: str = "float32"):
+        super().__init__(name="char_rnn")
+        self.config, self.vocab_size, self.seed = config, vocab_size, seed
+        self.matmul_dtype = tf.as_dtype(precision)
+        self.use_stock_layers = bool(tf.config.list_logical_devices("GPU"))
+        seeds = iter(range(1000 * seed, 1000 * seed + 1000))  # every initial value is a function of the one seed
+
+        def initializer(kind: type[keras.Initializer], **settings: float) -> keras.Initializer:
+            return kind(seed=next(seeds), **settings)
+
+        # Gates start with unit variance. A one-hot input picks one row of the first kernel: its fan-in is 1, not V, so
+        # the row has unit variance; Glorot's rule counts V inputs, starts 20 times smaller, and learns far more slowly.
+        # An embedding's row has it instead, and the kernel after it keeps it, with variance 1 / E, by Lecun's rule.
+        if config.embedding:
+            first = initializer(keras.initializers.LecunNormal)
+            rows = initializer(keras.initializers.RandomNormal, stddev=1.0)
+            self.embedding = keras.layers.Embedding(vocab_size, config.embedding, rows, name="embedding")
+            self.embedding.build()
+        else:
+            first, self.embedding = initializer(keras.initializers.RandomNormal, stddev=1.0), None
+
+        self.rnns = [
+            self.cell.layer(
+                config.units,
+                return_sequences=True,
+                return_state=True,
+                kernel_initializer=initializer(keras.initializers.GlorotUniform) if index else first,
+                recurrent_initializer=initializer(keras.initializers.Orthogonal),
+                name=f"{config.cell}_{index}",
+            )
+            for index in range(config.layers)
+        ]
+        self.norms = [
+            keras.layers.LayerNormalization(name=f"norm_{index}") for index in range(config.layers * config.layer_norm)
+        ]
+        self.dense = keras.layers.Dense(
+            vocab_size, kernel_initializer=initializer(keras.initializers.GlorotUniform), name="logits"
+        )
+        for index, layer in enumerate(self.rnns):
+            layer.build((None, None, config.units if index else config.embedding or vocab_size))
+        for layer in (*self.norms, self.dense):
+            layer.build((None, None, config.units))
+        self.built = True
+
+    @property
+    def cell(self) -> Cell:
+        """What the layers are made of."""
+        return CELLS[self.config.cell]
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` makes the same model from, weights aside: model.save and load_model go through it."""
+        return {
+            "config": dataclasses.asdict(self.config),
+            "vocab_size": self.vocab_size,
+            "seed": self.seed,
+            "precision": self.matmul_dtype.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "CharRNN":
+        return cls(**{**config, "config": ModelConfig(**config["config"])})
+
+    def initial_carry(self, lanes: int | tf.Tensor) -> tf.Tensor:
+        """Zeros, carry_BxLxSxH: what a text starts from."""
+        return tf.zeros([lanes, self.config.layers, self.cell.states, self.config.units])
+
+    def vocab_axis(self, weight: keras.Variable) -> int | None:
+        """The axis of a weight that has an entry a symbol of the vocabulary; None where none has."""
+        first = self.embedding.embeddings if self.embedding else self.rnns[0].cell.kernel
+        return {first.path: 0, self.dense.kernel.path: 1, self.dense.bias.path: 0}.get(weight.path)
+
+    @property
+    def inner_kernels(self) -> list[keras.Variable]:
+        """The matrices from units to units, or from an embedding to units: no axis of theirs is the vocabulary's."""
+        return [w for w in self.trainable_variables if w.path.endswith("kernel") and self.vocab_axis(w) is None]
+
+    def dropout_masks(self, lanes: int, window: int, seed: tf.Tensor) -> Masks:
+        """For what each layer gives, a mask_BxTxH, 0 or 1 / (1 - its rate); None for a layer without dropout.
+
+        With variational dropout a mask serves all steps of the window: mask_Bx1xH.
+        A pure function of the seed (shape [2], integers), so that a step repeats exactly. Made for all lanes of a step,
+        of which each replica takes its own rows: the masks do not depend on how many replicas there are.
+        """
+        config, steps = self.config, 1 if self.config.variational_dropout else window
+        rates = [config.dropout] * (config.layers - 1) + [config.output_dropout]
+        drawn = [layer for layer, rate in enumerate(rates) if rate]
+        masks: list[tf.Tensor | None] = [None] * config.layers
+        if drawn:
+            draws_LxBxTxH = tf.random.stateless_uniform([len(drawn), lanes, steps, config.units], seed)
+            for layer, draws_BxTxH in zip(drawn, tf.unstack(draws_LxBxTxH), strict=True):
+                masks[layer] = tf.cast(draws_BxTxH >= rates[layer], tf.float32) / (1 - rates[layer])
+        return masks
+
+    def call(
+        self,
+        ids_BxT: tf.Tensor,
+        carry_BxLxSxH: tf.Tensor,
+        masks: Masks = (),
+        reset_BxT: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Gives logits_BxTxV (of the character after each id) and the carry after the window. T must be static.
+
+        masks: from `dropout_masks` while training; none otherwise.
+        reset: the ids (bool) that are read from an empty carry, as if the text began with them; None: none is.
+        """
+        ids_BxT, states = tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLxSxH)
+        if self.use_stock_layers and reset_BxT is None:
+            y_BxTxH, states = self._run_stock(ids_BxT, states, masks)
+        else:
+            y_BxTxH, states = self._run_loop(ids_BxT, states, masks, reset_BxT, self.matmul_dtype, recurrence.recur)
+        return self._logits(y_BxTxH), join_carry(states)
+
+    def inside(
+        self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, reset_BxT: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+        """What a call gives, in float32, and all that every layer held after each id, BxTxH each; arguments as in a
+        call.
+
+        By layer and name: lstm_0/h, c, input, forget, output, candidate; gru_0/h, update, reset, candidate; rnn_0/h,
+        state, which of this one is h.
+        """
+        found: dict[str, tf.Tensor] = {}
+        names = iter(layer.name for layer in self.rnns)
+
+        def recur(cell: Cell, z_TxBxG: tf.Tensor, state: State, recurrent: Any, _: tf.DType, keep: Any) -> Any:
+            y_TxBxH, after, held = recurrence.watch(cell, z_TxBxG, state, recurrent, keep)
+            layer = next(names)
+            held = {"h": y_TxBxH, **held}
+            found.update({f"{layer}/{name}": tf.transpose(x, [1, 0, 2]) for name, x in held.items()})
+            return y_TxBxH, after
+
+        ids_BxT, states = tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLxSxH)
+        y_BxTxH, states = self._run_loop(ids_BxT, states, (), reset_BxT, tf.float32, recur)
+        return self._logits(y_BxTxH), join_carry(states), found
+
+    def gates(
+        self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, reset_BxT: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        """The gates of `inside` alone; of the plain RNN, its state."""
+        found = self.inside(ids_BxT, carry_BxLxSxH, reset_BxT)[2]
+        return {name: x for name, x in found.items() if not name.endswith(("/h", "/c"))}
+
+    def _logits(self, y_BxTxH: tf.Tensor) -> tf.Tensor:
+        """What the dense layer gives, float32, its product in the precision of all others."""
+        B, T = tf.shape(y_BxTxH)[0], y_BxTxH.shape[1]
+        y_NxH = tf.reshape(y_BxTxH, [-1, self.config.units])
+        logits_NxV = recurrence.matmul(y_NxH, self.dense.kernel, self.matmul_dtype) + self.dense.bias
+        return tf.reshape(logits_NxV, [B, T, self.vocab_size])
+
+    def _normed(self, index: int, y: tf.Tensor) -> tf.Tensor:
+        """What layer `index` gives to the one above it."""
+        return self.norms[index](y) if self.norms else y
+
+    def _first(self, w: Weights, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
+        """x W + b of the first layer as a function of ids, [*ids.shape, G]."""
+
+        def look_up(table: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+            return lambda ids: recurrence.look_up(table, ids, dtype)
+
+        if self.embedding is None:
+            return look_up(w.kernel_IxG + w.bias_G)
+        rows_VxE = tf.convert_to_tensor(self.embedding.embeddings)
+        if self.vocab_size > recurrence.TABLE:
+            return lambda ids: recurrence.project(look_up(rows_VxE)(ids), w, dtype)
+        # A small vocabulary is projected once, instead of every character of the window.
+        return look_up(recurrence.matmul(rows_VxE, w.kernel_IxG, dtype) + w.bias_G)
+
+    def _run_stock(self, ids_BxT: tf.Tensor, states: States, masks: Masks) -> tuple[tf.Tensor, States]:
+        y_BxTxK = tf.one_hot(ids_BxT, self.vocab_size) if self.embedding is None else self.embedding(ids_BxT)
+        after: States = []
+        for index, (layer, state) in enumerate(zip(self.rnns, states, strict=True)):
+            y_BxTxK, *state_after = layer(y_BxTxK, initial_state=list(state))
+            y_BxTxK = self._normed(index, y_BxTxK)
+            if masks and masks[index] is not None:
+                y_BxTxK *= masks[index]
+            after.append(tuple(state_after))
+        return y_BxTxK, after
+
+    def _run_loop(
+        self,
+        ids_BxT: tf.Tensor,
+        states: States,
+        masks: Masks,
+        reset_BxT: tf.Tensor | None,
+        dtype: tf.DType,
+        recur: Recur,
+    ) -> tuple[tf.Tensor, States]:
+        y_TxBxH, keep_TxBx1 = None, None
+        if reset_BxT is not None:
+            keep_TxBx1 = 1 - tf.cast(tf.transpose(reset_BxT), tf.float32)[..., None]
+        after: States = []
+        for index, (layer, state) in enumerate(zip(self.rnns, states, strict=True)):
+            w = self.cell.weights(layer)
+            if y_TxBxH is None:
+                z_TxBxG = self._first(w, dtype)(tf.transpose(ids_BxT))
+            else:
+                z_TxBxG = recurrence.project(y_TxBxH, w, dtype)
+            y_TxBxH, state_after = recur(self.cell, z_TxBxG, state, w.recurrent, dtype, keep_TxBx1)
+            y_TxBxH = self._normed(index, y_TxBxH)
+            if masks and masks[index] is not None:
+                y_TxBxH = tf.cast(y_TxBxH, tf.float32) * tf.transpose(masks[index], [1, 0, 2])
+            after.append(state_after)
+        return tf.transpose(y_TxBxH, [1, 0, 2]), after

@@ -1,0 +1,202 @@
+"""A recurrent layer's weights, in Keras's own layout, run without Keras.
+
+    stock    keras.layers.LSTM, GRU or SimpleRNN itself: cuDNN on a GPU
+    loop     a graph loop for the CPU with a hand-written gradient: this file's `recur`
+    step     a single time step for sampling and export: trainers.sampling.stepper
+
+What differs from cell to cell stands in trainers.model.cells; this file is what they share.
+
+Where a text of documents comes to a new one inside a window, the state is multiplied by `keep` = 0 before the step,
+else by 1. cuDNN has no such thing, so the loop serves these.
+
+Legend: T time steps, B lanes, I inputs, V vocabulary, H units, G gate columns, K columns, N rows. A
+state is a tuple of BxH, h first.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from trainers.model.cells import Cell, State, Weights
+
+UNROLL = 10  # steps a turn: fewer leave the loop's own cost in sight, more only lengthen the first trace
+TABLE = 2048  # the largest vocabulary that is projected whole, rather than the rows that a window reads
+
+Recurrent = tuple[tf.Tensor, ...]  # trainers.model.cells.Weights.recurrent
+
+
+def matmul(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """The float32 product of two float32 matrices, multiplied in `dtype` (float32 or bfloat16)."""
+    return tf.cast(tf.matmul(tf.cast(a, dtype), tf.cast(b, dtype)), tf.float32)
+
+
+def look_up(table_VxK: tf.Tensor, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """The rows of a float32 table, in `dtype` [*ids.shape, K]: one-hot inputs times the table, gathered instead of
+    multiplied out."""
+    V, K = table_VxK.shape
+
+    @tf.custom_gradient
+    def gather(table_VxK: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        def grad(dy: tf.Tensor) -> tf.Tensor:
+            dy_NxK = tf.cast(tf.reshape(dy, [-1, K]), tf.float32)
+            return tf.math.unsorted_segment_sum(dy_NxK, tf.reshape(ids, [-1]), V)
+
+        return tf.gather(tf.cast(table_VxK, dtype), ids), grad
+
+    return gather(table_VxK)
+
+
+def project(x: tf.Tensor, w: Weights, dtype: tf.DType) -> tf.Tensor:
+    """x W + b, of x [..., I] in one product. Gives z [..., G], in `dtype`."""
+    lengths = [tf.shape(x)[axis] for axis in range(len(x.shape) - 1)]
+    x_NxI = tf.cast(tf.reshape(x, [-1, x.shape[-1]]), dtype)
+    z_NxG = tf.nn.bias_add(tf.matmul(x_NxI, tf.cast(w.kernel_IxG, dtype)), tf.cast(w.bias_G, dtype))
+    return tf.reshape(z_NxG, [*lengths, z_NxG.shape[-1]])
+
+
+def recur(
+    cell: Cell,
+    z_TxBxG: tf.Tensor,
+    before: State,
+    recurrent: Recurrent,
+    dtype: tf.DType,
+    keep_TxBx1: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, State]:
+    """The recurrence over a window from a state. T must be static.
+
+    keep: float32, 0 at the steps that start from an empty state, else 1; without it, none does.
+    Gives h_TxBxH in the dtype of z, and the state after the window in float32; products run in `dtype`.
+
+    The gradient is written out because tf.while_loop's own stacks every intermediate of every step; this one keeps h as
+    the products want it and what the cell asks for, and multiplies the recurrent kernel's gradient once, after the
+    loop, over all steps. What is kept of a step stays an array element of its own: nothing is joined or cut but h and
+    dz, for in a small layer such copies cost as much as the products.
+    """
+
+    @tf.custom_gradient
+    def window(z_TxBxG: tf.Tensor, *rest: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable[..., list[tf.Tensor]]]:
+        before, recurrent = rest[: cell.states], rest[cell.states :]
+        after, hs, kept = _forward(cell, z_TxBxG, before, recurrent, keep_TxBx1, dtype)
+        h_T1xBxH = hs.stack()
+
+        def grad(dhs_TxBxH: tf.Tensor, *dafter: tf.Tensor) -> list[tf.Tensor]:
+            h_prev_TxBxH = h_T1xBxH[:-1] if keep_TxBx1 is None else h_T1xBxH[:-1] * tf.cast(keep_TxBx1, dtype)
+            dz_TxBxG, *others = _backward(cell, dhs_TxBxH, dafter, h_prev_TxBxH, kept, recurrent, keep_TxBx1)
+            return [tf.cast(dz_TxBxG, z_TxBxG.dtype), *others]
+
+        return (tf.cast(h_T1xBxH[1:], z_TxBxG.dtype), *after), grad
+
+    h_TxBxH, *after = window(z_TxBxG, *before, *recurrent)
+    return h_TxBxH, tuple(after)
+
+
+def watch(
+    cell: Cell, z_TxBxG: tf.Tensor, before: State, recurrent: Recurrent, keep_TxBx1: tf.Tensor | None = None
+) -> tuple[tf.Tensor, State, dict[str, tf.Tensor]]:
+    """`recur` in float32, and what every step held by the cell's names for it (`Cell.look`), each TxBxH."""
+    after, hs, kept = _forward(cell, z_TxBxG, before, recurrent, keep_TxBx1, tf.float32)
+    return hs.stack()[1:], after, cell.look(tuple(array.stack() for array in kept))
+
+
+def _recurrent(recurrent: Recurrent, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
+    """h -> h R, with its bias where it has one."""
+    r_HxG, *bias = recurrent
+    product = _product(r_HxG, dtype)
+    return (lambda h_BxH: product(h_BxH) + bias[0]) if bias else product
+
+
+def _product(b_KxN: tf.Tensor, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
+    """a -> a b for many a of few rows, in `dtype`, the result in float32. b is laid out once, for all of them."""
+    if dtype == tf.float32:
+        return lambda a_MxK: tf.matmul(a_MxK, b_KxN)
+    b_NxK = tf.cast(tf.transpose(b_KxN), dtype)  # oneDNN multiplies few rows of bfloat16 faster by it
+    return lambda a_MxK: tf.cast(tf.matmul(tf.cast(a_MxK, dtype), b_NxK, transpose_b=True), tf.float32)
+
+
+def _array(size: int, dtype: tf.DType) -> tf.TensorArray:
+    return tf.TensorArray(dtype, size=size)
+
+
+def _kept(state: State, keep_TxBx1: tf.Tensor | None, t: Any) -> State:
+    """A state, or its gradient, zero in the lanes that start afresh at step t."""
+    return state if keep_TxBx1 is None else tuple(x_BxH * keep_TxBx1[t] for x_BxH in state)
+
+
+def _scan(steps: int, step: Callable[..., Any], state: Any, back: bool = False) -> Any:
+    """state = step(t, *state) for every t in order, or in reverse: UNROLL steps a turn of a loop, the rest written out.
+
+    The rest are the last steps, in either order.
+    """
+    whole = steps - steps % UNROLL
+
+    def turn(t: Any, *state: Any) -> tuple[Any, ...]:
+        for u in range(UNROLL):
+            state = step(t - u if back else t + u, *state)
+        return (t - UNROLL if back else t + UNROLL, *state)
+
+    def turns(state: Any) -> Any:
+        more = (lambda t, *_: t >= 0) if back else (lambda t, *_: t < whole)
+        start = (whole - 1 if back else 0, *state)
+        return tf.while_loop(more, turn, start, parallel_iterations=1, maximum_iterations=whole // UNROLL)[1:]
+
+    if whole and not back:
+        state = turns(state)
+    for t in reversed(range(whole, steps)) if back else range(whole, steps):
+        state = step(t, *state)
+    return turns(state) if whole and back else state
+
+
+def _forward(
+    cell: Cell,
+    z_TxBxG: tf.Tensor,
+    before: State,
+    recurrent: Recurrent,
+    keep_TxBx1: tf.Tensor | None,
+    dtype: tf.DType,
+) -> tuple[State, tf.TensorArray, Sequence[tf.TensorArray]]:
+    """The state after the last step; arrays of h, from the one before the first step to the last, in `dtype`, and of
+    what the cell keeps of each step."""
+    T, product = z_TxBxG.shape[0], _recurrent(recurrent, dtype)
+
+    def step(t: Any, state: Any, hs: Any, kept: Any) -> tuple[Any, ...]:
+        state = _kept(state, keep_TxBx1, t)
+        state, keeps = cell.forward(tf.cast(z_TxBxG[t], tf.float32), product(state[0]), state)
+        hs = hs.write(t + 1, tf.cast(state[0], dtype))
+        return state, hs, tuple(array.write(t, x_BxH) for array, x_BxH in zip(kept, keeps, strict=True))
+
+    hs = _array(T + 1, dtype).write(0, tf.cast(before[0], dtype))
+    return _scan(T, step, (tuple(before), hs, tuple(_array(T, tf.float32) for _ in range(cell.kept))))
+
+
+def _backward(
+    cell: Cell,
+    dhs_TxBxH: tf.Tensor,
+    dafter: State,
+    h_prev_TxBxH: tf.Tensor,
+    kept: Sequence[tf.TensorArray],
+    recurrent: Recurrent,
+    keep_TxBx1: tf.Tensor | None,
+) -> list[tf.Tensor]:
+    """The gradients of z, the state before and the recurrent weights, from those of every h and of the state after."""
+    T, dtype, G = h_prev_TxBxH.shape[0], h_prev_TxBxH.dtype, recurrent[0].shape[-1]
+    product = _product(tf.transpose(recurrent[0]), dtype)
+
+    def step(t: Any, dstate: Any, dzs: Any) -> tuple[Any, ...]:
+        dh_BxH, *others = dstate
+        dh_BxH += tf.cast(dhs_TxBxH[t], tf.float32)
+        dz_BxG, dhr_BxG, (direct, *others) = cell.backward((dh_BxH, *others), tuple(array.read(t) for array in kept))
+        dz_BxG = tf.cast(dz_BxG, dtype)
+        written = (dz_BxG, tf.cast(dhr_BxG, dtype)) if cell.apart else (dz_BxG,)
+        dh_BxH = product(written[-1])
+        dstate = _kept((dh_BxH if direct is None else dh_BxH + direct, *others), keep_TxBx1, t)
+        return dstate, tuple(array.write(t, x_BxG) for array, x_BxG in zip(dzs, written, strict=True))
+
+    dzs = tuple(_array(T, dtype) for _ in range(1 + cell.apart))  # of z and, where that is another one, of h R
+    dbefore, dzs = _scan(T, step, (tuple(dafter), dzs), back=True)
+    dz_TxBxG, dhr_TxBxG = dzs[0].stack(), dzs[-1].stack()
+    h_NxH, dhr_NxG = tf.reshape(h_prev_TxBxH, [-1, h_prev_TxBxH.shape[-1]]), tf.reshape(dhr_TxBxG, [-1, G])
+    drecurrent = [tf.cast(tf.matmul(h_NxH, dhr_NxG, transpose_a=True), tf.float32)]
+    if len(recurrent) > 1:
+        drecurrent.append(tf.reduce_sum(tf.cast(dhr_NxG, tf.float32), 0))
+    return [dz_TxBxG, *dbefore, *drecurrent]

@@ -1,0 +1,1 @@
+"""What single units follow: labels, the search, activations and the page."""

@@ -1,0 +1,1 @@
+"""The training loop: devices, steps, optimizer, scoring, callbacks and signals."""

@@ -1,0 +1,339 @@
+"""The outer loop on the host: steps on the devices, now and then a report, a validation, a checkpoint.
+
+Where a run stands is its step alone: epoch and position follow from it, so going on is arithmetic.
+
+    epoch  = step // windows of an epoch          the carry starts empty at each epoch
+    window = step %  windows of an epoch          batch `window` of the epoch's lanes comes next
+
+The steps between two looks at the host's clock are one call to the devices. Several workers run this same loop, each on
+its lanes; what one of them alone can know (a signal, its clock) they agree on after each call.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich.progress import Progress
+
+from common import console
+from common.errors import StageError, Stopped, UsageError
+from pipeline.lanes import Batch, batches, check_fits, windows_per_epoch
+from pipeline.manifest import Manifest, check_hashes, read_manifest
+from trainers import checkpoint
+from trainers.checkpoint import Checkpoint, Run, Since, State
+from trainers.config import RunConfig
+from trainers.judging.evaluate import evaluate, lanes_and_window
+from trainers.training.callbacks import Driver, make_callbacks
+from trainers.training.devices import Cluster, Devices, plan, prepare
+from trainers.training.optimizer import make_optimizer
+from trainers.training.signals import Wish, wished
+from trainers.training.step import Steps, Totals
+from trainers.training.watch import Watch, train_row, val_row
+
+PACE = 0.5  # seconds that a call to the devices should take: an answer to Ctrl-C comes no later
+MOST_STEPS = 100  # of a call
+LOOKED_INTO = 8  # lanes, for histograms: their numbers are many
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says beside the config: how, not what, to train."""
+
+    replicas: int | None = None
+    unvalidated: bool = False
+    verify: bool = False
+    init_from: Path | None = None
+    allow: tuple[str, ...] = ()
+
+
+def train(
+    config: RunConfig,
+    data: Path,
+    folder: Path,
+    options: Options = Options(),
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> None:
+    """Trains a run to its last step, or goes on with it from its last checkpoint. Says so where it is done already.
+
+    callbacks: of Keras, beside those of the config.
+    Raises StageError for data that is not validated (unless so in `options`), damaged (where asked to verify it), too
+    short for the lanes and window, or where the run was begun otherwise; Stopped after SIGINT and SIGTERM.
+    """
+    manifest = read_manifest(data)
+    if manifest.validation is None and not options.unvalidated:
+        raise StageError(
+            f"{data} has not been validated: run python -m pipeline validate {data}, or train with --unvalidated"
+        )
+    if options.verify:
+        check_hashes(data, manifest)
+    train = config.train
+    manifest.split("val")
+    tokens = manifest.split("train").tokens
+    check_fits(tokens, train.lanes, train.window, "train")
+    # All that can be refused is refused before the run's folder is made: else a mended setting would be another run's.
+    cluster = Cluster.from_environment()
+    count = plan(train.lanes, options.replicas, cluster)
+    callbacks = [*make_callbacks(train), *callbacks]
+    source = checkpoint.Source.read(options.init_from) if options.init_from else None
+    run = Run(folder, config, manifest.vocab, data, manifest.data_sha256, source.name if source else "")
+    run = checkpoint.open_run(run, options.allow)
+    if source:
+        source.check(config.model)
+    if tf.config.list_physical_devices("GPU") and run.config.train.precision == "bfloat16":
+        raise UsageError("precision bfloat16 is for the CPU; a GPU trains in float32: train.precision=float32")
+    an_epoch = windows_per_epoch(tokens, train.lanes, train.window)
+    # Rounded first: 1.1 epochs of 10 windows are 11, not the 12 above 11.000000000000002.
+    total = max(1, math.ceil(round(train.epochs * an_epoch, 6)))
+    why = done(run, total)
+    if why:
+        console.note(f"{folder} is already trained to step {why}")
+        return
+    try:
+        devices = prepare(count, cluster)
+        with checkpoint.hold(run, devices.chief):
+            Training(run, manifest, devices, an_epoch, total, callbacks, source).go()
+    except tf.errors.OpError as error:
+        reason = f"{type(error).__name__}: {(error.message or '').partition(chr(10))[0]}"
+        who = f"worker {cluster.index} lost the others, or never found them" if cluster else "TensorFlow gave up"
+        way_out = "start them all again, as many as you like" if cluster else "start it again"
+        at = f"{folder} goes on from step {checkpoint.last_step(run):,}"
+        raise StageError(f"{who} ({reason}): {way_out}; {at}") from None
+
+
+def done(run: Run, total: int) -> str:
+    """Why there is nothing left to train; empty where there is."""
+    last = next(reversed(checkpoint.checkpoints(run)), None)
+    if last is None or (last.step == total and last.val_nats is None):  # stopped before its last validation
+        return ""
+    if last.step >= total:
+        return f"{last.step:,} of {total:,}"
+    rows, patience = checkpoint.reports_before(run, last), run.config.train.patience
+    stale = since_best([row["val_nats"] for row in rows if "val_nats" in row])
+    return f"{last.step:,}: {stale} evaluations brought no better one" if 0 < patience <= stale else ""
+
+
+def since_best(losses: list[float]) -> int:
+    """How many of the last evaluations in a row have been no better than the best one."""
+    return len(losses) - 1 - int(np.argmin(losses)) if losses else 0
+
+
+class Training:
+    """One run in progress."""
+
+    def __init__(
+        self,
+        run: Run,
+        manifest: Manifest,
+        devices: Devices,
+        an_epoch: int,
+        total: int,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        source: checkpoint.Source | None = None,
+    ):
+        self.run, self.manifest, self.devices = run, manifest, devices
+        self.config = run.config.train
+        self.an_epoch, self.total = an_epoch, total
+        with devices.strategy.scope():
+            model = run.build()
+            if source:
+                source.hand_on(model, run.vocab)
+            optimizer = make_optimizer(self.config, total, an_epoch, model.trainable_variables, model.inner_kernels)
+            model.compile(optimizer, jit_compile=False)  # Keras callbacks look for the optimizer there
+        self.steps = Steps(devices, model, optimizer, self.config)
+        self.state = State(model, optimizer, self.config.lanes)
+        self.driver = Driver(callbacks, model, total, self.config.evaluate_every)
+        self.lowest = math.inf  # the loss of the best report on training
+        self.vals: list[float] = []  # the losses of all validations
+        self.stale = 0  # of them, since the best one
+        self.trained: dict[str, Any] | None = None  # the last report on training
+        self.since, self.saved_at, self.pace = Since(), time.monotonic(), 1
+        self.wish = Wish()
+
+    def go(self) -> None:
+        """Trains to the last step, from the last checkpoint if there is one."""
+        run, config = self.run, self.config
+        last = self._restore()
+        start = last.step if last else 0
+        # What was reported after the checkpoint that the run goes on from is taken back: those steps are made again.
+        rows = checkpoint.reports_before(run, last)
+        for row in rows:
+            self._remember(row)
+        if self.devices.chief:
+            checkpoint.write_metrics(run, rows)
+            console.note(
+                f"{run.config.model.cell} of {run.config.model.layers} x {run.config.model.units} units, "
+                f"{self.steps.model.count_params():,} parameters, {config.precision}; {self.total:,} steps of "
+                f"{config.lanes} lanes x {config.window} {run.vocab.unit}s; {self.devices.describe(config.lanes)}"
+            )
+            if last:
+                console.note(f"going on from step {start:,}")
+        with wished() as self.wish, console.progress("steps") as bar:
+            self.watch = Watch(run, self.steps.model, start, self.total, bar, self.devices.chief)
+            self.driver.begin()
+            try:
+                self._run(last, bar)
+            finally:
+                self.driver.end()
+                self.watch.close()
+
+    def _restore(self) -> Checkpoint | None:
+        """Restores the last whole checkpoint. Where there are other workers, the chief's choice is theirs."""
+        if self.devices.workers == 1:
+            return self.state.restore_last(self.run)
+        last = self.state.restore_last(self.run) if self.devices.chief else None
+        (step,) = self.steps.agree([last.step if last else -1])
+        return last or self.state.restore_step(self.run, step) if step >= 0 else None
+
+    def _run(self, last: Checkpoint | None, bar: Progress) -> None:
+        step, config = last.step if last else 0, self.config
+        self.since = last.since if last else Since()
+        carry = self.steps.scatter(self.state.carry_BxLxSxH)
+        iterator = self._batches(step % self.an_epoch)
+        if last is None or (last.val_nats is None and self._evaluates(step)):
+            self._evaluate(step, carry, self.trained, bar)
+        while step < self.total and not self.driver.stop and not 0 < config.patience <= self.stale:
+            if step % self.an_epoch == 0:
+                carry = self.steps.scatter(self.steps.model.initial_carry(config.lanes))
+            count, clock = self._count(step), time.monotonic()
+            totals, carry = self.steps.train(iterator, carry, tf.constant(step, tf.int64), tf.constant(count))
+            totals = Totals(*(x.numpy() for x in totals))
+            self._see(totals, time.monotonic() - clock)
+            step += count
+            stop, save, self.pace = self._agreed(count, time.monotonic() - clock)
+            self._after(step, totals, carry, stop, save, bar)
+        if not self._evaluates(step):  # a callback ended it in between
+            self._save(step, carry, None)
+        if step < self.total and self.devices.chief:
+            why = "a callback" if self.driver.stop else f"{self.config.patience} evaluations without a better one"
+            console.note(f"ended at step {step:,} of {self.total:,} by {why}")
+
+    def _after(self, step: int, totals: Totals, carry: Any, stop: int, save: bool, bar: Progress) -> None:
+        """What is due after `step` steps: a report, a validation, a checkpoint, or the end that was wished for."""
+        rate = float(tf.convert_to_tensor(self.steps.optimizer.learning_rate))
+        row = train_row(step, self.an_epoch, self.since, float(totals.gradient_norm[-1]), rate)
+        losses = [float(n) / int(t) for n, t in zip(totals.nats, totals.targets, strict=True)]
+        self._check(step, row["train_nats"], losses, totals.gradient_norm)
+        self.driver.steps(step, losses)
+        self.watch.move(row)
+        if step % self.config.report_every == 0 or self._evaluates(step):
+            self.watch.report(row)
+            self._remember(row)
+            self.since = Since()
+        if stop:
+            self._stop(step, carry, stop)
+        if self._evaluates(step):
+            self._evaluate(step, carry, row, bar)
+        elif save:
+            self._save(step, carry, None)
+
+    def _evaluate(self, step: int, carry: Any, train: dict[str, Any] | None, bar: Progress) -> None:
+        """Validates, and saves what was validated. `train`: the last report, where there were steps before."""
+        config, run = self.config, self.run
+
+        def poll() -> None:
+            if self.wish.signal and self.devices.workers == 1:  # many must stop at the same batch, so they finish
+                self._stop(step, carry, self.wish.signal)
+
+        if train:
+            self.driver.evaluating(step)
+        score = evaluate(self.steps, run.data, self.manifest, "val", config.lanes, config.window, bar, poll)
+        row = val_row(step, self.an_epoch, score.nats)
+        self._check_number(step, score.nats)
+        self._remember(row)
+        self.watch.evaluated(row, best=self.stale == 0)
+        if config.histograms and self.devices.chief:
+            self.watch.histograms(step, self._inside())
+        if train:
+            self.driver.evaluated(step, train, row)
+        self._save(step, carry, score.nats)  # with what callbacks changed, such as the learning rate
+
+    def _inside(self) -> dict[str, tf.Tensor]:
+        """Gradients and gates, as they are in the first windows of validation, always the same ones."""
+        return self.steps.inside(self._first)
+
+    @functools.cached_property
+    def _first(self) -> Batch:
+        tokens = self.manifest.split("val").tokens
+        lanes, window = lanes_and_window(tokens - 1, min(self.config.lanes, LOOKED_INTO), self.config.window, 1)
+        return next(iter(batches(self.run.data, self.manifest, "val", lanes, window).take(1)))
+
+    def _remember(self, row: dict[str, Any]) -> None:
+        """Takes a report into what the end of the run depends on."""
+        if "train_nats" in row:
+            self.lowest, self.trained = min(self.lowest, row["train_nats"]), row
+        else:
+            self.vals.append(row["val_nats"])
+            self.stale = since_best(self.vals)
+
+    def _save(self, step: int, carry: Any, val_nats: float | None) -> None:
+        """Writes a checkpoint; all workers bring their lanes' carry, the chief alone writes."""
+        self.state.carry_BxLxSxH.assign(self.steps.gather(carry))
+        if self.devices.chief:
+            self.state.save(self.run, step, val_nats, self.since)
+        self.saved_at = time.monotonic()
+
+    def _stop(self, step: int, carry: Any, signal: int) -> None:
+        """Saves, and ends the run in order. Raises Stopped."""
+        self._save(step, carry, None)
+        raise Stopped(f"stopped at step {step:,}, and saved; the same command goes on from there", signal)
+
+    def _evaluates(self, step: int) -> bool:
+        return step % self.config.evaluate_every == 0 or step == self.total
+
+    def _count(self, step: int) -> int:
+        """How many steps the next call makes: up to whatever is due next, and no more than its pace allows."""
+        config = self.config
+        due = [period - step % period for period in (config.report_every, config.evaluate_every, self.an_epoch)]
+        return min(*due, self.total - step, self.pace)
+
+    def _batches(self, window: int) -> Any:
+        """The batches from one of an epoch on, epoch after epoch."""
+        run, config = self.run, self.config
+
+        def make(rows: range) -> tf.data.Dataset:
+            def epoch(start: int) -> tf.data.Dataset:
+                return batches(run.data, self.manifest, "train", config.lanes, config.window, start, rows)
+
+            return epoch(window).concatenate(epoch(0).repeat()) if window else epoch(0).repeat()
+
+        return self.steps.distribute(make, config.lanes)
+
+    def _see(self, totals: Totals, seconds: float) -> None:
+        since = self.since
+        nats, targets = float(np.sum(totals.nats, dtype=np.float64)), int(np.sum(totals.targets))
+        self.since = Since(since.nats + nats, since.targets + targets, since.seconds + seconds)
+
+    def _agreed(self, count: int, seconds: float) -> tuple[int, bool, int]:
+        """The signal that asked for an end, or 0; whether a checkpoint is due by the clock; the next call's pace."""
+        pace = max(1, min(MOST_STEPS, 4 * count, int(PACE * count / seconds)))
+        late = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
+        stop, save, slow = self.steps.agree([int(self.wish.signal), int(late), -pace])
+        return stop, bool(save), -slow
+
+    def _check(self, step: int, nats: float, losses: list[float], norms: Any) -> None:
+        """Raises StageError where a loss or a gradient's norm is no number, or the loss since the last report is far
+        above its lowest."""
+        for number in (*losses, *norms):
+            self._check_number(step, number)
+        # At losses near 0 a multiple means little: then it must have risen by a whole nat as well.
+        if nats > max(self.config.diverged * self.lowest, self.lowest + 1):
+            self._fail(step, f"rose to {nats:.3f} nats from {self.lowest:.3f}")
+
+    def _check_number(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            self._fail(step, f"or its gradient is {loss}")
+
+    def _fail(self, step: int, what: str) -> NoReturn:
+        config, last = self.config, checkpoint.last_step(self.run)
+        raise StageError(
+            f"{self.run.folder}: the loss {what} before step {step:,}; the checkpoint of step {last:,} is whole. Try "
+            f"a lower learning_rate than {config.learning_rate}, a lower clip than {config.clip}, or a warmup, in "
+            "another --out; where the text itself is so, a higher train.diverged"
+        )

@@ -1,0 +1,222 @@
+"""The loss, one training step and one evaluation step over all replicas. The only place that calls strategy.run.
+
+Legend: B lanes (of all replicas, of one replica or of one tower), T time steps, L layers, H units, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from pipeline.lanes import Batch
+from trainers.model.char_rnn import CharRNN, Masks
+from trainers.training.devices import Devices
+from trainers.training.optimizer import clipped
+
+
+class Totals(NamedTuple):
+    """What a step saw: the sum of its targets' losses in nats, their number, the gradient's norm before clipping. Of
+    several steps: an array of each."""
+
+    nats: tf.Tensor
+    targets: tf.Tensor
+    gradient_norm: tf.Tensor
+
+
+def target_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tensor) -> tf.Tensor:
+    """-ln p(target) of the real targets, the first `count` of each row, and 0 for the others: nats_BxT. The one
+    definition of the loss."""
+    nats_BxT = _nats(logits_BxTxV, tf.cast(targets_BxT, tf.int32))
+    return nats_BxT * tf.sequence_mask(count_B, tf.shape(targets_BxT)[1], dtype=nats_BxT.dtype)
+
+
+def total_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tensor) -> tf.Tensor:
+    """The sum of `target_nats`."""
+    return tf.reduce_sum(target_nats(logits_BxTxV, targets_BxT, count_B))
+
+
+@tf.custom_gradient
+def _nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+    """-ln p(target), as TensorFlow's sparse cross entropy, which on a CPU takes exp of one number at a time."""
+    shifted_BxTxV = logits_BxTxV - tf.reduce_max(logits_BxTxV, -1, keepdims=True)
+    exp_BxTxV = tf.exp(shifted_BxTxV)
+    sum_BxTx1 = tf.reduce_sum(exp_BxTxV, -1, keepdims=True)
+    nats_BxT = tf.math.log(sum_BxTx1[..., 0]) - tf.gather(shifted_BxTxV, targets_BxT, batch_dims=2)
+
+    def grad(dnats_BxT: tf.Tensor) -> tuple[tf.Tensor, None]:
+        dnats_BxTx1 = dnats_BxT[..., None]
+        one_hot_BxTxV = tf.one_hot(targets_BxT, logits_BxTxV.shape[-1])
+        return exp_BxTxV * (dnats_BxTx1 / sum_BxTx1) - dnats_BxTx1 * one_hot_BxTxV, None
+
+    return nats_BxT, grad
+
+
+def _real(batch: Batch) -> tf.Tensor:
+    """The number of a batch's real targets. A float32, exact to 16 million, to be summed together with losses."""
+    return tf.cast(tf.reduce_sum(batch.count_B), tf.float32)
+
+
+def _all_reduce(values: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The sum of each over all replicas, in one reduction. To be called by a replica."""
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def take(batch: Batch, rows: slice) -> Batch:
+    """Some of a batch's lanes."""
+    return Batch(*(None if part is None else part[rows] for part in batch))
+
+
+class Steps:
+    """Runs batches and carries through a model on the given devices.
+
+    A batch is the parts of a pipeline.lanes.Batch that there are, as per-replica values, a carry a per-replica
+    carry_BxLxSxH; both come from `distribute`/`scatter` and are handed from step to step as they are.
+    """
+
+    def __init__(
+        self,
+        devices: Devices,
+        model: CharRNN,
+        optimizer: Any = None,  # from .optimizer; it and the config are of use where something is trained
+        config: Any = None,  # a TrainConfig
+    ):
+        self.devices, self.strategy = devices, devices.strategy
+        self.model, self.optimizer, self.config = model, optimizer, config
+
+    def distribute(self, make: Callable[[range], tf.data.Dataset], lanes: int) -> Any:
+        """An iterator over make(rows), which gives the batches of these lanes. Each worker makes its own, and gives
+        each replica, in order, an equal share of their rows. Take no more batches than there are."""
+        local = self.devices.replicas // self.devices.workers
+
+        def split(batch: Batch) -> Any:
+            parts = [x for x in batch if x is not None]  # an iterator of several workers knows no None
+            return tuple(parts if local == 1 else [tf.stack(tf.split(x, local)) for x in parts])
+
+        def shares(_: tf.distribute.InputContext) -> tf.data.Dataset:
+            batches = make(self.devices.rows(lanes)).map(split)
+            batches = batches if local == 1 else batches.unbatch()
+            # Of a finite one, the workers would ask each other before each batch whether all still have one.
+            return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+        return iter(self.strategy.distribute_datasets_from_function(shares))
+
+    def scatter(self, carry_BxLxSxH: Any) -> Any:
+        """Lays the rows of one array over the replicas, in the order in which `distribute` lays lanes."""
+        shares = tf.split(tf.convert_to_tensor(carry_BxLxSxH), self.devices.replicas)
+        carry = self.strategy.experimental_distribute_values_from_function(
+            lambda context: shares[context.replica_id_in_sync_group]
+        )
+        local = self.strategy.experimental_local_results(carry)
+        return carry if len(local) > 1 else local[0]  # as strategy.run gives it back
+
+    @tf.function(autograph=False)
+    def gather(self, carry: Any) -> tf.Tensor:
+        """The rows of all replicas of all workers as one array: what `scatter` takes. All workers must call it."""
+        return self.strategy.gather(carry, axis=0)
+
+    def agree(self, wishes: list[int]) -> list[int]:
+        """The largest of each number over all workers, so that all do the same. All workers must call it."""
+        if self.devices.workers == 1:
+            return wishes
+        mine = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant([wishes]))
+        return list(map(int, tf.reduce_max(self.gather(mine), axis=0)))
+
+    @tf.function
+    def train(self, batches: Any, carry: Any, first: tf.Tensor, count: tf.Tensor) -> tuple[Totals, Any]:
+        """Updates the weights `count` times with the next batches of an iterator, in one call: beside a small model, to
+        call is dear. `first` (int64) is the number of updates before, which seeds dropout.
+
+        Gives the totals of each step, arrays of `count`, and the carry after the last.
+        """
+        nats = tf.TensorArray(tf.float32, count)
+        targets, norm = tf.TensorArray(tf.int32, count), tf.TensorArray(tf.float32, count)
+        for k in tf.range(count):
+            totals, carry = self.strategy.run(self._update, args=(next(batches), carry, first + tf.cast(k, tf.int64)))
+            totals = self._any(totals)
+            nats, targets = nats.write(k, totals.nats), targets.write(k, totals.targets)
+            norm = norm.write(k, totals.gradient_norm)
+        return Totals(nats.stack(), targets.stack(), norm.stack()), carry
+
+    @tf.function
+    def evaluate(self, batch: Any, carry: Any) -> tuple[Totals, Any]:
+        """Loss only: no dropout, no update."""
+        totals, carry = self.strategy.run(self._score, args=(batch, carry))
+        return self._any(totals), carry
+
+    @tf.function
+    def losses(self, batch: Any, carry: Any) -> tuple[tf.Tensor, Any]:
+        """As `evaluate`, but the loss of every target, nats_BxT of all lanes, and 0 where there is none."""
+        nats, carry = self.strategy.run(self._losses, args=(batch, carry))
+        return self.strategy.gather(nats, axis=0), carry
+
+    @tf.function(autograph=False)
+    def inside(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """The gradient of every weight and the activation of every gate, from an empty carry, on one device: for
+        histograms."""
+        carry_BxLxSxH = self.model.initial_carry(batch.ids_BxT.shape[0])
+        size = batch.ids_BxT.shape[0] * batch.ids_BxT.shape[1]
+        _, _, gradients = self._tower(batch, carry_BxLxSxH, [], size)
+        named = {f"gradient/{w.path}": g for w, g in zip(self.model.trainable_variables, gradients, strict=True)}
+        return named | {f"gate/{name}": x for name, x in self.model.gates(batch.ids_BxT, carry_BxLxSxH).items()}
+
+    def _any(self, totals: Totals) -> Totals:
+        """Totals that are the same on all replicas, of one of them."""
+        return Totals(*(self.strategy.experimental_local_results(x)[0] for x in totals))
+
+    @tf.autograph.experimental.do_not_convert
+    def _score(self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor) -> tuple[Totals, tf.Tensor]:
+        """On one replica: the loss over all of them, and its own next carry."""
+        nats_BxT, carry_BxLxSxH = self._losses(parts, carry_BxLxSxH)
+        nats, targets = _all_reduce([tf.reduce_sum(nats_BxT), _real(Batch(*parts))])
+        return Totals(nats, tf.cast(targets, tf.int32), tf.zeros([])), carry_BxLxSxH
+
+    @tf.autograph.experimental.do_not_convert
+    def _losses(self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """On one replica: the loss of each of its targets, nats_BxT, and its next carry."""
+        batch = Batch(*parts)
+        losses, carries = [], []
+        for rows in self._towers(batch):
+            part = take(batch, rows)
+            logits_BxTxV, carry = self.model(part.ids_BxT, carry_BxLxSxH[rows], reset_BxT=part.reset_BxT)
+            losses.append(target_nats(logits_BxTxV, part.targets_BxT, part.count_B))
+            carries.append(carry)
+        return tf.concat(losses, 0), tf.concat(carries, 0)
+
+    @tf.autograph.experimental.do_not_convert  # nothing in it to convert; to look takes seconds
+    def _update(
+        self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor, step: tf.Tensor
+    ) -> tuple[Totals, tf.Tensor]:
+        """On one replica: the loss over all of them, its own next carry; its copy of the weights is moved by all
+        replicas' gradient."""
+        batch = Batch(*parts)
+        B, T = batch.ids_BxT.shape
+        lanes = B * self.devices.replicas
+        masks = self.model.dropout_masks(lanes, T, tf.stack([self.config.seed, tf.cast(step, tf.int32)]))
+        first = tf.distribute.get_replica_context().replica_id_in_sync_group * B
+        sums, carries = [], []
+        for rows in self._towers(batch):
+            mine = [None if mask is None else mask[first : first + B][rows] for mask in masks]
+            nats, carry, gradients = self._tower(take(batch, rows), carry_BxLxSxH[rows], mine, lanes * T)
+            sums.append([nats, *gradients])
+            carries.append(carry)
+        nats, *gradients = [tf.add_n(parts) for parts in zip(*sums, strict=True)]
+        nats, targets, *gradients = _all_reduce([nats, _real(batch), *gradients])
+        gradients, norm = clipped(gradients, self.config)
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        return Totals(nats, tf.cast(targets, tf.int32), norm), tf.concat(carries, 0)
+
+    def _towers(self, batch: Batch) -> list[slice]:
+        """The rows of each tower: shares of a replica's lanes, equal to within one, that run side by side."""
+        B = batch.ids_BxT.shape[0]
+        towers = self.devices.towers(B)
+        return [slice(tower * B // towers, (tower + 1) * B // towers) for tower in range(towers)]
+
+    def _tower(
+        self, batch: Batch, carry_BxLxSxH: tf.Tensor, masks: Masks, targets_a_step: int
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            logits_BxTxV, carry_BxLxSxH = self.model(batch.ids_BxT, carry_BxLxSxH, masks, batch.reset_BxT)
+            nats = total_nats(logits_BxTxV, batch.targets_BxT, batch.count_B)
+            # The mean over a full step, also where an epoch's last window is not full: every target weighs the same.
+            loss = nats / targets_a_step
+        return nats, carry_BxLxSxH, tape.gradient(loss, self.model.trainable_variables)
