@@ -68,10 +68,10 @@ lint: $(VENV)/.installed-dev
 lock: setup
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header scripts/tools.txt -o scripts/tools.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header -c scripts/constraints.txt \
-		--override scripts/overrides.txt requirements.txt -o requirements.lock
+		requirements.txt -o requirements.lock
 	for extra in dev gpu; do \
 		$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock \
-			--override scripts/overrides.txt requirements-$$extra.txt -o requirements-$$extra.lock || exit 1; \
+			requirements-$$extra.txt -o requirements-$$extra.lock || exit 1; \
 	done
 
 clean:

@@ -3,7 +3,6 @@
     data/NAME/validation/schema.pbtxt     what train is made of (tensorflow_metadata Schema, text form)
     data/NAME/validation/train.stats.pb   statistics of a split (DatasetFeatureStatisticsList)
     data/NAME/validation/report.html      all of it to look at
-    data/NAME/validation/facets.html      TFDV's own view of the statistics
 
 The manifest is stamped when nothing is wrong that is not waived, and only then: a stamp means valid.
 """
@@ -34,7 +33,6 @@ from common import console, settings
 from common.errors import StageError, UsageError
 from common.files import sha256_file, sha256_json, whole_folder
 from pipeline.beam import advance, run
-from pipeline.facets import write_facets
 from pipeline.manifest import Manifest, Split, check_hashes, read_manifest, write_manifest
 from pipeline.records import FEATURES, read_text, record_batch
 from pipeline.report import Finding, Report, counts_of, rarest, write_report
@@ -176,7 +174,6 @@ def _examine(folder: Path, manifest: Manifest, rules: Rules, out: Path, options:
         against=rules.earlier.name if rules.earlier else None,
     )
     write_report(out / REPORT, report)
-    write_facets(out / "facets.html", report.title, statistics)
     return report.findings
 
 

@@ -95,7 +95,7 @@ def test_a_good_text_is_stamped_once(
     assert read_manifest(folder) == stamped == dataclasses.replace(manifest, validation=stamped.validation)
     stamp, files = stamped.validation or {}, content(folder)
     assert sorted(files) == [
-        "facets.html", "report.html", "schema.pbtxt", "test.stats.pb", "train.stats.pb", "val.stats.pb",
+        "report.html", "schema.pbtxt", "test.stats.pb", "train.stats.pb", "val.stats.pb",
     ]  # fmt: skip
     assert {name: value for name, value in stamp.items() if name not in ("when", "asked_sha256", "tools")} == {
         "result": "valid",
