@@ -81,11 +81,8 @@ def train(
     default=None,
     help="Count an n-gram to compare with: some 2 s and 60 MB a million tokens. [default: up to 8 million]",
 )
-@click.option(
-    "--dynamic", is_flag=True, help="Judge it once more while it learns from what it has just read (arXiv 1709.07432)."
-)
 @click.option("--force", is_flag=True, help="Evaluate again.")
-def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None, dynamic: bool, force: bool) -> None:
+def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None, force: bool) -> None:
     """Measures a run's loss on held-out text.
 
     The best checkpoint by validation is scored over a whole split, every token once (a byte or a character, whichever
@@ -96,11 +93,10 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
     Examples:
       python -m trainers evaluate runs/stdlib
       python -m trainers evaluate runs/linux --ngram
-      python -m trainers evaluate runs/warpeace --dynamic
     """
     with console.hushed():
         from trainers.judging.evaluate import evaluate_run
-    evaluate_run(run, split, data, ngram, force, dynamic)
+    evaluate_run(run, split, data, ngram, force)
 
 
 @cli.command()

@@ -27,7 +27,7 @@ from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import Manifest
 from pipeline.shards import read_tokens
 from trainers import checkpoint
-from trainers.judging import breakdown, dynamic, ngram, report
+from trainers.judging import breakdown, ngram, report
 from trainers.judging.breakdown import Array
 from trainers.training import devices
 from trainers.training.step import Steps
@@ -118,15 +118,12 @@ def losses(
     return nats_N, B
 
 
-def evaluate_run(
-    folder: Path, split: str | None, data: Path | None, count: bool | None, force: bool, learn: bool = False
-) -> None:
+def evaluate_run(folder: Path, split: str | None, data: Path | None, count: bool | None, force: bool) -> None:
     """Scores a run's best checkpoint on a split and writes evaluation-SPLIT.json into the run's folder, and its report
     anew.
 
     split: None: the one by which the data judges a model. count: whether to compare it with an n-gram; None: where that
-    takes seconds. learn: also while it learns on (trainers.judging.dynamic); what is known of that stays, but with
-    force.
+    takes seconds.
     Raises StageError where the data is not what the run was trained on, UsageError for an n-gram on what it counts.
     """
     run = checkpoint.read_run(folder)
@@ -149,8 +146,6 @@ def evaluate_run(
     }
     path, unit = folder / f"evaluation-{split}.json", run.vocab.unit
     done = read_json(path)
-    learned = {} if learn and force else _learned(done, inputs)
-    inputs["dynamic"] = learn or bool(learned)
     if not force and done.get("format_version") == FORMAT_VERSION and _serves(done["inputs"], inputs, count):
         console.note(f"{path} is already made from checkpoint {chosen.step}: {done['bits']:.3f} bits per {unit}")
         return
@@ -165,9 +160,7 @@ def evaluate_run(
         model = checkpoint.load_model(run, chosen)
     with console.progress("windows") as bar:
         nats_N, lanes = losses(Steps(placed, model), data, manifest, split, lanes, run.config.train.window, bar)
-        if learn and not learned:
-            learned = {"dynamic": dynamic.evaluate(model, data, manifest, split, bar).figures()}
-    found = {"format_version": FORMAT_VERSION, "inputs": inputs, **learned}
+    found = {"format_version": FORMAT_VERSION, "inputs": inputs}
     found |= figures_of(nats_N, lanes, data, manifest, split, compared)
     console.out.print(
         f"{folder} at step {chosen.step} on {data}'s {split} split: {found['nats']:.4f} nats = {found['bits']:.4f} "
@@ -183,12 +176,6 @@ def _serves(done: dict[str, Any], inputs: dict[str, Any], count: bool | None) ->
     say otherwise."""
     more = {"ngram": done["ngram"]} if count is None and done["ngram"] else {}
     return done == inputs | more
-
-
-def _learned(done: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
-    """The dynamic evaluation that is there, which takes minutes and depends on these alone."""
-    same = all(done.get("inputs", {}).get(key) == inputs[key] for key in ("weights_sha256", "data_sha256", "split"))
-    return {"dynamic": done["dynamic"]} if same and "dynamic" in done else {}
 
 
 def figures_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split: str, count: bool) -> dict[str, Any]:
@@ -252,11 +239,6 @@ def _show(found: dict[str, Any], unit: str) -> None:
     if counted:
         ahead = {"nats": counted["ahead"], "nats_interval": counted["ahead_interval"]}
         rows |= {f"n-gram of order {counted['order']}": counted, "which the model is ahead of by": ahead}
-    if learned := found.get("dynamic"):
-        gain = {"nats": learned["nats_unlearned"] - learned["nats"], "nats_interval": learned["gain_interval"]}
-        unlearned = {"nats": learned["nats_unlearned"]}
-        rows |= {"the model, learning as it reads": learned, "the same reading, without learning": unlearned}
-        rows |= {"what learning gains": gain}
     for name, row in rows.items():
         between = " to ".join(f"{bound:.4f}" for bound in row.get("nats_interval") or ())
         table.add_row(name, f"{row['nats']:.4f}", f"{row['nats'] / math.log(2):.4f}", between)

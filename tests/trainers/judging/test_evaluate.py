@@ -1,7 +1,5 @@
-import itertools
 import json
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from pipeline.manifest import Manifest
 from pipeline.vocab import byte_vocab
 from trainers.config import ModelConfig
 from trainers.judging import evaluate as module
-from trainers.judging.dynamic import Learned
 from trainers.judging.evaluate import Score, evaluate, evaluate_run, figures_of, lanes_and_window, losses
 from trainers.model.char_rnn import CharRNN
 from trainers.training.devices import Devices
@@ -167,38 +164,6 @@ def test_an_n_gram_is_counted_unasked_where_that_is_quick(
     monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
     evaluate_run(run, "train", None, None, force=False)
     assert "ngram" not in json.loads((run / "evaluation-train.json").read_text())["baselines"]
-
-
-def test_what_took_minutes_is_kept(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = run / "evaluation-test.json"
-    times = itertools.count(1)
-
-    def learned(*_: object) -> Learned:
-        return Learned(np.full(179, next(times), np.float32), np.full(179, 2.5, np.float32), 0.1, 0.01)
-
-    monkeypatch.setattr(module.dynamic, "evaluate", learned)
-
-    def kept(count: bool | None, force: bool, learn: bool) -> float | None:
-        """Which dynamic evaluation the file has."""
-        evaluate_run(run, "test", None, count, force, learn)
-        found = json.loads(path.read_text())
-        assert found["inputs"]["dynamic"] == ("dynamic" in found)
-        return found["dynamic"]["nats"] if "dynamic" in found else None
-
-    assert kept(None, False, False) is None
-    capsys.readouterr()
-    assert kept(None, False, True) == 1
-    shown = re.findall(r"(learning as it reads|without learning|learning gains) +(\S+)", capsys.readouterr().out)
-    assert [float(nats) for _, nats in shown] == [1, 2.5, 1.5]
-    assert kept(False, False, False) == kept(None, True, False) == kept(False, False, True) == 1
-    write_json(path, json.loads(path.read_text()) | {"format_version": 2})
-    assert kept(None, False, False) == 1
-    assert kept(None, True, True) == 2
-    found = json.loads(path.read_text())
-    write_json(path, found | {"inputs": found["inputs"] | {"weights_sha256": "another"}})
-    assert kept(None, False, False) is None
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(80, 1), (111, 2), (1000, 3)])
