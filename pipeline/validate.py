@@ -36,6 +36,7 @@ from pipeline.beam import advance, run
 from pipeline.manifest import Manifest, Split, check_hashes, read_manifest, write_manifest
 from pipeline.records import FEATURES, read_text, record_batch
 from pipeline.report import Finding, Report, counts_of, rarest, write_report
+from pipeline.splits import SPLITS
 from pipeline.survey import Survey, survey
 from pipeline.vocab import CODE_POINTS
 
@@ -43,7 +44,6 @@ FOLDER = "validation"
 SCHEMA = "schema.pbtxt"
 REPORT = "report.html"
 RANGE_TOKENS = 1 << 20  # what a worker takes at a time
-SPLITS = ("train", "val", "test")
 JENSEN_SHANNON = DriftSkewInfo.Measurement.JENSEN_SHANNON_DIVERGENCE
 NAMED = 5  # unknown characters that a finding lists
 

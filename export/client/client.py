@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import StageError, UsageError
+from common.types import Array
 from export.client.connection import Connection, ServingError, Signature, TensorInfo, Tls, Version
-from export.client.protos import Array
 
 __all__ = [
     "Carry",

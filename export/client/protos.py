@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from common.errors import StageError
-
-Array = npt.NDArray[Any]
+from common.types import Array
 
 
 @contextlib.contextmanager

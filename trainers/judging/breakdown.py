@@ -8,11 +8,9 @@ import unicodedata
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from common.types import Array
 from pipeline.vocab import ASCII, Vocab
-
-Array = npt.NDArray[Any]
 
 # B. Schmeiser, "Batch size effects in the analysis of simulation output" (1982): more than 30 blocks gain little, and
 # the fewer there are, the longer each, the less one tells of the next.

@@ -3,13 +3,10 @@
 Legend: M bytes of both, N bytes of the text.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import pydivsufsort
 
-Array = npt.NDArray[Any]
+from common.types import Array
 
 SEARCHED = 100_000_000  # bytes of train that are searched: 18 bytes of memory and some 0.3 us for each
 LENGTHS = (20, 50, 100)  # bytes

@@ -22,13 +22,13 @@ from rich.table import Table
 from common import console
 from common.errors import UsageError
 from common.files import read_json, write_json
+from common.types import Array
 from pipeline.lanes import batches as batches_of
 from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import Manifest
 from pipeline.shards import read_tokens
 from trainers import checkpoint
 from trainers.judging import breakdown, ngram, report
-from trainers.judging.breakdown import Array
 from trainers.training import devices
 from trainers.training.step import Steps
 

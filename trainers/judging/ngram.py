@@ -17,12 +17,11 @@ positions of a text.
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from common.types import Array
 
 HIGHEST = 12  # order that is tried
 DISCOUNTS = (0.5, 1.0, 1.5)  # where counts of one to four do not all occur, which tell them otherwise; KenLM's

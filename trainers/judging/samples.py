@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 from pydantic import Field
 from rich.progress import Progress
@@ -21,14 +20,13 @@ from common import console
 from common.errors import StageError
 from common.files import read_json, write_json
 from common.settings import settings
+from common.types import Array
 from pipeline.manifest import Manifest
 from pipeline.shards import read_tokens
 from pipeline.vocab import Vocab
 from trainers import checkpoint
 from trainers.judging import coherence, copied, report
 from trainers.sampling.sampler import Asked, Sampler, Written
-
-Array = npt.NDArray[Any]
 
 ROWS = 64  # texts that are drawn, or scored, at once
 SHOWN = 1000  # characters that are kept to be looked at

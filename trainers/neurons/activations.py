@@ -21,9 +21,9 @@ import h5py
 import numpy as np
 
 from common.files import check_replaceable, whole_file, whole_folder, write_json
+from common.types import Array
 from pipeline.vocab import Vocab
 from trainers.judging.breakdown import name_of
-from trainers.neurons.labels import Array
 
 NAMES = {"h": "output", "c": "states"}  # LSTMVis's own, where an LSTM's output is not its output gate
 MARKER = "lstm.yml"

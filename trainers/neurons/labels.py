@@ -10,20 +10,19 @@ Legend: N ids, C characters.
 import collections
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pygments.lexer import Lexer
 from pygments.lexers import find_lexer_class_for_filename, get_lexer_by_name
 from pygments.token import Comment, Keyword, Name, Operator, Punctuation, String, _TokenType
 from pygments.util import ClassNotFound
 
 from common.errors import UsageError
+from common.types import Array
 from pipeline.manifest import Manifest
 from pipeline.vocab import Vocab, code_points
 
-Array = npt.NDArray[Any]
 Token = tuple[int, _TokenType, str]  # where it begins, what it is, its text
 
 # Named corpora are one file, whose name tells nothing.

@@ -23,6 +23,7 @@ from rich.table import Table
 from common import console
 from common.errors import StageError, UsageError
 from common.files import read_json, write_json
+from common.types import Array
 from pipeline.shards import read_tokens
 from pipeline.vocab import Vocab
 from trainers import checkpoint
@@ -30,7 +31,7 @@ from trainers.checkpoint import Run
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
 from trainers.neurons.activations import keeping
-from trainers.neurons.labels import Array, Label, known_language, labels_of, language_of, language_of_data
+from trainers.neurons.labels import Label, known_language, labels_of, language_of, language_of_data
 from trainers.neurons.page import DRAWN, Excerpt, Page, draw, write_page
 from trainers.neurons.search import report_of, search
 

@@ -20,8 +20,9 @@ from matplotlib.patches import Rectangle
 from common import console
 from common.files import whole_file
 from common.pages import render
+from common.types import Array
 from pipeline.vocab import ASCII, Vocab
-from trainers.neurons.labels import Array, pieces_of
+from trainers.neurons.labels import pieces_of
 
 LISTED = 40  # units that no label was found for, those that vary most
 FLAT = 0.5  # the range of a colour, of 2, that shows nothing

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainers.neurons.labels import Array, Label
+from common.types import Array
+from trainers.neurons.labels import Label
 
 TURNS = 100  # distances that a label is turned by
 FEWEST_RUNS = 5  # stretches of a yes-or-no that each half needs: with fewer there is nothing to be held against
