@@ -1,4 +1,4 @@
-"""The command line: python -m trainers train | evaluate | samples | neurons | sample | info | plot."""
+"""The command line: python -m trainers train | evaluate | judge | neurons | sample | info | plot."""
 
 import math
 import os
@@ -73,21 +73,21 @@ def train(
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 @click.option(
-    "--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val where the data has no test]"
+    "--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if the data has no test split]"
 )
-@click.option("--data", type=FOLDER, help="The data set, where it has moved since training.")
+@click.option("--data", type=FOLDER, help="The data set, if it has moved since training.")
 @click.option(
     "--ngram/--no-ngram",
     default=None,
-    help="Count an n-gram to compare with: some 2 s and 60 MB a million tokens. [default: up to 8 million]",
+    help="Compare with an n-gram: about 2 s and 60 MB per million tokens.  [default: up to 8 million tokens]",
 )
 @click.option("--force", is_flag=True, help="Evaluate again.")
 def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None, force: bool) -> None:
-    """Measures a run's loss on held-out text.
+    """Measure a run's loss on held-out text.
 
-    The best checkpoint by validation is scored over a whole split, every token once (a byte or a character, whichever
-    the data has), beside models that only count: by its kind, by how often it occurs in train, by how much was read
-    before it. evaluation-SPLIT.json in the run's folder has it all, report.html shows it.
+    Scores the best checkpoint on every token of a split and compares it with an n-gram. report.html in the run's folder
+    breaks the loss down by class of character, by frequency in train and by position; evaluation-SPLIT.json has the
+    same figures.
 
     \b
     Examples:
@@ -101,41 +101,46 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
 
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--data", type=FOLDER, help="The data set, where it has moved since training.")
+@click.option("--data", type=FOLDER, help="The data set, if it has moved since training.")
 @click.option(
-    "--temperatures", default="0.2,0.4,0.6,0.8,1,1.2,1.4", show_default=True, help="At which to write, with commas."
+    "--temperatures", default="0.2,0.4,0.6,0.8,1,1.2,1.4", show_default=True, help="Comma-separated temperatures."
 )
-@click.option("--texts", type=int, default=0, help="To write at each.  [default: 16; 1,000 where a line is a text]")
-@click.option("--length", type=int, default=2000, show_default=True, help="Bytes or characters of each text, at most.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the first; the others go on from there.")
 @click.option(
-    "--kind", default="auto", show_default=True, help="c, latex, wiki, python, play, names or text: what to judge by."
+    "--texts", type=int, default=0, help="Texts per temperature.  [default: 16, or 1,000 if each line is a text]"
 )
-@click.option("--force", is_flag=True, help="Write them again.")
-def samples(
+@click.option("--length", type=int, default=2000, show_default=True, help="Maximum bytes or characters per text.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the first text; each next text adds 1.")
+@click.option(
+    "--kind",
+    default="auto",
+    show_default=True,
+    help="Rules to judge by: c, latex, wiki, python, play, names or text; auto detects the kind.",
+)
+@click.option("--force", is_flag=True, help="Sample and judge again.")
+def judge(
     run: Path, data: Path | None, temperatures: str, texts: int, length: int, seed: int, kind: str, force: bool
 ) -> None:
-    """Judges what a run's best checkpoint writes, over temperatures, beside text that it has not seen.
+    """Judge what a run writes, over temperatures, beside held-out text.
 
-    How likely and how varied it is, how well it keeps the rules of its kind (brackets that close, functions that parse,
-    speakers that are known, names that are new), and how much of it is copied from train, word for word. samples.json
-    in the run's folder has it all, report.html shows it.
+    Samples the best checkpoint and measures how likely and how varied its texts are, how well they follow the rules of
+    their kind (closed brackets, functions that parse, known speakers, new names), and how much they copy from train.
+    Results go to samples.json and report.html in the run's folder.
 
     \b
     Examples:
-      python -m trainers samples runs/stdlib
-      python -m trainers samples runs/names --temperatures 0.5,1 --texts 5000
+      python -m trainers judge runs/stdlib
+      python -m trainers judge runs/names --temperatures 0.5,1 --texts 5000
     """
     with console.hushed():
         from trainers.judging.samples import Sweep, sweep_run
     from common.settings import make
 
     try:
-        numbers = tuple(float(one) for one in temperatures.split(","))
+        values = tuple(map(float, temperatures.split(",")))
     except ValueError:
-        raise click.BadParameter(f"--temperatures are numbers with commas between, got {temperatures}") from None
-    values = {"temperatures": numbers, "texts": texts, "length": length, "seed": seed, "kind": kind}
-    sweep_run(run, data, make(Sweep, values, "samples"), force)
+        raise click.BadParameter(f"--temperatures must be comma-separated numbers, got {temperatures}") from None
+    sweep = {"temperatures": values, "texts": texts, "length": length, "seed": seed, "kind": kind}
+    sweep_run(run, data, make(Sweep, sweep, "judge"), force)
 
 
 @cli.command()
@@ -256,10 +261,12 @@ def info(run: Path) -> None:
 
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=FOLDER, metavar="runs/NAME...")
-@click.option("--out", type=FOLDER, default=Path("curves.png"), show_default=True, help="A .png, .svg or .pdf.")
-@click.option("--x", type=click.Choice(["step", "epoch", "seconds"]), default="step", show_default=True)
+@click.option("--out", type=FOLDER, default=Path("curves.png"), show_default=True, help="A .png, .svg or .pdf file.")
+@click.option(
+    "--x", type=click.Choice(["step", "epoch", "seconds"]), default="step", show_default=True, help="Horizontal axis."
+)
 def plot(runs: tuple[Path, ...], out: Path, x: Literal["step", "epoch", "seconds"]) -> None:
-    """Draws the curves of one run or several: losses, gradient norm, learning rate, speed.
+    """Plot the curves of one or more runs: losses, gradient norms, learning rates and speed.
 
     \b
     Example:
