@@ -27,8 +27,8 @@ from bench.train import Rounds, Worker, has, ratios
 from common import console
 from common.errors import StageError
 from common.files import write_json
+from export.bundle import pack
 from export.lite import probe
-from export.lite.file import seal
 from export.lite.graph import convert
 from export.lite.quality import samples
 
@@ -95,7 +95,7 @@ def write_files(size: Size, folder: Path) -> dict[str, dict[str, float]]:
     for name in PRECISIONS:
         path = folder / f"{name}.tflite"
         about = {"format_version": 1, "vocab": VOCAB.to_json()}
-        path.write_bytes(seal(convert(model, None, name, inputs), about))
+        path.write_bytes(pack(convert(model, None, name, inputs), about))
         costs[name] = {"bytes": path.stat().st_size, **probe(path)}
     return costs
 

@@ -4,7 +4,7 @@ devices/NAME/float32.tflite, float16.tflite, int8-dynamic.tflite, int8-full.tfli
                                signature `step`: token (int32 [1]), carry (float32 [1, L, S, H]) -> logits (float32
                                [1, V]), carry; `prefill`: tokens (int32 [1, 16]), carry -> the same after the last of
                                them; a token that ends a document is read from an empty carry, whatever comes in;
-                               vocab.json inside (export.lite.file)
+                               vocab.json inside (export.bundle)
 devices/NAME/model.json        what they were made from, and of each its size, SHA-256 and quality
 devices/NAME/report.json       the figures of the table that the export prints
 devices/NAME/neurons.json      what the page says of neurons: a person's own, which is kept, or what `trainers neurons`
@@ -28,7 +28,7 @@ from common import console
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, read_json, sha256_file, whole_file, whole_folder, write_json
 from common.machine import processor
-from export.lite.file import NEURONS, seal
+from export.bundle import NEURONS, pack
 from export.lite.graph import PRECISIONS, convert
 from export.lite.quality import LANES, LENGTH, Quality, Text, lanes, measure, reader, samples
 from export.lite.runner import LiteModel
@@ -91,7 +91,7 @@ def export_lite(folder: Path, out: Path, wanted: Wanted, data: Path | None, forc
             inputs = samples(model, run.vocab.end_id, calibration.ids_BxT) if "int8-full" in wanted.precisions else []
             for name in wanted.precisions:
                 flatbuffer = convert(model, run.vocab.end_id, name, inputs)
-                (partial / f"{name}.tflite").write_bytes(seal(flatbuffer, {**origin, "precision": name}))
+                (partial / f"{name}.tflite").write_bytes(pack(flatbuffer, {**origin, "precision": name}))
                 prove(partial / f"{name}.tflite", model)
         report = judge(partial, model, wanted, held_out)
         if "int8-full" in wanted.precisions:

@@ -17,7 +17,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from common import console
 from common.errors import StageError, UsageError
-from export.lite.file import unseal
+from export.bundle import unpack
 from pipeline.vocab import Vocab
 
 Floats = npt.NDArray[np.float32]
@@ -66,7 +66,7 @@ class LiteModel:
     """
 
     def __init__(self, path: Path, threads: int = 1):
-        flatbuffer, self.about = unseal(path)
+        flatbuffer, self.about = unpack(path)
         try:
             self.vocab = Vocab.from_json(self.about["vocab"])
             with console.hushed():

@@ -22,7 +22,7 @@ from typing import Any
 from common import console
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, sha256_file, whole_folder
-from export.lite.file import NEURONS, unseal
+from export.bundle import NEURONS, unpack
 from pipeline.vocab import Vocab
 
 WEB = Path(__file__).parent
@@ -76,7 +76,7 @@ def read_model(folder: Path) -> dict[str, Any]:
         ) from None
     name, files = folder.resolve().name, []
     for precision, (path, bits) in listed.items():
-        sealed = unseal(path)[1]
+        sealed = unpack(path)[1]
         if any(sealed.get(field) != about.get(field) for field in ("weights_sha256", "vocab")):
             raise StageError(f"{path} is of another model than {folder / 'model.json'}: export it again")
         url, size = urllib.parse.quote(f"models/{name}/{path.name}"), path.stat().st_size

@@ -267,7 +267,7 @@ MISTAKES = [
         1,
         "bits a character on held-out text, at most -1 is allowed",
     ),
-    ("no device model", "export run-lite text.py", 1, "text.py is damaged, or no .tflite of this project"),
+    ("no device model", "export run-lite text.py", 1, "text.py is corrupted or was not exported by this project"),
     ("a temperature for a device", "export run-lite text.py --temperature nan", 2, "temperature: a finite number"),
     ("no number", "trainers sample runs/tiny --temperature nan", 2, "are finite numbers"),
     ("data that has moved", "trainers evaluate runs/tiny --data data/gone", 1, "say with --data where it lies now"),

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from common.errors import StageError, UsageError
+from export.bundle import pack, unpack
 from export.lite import lite
-from export.lite.file import seal, unseal
 from export.lite.graph import PRECISIONS, check_ops, convert, ops_of
 from export.lite.lite import Wanted, export_lite, prove
 from export.lite.quality import Text, lanes, measure, reader, samples
@@ -58,7 +58,7 @@ def converted(run: Path, ids_T: np.ndarray, folder: Path) -> Iterator[LiteModel]
     for precision in PRECISIONS:
         about = {"format_version": 1, "vocab": held.vocab.to_json(), "precision": precision}
         path = folder / f"{precision}.tflite"
-        path.write_bytes(seal(convert(model, held.vocab.end_id, precision, inputs), about))
+        path.write_bytes(pack(convert(model, held.vocab.end_id, precision, inputs), about))
         yield LiteModel(path)
 
 
@@ -136,7 +136,7 @@ def test_the_files_are_self_contained_and_of_fixed_shape(devices: Path) -> None:
         assert shapes[1] == {"logits": ([1, 256], np.float32), "carry": carry}
         assert shapes[2] == {"tokens": ([16], np.int32), "carry": carry}
         assert file._interpreter.get_input_details()[0]["shape"].tolist() == [1], "step is the primary subgraph"
-        flatbuffer, about = unseal(devices / f"{precision}.tflite")
+        flatbuffer, about = unpack(devices / f"{precision}.tflite")
         assert {"FULLY_CONNECTED", "WHILE"} <= ops_of(flatbuffer)
         assert about["precision"] == precision
 
@@ -155,7 +155,7 @@ def test_weights_lie_in_a_file_once(tmp_path: Path) -> None:
 
 def test_what_is_said_of_the_files(run: Path, devices: Path) -> None:
     said, report = (json.loads((devices / name).read_text()) for name in ("model.json", "report.json"))
-    _, about = unseal(devices / "int8-full.tflite")
+    _, about = unpack(devices / "int8-full.tflite")
     files = said.pop("files")
     assert {**said, "precision": "int8-full"}.items() <= about.items()
     assert (said["run"], said["vocab"]["unit"]) == ("tiny", "byte")
@@ -288,7 +288,7 @@ def test_a_file_that_gives_no_number_is_refused(run: Path, tmp_path: Path) -> No
     broken, vocab = load(run), checkpoint.read_run(run).vocab
     broken.dense.bias.assign(np.where(np.arange(256) == 7, np.nan, 0))
     about = json.dumps({"format_version": 1, "vocab": vocab.to_json()})
-    (tmp_path / "a.tflite").write_bytes(seal(convert(broken, None, "float32", []), json.loads(about)))
+    (tmp_path / "a.tflite").write_bytes(pack(convert(broken, None, "float32", []), json.loads(about)))
     text = Text("val", np.arange(20, dtype=np.int32)[None])
     with pytest.raises(StageError, match=r"the float32 \.tflite gives what is no number"):
         measure(load(run), {"float32": LiteModel(tmp_path / "a.tflite")}, text)

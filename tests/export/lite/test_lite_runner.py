@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from common import console
 from common.errors import StageError, UsageError
 from export.__main__ import cli
-from export.lite.file import seal, unseal
+from export.bundle import pack, unpack
 from export.lite.graph import convert
 from export.lite.runner import LiteModel, Sampling, choose, uniforms
 from trainers import checkpoint
@@ -28,7 +28,7 @@ def written(run: Path, folder: Path) -> Path:
     held = checkpoint.read_run(run)
     flatbuffer = convert(checkpoint.load_model(held), held.vocab.end_id, "float32", [])
     path = folder / "float32.tflite"
-    path.write_bytes(seal(flatbuffer, {"format_version": 1, "vocab": held.vocab.to_json()}))
+    path.write_bytes(pack(flatbuffer, {"format_version": 1, "vocab": held.vocab.to_json()}))
     return path
 
 
@@ -146,16 +146,16 @@ def test_a_damaged_file_is_refused_before_the_runtime_sees_it(path: Path, tmp_pa
     else:
         del whole[data.draw(st.integers(0, len(whole) - 1)) :]
     (tmp_path / "damaged.tflite").write_bytes(whole)
-    with pytest.raises(StageError, match=r"damaged\.tflite is damaged, or no \.tflite of this project"):
+    with pytest.raises(StageError, match=r"damaged\.tflite is corrupted or was not exported by this project"):
         LiteModel(tmp_path / "damaged.tflite")
 
 
 def test_a_file_of_another_vocabulary_or_another_model_is_refused(path: Path, tmp_path: Path) -> None:
-    flatbuffer, about = unseal(path)
+    flatbuffer, about = unpack(path)
     fewer = {"unit": "char", "symbols": "abc"}
 
     def refused(flatbuffer: bytes, vocab: object, message: str) -> None:
-        (tmp_path / "other.tflite").write_bytes(seal(flatbuffer, {**about, "vocab": vocab}))
+        (tmp_path / "other.tflite").write_bytes(pack(flatbuffer, {**about, "vocab": vocab}))
         with pytest.raises(StageError, match=message):
             LiteModel(tmp_path / "other.tflite")
 
@@ -168,15 +168,15 @@ def test_a_file_of_another_vocabulary_or_another_model_is_refused(path: Path, tm
 def test_the_command_refuses_what_is_damaged_or_of_another_in_one_line(
     path: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, (flatbuffer, about), (other, others) = path.read_bytes(), unseal(path), unseal(names)
+    whole, (flatbuffer, about), (other, others) = path.read_bytes(), unpack(path), unpack(names)
     words = whole[len(flatbuffer) :]
     wrong = {
-        "cut": (whole[:-1000], "is damaged, or no .tflite of this project"),
-        "flipped": (whole[:500] + bytes([whole[500] ^ 1]) + whole[501:], "(its bytes do not fit their checksum)"),
-        "words": (flatbuffer + names.read_bytes()[len(other) :], "is damaged, or no .tflite of this project"),
-        "model": (other + words, "is damaged, or no .tflite of this project"),
-        "vocabulary": (seal(flatbuffer, {**about, "vocab": others["vocab"]}), "is of another vocabulary: 256 logits"),
-        "sealed": (seal(other, about), f"is of another vocabulary: {len(others['vocab']['symbols'])} logits, 256"),
+        "cut": (whole[:-1000], "is corrupted or was not exported by this project"),
+        "flipped": (whole[:500] + bytes([whole[500] ^ 1]) + whole[501:], "(checksum mismatch)"),
+        "words": (flatbuffer + names.read_bytes()[len(other) :], "is corrupted or was not exported by this project"),
+        "model": (other + words, "is corrupted or was not exported by this project"),
+        "vocabulary": (pack(flatbuffer, {**about, "vocab": others["vocab"]}), "is of another vocabulary: 256 logits"),
+        "sealed": (pack(other, about), f"is of another vocabulary: {len(others['vocab']['symbols'])} logits, 256"),
     }
     for name, (content, message) in wrong.items():
         (file := tmp_path / f"{name}.tflite").write_bytes(content)

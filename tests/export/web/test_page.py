@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from common.errors import StageError, UsageError
 from export.__main__ import cli
-from export.lite.file import seal
+from export.bundle import pack
 from export.web import build as page
 from export.web.build import export_page, read_model
 from pipeline.vocab import byte_vocab
@@ -47,7 +47,7 @@ def device(folder: Path, *precisions: str) -> Path:
     folder.mkdir(parents=True)
     about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": folder.name}
     for precision in precisions:
-        (folder / f"{precision}.tflite").write_bytes(seal(MODEL, {**about, "precision": precision}))
+        (folder / f"{precision}.tflite").write_bytes(pack(MODEL, {**about, "precision": precision}))
     listed = {precision: {"file": f"{precision}.tflite", "bits": 1.5} for precision in precisions}
     (folder / "model.json").write_text(json.dumps({**about, "files": listed}))
     return folder
@@ -96,7 +96,7 @@ def test_the_same_page_is_not_made_again_and_another_is_refused(
     assert "is already made from the same files" in again.err
     assert again.out == told, "of the files, the page's are counted"
     about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": "one"}
-    (one / "float32.tflite").write_bytes(seal(b"other weights", about))
+    (one / "float32.tflite").write_bytes(pack(b"other weights", about))
     with pytest.raises(StageError, match=r"site is full: another page lies there; give another --out or --force$"):
         export_page([one], out, force=False)
     assert (out / "build.js").read_bytes() == first
@@ -139,7 +139,7 @@ def test_a_file_that_is_damaged_gone_or_of_another_model_is_refused(tmp_path: Pa
     (one / "model.json").write_text(json.dumps(about))
     for damaged in (whole[:5] + b"?" + whole[6:], whole[:-5]):
         (one / "float32.tflite").write_bytes(damaged)
-        with pytest.raises(StageError, match=r"one/float32\.tflite is damaged"):
+        with pytest.raises(StageError, match=r"one/float32\.tflite is corrupted"):
             read_model(one)
     (one / "float32.tflite").unlink()
     with pytest.raises(StageError, match=r"one/float32\.tflite cannot be read"):
