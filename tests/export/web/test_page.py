@@ -142,7 +142,7 @@ def test_a_file_that_is_damaged_gone_or_of_another_model_is_refused(tmp_path: Pa
         with pytest.raises(StageError, match=r"one/float32\.tflite is corrupted"):
             read_model(one)
     (one / "float32.tflite").unlink()
-    with pytest.raises(StageError, match=r"one/float32\.tflite cannot be read"):
+    with pytest.raises(StageError, match=r"cannot read .*one/float32\.tflite"):
         read_model(one)
 
 
