@@ -12,7 +12,7 @@
     info              ignored (a batching server refuses a call without inputs) -> info (JSON)
 
 finish_reason is length, stop (which the end of a document is too), or "error: …"; error is "error: …", or empty. A text
-without an answer is empty, a number 0. BUILD.md tells what each input may be.
+without an answer is empty, a number 0. docs/serving.md documents each input.
 """
 
 import math

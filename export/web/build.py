@@ -175,7 +175,7 @@ def _neurons(folder: Path) -> list[dict[str, Any]]:
         neurons = json.loads(path.read_text(encoding="utf-8"))["neurons"]
         return [{"layer": int(n["layer"]), "unit": int(n["unit"]), "about": str(n["about"])} for n in neurons]
     except (KeyError, TypeError, ValueError) as error:
-        raise StageError(f"{path} is no list of neurons: {error}; see BUILD.md, or remove it") from None
+        raise StageError(f"{path} is no list of neurons: {error}; see docs/web.md, or remove it") from None
 
 
 def _hash(files: dict[str, bytes]) -> str:

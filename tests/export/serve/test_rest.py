@@ -26,7 +26,7 @@ def bodies(text: str) -> list[dict[str, Any]]:
     return [json.loads(body.replace("'\"$CARRY\"'", "")) for body in BODY.findall(text)]
 
 
-DOCUMENTED = bodies((ROOT / "BUILD.md").read_text(encoding="utf-8"))
+DOCUMENTED = bodies((ROOT / "docs" / "serving.md").read_text(encoding="utf-8"))
 
 
 def columns(body: dict[str, Any]) -> dict[str, list[Any]]:

@@ -118,7 +118,7 @@ def test_what_is_no_model_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="a/one holds no model for devices: a vocabulary needs"):
         read_model(one)
     (other / "neurons.json").write_text('{"neurons": [{"layer": 1}]}')
-    with pytest.raises(StageError, match=r"neurons.json is no list of neurons: 'unit'; see BUILD\.md"):
+    with pytest.raises(StageError, match=r"neurons.json is no list of neurons: 'unit'; see docs/web\.md"):
         read_model(other)
 
 
