@@ -1,5 +1,5 @@
-"""How well a text keeps the rules of its kind: shares from 0 to 1, of what a reader of C, LaTeX, wiki XML, Python or a
-play would look for. A text may end anywhere: what is still open at its end is not held against it.
+"""How well a text follows the rules of its kind, measured as shares from 0 to 1, for C, LaTeX, wiki XML, Python, plays
+and names. A text may be cut off anywhere, so brackets that are still open at its end do not count as errors.
 """
 
 import ast
@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 import tree_sitter
 import tree_sitter_c
 
-Counts = dict[str, tuple[int, int]]  # of each measure: how many are as they should be, of how many
+Counts = dict[str, tuple[int, int]]  # measure: (correct, total)
 
 
 class Share(TypedDict):
-    """How many are as they should be, of how many."""
+    """good: how many are correct. of: how many there are. share: good / of."""
 
     share: float
     good: int
@@ -26,7 +26,7 @@ class Share(TypedDict):
 
 SPEAKER = r"[A-Z][A-Za-z' ]+:"
 
-# What gives a kind away, and how many of it in ten thousand characters are enough.
+# Patterns that identify a kind, and how many matches per 10,000 characters are enough.
 MARKS = {
     "c": (re.compile(r";$|^#(?:include|define)|^\}$", re.MULTILINE), 60),
     "latex": (re.compile(r"\\(?:begin|end|ref|label|section|item)\b"), 10),
@@ -37,7 +37,7 @@ MARKS = {
 
 _C = tree_sitter.Parser(tree_sitter.Language(tree_sitter_c.language()))
 _PAIRS = {")": "(", "]": "[", "}": "{"}
-# Comments and literals that are whole; those that only begin; brackets.
+# Complete comments and literals; their unmatched delimiters; brackets.
 _C_TOKEN = re.compile(
     r"(?P<whole>/\*.*?\*/|//[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])+')|(?P<broken>/\*|\*/|[\"'])|(?P<bracket>[][(){}])",
     re.DOTALL,
@@ -48,14 +48,17 @@ _LATEX_BRACE = re.compile(r"\\.|%[^\n]*|([{}])", re.DOTALL)
 
 
 def kind_of(text: str) -> str:
-    """The kind of a text, by what there is much of in it: one of MARKS, or "text"."""
-    found = {kind: 1e4 * len(mark.findall(text)) / max(len(text), 1) / least for kind, (mark, least) in MARKS.items()}
-    kind = max(found, key=lambda name: found[name])
-    return kind if found[kind] >= 1 else "text"
+    """Detect the kind of a text by its most frequent marks: a key of MARKS, or "text"."""
+    scores = {kind: 1e4 * len(mark.findall(text)) / max(len(text), 1) / least for kind, (mark, least) in MARKS.items()}
+    kind = max(scores, key=lambda name: scores[name])
+    return kind if scores[kind] >= 1 else "text"
 
 
 def coherence(kind: str, texts: Iterable[str], known: frozenset[str]) -> dict[str, Share]:
-    """Of each measure of a kind the share over all texts; none of what there is nothing of. known: of `known_of`."""
+    """Share of each measure of a kind over all texts. A measure with nothing to judge is left out.
+
+    known: the result of `known_of`.
+    """
     good, total = Counter[str](), Counter[str]()
     for text in texts:
         for name, (part, whole) in KINDS[kind](text, known).items():
@@ -67,38 +70,38 @@ def coherence(kind: str, texts: Iterable[str], known: frozenset[str]) -> dict[st
 
 
 def known_of(kind: str, train: str) -> frozenset[str]:
-    """What a text of a kind is to know from train: the speakers of plays, the names of a list of names."""
+    """Lines of train that samples are compared with: the speakers of a play, or the names of a list of names."""
     lines = {"play": SPEAKER, "names": ".+"}.get(kind)
     return frozenset(line for line in train.split("\n") if re.fullmatch(lines, line)) if lines else frozenset()
 
 
 def c(text: str, _: frozenset[str]) -> Counts:
-    """Brackets, quotes and comments, and the functions that tree-sitter's grammar of C accepts."""
+    """Matched brackets, closed quotes and comments, and functions that tree-sitter's C grammar accepts."""
     tokens = [(match.lastgroup, match.group()) for match in _C_TOKEN.finditer(text)]
     kinds = [kind for kind, _ in tokens]
     whole, broken = kinds.count("whole"), kinds.count("broken")
     if text.rfind("/*") > text.rfind("*/"):
-        broken -= 1  # the text ends in a comment
-    # Functions of the kernel's style: from a line that does not begin with space to the next that begins with }.
+        broken -= 1  # the text was cut off inside a comment
+    # A function in kernel style runs from an unindented line to the next line that begins with }.
     functions = re.findall(r"^[A-Za-z][^;{}\n#]*\([^;{}#]*\)\s*\{\n.*?^\}", text, re.MULTILINE | re.DOTALL)
     return {
         "brackets": _matched((token, _PAIRS.get(token)) for kind, token in tokens if kind == "bracket"),
         "quotes_and_comments": (whole, whole + max(broken, 0)),
-        "functions_parsed": (sum(_accepts(one) for one in functions), len(functions)),
+        "functions_parsed": (sum(map(_accepts, functions)), len(functions)),
     }
 
 
 def _accepts(function: str) -> bool:
-    """Whether it is a function of C and nothing but that."""
+    """Whether the text is exactly one C function."""
     root = _C.parse(function.encode()).root_node
     return not root.has_error and [node.type for node in root.children] == ["function_definition"]
 
 
 def latex(text: str, _: frozenset[str]) -> Counts:
-    """Environments that end as they began, braces, and paragraphs in which every $ has its partner."""
+    """Matched environments and braces, and paragraphs with an even number of $."""
     paragraphs = re.split(r"\n\s*\n", re.sub(r"\\.|%[^\n]*", "", text, flags=re.DOTALL))[1:-1]
-    with_dollars = [one.count("$") % 2 == 0 for one in paragraphs if "$" in one]
-    environments = ((name, name if what == "end" else None) for what, name in _ENVIRONMENT.findall(text))
+    with_dollars = [paragraph.count("$") % 2 == 0 for paragraph in paragraphs if "$" in paragraph]
+    environments = ((name, name if command == "end" else None) for command, name in _ENVIRONMENT.findall(text))
     braces = (match.group(1) for match in _LATEX_BRACE.finditer(text))
     return {
         "environments": _matched(environments),
@@ -108,7 +111,7 @@ def latex(text: str, _: frozenset[str]) -> Counts:
 
 
 def wiki(text: str, _: frozenset[str]) -> Counts:
-    """Tags that close as they opened, whole pages that an XML parser takes, links and templates that end."""
+    """Matched tags, pages that are well-formed XML, and closed links and templates."""
     tags = [(name, name if close else None) for close, name, empty in _TAG.findall(text) if not empty]
     pages = re.findall(r"<page>.*?</page>", text, re.DOTALL)
     links, templates = re.findall(r"\[\[[^\n]*?(?:\]\]|\[\[|$)", text, re.MULTILINE), re.findall(r"\{\{|\}\}", text)
@@ -116,7 +119,7 @@ def wiki(text: str, _: frozenset[str]) -> Counts:
         "tags": _matched(iter(tags)),
         "pages_well_formed": (sum(map(_well_formed, pages)), len(pages)),
         "links": (sum(link.endswith("]]") for link in links), len(links)),
-        "templates": _matched((one, "{{" if one == "}}" else None) for one in templates),
+        "templates": _matched((brace, "{{" if brace == "}}" else None) for brace in templates),
     }
 
 
@@ -129,21 +132,21 @@ def _well_formed(page: str) -> bool:
 
 
 def python(text: str, _: frozenset[str]) -> Counts:
-    """Statements of the outermost level, from one line that is not indented to the next, that Python's parser takes."""
+    """Top-level statements, each from one unindented line to the next, that Python's parser accepts."""
     blocks = re.split(
         r"^(?=(?:@|def |class |[A-Za-z_]+ ?=|import |from |if |for |while |try:|with ))", text, flags=re.MULTILINE
     )
-    blocks = [one for one in blocks[1:-1] if one.strip()]
-    long = [one for one in blocks if one.startswith(("def ", "class "))]
+    blocks = [block for block in blocks[1:-1] if block.strip()]  # the first and the last may be cut off
+    definitions = [block for block in blocks if block.startswith(("def ", "class "))]
     return {
         "statements_parsed": (sum(map(_parses, blocks)), len(blocks)),
-        "definitions_parsed": (sum(map(_parses, long)), len(long)),
+        "definitions_parsed": (sum(map(_parses, definitions)), len(definitions)),
     }
 
 
 def _parses(statement: str) -> bool:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes in strings
+        warnings.simplefilter("ignore")  # invalid escapes in strings
         try:
             ast.parse(statement)
         except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -152,17 +155,17 @@ def _parses(statement: str) -> bool:
 
 
 def play(text: str, known: frozenset[str]) -> Counts:
-    """Speeches that begin with a line that names who speaks, and the speakers that train has."""
-    speeches = [one.split("\n", 1)[0] for one in re.split(r"\n\n+", text)[1:-1]]
-    speakers = [line for line in speeches if re.fullmatch(SPEAKER, line)]
+    """Speeches that begin with the speaker's name, and speakers that occur in train."""
+    first_lines = [speech.split("\n", 1)[0] for speech in re.split(r"\n\n+", text)[1:-1]]
+    speakers = [line for line in first_lines if re.fullmatch(SPEAKER, line)]
     return {
-        "speeches_named": (len(speakers), len(speeches)),
+        "speeches_named": (len(speakers), len(first_lines)),
         "speakers_known": (sum(line in known for line in speakers), len(speakers)),
     }
 
 
 def names(text: str, known: frozenset[str]) -> Counts:
-    """Lines that train does not have, and distinct ones."""
+    """Lines that do not occur in train, and distinct lines."""
     lines = [line for line in text.split("\n") if line]
     return {"new": (sum(line not in known for line in lines), len(lines)), "distinct": (len(set(lines)), len(lines))}
 
@@ -179,8 +182,10 @@ KINDS: dict[str, Callable[[str, frozenset[str]], Counts]] = {
 
 
 def _matched(tokens: Iterator[tuple[str, str | None]]) -> tuple[int, int]:
-    """Of tokens, each with what it closes or None where it opens, how many have their partner, and how many there are
-    but for those still open at the end."""
+    """Count matched tokens, and all tokens but those still open at the end.
+
+    tokens: each with the token that it closes, or None if it opens one.
+    """
     opened: list[str] = []
     matched = total = 0
     for token, closes in tokens:
@@ -188,7 +193,7 @@ def _matched(tokens: Iterator[tuple[str, str | None]]) -> tuple[int, int]:
             opened.append(token)
         elif closes in opened:
             while opened.pop() != closes:
-                total += 1  # opened, and never closed
+                total += 1  # opened but never closed
             matched, total = matched + 2, total + 2
         else:
             total += 1

@@ -1,6 +1,6 @@
-"""How much of a text stands in the text that a model was trained on, word for word: memorised, or common phrases.
+"""How much of a text is copied verbatim from the training text, whether memorised or in common use.
 
-Legend: M bytes of both, N bytes of the text.
+Legend: M bytes of all texts and train, N bytes of the texts.
 """
 
 import numpy as np
@@ -8,49 +8,54 @@ import pydivsufsort
 
 from common.types import Array
 
-SEARCHED = 100_000_000  # bytes of train that are searched: 18 bytes of memory and some 0.3 us for each
-LENGTHS = (20, 50, 100)  # bytes
+SEARCHED = 100_000_000  # bytes of train searched; each takes 18 bytes of memory and about 0.3 us
+LENGTHS = (20, 50, 100)  # bytes of a stretch
 
 
 def longest(train: bytes, texts: list[bytes]) -> list[Array]:
-    """Of each byte of each text, how many from it on, within its text, stand in train somewhere: matching statistics
-    (Chang and Lawler 1994).
+    """Length of the longest copy from train that begins at each byte of each text: the matching statistics of W. I.
+    Chang and E. L. Lawler (1994).
 
-    All suffixes are sorted together (libdivsufsort). The suffix of train that has most in common with another is the
-    next one before it or behind it, and has with it what the least of the neighbours between have in common (Kasai).
+    All suffixes are sorted together (libdivsufsort). The suffix of train that shares the longest prefix with a suffix
+    of a text is its nearest neighbour from train on either side; that prefix is as long as the shortest common prefix
+    of the neighbours in between (Kasai's algorithm).
     """
-    # Train last, so that its suffixes end with it; what ours have beyond their own text is taken off.
+    # Train comes last so that its suffixes end with it. Copies that run past the end of their text are cut below.
     ends = np.cumsum([len(text) for text in texts])
-    both_M = np.frombuffer(b"".join(texts) + train, np.uint8).copy()
-    order_M = pydivsufsort.divsufsort(both_M)
-    common_M = pydivsufsort.kasai(both_M, order_M)  # of each in the order with the next
-    ours_N = np.flatnonzero(order_M < ends[-1])
-    found_N = np.empty(len(ours_N), np.int64)
-    behind_N = _before(len(order_M) - 1 - ours_N[::-1], common_M[-2::-1])[::-1]
-    found_N[order_M[ours_N]] = np.maximum(_before(ours_N, common_M), behind_N)
-    left_N = np.repeat(ends, [len(text) for text in texts]) - np.arange(len(found_N))
-    return np.split(np.minimum(found_N, left_N), ends[:-1])
+    all_M = np.frombuffer(b"".join(texts) + train, np.uint8).copy()
+    order_M = pydivsufsort.divsufsort(all_M)
+    common_M = pydivsufsort.kasai(all_M, order_M)  # common prefix of each suffix and the next
+    places_N = np.flatnonzero(order_M < ends[-1])
+    longest_N = np.empty(len(places_N), np.int64)
+    after_N = _common_before(len(order_M) - 1 - places_N[::-1], common_M[-2::-1])[::-1]
+    longest_N[order_M[places_N]] = np.maximum(_common_before(places_N, common_M), after_N)
+    left_N = np.repeat(ends, [len(text) for text in texts]) - np.arange(len(longest_N))
+    return np.split(np.minimum(longest_N, left_N), ends[:-1])
 
 
-def _before(ours_N: Array, common_M: Array) -> Array:
-    """What each of our places in an order has in common with the last place before it that is not ours. common_M: of
-    each place with the next."""
-    found: list[int] = []
-    least, last = 0, -1
-    for place, common in zip(ours_N.tolist(), common_M[ours_N - 1].tolist(), strict=True):
-        # Ours next to each other: what they have in common with what lies before them all.
-        least = min(least, common) if place == last + 1 and found else common
-        found.append(least if place else 0)
-        least, last = found[-1], place
-    return np.array(found, np.int64)
+def _common_before(places_N: Array, common_M: Array) -> Array:
+    """Common prefix of the suffix at each place and the last suffix of train before it.
+
+    places_N: sorted places of the texts' suffixes. common_M: common prefix of each suffix and the next.
+    """
+    lengths: list[int] = []
+    shortest, last = 0, -1
+    for place, common in zip(places_N.tolist(), common_M[places_N - 1].tolist(), strict=True):
+        # In a run of suffixes of texts, the shortest common prefix so far carries over.
+        shortest = min(shortest, common) if place == last + 1 and lengths else common
+        lengths.append(shortest if place else 0)
+        shortest, last = lengths[-1], place
+    return np.array(lengths, np.int64)
 
 
 def shares(longest_of_texts: list[Array]) -> dict[str, float]:
-    """The longest stretch that stands in train, in bytes, and of all stretches of a length, within their texts, the
-    share that does; nothing of a length that no text has."""
-    found: dict[str, float] = {"longest": max((int(one.max(initial=0)) for one in longest_of_texts), default=0)}
+    """Length of the longest copy in bytes, and the share of stretches of each of LENGTHS that are copies.
+
+    Lengths that no text reaches are left out.
+    """
+    result: dict[str, float] = {"longest": max((int(copy_N.max(initial=0)) for copy_N in longest_of_texts), default=0)}
     for length in LENGTHS:
-        starts = [one[: max(len(one) - length + 1, 0)] for one in longest_of_texts]
+        starts = [copy_N[: max(len(copy_N) - length + 1, 0)] for copy_N in longest_of_texts]
         if total := sum(map(len, starts)):
-            found[f"copied_{length}"] = sum(int((one >= length).sum()) for one in starts) / total
-    return found
+            result[f"copied_{length}"] = sum(int((copy_N >= length).sum()) for copy_N in starts) / total
+    return result

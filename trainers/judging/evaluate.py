@@ -187,7 +187,7 @@ def figures_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split:
     nats = {"nats": nats_N}
     baselines: dict[str, Any] = {
         "uniform": {"nats": math.log(vocab.size)},
-        "unigram": {"nats": float(breakdown.count(targets_N, vocab.size) @ unigram_V) / len(targets_N)},
+        "unigram": {"nats": float(breakdown.count_ids(targets_N, vocab.size) @ unigram_V) / len(targets_N)},
     }
     found = breakdown.figures(nats_N, targets_N, vocab) | {"baselines": baselines}
     if count:
@@ -196,13 +196,13 @@ def figures_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split:
         nats["ngram_nats"] = counted.nats_Q
         baselines["ngram"] = {
             "nats": float(counted.nats_Q.mean()),
-            "nats_interval": breakdown.interval(counted.nats_Q),
+            "nats_interval": breakdown.mean_interval(counted.nats_Q),
             "ahead": float((counted.nats_Q - nats_N).mean()),
-            "ahead_interval": breakdown.interval(counted.nats_Q - nats_N),
+            "ahead_interval": breakdown.mean_interval(counted.nats_Q - nats_N),
             "order": counted.order,
             "val_nats_of_orders": counted.val_nats,
         }
-        found["errors"] = breakdown.beside(nats_N, counted.nats_Q, targets_N, vocab)
+        found["errors"] = breakdown.compare(nats_N, counted.nats_Q, targets_N, vocab)
     groups = {
         "class": breakdown.by_class(targets_N, vocab),
         "frequency": breakdown.by_frequency(targets_N, train_V),
@@ -221,7 +221,7 @@ def _counts(data: Path, manifest: Manifest) -> Array:
     train, counts_V = manifest.split("train"), np.zeros(manifest.vocab.size, np.int64)
     for start in range(0, train.tokens, PIECE):
         ids = read_tokens(data, train, manifest.dtype, start, min(start + PIECE, train.tokens))
-        counts_V += breakdown.count(ids, len(counts_V))
+        counts_V += breakdown.count_ids(ids, len(counts_V))
     return counts_V
 
 

@@ -1,18 +1,18 @@
-"""Character n-grams with interpolated, modified Kneser-Ney smoothing: what a model must beat that only counts.
+"""Character n-grams with interpolated, modified Kneser-Ney smoothing, the baseline that a model must beat.
 
     p_n(w | h) = (c(hw) - D(c(hw)) + (D_1 N_1(h.) + D_2 N_2(h.) + D_3 N_3+(h.)) p_{n-1}(w | h')) / c(h.)
 
-h is the n - 1 symbols before w, h' all of them but the first; N_k(h.) is how many symbols are counted k times after h,
-c(h.) the sum of c(hw) over w. Where that is 0, p_n is p_{n-1}; p_0 is uniform. At the highest order c(hw) counts places
-of the training text, below it the different symbols that hw comes after. From S. F. Chen and J. Goodman, "An empirical
-study of smoothing techniques for language modeling" (1998).
+h is the n - 1 symbols before w, and h' is h without its first symbol. N_k(h.) is the number of symbols with count k
+after h, and c(h.) is the sum of c(hw) over w. If c(h.) is 0, p_n is p_{n-1}; p_0 is uniform. At the highest order c(hw)
+counts occurrences in the training text, below it the distinct symbols that precede hw. From S. F. Chen and J. Goodman,
+"An empirical study of smoothing techniques for language modeling" (1998).
 
-No table of contexts is kept. All texts, the one that is counted and those that are judged, are sorted together, each
-position by the symbols up to it, read backwards. So the places of an n-gram lie side by side, within them those of each
-(n + 1)-gram that ends in it, and an order is a few passes over arrays.
+There is no table of contexts. The positions of all texts, training and judged, are sorted together by the symbols that
+lead up to them, read backwards. The occurrences of an n-gram are then adjacent, and so, within them, are those of each
+(n + 1)-gram that ends in it; an order takes a few passes over arrays.
 
-Legend: M positions of all texts, G different n-grams, K different contexts, which are the n-grams one shorter, Q judged
-positions of a text.
+Legend: M positions of all texts, G distinct n-grams, K distinct contexts (n-grams that are one symbol shorter),
+Q judged positions of a text.
 """
 
 import itertools
@@ -23,13 +23,13 @@ import numpy as np
 
 from common.types import Array
 
-HIGHEST = 12  # order that is tried
-DISCOUNTS = (0.5, 1.0, 1.5)  # where counts of one to four do not all occur, which tell them otherwise; KenLM's
+HIGHEST = 12  # order tried
+DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's, for texts too small to estimate them
 
 
 class NGram(NamedTuple):
-    """The order that is best on validation, the loss there of each order from 1, and that of every judged target, in
-    nats."""
+    """order: the best one on val. val_nats: mean loss on val of each order from 1. nats_Q: loss of each judged target
+    at the best order. In nats."""
 
     order: int
     val_nats: list[float]
@@ -37,9 +37,11 @@ class NGram(NamedTuple):
 
 
 class _Positions(NamedTuple):
-    """All positions, in the order of sorting. common_M: how many symbols a position's text shares with that of the one
-    ahead, read backwards; length_M: how many it has; train_M: whether it is counted; before_M: where the position
-    before it is."""
+    """All positions in sorted order, each with the symbols that lead up to it.
+
+    common_M: how many of them, read backwards, it shares with the previous position. length_M: how many it has.
+    train_M: whether it belongs to the training text. before_M: sorted index of the position before it in its text.
+    """
 
     common_M: Array
     length_M: Array
@@ -48,8 +50,8 @@ class _Positions(NamedTuple):
 
 
 class _Judged(NamedTuple):
-    """Of each symbol of a text from the second on: where it is in the order of sorting, where the one before it is, and
-    how many symbols its text has."""
+    """For each symbol of a text from the second on: its sorted index, the sorted index of the symbol before it, and how
+    many symbols lead up to it."""
 
     place_Q: Array
     before_Q: Array
@@ -57,16 +59,21 @@ class _Judged(NamedTuple):
 
 
 class _NGrams(NamedTuple):
-    """All n-grams of a length. first_G: the first place of each; which_M: which of them ends at a place. What is
-    shorter, being at the beginning of a document, is one of its own, without a count."""
+    """All n-grams of one length.
+
+    first_G: first sorted index of each. which_M: the n-gram that ends at each sorted index. A shorter sequence at the
+    beginning of a document is an n-gram of its own, with a count of 0.
+    """
 
     first_G: Array
     which_M: Array
 
 
 def best(train: Array, val: Array, text: Array, size: int, end_id: int | None = None) -> NGram:
-    """Judges a text by what is counted in train, in the order, of up to HIGHEST, that is best on val, the lowest of
-    equals; arguments as of `probabilities`."""
+    """Score a text with the order, up to HIGHEST, that is best on val; of equal orders, the lowest.
+
+    Takes the same arguments as `probabilities`.
+    """
     order, nats_Q = 0, np.empty(0)
     val_nats: list[float] = []
     for val_Q, text_Q in probabilities(train, [val, text], size, end_id):
@@ -80,10 +87,12 @@ def best(train: Array, val: Array, text: Array, size: int, end_id: int | None = 
 def probabilities(
     train: Array, texts: list[Array], size: int, end_id: int | None = None, highest: int = HIGHEST
 ) -> Iterator[list[Array]]:
-    """Yields for each order, from 1 to `highest`, what it gives each symbol of each text from the second on, p_Q.
+    """Yield, for each order from 1 to `highest`, the probability p_Q of each symbol of each text from the second on.
 
-    train, texts: ids below `size`, fewer than 2**31 together. end_id: what ends a document; a context reaches no
-    further back than to such an end, or to the beginning of its text. A million ids take some 2 s and 60 MB.
+    Takes about 2 s and 60 MB per million ids.
+
+    train, texts: ids below `size`, fewer than 2**31 in total.
+    end_id: the end of a document. A context begins at the latest such end, or at the beginning of its text.
     """
     positions, judged = _sort([train, *texts], end_id, highest)
     contexts, ngrams = _ngrams(positions, 0), _ngrams(positions, 1)
@@ -91,7 +100,7 @@ def probabilities(
     for n in range(1, highest + 1):
         longer, real_G = _ngrams(positions, n + 1), positions.length_M[ngrams.first_G] >= n
         places_G = np.add.reduceat(positions.train_M, ngrams.first_G, dtype=np.int32) * real_G
-        # What begins a document comes after nothing: each place of it counts, as a symbol before it would.
+        # Nothing precedes the beginning of a document, so each occurrence there counts as a distinct symbol would.
         counted = np.logical_or.reduceat(positions.train_M, longer.first_G)
         after_G = np.bincount(ngrams.which_M[longer.first_G[counted]], minlength=len(real_G)) * real_G
         context_G = contexts.which_M[positions.before_M[ngrams.first_G]]
@@ -102,7 +111,7 @@ def probabilities(
 
 
 def _smooth(counts_G: Array, context_G: Array, ngram_Q: Array, context_Q: Array, real_Q: Array, p_Q: Array) -> Array:
-    """p_n from p_{n-1}: counts_G of every n-gram, each in its context; real_Q: whether the text has so many symbols."""
+    """Compute p_n from p_{n-1}. real_Q: whether at least n symbols lead up to each judged position."""
     discount_G = np.array([0.0, *_discounts(counts_G)])[np.minimum(counts_G, 3)]
     total_Q = np.bincount(context_G, counts_G)[context_Q]
     left_Q = np.bincount(context_G, discount_G)[context_Q]
@@ -112,13 +121,13 @@ def _smooth(counts_G: Array, context_G: Array, ngram_Q: Array, context_Q: Array,
 
 
 def _discounts(counts_G: Array) -> tuple[float, ...]:
-    """What is taken from a count of one, of two, and of more: Chen and Goodman's estimates."""
-    one, two, three, four = (float(np.count_nonzero(counts_G == k)) for k in (1, 2, 3, 4))
-    if not one * two * three * four:
+    """Chen and Goodman's estimates of the discounts for counts of one, two, and three or more."""
+    n1, n2, n3, n4 = (float(np.count_nonzero(counts_G == k)) for k in (1, 2, 3, 4))
+    if not n1 * n2 * n3 * n4:
         return DISCOUNTS
-    y = one / (one + 2 * two)
-    found = (1 - 2 * y * two / one, 2 - 3 * y * three / two, 3 - 4 * y * four / three)
-    return found if all(0 <= d <= k for k, d in enumerate(found, 1)) else DISCOUNTS
+    y = n1 / (n1 + 2 * n2)
+    discounts = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+    return discounts if all(0 <= d <= k for k, d in enumerate(discounts, 1)) else DISCOUNTS
 
 
 def _ngrams(positions: _Positions, n: int) -> _NGrams:
@@ -128,10 +137,11 @@ def _ngrams(positions: _Positions, n: int) -> _NGrams:
 
 
 def _sort(texts: list[Array], end_id: int | None, highest: int) -> tuple[_Positions, list[_Judged]]:
-    """Sorts the positions of all texts, the first of which is the one that is counted."""
+    """Sort the positions of all texts. The first is the training text, the others are judged."""
     ids_M, edges = np.concatenate(texts), np.cumsum([0, *map(len, texts)])
     M, length_M = len(ids_M), _lengths(ids_M, edges, end_id, highest)
-    # Symbols that occur, from 1 on; 0 is none. As many as fit a number are compared at once, and equal ones go on.
+    # Number the symbols that occur from 1 on; 0 means none. Sort by as many symbols as fit into 64 bits; the next round
+    # sorts by the following symbols within equal keys.
     symbols_M = np.cumsum(np.bincount(ids_M) > 0)[ids_M].astype(np.min_scalar_type(ids_M.max() + 1))
     bits, done = int(symbols_M.max()).bit_length(), 0
     key_M, common_M = np.zeros(M, np.uint64), np.zeros(M, np.uint8)
@@ -148,7 +158,7 @@ def _sort(texts: list[Array], end_id: int | None, highest: int) -> tuple[_Positi
         key_M[order_M] = np.cumsum(key_M != 0)
         done += more
     sorted_M, place_M = length_M[order_M], np.empty(M, np.int32)
-    common_M[1:] = np.minimum(common_M[1:], sorted_M[1:])  # of two that are shorter, no more than they have
+    common_M[1:] = np.minimum(common_M[1:], sorted_M[1:])  # two short positions share no more than they have
     place_M[order_M] = np.arange(M, dtype=np.int32)
     judged = [
         _Judged(place_M[a + 1 : b], place_M[a : b - 1], length_M[a + 1 : b]) for a, b in itertools.pairwise(edges[1:])
@@ -157,7 +167,7 @@ def _sort(texts: list[Array], end_id: int | None, highest: int) -> tuple[_Positi
 
 
 def _lengths(ids_M: Array, edges: Array, end_id: int | None, highest: int) -> Array:
-    """How many symbols of its text, itself included, end at each position, `highest` at most."""
+    """Number of symbols that lead up to each position, itself included; at most `highest`."""
     M = len(ids_M)
     begin_M = np.zeros(M, np.int32)
     if end_id is not None:

@@ -1,4 +1,4 @@
-"""Curves of one or several runs as a picture, from run.json and metrics.jsonl alone: no TensorFlow is imported."""
+"""Training curves of one or more runs as a picture, read from run.json and metrics.jsonl without TensorFlow."""
 
 import dataclasses
 import itertools
@@ -21,17 +21,17 @@ from trainers import metrics
 
 X = Literal["step", "epoch", "seconds"]
 LABELS = {"step": "step", "epoch": "epoch", "seconds": "seconds of training"}
-# Okabe and Ito's colours, which the colour-blind tell apart, without the yellow, which nobody sees on white; beside
-# them each run has a marker of its own, and from the eighth on a dashed line.
+# Okabe and Ito's palette for colour-blind readers, without its yellow, which is invisible on white. Each run also has
+# its own marker, and a dashed line from the eighth run on.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "osD^vPX"
 BELOW = ("gradient_norm", "learning_rate", "per_second")  # the small panels
-LONGEST = 60  # characters of a run's name in the legend
+LONGEST_NAME = 60  # characters of a run's name in the legend
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """What a run reported. x: of each row, in the unit that was asked for."""
+    """A run's metrics. x: the horizontal position of each row."""
 
     name: str
     unit: str  # byte or char
@@ -39,20 +39,20 @@ class Curves:
     x: list[float]
 
     def points(self, key: str) -> tuple[list[float], list[float]]:
-        """The x and y of the rows that have `key`."""
-        found = [(x, row[key]) for x, row in zip(self.x, self.rows, strict=True) if key in row]
-        return [x for x, _ in found], [y for _, y in found]
+        """x and y of the rows that have `key`."""
+        points = [(x, row[key]) for x, row in zip(self.x, self.rows, strict=True) if key in row]
+        return [x for x, _ in points], [y for _, y in points]
 
     def best(self) -> tuple[float, dict[str, Any]] | None:
-        """The best validation: its x, and its row."""
-        found = [(x, row) for x, row in zip(self.x, self.rows, strict=True) if "val_nats" in row]
-        return min(found, key=lambda pair: pair[1]["val_nats"], default=None)
+        """x and row of the best validation; None before the first."""
+        validations = [(x, row) for x, row in zip(self.x, self.rows, strict=True) if "val_nats" in row]
+        return min(validations, key=lambda pair: pair[1]["val_nats"], default=None)
 
 
 def plot(folders: tuple[Path, ...], out: Path, x: X) -> None:
-    """Draws the curves of runs over `x` into the picture `out`: PNG, SVG or PDF, as its name says.
+    """Plot the curves of runs over `x` into `out`, a PNG, SVG or PDF by its suffix.
 
-    Raises StageError where there is no run, or it has reported nothing yet; UsageError where `out` cannot be a picture.
+    Raises StageError if a folder holds no run or no metrics yet, UsageError if `out` has another suffix or is a folder.
     """
     kind = out.suffix.lower().removeprefix(".")
     if out.is_dir() or kind not in ("png", "svg", "pdf"):
@@ -70,24 +70,24 @@ def plot(folders: tuple[Path, ...], out: Path, x: X) -> None:
 
 
 def read(folder: Path, name: str, x: X) -> Curves:
-    """What the run of a folder has reported. Raises StageError where there is none, or it has reported nothing yet."""
+    """Read the metrics of the run in a folder. Raises StageError if it holds no run or no metrics yet."""
     path = folder / "run.json"
     if not path.is_file():
-        raise StageError(f"there is no run in {folder} (no run.json): make one with python -m trainers train CONFIG")
+        raise StageError(f"{folder} holds no run (run.json is missing): start one with python -m trainers train CONFIG")
     rows = metrics.read(folder)
     if not rows:
-        raise StageError(f"{folder} has reported nothing yet: its {metrics.METRICS} is empty")
+        raise StageError(f"{folder} has no metrics yet: {metrics.METRICS} is empty")
     try:
         unit = json.loads(path.read_text(encoding="utf-8"))["vocab"]["unit"]
     except (KeyError, TypeError, ValueError) as error:
-        raise StageError(f"{path} is broken ({type(error).__name__}: {error})") from None
-    # A validation takes none of the time of training: it comes at the time of the report before it.
+        raise StageError(f"{path} is corrupted ({type(error).__name__}: {error})") from None
+    # Validation is not training time, so it is plotted at the time of the preceding report.
     seconds = itertools.accumulate(row.get("seconds", 0.0) for row in rows)
     return Curves(name, unit, rows, list(seconds) if x == "seconds" else [row[x] for row in rows])
 
 
 def draw(runs: list[Curves], x: X) -> Figure:
-    """Losses above, in nats and bits; the gradient's norm, the learning rate and the speed below."""
+    """Draw the losses above, in nats and bits, and the gradient norm, learning rate and speed below."""
     with mpl.rc_context(
         {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
     ):
@@ -101,7 +101,7 @@ def draw(runs: list[Curves], x: X) -> Figure:
 
 
 def _draw(run: Curves, index: int, panels: dict[str, Axes]) -> None:
-    """The curves of one run."""
+    """Draw the curves of one run."""
     loss, colour = panels["loss"], COLOURS[index % len(COLOURS)]
     dashes = "-" if index < len(COLOURS) else "--"
     marker = MARKERS[index % len(MARKERS)]
@@ -115,28 +115,28 @@ def _draw(run: Curves, index: int, panels: dict[str, Axes]) -> None:
 
 
 def _alone(run: Curves, key: str) -> str:
-    """A marker where there is but one point, of which a line shows nothing."""
+    """Marker for a curve of a single point, which a line would not show."""
     return "." if len(run.points(key)[0]) == 1 else ""
 
 
 def _legend(run: Curves) -> str:
-    half = LONGEST // 2
-    name = run.name if len(run.name) <= LONGEST else f"{run.name[: half - 1]}…{run.name[-half:]}"
-    name = console.visible(name).replace("$", r"\$")  # else matplotlib sets what is between two as a formula
+    half = LONGEST_NAME // 2
+    name = run.name if len(run.name) <= LONGEST_NAME else f"{run.name[: half - 1]}…{run.name[-half:]}"
+    name = console.visible(name).replace("$", r"\$")  # matplotlib would read text between two $ as a formula
     if not (best := run.best()):
         return f"{name}: not validated yet"
     return f"{name}: best {best[1]['val_nats']:.4f} nats, {best[1]['val_bits']:.4f} bits at step {best[1]['step']:,}"
 
 
 def _finish(figure: Figure, panels: dict[str, Axes], runs: list[Curves], x: X) -> None:
-    """Axes, labels, legends."""
+    """Set axes, labels and legends."""
     units = {run.unit for run in runs}
     unit = units.pop() if len(units) == 1 else "token"
     loss = panels["loss"]
-    loss.set_yscale("log")  # the fall from the first loss would leave all that follows flat
-    loss.set_ylabel(f"nats a {unit}")
+    loss.set_yscale("log")  # on a linear axis the first drop would flatten the rest
+    loss.set_ylabel(f"nats per {unit}")
     bits = loss.secondary_yaxis("right", functions=(_to_bits, _to_nats))
-    bits.set_ylabel(f"bits a {unit}")
+    bits.set_ylabel(f"bits per {unit}")
     for axis in (loss.yaxis, bits.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), numticks=100))
         axis.set_major_formatter("{x:g}")
@@ -153,19 +153,17 @@ def _finish(figure: Figure, panels: dict[str, Axes], runs: list[Curves], x: X) -
 
 
 def _finish_below(panels: dict[str, Axes], runs: list[Curves], unit: str) -> None:
-    for key, title in zip(BELOW, ("gradient norm", "learning rate", f"{unit}s a second"), strict=True):
+    for key, title in zip(BELOW, ("gradient norm", "learning rate", f"{unit}s per second"), strict=True):
         panels[key].set_title(title, fontsize=9)
         panels[key].set_ylim(bottom=0)
         panels[key].yaxis.set_major_formatter(EngFormatter(sep="") if key == "per_second" else "{x:g}")
         if not any(key in row for run in runs for row in run.rows):
             panels[key].set_yticks([])
-            panels[key].text(
-                0.5, 0.5, "nothing reported yet", transform=panels[key].transAxes, ha="center", color="grey"
-            )
+            panels[key].text(0.5, 0.5, "no data yet", transform=panels[key].transAxes, ha="center", color="grey")
 
 
 def _legends(figure: Figure, loss: Axes) -> None:
-    """Above, a line a run; inside, what the kinds of curves are."""
+    """Add a legend of runs above the plot, and one of line styles inside it."""
     figure.legend(handles=loss.get_legend_handles_labels()[0], loc="outside upper left")
     looks: dict[str, Any] = {"color": "grey"}
     kinds = [

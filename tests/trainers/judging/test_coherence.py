@@ -1,4 +1,4 @@
-"""Each measure on a text whose figures can be counted by hand."""
+"""Each measure on a text that can be counted by hand."""
 
 import hypothesis.strategies as st
 import pytest
@@ -57,22 +57,22 @@ KING LEAR:
 end"""
 
 
-def shares(found: dict[str, Share]) -> dict[str, float]:
-    return {name: one["share"] for name, one in found.items()}
+def shares(measures: dict[str, Share]) -> dict[str, float]:
+    return {name: measure["share"] for name, measure in measures.items()}
 
 
 @pytest.mark.parametrize(
     ("kind", "text", "train", "expected"),
     [
-        # ( and ) of add, { and }, ( and [ and ] and ), ( and ) of wrong and its { and }: 12, the last ( and { are open
-        # 4 that are whole (two comments, two literals), and the quote that opens
+        # 12 matched: ( ) of add, its { }, ( [ ] ), ( ) of wrong, its { }. The last ( and { are still open.
+        # 4 are closed (two comments, two literals); one quote is not.
         ("c", C, "", {"brackets": 1.0, "quotes_and_comments": 4 / 5, "functions_parsed": 1 / 2}),
         ("c", "f(]) /* open", "", {"brackets": 2 / 3}),
         ("c", '*/ " (', "", {"quotes_and_comments": 0.0}),
-        # align and proof and lemma: 6 that match, and \end{theorem}; 9 pairs of braces, and } alone; the first and the
-        # last paragraph may be cut, one of the two others that have a dollar is even
+        # 6 matched: align, proof and lemma; \end{theorem} is not. 9 pairs of braces, and a lone }. The first and last
+        # paragraph may be cut off; of the other two with a dollar, one has an even number.
         ("latex", LATEX, "", {"environments": 6 / 7, "braces": 18 / 19, "dollars": 1 / 2}),
-        # of A: page, title, text close; of B: page closes over its title, </text> closes nothing
+        # Page A closes page, title and text. In page B, title is left open and </text> closes nothing.
         (
             "wiki",
             WIKI,
@@ -86,7 +86,7 @@ def shares(found: dict[str, Share]) -> dict[str, float]:
         *((kind, "", "", {}) for kind in KINDS),
     ],
 )
-def test_known_figures(kind: str, text: str, train: str, expected: dict[str, float]) -> None:
+def test_measures_counted_by_hand(kind: str, text: str, train: str, expected: dict[str, float]) -> None:
     assert shares(coherence(kind, [text], known_of(kind, train))) == pytest.approx(expected)
 
 
@@ -94,16 +94,16 @@ def test_known_figures(kind: str, text: str, train: str, expected: dict[str, flo
     ("kind", "text"),
     [("c", C), ("latex", LATEX), ("wiki", WIKI), ("python", PYTHON), ("play", PLAY), ("text", "It was a day.\n" * 9)],
 )
-def test_a_kind_is_known_by_its_marks(kind: str, text: str) -> None:
+def test_kind_of(kind: str, text: str) -> None:
     assert kind_of(text) == kind
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(KINDS)), st.text(alphabet="ab\n\\{}()[]\"'<>/$*:#% \0é", max_size=80))
-def test_no_text_stops_a_measure(kind: str, text: str) -> None:
+def test_any_text_can_be_measured(kind: str, text: str) -> None:
     assert all(0 <= share <= 1 for share in shares(coherence(kind, [text], known_of(kind, text))).values())
 
 
-def test_shares_are_over_all_texts() -> None:
-    found = coherence("c", ["()", "(]]]", "", "no bracket"], frozenset())
-    assert found == {"brackets": {"share": 2 / 5, "good": 2, "of": 5}}
+def test_shares_cover_all_texts() -> None:
+    measures = coherence("c", ["()", "(]]]", "", "no bracket"], frozenset())
+    assert measures == {"brackets": {"share": 2 / 5, "good": 2, "of": 5}}

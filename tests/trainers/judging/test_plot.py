@@ -1,4 +1,4 @@
-"""Curves as a picture: what is drawn is what was reported."""
+"""Plots of training curves: the points drawn are the metrics reported."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def make_run(folder: Path, rows: list[dict[str, Any]], unit: str = "byte") -> Pa
 
 
 def drawn(figure: Figure) -> dict[str, list[list[tuple[float, float]]]]:
-    """Every line's points, by panel."""
+    """Points of every line, by panel."""
     panels = dict(zip(("loss", *BELOW), figure.axes, strict=True))
     return {
         name: [list(zip(np.asarray(x.get_xdata()), np.asarray(x.get_ydata()), strict=True)) for x in axes.lines]
@@ -48,17 +48,17 @@ def drawn(figure: Figure) -> dict[str, list[list[tuple[float, float]]]]:
     }
 
 
-def test_what_is_drawn_is_what_was_reported(tmp_path: Path) -> None:
+def test_plot_draws_the_reported_metrics(tmp_path: Path) -> None:
     figure = draw([read(make_run(tmp_path / "a", ROWS), "a", "step")], "step")
     assert drawn(figure) == {
-        "loss": [[(3, 4.0), (5, 3.0), (8, 2.0)], [(0, 5.5), (5, 3.5), (8, 3.75)], [(5, 3.5)]],  # train, val, the best
+        "loss": [[(3, 4.0), (5, 3.0), (8, 2.0)], [(0, 5.5), (5, 3.5), (8, 3.75)], [(5, 3.5)]],  # train, val, best
         "gradient_norm": [[(3, 1.0), (5, 0.75), (8, 0.5)]],
         "learning_rate": [[(3, 0.1 / 3), (5, 0.02), (8, 0.0125)]],
         "per_second": [[(3, 50.0), (5, 100.0), (8, 50.0)]],
     }
-    figure.draw_without_rendering()  # the second axis takes its limits from the first only then
+    figure.draw_without_rendering()  # sets the limits of the secondary axis
     loss = figure.axes[0]
-    assert (loss.get_ylabel(), loss.child_axes[0].get_ylabel()) == ("nats a byte", "bits a byte")
+    assert (loss.get_ylabel(), loss.child_axes[0].get_ylabel()) == ("nats per byte", "bits per byte")
     np.testing.assert_allclose(loss.child_axes[0].get_ylim(), np.array(loss.get_ylim()) / math.log(2))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a: best 3.5000 nats, 5.0494 bits at step 5"]
 
@@ -66,11 +66,11 @@ def test_what_is_drawn_is_what_was_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("x", "at"), [("epoch", [0, 0.3, 0.5, 0.5, 0.8, 0.8]), ("seconds", [0, 2.0, 3.0, 3.0, 5.0, 5.0])]
 )
-def test_the_axis_is_what_was_asked_for(tmp_path: Path, x: Any, at: list[float]) -> None:
+def test_x_axis_unit(tmp_path: Path, x: Any, at: list[float]) -> None:
     assert read(make_run(tmp_path / "a", ROWS), "a", x).x == at
 
 
-def test_runs_are_told_apart(tmp_path: Path) -> None:
+def test_runs_are_distinguishable(tmp_path: Path) -> None:
     names = ["one", "$2$", "an" * 40, *"defghi"]
     runs = [read(make_run(tmp_path / name, ROWS[:1] if name == "one" else ROWS[1:2]), name, "step") for name in names]
     figure = draw(runs, "step")
@@ -82,14 +82,14 @@ def test_runs_are_told_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_a_panel_without_reports_says_so(tmp_path: Path) -> None:
+def test_empty_panels_are_labelled(tmp_path: Path) -> None:
     figure = draw([read(make_run(tmp_path / "a", ROWS[:1], "char"), "a", "epoch")], "epoch")
     texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
-    assert texts == [[], *[["nothing reported yet"]] * 3]
-    assert figure.axes[3].get_title() == "chars a second"
+    assert texts == [[], *[["no data yet"]] * 3]
+    assert figure.axes[3].get_title() == "chars per second"
 
 
-def test_the_picture_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_save_keeps_the_previous_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = make_run(tmp_path / "a", ROWS), make_run(tmp_path / "other" / "a", ROWS)
     out = tmp_path / "out" / "curves.png"
     plot((a, b, a), out, "step")
@@ -98,7 +98,7 @@ def test_the_picture_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.M
     assert picture.endswith(b"IEND\xaeB`\x82")
 
     def fail(self: Figure, path: Path, **_: object) -> None:
-        path.write_bytes(b"half of it")
+        path.write_bytes(b"truncated")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Figure, "savefig", fail)
@@ -108,20 +108,20 @@ def test_the_picture_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.M
     assert out.read_bytes() == picture
 
 
-def test_runs_of_one_name_are_shown_with_their_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_the_same_name_show_their_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b, c = (make_run(tmp_path / name, ROWS) for name in ("a", "x/a", "c"))
     plot((a, b, c, a), tmp_path / "curves.svg", "step")
     assert capsys.readouterr().err == f"{tmp_path}/curves.svg: {a}, {b}, c\n"
 
 
-def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+def test_invalid_runs_and_outputs_are_rejected(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", ROWS)
-    empty, broken = make_run(tmp_path / "empty", []), make_run(tmp_path / "broken", ROWS)
-    (broken / "run.json").write_text("{")
+    empty, corrupted = make_run(tmp_path / "empty", []), make_run(tmp_path / "corrupted", ROWS)
+    (corrupted / "run.json").write_text("{")
     for folder, message in (
-        (tmp_path / "none", "there is no run in .*none"),
-        (empty, r"empty has reported nothing yet: its metrics.jsonl is empty$"),
-        (broken, r"run.json is broken \(JSONDecodeError"),
+        (tmp_path / "none", "none holds no run"),
+        (empty, r"empty has no metrics yet: metrics.jsonl is empty$"),
+        (corrupted, r"run.json is corrupted \(JSONDecodeError"),
     ):
         with pytest.raises(StageError, match=message):
             plot((run, folder), tmp_path / "curves.png", "step")
