@@ -176,10 +176,7 @@ def judge(
 @click.option("--out", type=FOLDER, help="The page; a .json lies beside it.  [default: runs/NAME/neurons.html]")
 @click.option("--png", type=FOLDER, metavar="FILE", help="A picture of its first 800 characters; or .svg, .pdf.")
 @click.option(
-    "--activations",
-    type=FOLDER,
-    metavar="FOLDER|FILE.npz",
-    help="Keep all that was held: in HDF5, as a project of LSTMVis, or as NumPy's arrays.",
+    "--activations", type=FOLDER, metavar="FILE.npz", help="Write the activations of every unit as NumPy arrays."
 )
 def neurons(
     run: Path,
@@ -204,7 +201,7 @@ def neurons(
     Examples:
       python -m trainers neurons runs/stdlib
       python -m trainers neurons runs/linux --text my.c --unit 37 --layer 2 --out my.html --png my.png
-      python -m trainers neurons runs/stdlib --length 1000000 --activations states/
+      python -m trainers neurons runs/stdlib --length 1000000 --activations activations.npz
     """
     with console.hushed():
         from trainers.neurons.neurons import Wanted, neurons_run

@@ -30,7 +30,7 @@ from trainers import checkpoint
 from trainers.checkpoint import Run
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
-from trainers.neurons.activations import keeping
+from trainers.neurons.activations import activations_file
 from trainers.neurons.labels import Label, known_language, labels_of, language_of, language_of_data
 from trainers.neurons.page import DRAWN, Excerpt, Page, draw, write_page
 from trainers.neurons.search import report_of, search
@@ -67,7 +67,11 @@ class Wanted:
     def __post_init__(self) -> None:
         if self.text and self.data:
             raise UsageError("--data is where the run's own text lies: give it, or --text, not both")
-        for option, path, suffixes in (("--out", self.out, (".html",)), ("--png", self.png, (".png", ".svg", ".pdf"))):
+        for option, path, suffixes in (
+            ("--out", self.out, (".html",)),
+            ("--png", self.png, (".png", ".svg", ".pdf")),
+            ("--activations", self.activations, (".npz",)),
+        ):
             if path and (path.suffix.lower() not in suffixes or path.is_dir()):
                 raise UsageError(f"{option} must be a file NAME{' or '.join(suffixes)}, got {path}")
 
@@ -134,7 +138,7 @@ def neurons_run(folder: Path, wanted: Wanted) -> None:
     html = wanted.out or folder / "neurons.html"
     _check_replaceable(html.with_suffix(".json"))
     model = checkpoint.load_model(run, chosen)
-    watched = watch(model, run.vocab, text, wanted.activations, f"{folder.name} on {text.name}")
+    watched = watch(model, run.vocab, text, wanted.activations)
     with console.err.status("searching"):
         labels = labels_of(searched_S, run.vocab, text.language)
         found = search(watched.held_SxU, labels)
@@ -163,20 +167,18 @@ def neurons_run(folder: Path, wanted: Wanted) -> None:
         draw(wanted.png, page, excerpt, unit)
 
 
-def watch(model: CharRNN, vocab: Vocab, text: Text, path: Path | None = None, title: str = "") -> Watched:
-    """Reads a text. path: where all that was held is to be kept, under a title."""
+def watch(model: CharRNN, vocab: Vocab, text: Text, path: Path | None = None) -> Watched:
+    """Read a text. path: also write all activations to this .npz."""
     watched = Watched(model, len(text.ids_N))
     with console.progress(f"{vocab.unit}s") as bar, contextlib.ExitStack() as stack:
         task = bar.add_task("reading", total=len(text.ids_N))
-        keeper = None
+        writer = None
         for seen in read(model, vocab, text):
-            if path and not keeper:
-                names = list(seen.held[0])
-                keeper = stack.enter_context(
-                    keeping(path, title, text.ids_N, vocab, model.config.layers, model.config.units, names)
-                )
-            if keeper:
-                keeper.keep(seen.held)
+            if path and not writer:
+                file = activations_file(path, text.ids_N, model.config.layers, model.config.units, list(seen.held[0]))
+                writer = stack.enter_context(file)
+            if writer:
+                writer.append(seen.held)
             watched.take(seen)
             bar.update(task, completed=watched.read)
     return watched

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import tiny_run
@@ -135,7 +134,7 @@ def run(tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., De
 
 
 def test_a_run_is_read_searched_and_shown(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    neurons_run(run, Wanted(png=tmp_path / "fox.png", activations=tmp_path / "states"))
+    neurons_run(run, Wanted(png=tmp_path / "fox.png", activations=tmp_path / "fox.npz"))
     shown = capsys.readouterr()
     assert shown.out.startswith("What units follow, by tanh(c) over 175 bytes\n")
     place = next(label for label in json.loads((run / "neurons.json").read_text())["labels"] if "score" in label)
@@ -158,8 +157,8 @@ def test_a_run_is_read_searched_and_shown(run: Path, tmp_path: Path, capsys: pyt
     html = (run / "neurons.html").read_text()
     assert "<title>Neurons of fox</title>" in html
     assert "http" not in html.replace("http-equiv", ""), "nothing is fetched from anywhere"
-    with h5py.File(tmp_path / "states" / "states.h5") as states:
-        assert states["states2"].shape == (175, 8)
+    with np.load(tmp_path / "fox.npz") as arrays:
+        assert arrays["states2"].shape == (175, 8)
 
 
 def test_a_file_is_read_as_a_text_of_its_own(
@@ -187,9 +186,6 @@ def test_no_file_of_another_kind_is_replaced(run: Path, tmp_path: Path) -> None:
         neurons_run(run, Wanted(out=tmp_path / "package.html"))
     assert (tmp_path / "package.json").read_text() == '{"format_version": 1, "name": "mine"}'
     assert not (tmp_path / "package.html").exists()
-    (tmp_path / "states").write_text("mine")
-    with pytest.raises(StageError, match=r"states is a file, a project of LSTMVis is a folder: give another --activ"):
-        neurons_run(run, Wanted(activations=tmp_path / "states"))
 
 
 def test_what_cannot_be_is_one_line(run: Path, tmp_path: Path) -> None:
@@ -206,6 +202,7 @@ def test_what_cannot_be_is_one_line(run: Path, tmp_path: Path) -> None:
     for wanted, message in (
         ({"out": tmp_path / "a.htm"}, r"^--out must be a file NAME\.html, got .*a\.htm$"),
         ({"png": tmp_path}, r"^--png must be a file NAME\.png or \.svg or \.pdf, got"),
+        ({"activations": tmp_path / "states"}, r"^--activations must be a file NAME\.npz, got .*states$"),
         ({"text": tmp_path / "empty", "data": tmp_path}, "^--data is where the run's own text lies"),
     ):
         with pytest.raises(UsageError, match=message):
