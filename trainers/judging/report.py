@@ -1,5 +1,4 @@
-"""A run's report: one page of HTML of what was found out about it, which needs nothing but itself. Made from the files
-in the run's folder alone, whenever one of them is new; no TensorFlow is imported."""
+"""The report of a run: one self-contained HTML page, made from the files in the run's folder without TensorFlow."""
 
 import math
 from pathlib import Path
@@ -13,26 +12,29 @@ from trainers import metrics
 
 FILE, SAMPLES = "report.html", "samples.json"
 SAMPLES_FORMAT = 2  # format_version
-MODEL, NGRAM = "the model", "n-gram"
-GROUPS = {"class": "by kind", "frequency": "by how often it occurs in train", "position": "by how much was read before"}
-SWEPT = {  # of samples.json: what is drawn over the temperatures, and what it is
-    "bits": "Bits a {unit}, as the model has them",
-    "distinct_runs": "Distinct among the runs of three words",
-    "repeated": "Stretches of 20 characters that came before in their text",
-    "compressed": "Size when compressed, as a share of their own",
-    "words_known": "Words that train has",
+SERIES = ("model", "n-gram")
+GROUPS = {  # of evaluation-SPLIT.json: title, and title of the axis
+    "class": ("by class", ""),
+    "frequency": ("by frequency", "count in train, from"),
+    "position": ("by position", "{unit}s since the carry was empty, from"),
+}
+MEASURES = {  # of samples.json
+    "bits": "Bits per {unit} under the model",
+    "distinct_runs": "Distinct sequences of three words",
+    "repeated": "Stretches of 20 characters that repeat within a text",
+    "compressed": "Compressed size, relative to the text",
+    "words_known": "Words that occur in train",
 }
 
 
 def write(folder: Path) -> Path:
-    """Writes the run's report.html, of whatever of these its folder has: evaluation-SPLIT.json, samples.json, what it
-    wrote while it was trained."""
+    """Write report.html from the run's evaluation-SPLIT.json, samples.json and metrics.jsonl, if it has them."""
     evaluations = {
-        path.stem.removeprefix("evaluation-"): found
+        path.stem.removeprefix("evaluation-"): evaluation
         for path in sorted(folder.glob("evaluation-*.json"), reverse=True)
-        if "by" in (found := read_json(path))  # of this format
+        if "by" in (evaluation := read_json(path))  # missing in older formats
     }
-    samples, about = read_json(folder / SAMPLES), read_json(folder / "run.json")
+    samples, run = read_json(folder / SAMPLES), read_json(folder / "run.json")
     if samples.get("format_version") != SAMPLES_FORMAT:
         samples = {}
     page = render(
@@ -40,77 +42,80 @@ def write(folder: Path) -> Path:
         "report.html.j2",
         {"bits": lambda nats: nats / math.log(2), "visible": lambda text: console.visible(text, keep="\n\t")},
         name=folder.name,
-        unit=about["vocab"]["unit"],
-        model=about["config"]["model"],
-        train=about["config"]["train"],
-        evaluations={split: (found, plots_of(found)) for split, found in evaluations.items()},
+        unit=run["vocab"]["unit"],
+        model=run["config"]["model"],
+        train=run["config"]["train"],
+        evaluations={split: (evaluation, plots_of(evaluation)) for split, evaluation in evaluations.items()},
         groups=GROUPS,
-        series=[MODEL, NGRAM],
+        series=SERIES,
         samples=samples,
-        sweeps=sweeps_of(samples, about["vocab"]["unit"]) if samples else [],
+        measures=measures_of(samples, run["vocab"]["unit"]) if samples else [],
         columns=columns_of(samples) if samples else [],
-        growth=list({row["step"]: row for row in metrics.read(folder) if "sample" in row}.values()),
+        progress=list({row["step"]: row for row in metrics.read(folder) if "sample" in row}.values()),
     )
     with whole_file(folder / FILE) as partial:
         partial.write_text(page, encoding="utf-8")
     return folder / FILE
 
 
-def plots_of(found: dict[str, Any]) -> dict[str, Plot]:
-    """The plots of an evaluation: nats by group, the model's beside the n-gram's, and the n-gram's by its order."""
+def plots_of(evaluation: dict[str, Any]) -> dict[str, Plot]:
+    """Plots of an evaluation: nats by group, beside the n-gram's if there is one, and the n-gram's nats by order."""
     plots = {}
     for by in GROUPS:
-        rows = found["by"][by]
+        rows = evaluation["by"][by]
         series = [[row[key] for row in rows] for key in ("nats", "ngram_nats") if key in rows[0]]
         plots[by] = bars(series, [row["name"].split(" to ")[0] for row in rows], "{:.2f}".format)
-    if counted := found["baselines"].get("ngram"):
-        orders = counted["val_nats_of_orders"]
+    if ngram := evaluation["baselines"].get("ngram"):
+        orders = ngram["val_nats_of_orders"]
         plots["orders"] = bars([orders], [str(order) for order in range(1, len(orders) + 1)], "{:.2f}".format)
     return plots
 
 
 class Measure(NamedTuple):
-    """What is told of the samples, and last of real text: as a plot, a bar a temperature, and in words."""
+    """A measure of the samples, with one bar and one cell per temperature, and one of each for held-out text."""
 
     title: str
     plot: Plot
-    told: list[str]
+    cells: list[str]
 
 
 def columns_of(samples: dict[str, Any]) -> list[str]:
-    """What the bars stand for: the temperatures, and last real text."""
-    return [*(f"{row['temperature']:g}" for row in samples["rows"]), f"{samples['held_out']['split']}: real"]
+    """Labels of a measure's bars: the temperatures, and held-out text."""
+    return [*(f"{row['temperature']:g}" for row in samples["rows"]), samples["held_out"]["split"]]
 
 
-def sweeps_of(samples: dict[str, Any], unit: str) -> list[Measure]:
-    """Each measure of the samples."""
+def measures_of(samples: dict[str, Any], unit: str) -> list[Measure]:
+    """Every measure of the samples: likelihood and variety, then coherence, then copies."""
     rows, columns = [*samples["rows"], samples["held_out"]], columns_of(samples)
-    found = []
-    for key, title in SWEPT.items():
+    measures = []
+    for key, title in MEASURES.items():
         if key not in rows[0]:
             continue
         values = [row[key] for row in rows]
         tick = "{:.2f}".format if key == "bits" else percent
-        told = [f"{value:.3f}" for value in values]
-        found.append(Measure(title.format(unit=unit), bars([values], columns, tick), told))
+        cells = [f"{value:.3f}" for value in values]
+        measures.append(Measure(title.format(unit=unit), bars([values], columns, tick), cells))
     for key in dict.fromkeys(key for row in rows for key in row["coherence"]):
         shares = [row["coherence"].get(key) for row in rows]
         plot = bars([[share and share["share"] for share in shares]], columns)
-        found.append(Measure(key.replace("_", " ").capitalize(), plot, [counted(share) for share in shares]))
+        title = key.replace("_", " ").capitalize()
+        measures.append(Measure(title, plot, [share_with_counts(share) for share in shares]))
     for key in dict.fromkeys(key for row in rows for key in row["copied"]):
         values = [row["copied"].get(key) for row in rows]
         tick, form = ("{:,.0f}".format, "{:,}") if key == "longest" else (percent, "{:.3f}")
-        told = ["–" if value is None else form.format(value) for value in values]
+        cells = ["–" if value is None else form.format(value) for value in values]
         length = key.removeprefix("copied_")
-        title = "Longest copy from train, bytes" if key == "longest" else f"Stretches of {length} bytes that train has"
-        found.append(Measure(title, bars([values], columns, tick), told))
-    return found
+        title = (
+            "Longest copy from train, bytes" if key == "longest" else f"Stretches of {length} bytes copied from train"
+        )
+        measures.append(Measure(title, bars([values], columns, tick), cells))
+    return measures
 
 
-def counted(share: dict[str, Any] | None) -> str:
-    """A share of trainers.judging.coherence with its counts; of nothing there is none.
+def share_with_counts(share: dict[str, Any] | None) -> str:
+    """A share of trainers.judging.coherence with its counts, or a dash if there was nothing to judge.
 
-    >>> counted({"share": 1 / 3, "good": 1, "of": 3}), counted(None)
+    >>> share_with_counts({"share": 1 / 3, "good": 1, "of": 3}), share_with_counts(None)
     ('0.333 (1 of 3)', '–')
     """
     return f"{share['share']:.3f} ({share['good']:,} of {share['of']:,})" if share else "–"

@@ -245,7 +245,7 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
     if names := list(dict.fromkeys(name for _, row in rows for name in row["coherence"])):
         table = _table(f"As {result['kind']}", names)
         for name, row in rows:
-            table.add_row(name, *(report.counted(row["coherence"].get(one)) for one in names))
+            table.add_row(name, *(report.share_with_counts(row["coherence"].get(one)) for one in names))
         console.out.print(table)
     if result["kind"] == "names":
         for name, row in rows[:-1]:

@@ -1,4 +1,4 @@
-"""The page of a run, from files as evaluate, samples and train leave them."""
+"""The report page of a run, made from files in the form that train, evaluate and judge write."""
 
 import doctest
 import json
@@ -24,7 +24,7 @@ def groups(ngram: bool) -> dict[str, list[dict[str, object]]]:
 def evaluation(ngram: bool) -> dict[str, object]:
     baselines: dict[str, object] = {"uniform": {"nats": 4.0}, "unigram": {"nats": 3.0}}
     figures = {"bits_per_character": 1.8034, "bits_per_byte": 1.7, "perplexity": 3.49, "targets": 99}
-    found = {
+    value = {
         "inputs": {"step": 1234},
         "nats": 1.25,
         "nats_interval": [1.0, 1.5] if ngram else None,
@@ -33,18 +33,18 @@ def evaluation(ngram: bool) -> dict[str, object]:
         "by": groups(ngram),
     }
     if ngram:
-        counted = {"nats": 2.5, "nats_interval": [2.4, 2.6], "ahead": 1.25, "ahead_interval": [1.2, 1.3], "order": 2}
-        baselines["ngram"] = counted | {"val_nats_of_orders": [3.0, 2.5, 2.75]}
-        one = {"name": "<b>", "targets": 99, "p": 0.75, "ngram_p": 0.25}
-        found["errors"] = {
+        ngram_nats = {"nats": 2.5, "nats_interval": [2.4, 2.6], "ahead": 1.25, "ahead_interval": [1.2, 1.3], "order": 2}
+        baselines["ngram"] = ngram_nats | {"val_nats_of_orders": [3.0, 2.5, 2.75]}
+        row = {"name": "<b>", "targets": 99, "p": 0.75, "ngram_p": 0.25}
+        value["errors"] = {
             "both": 0.5,
             "model": 0.25,
             "ngram": 0.125,
             "neither": 0.125,
-            "model_ahead": [one],
+            "model_ahead": [row],
             "ngram_ahead": [],
         }
-    return found
+    return value
 
 
 def measured(**more: object) -> dict[str, object]:
@@ -68,8 +68,8 @@ def test_doctest() -> None:
     assert doctest.testmod(report).failed == 0
 
 
-class Seen(HTMLParser):
-    """The text of a page, and its elements."""
+class PageText(HTMLParser):
+    """The text of a page and its tags."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -94,19 +94,19 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def made(folder: Path) -> Seen:
-    return Seen(report.write(folder).read_text(encoding="utf-8"))
+def written(folder: Path) -> PageText:
+    return PageText(report.write(folder).read_text(encoding="utf-8"))
 
 
-def test_a_run_of_which_nothing_is_known(folder: Path) -> None:
-    assert "Nothing has been found out about this run yet" in made(folder).text
+def test_run_without_results(folder: Path) -> None:
+    assert "No results yet" in written(folder).text
 
 
-def test_one_epoch_is_no_epochs(folder: Path) -> None:
+def test_one_epoch_is_singular(folder: Path) -> None:
     run = json.loads((folder / "run.json").read_text())
     run["config"]["train"]["epochs"] = 1.0
     write_json(folder / "run.json", run)
-    assert "4 lanes × 3 bytes a step, 1 epoch Nothing has been" in made(folder).text
+    assert "trained for 1 epoch in batches of 4 lanes × 3 bytes No results yet" in written(folder).text
 
 
 def fill(folder: Path) -> None:
@@ -122,70 +122,73 @@ def fill(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_all_that_is_known_is_shown(folder: Path) -> None:
+def test_report_shows_all_results(folder: Path) -> None:
     fill(folder)
-    seen = made(folder)
+    page = written(folder)
     for part in (
-        "LSTM of 2 × 8; 4 lanes × 3 bytes a step, 1.5 epochs",
-        "Loss on train 1.8034 bits a character, 1.7000 bits a byte, perplexity 3.490 a byte, over 99 bytes, by the",
-        "n-gram of order 2 2.5000 3.6067 2.4000 to 2.6000",
+        "LSTM, 2 × 8 units; trained for 1.5 epochs in batches of 4 lanes × 3 bytes",
+        "Loss on train 1.8034 bits per character, 1.7000 bits per byte, perplexity 3.490 per byte, over all 99 bytes.",
+        "n-gram of order 2 2.5000 2.4000 to 2.6000 3.6067",
+        "difference, n-gram − model 1.2500 1.2000 to 1.3000 1.8034",
+        "letters 99 1.2500 2.5000",
         "by both 50.0%, by the model alone 25.0%, by the n-gram alone 12.5%, by neither 12.5%",
-        "<b> 0.750 0.250 99",
-        "16 texts of up to 2,000 bytes at each temperature",
-        "temperature 0.5 1 test: real Bits a byte, as the model has them 2.000 2.000 2.000",
+        "<b> 99 0.750 0.250",
+        "16 texts of up to 2,000 bytes per temperature",
+        "temperature 0.5 1 test Bits per byte under the model 2.000 2.000 2.000",
         "Functions parsed 0.333 (1 of 3) – 0.333 (1 of 3) Longest copy from train, bytes 42 42 42",
-        "At temperature 0.5 int <i>x</i>;\ufffd",
-        "Functions parsed 0.5: 33.3 %; 1: –; test: real: 33.3 %",
+        "Temperature 0.5 int <i>x</i>;\ufffd",
+        "Functions parsed 0.5: 33.3 %; 1: –; test: 33.3 %",
         "letters: 1.25 and 2.50",
         "Longest copy from train, bytes",
-        "Stretches of 20 bytes that train has",
+        "Stretches of 20 bytes copied from train",
         "Step 100: 2.500 nats on train early Step 500: 1.875 nats on val late <script>alert(1)</script>",
     ):
-        assert part in seen.text, part
-    _, train, test = seen.text.split("Loss on ")
-    for part in ("30 stretches", "the best on val of orders 1 to 3."):
+        assert part in page.text, part
+    _, train, test = page.text.split("Loss on ")
+    for part in ("30 contiguous stretches", "the best order on val from 1 to 3."):
         assert (part in train, part in test) == (False, True), part
-    assert seen.text.index("Loss on train") < seen.text.index("Loss on test")
-    assert "twice" not in seen.text
-    assert not {"script", "link", "img", "b", "i"} & set(seen.tags)
-    assert "–</text>" in (folder / "report.html").read_text(), "a bar of nothing to judge"
-    # Three groups of train; of test the orders too; of the samples five measures, one of coherence, two of copies.
-    assert seen.tags.count("svg") == seen.tags.count("desc") == 3 + 4 + 5 + 1 + 2
+    assert page.text.index("Loss on train") < page.text.index("Loss on test")
+    assert "twice" not in page.text
+    assert not {"script", "link", "img", "b", "i"} & set(page.tags)
+    assert "–</text>" in (folder / "report.html").read_text(), "no bar where there is nothing to judge"
+    # Three groups for train, the orders too for test; five measures of the samples, one of coherence, two of copies.
+    assert page.tags.count("svg") == page.tags.count("desc") == 3 + 4 + 5 + 1 + 2
 
 
-def test_what_is_of_an_older_format_is_left_out(folder: Path) -> None:
+def test_older_formats_are_left_out(folder: Path) -> None:
     write_json(folder / "samples.json", SAMPLES | {"format_version": 1})
     write_json(folder / "evaluation-test.json", {"format_version": 1, "nats": 1.0})
-    assert "Loss on" not in made(folder).text
-    assert "What it writes" not in made(folder).text
+    text = written(folder).text
+    assert "Loss on" not in text
+    assert "Kind of text" not in text
 
 
 SCRIPT = """
 import { axe, launch } from "./tests/web/browser.mjs";
 const browser = await launch();
-const said = [];
+const problems = [];
 for (const colorScheme of ["light", "dark"]) for (const width of [1280, 360]) {
   const page = await browser.newPage({ colorScheme, viewport: { width, height: 900 } });
-  page.on("console", (message) => said.push(message.text()));
-  page.on("pageerror", (error) => said.push(error.message));
-  page.on("request", (request) => request.url().startsWith("file:") || said.push(request.url()));
+  page.on("console", (message) => problems.push(message.text()));
+  page.on("pageerror", (error) => problems.push(error.message));
+  page.on("request", (request) => request.url().startsWith("file:") || problems.push(request.url()));
   await page.goto(process.argv.at(-1));
   await page.addScriptTag({ path: axe });
   const { violations } = await page.evaluate(() => window.axe.run());
-  said.push(...violations.map(({ id, nodes }) => `${id}: ${nodes[0].html}`));
+  problems.push(...violations.map(({ id, nodes }) => `${id}: ${nodes[0].html}`));
   const sizes = await page.$$eval("svg", (all) => all.map((svg) =>
     parseFloat(getComputedStyle(svg.querySelector("text")).fontSize) * svg.getScreenCTM().a));
-  if (Math.min(...sizes) < 10) said.push(`letters of ${Math.min(...sizes)} pixels at ${width}`);
-  if (await page.evaluate(() => document.documentElement.scrollWidth > innerWidth)) said.push(`wider than ${width}`);
+  if (Math.min(...sizes) < 10) problems.push(`text of ${Math.min(...sizes)} pixels at ${width}`);
+  if (await page.evaluate(() => document.documentElement.scrollWidth > innerWidth)) problems.push(`over ${width}`);
 }
 await browser.close();
-console.log(JSON.stringify(said));
+console.log(JSON.stringify(problems));
 """
 
 
-def test_in_a_browser(folder: Path) -> None:
+def test_report_in_a_browser(folder: Path) -> None:
     if not CHROMIUM:
-        pytest.skip("there is no Chromium, the report is not looked at (apt install chromium)")
+        pytest.skip("Chromium is missing (apt install chromium)")
     fill(folder)
     command = [node(), "--input-type=module", "-e", SCRIPT, report.write(folder).as_uri()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
