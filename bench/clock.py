@@ -80,12 +80,13 @@ def _ours(config: Path, data: Path, run: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "trainers", "train", str(config), "--data", str(data), "--out", str(run)]
     measure([*command, "--unvalidated"])  # whether the text is a good one is not the question here
     with console.hushed():
-        from trainers import checkpoint
-    kept = checkpoint.read_run(run)
-    rows = checkpoint.read_metrics(kept)
+        from trainers import metrics
+        from trainers.run import read_run
+    kept = read_run(run)
+    rows = metrics.read(kept.folder)
     trained = [row for row in rows if "seconds" in row]
     return {
-        "val_nats": checkpoint.evaluations(kept)[-1]["val_nats"],
+        "val_nats": metrics.evaluations(kept.folder)[-1]["val_nats"],
         "seen": round(rows[-1]["epoch"] * read_manifest(data).split("train").tokens),
         "training_seconds": sum(row["seconds"] for row in trained),
         "parameters": kept.build().count_params(),

@@ -10,7 +10,8 @@ from bench.machine import commit, machine
 from common.errors import StageError
 from common.files import write_json
 from pipeline.manifest import Manifest, read_manifest
-from trainers import checkpoint
+from trainers import checkpoint, metrics
+from trainers.run import read_run
 
 BEGIN, END = "<!-- made by python -m bench results -->", "<!-- end -->"
 # In nats: what A. Karpathy, J. Johnson and L. Fei-Fei report (arXiv 1506.02078, table 1), and nanoGPT's README, of its
@@ -32,7 +33,7 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
     Machine, commit and date are those of the recording, so record on the machine and at the commit that trained.
     Raises StageError where the evaluation is missing or of another checkpoint, and where the code is not committed.
     """
-    run = checkpoint.read_run(folder)
+    run = read_run(folder)
     chosen = checkpoint.best(run)
     manifest = read_manifest(run.data)
     judged = folder / f"evaluation-{manifest.judged}.json"
@@ -43,7 +44,7 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
         raise StageError(
             f"{judged} is of another checkpoint than {chosen.folder}: run python -m trainers evaluate {folder}"
         )
-    rows = checkpoint.read_metrics(run)
+    rows = metrics.read(run.folder)
     trained = [row for row in rows if "seconds" in row]
     result = {
         "format_version": 3,
@@ -58,7 +59,7 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
         "steps": rows[-1]["step"],
         "seen": round(rows[-1]["epoch"] * manifest.split("train").tokens),  # tokens, up to the last step
         "training_seconds": sum(row["seconds"] for row in trained),
-        "val_nats_before": checkpoint.evaluations(run)[0]["val_nats"],
+        "val_nats_before": metrics.evaluations(run.folder)[0]["val_nats"],
         "val_nats": chosen.val_nats,
         "judged": manifest.judged,
         "nats": score["nats"],

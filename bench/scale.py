@@ -24,8 +24,9 @@ from common.errors import StageError
 from common.files import write_json
 from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import read_manifest
-from trainers import checkpoint
+from trainers import metrics
 from trainers.config import RunConfig
+from trainers.run import read_run
 
 ARMS = {"1 replica": (1, 1), "2 replicas": (1, 2), "2 workers": (2, 1)}  # workers, replicas of each
 REPORTS = 8  # of a turn; the first one holds the tracing, and does not count
@@ -92,8 +93,8 @@ def _turn(workers: int, replicas: int, config: Path, data: Path, settings: tuple
         for process, words in zip(processes, said, strict=True):
             if process.returncode:
                 raise StageError(f"a training ended with code {process.returncode}: {words.strip().splitlines()[-1]}")
-        run = checkpoint.read_run(Path(scratch) / "run")
-        rates = [row["per_second"] for row in checkpoint.read_metrics(run) if "per_second" in row]
+        run = read_run(Path(scratch) / "run")
+        rates = [row["per_second"] for row in metrics.read(run.folder) if "per_second" in row]
     return {"per_second": statistics.median(rates[1:]), "parameters": run.build().count_params()}
 
 

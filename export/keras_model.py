@@ -22,6 +22,7 @@ from common.files import check_replaceable, whole_folder, write_json
 from export.made import LOGITS_TOLERANCE, already_made, check_logits, made_from
 from trainers import checkpoint
 from trainers.model.char_rnn import CharRNN
+from trainers.run import read_run
 
 WINDOWS = (7, 1, 5)  # lengths of the windows that the proof reads one after the other
 
@@ -59,7 +60,7 @@ def export_keras(folder: Path, out: Path, batch: int, force: bool) -> None:
     Raises StageError where `out` is there already and was made from something else (unless `force`), or where the file
     does not load, or its logits differ from the checkpoint's.
     """
-    run = checkpoint.read_run(folder)
+    run = read_run(folder)
     chosen = checkpoint.best(run)
     origin = {**made_from(run, chosen), "batch": batch}
     check_replaceable(out, "model.json", "a Keras model")

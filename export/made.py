@@ -8,7 +8,8 @@ from common import console
 from common.errors import StageError
 from common.files import read_json
 from pipeline.vocab import Vocab
-from trainers.checkpoint import Checkpoint, Run, weights_sha256
+from trainers.checkpoint import Checkpoint, weights_sha256
+from trainers.run import Run
 
 LOGITS_TOLERANCE = 1e-4
 

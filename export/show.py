@@ -11,7 +11,8 @@ from common.files import read_json
 from export.lite.graph import PRECISIONS
 from export.lite.runner import LiteModel, Sampling
 from export.serve.saved_model import MADE_FROM, latest_version
-from trainers import checkpoint
+from trainers import checkpoint, metrics
+from trainers.run import Run, read_run
 from trainers.sampling.sampler import Asked, Sampler
 
 TEMPERATURES = (0.5, 0.8, 1.0)
@@ -20,7 +21,7 @@ LENGTH = 240  # characters, after an empty prompt: it suits every text
 
 def show(folder: Path, served: Path, devices: Path) -> None:
     """Prints the table and the samples. Raises StageError for a part that has not been made."""
-    run = checkpoint.read_run(folder)
+    run = read_run(folder)
     chosen = checkpoint.best(run)
     weights, latest = checkpoint.weights_sha256(chosen), _latest(served)
     for made, about in ((latest, latest / MADE_FROM), (devices, devices / "model.json")):
@@ -40,7 +41,7 @@ def show(folder: Path, served: Path, devices: Path) -> None:
     console.out.print(_bits(folder, run))
 
 
-def _made(run: checkpoint.Run, chosen: checkpoint.Checkpoint, served: Path, lite: list[Path]) -> Table:
+def _made(run: Run, chosen: checkpoint.Checkpoint, served: Path, lite: list[Path]) -> Table:
     table = Table(title="What was made", title_justify="left", box=None)
     for name in ("", "where", "MB"):
         table.add_column(name, justify="right" if name == "MB" else "left", overflow="fold")
@@ -59,11 +60,11 @@ def _made(run: checkpoint.Run, chosen: checkpoint.Checkpoint, served: Path, lite
     return table
 
 
-def _bits(folder: Path, run: checkpoint.Run) -> Table:
+def _bits(folder: Path, run: Run) -> Table:
     table = Table(title=f"Bits per {run.vocab.unit} on held-out text", title_justify="left", box=None)
     for name in ("", "bits", "nats"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    rows = checkpoint.evaluations(run)
+    rows = metrics.evaluations(run.folder)
     best = min(rows, key=lambda row: row["val_nats"])
     table.add_row("before training (val)", f"{rows[0]['val_bits']:.3f}", f"{rows[0]['val_nats']:.3f}")
     table.add_row(f"after step {best['step']:,} (val)", f"{best['val_bits']:.3f}", f"{best['val_nats']:.3f}")
@@ -90,7 +91,7 @@ def _inputs() -> dict[str, tf.Tensor]:
     }
 
 
-def _from_checkpoint(run: checkpoint.Run, chosen: checkpoint.Checkpoint) -> list[bytes]:
+def _from_checkpoint(run: Run, chosen: checkpoint.Checkpoint) -> list[bytes]:
     sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab)
     generate = tf.function(sampler.generate, autograph=False)
     return generate(Asked(*_inputs().values())).text_bytes.numpy().tolist()

@@ -11,9 +11,8 @@ import tensorflow as tf
 
 from common.files import write_json
 from pipeline.manifest import read_manifest
-from trainers import checkpoint
-from trainers.checkpoint import Run
 from trainers.config import RunConfig
+from trainers.run import Run, open_run
 from trainers.training.devices import Devices
 from trainers.training.loop import Training
 
@@ -38,8 +37,8 @@ def tiny_training(
 ) -> Training:
     """Training of the run in `folder`, begun or gone on with, up to step `total`."""
     manifest = read_manifest(data)
-    run = checkpoint.open_run(Run(folder, tiny_config(**train), manifest.vocab, data, manifest.data_sha256))
-    write_json(folder / "run.json", run.to_json())  # as checkpoint.hold does
+    run = open_run(Run(folder, tiny_config(**train), manifest.vocab, data, manifest.data_sha256))
+    write_json(folder / "run.json", run.to_json())  # as hold does
     return Training(run, manifest, devices, AN_EPOCH, total, callbacks)
 
 

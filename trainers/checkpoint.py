@@ -1,13 +1,11 @@
-"""A run on disk, and the checkpoints in it.
+"""The checkpoints of a run, and the model restored from one.
 
-runs/NAME/run.json                                what the run is: config, vocabulary, data, what it was begun from
-runs/NAME/metrics.jsonl                           a line a report: step, losses, speed, or val_nats; samples
-runs/NAME/checkpoints/step-00000500/              one checkpoint, whole: written beside and renamed
-    checkpoint.json                               step, losses, and what run.json says
-    state.index, state.data-00000-of-00001        weights, optimizer and carry, as tf.train.Checkpoint writes them
-runs/NAME/checkpoints/damaged-step-00000500/      one that could not be read when the run went on; nothing reads it
+runs/NAME/checkpoints/step-00000500/              a checkpoint, renamed into place once complete
+    checkpoint.json                               step, losses, and a copy of run.json
+    state.index, state.data-00000-of-00001        weights, optimizer and carry, written by tf.train.Checkpoint
+runs/NAME/checkpoints/damaged-step-00000500/      an unreadable checkpoint, moved aside on resume; nothing reads it
 
-The carry is kept as one carry_BxLxSxH over all lanes, so a run goes on with any number of replicas.
+The carry is saved as one carry_BxLxSxH over all lanes, so a run can resume on any number of replicas.
 """
 
 import contextlib
@@ -18,63 +16,22 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from common import console
-from common.errors import StageError, UsageError
-from common.files import check_replaceable, only_one, sha256_file, whole_file, whole_folder, write_json
-from pipeline.manifest import Manifest, read_manifest
+from common.errors import StageError
+from common.files import sha256_file, whole_folder, write_json
 from pipeline.vocab import Vocab
-from trainers import metrics
-from trainers.config import ModelConfig, RunConfig
+from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
-from trainers.training.devices import default_precision
-
-FORMAT_VERSION = 2
-
-
-# What lengthens or observes the same run. Everything else makes it another one.
-FREE = (
-    *("evaluate_every", "report_every", "checkpoint_minutes", "keep", "patience", "diverged"),
-    *("sample", "histograms", "callbacks"),
-)
-# What the shapes of weights, slots and carry follow from: it cannot be changed under way, whatever is asked for.
-FIXED = ("train.lanes", "train.optimizer", "train.momentum", "model.")
-CHANGEABLE = ("model.dropout", "model.output_dropout", "model.variational_dropout")  # of the latter
+from trainers.run import FORMAT_VERSION, Run, read_run
 
 
 class DamageError(StageError):
     """A checkpoint cannot be read."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What run.json says: all that is needed to build the model again, and the data that it learned from."""
-
-    folder: Path
-    config: RunConfig
-    vocab: Vocab
-    data: Path
-    data_sha256: str
-    init_from: str = ""  # the run whose weights it began with, and their hash
-
-    def build(self, precision: str | None = None) -> CharRNN:
-        """The model with its first weights. precision: of its products, by default as it is trained."""
-        train = self.config.train
-        return CharRNN(self.config.model, self.vocab.size, train.seed, precision or train.precision)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format_version": FORMAT_VERSION,
-            "config": self.config.to_json(),
-            "vocab": self.vocab.to_json(),
-            "data": str(self.data),
-            "data_sha256": self.data_sha256,
-            "init_from": self.init_from,
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,134 +53,6 @@ class Checkpoint:
     val_nats: float | None
     since: Since = Since()
     learning_rate: float | None = None  # where it is a variable, which callbacks may have changed: as it stood
-
-
-def open_run(run: Run, allow: tuple[str, ...] = ()) -> Run:
-    """The run as it is to go on: with its precision settled, and with what it began from.
-
-    allow: what may be another than it was begun with: "data", or a setting as "train.clip".
-    Raises StageError where the folder holds something else, or a run that was begun with another vocabulary, data or
-    config, showing what differs. Writes nothing.
-    """
-    if not (run.folder / "run.json").exists():
-        check_replaceable(run.folder, "run.json", "a run")
-        return _precise(run, default_precision())
-    before = read_run(run.folder)
-    run = dataclasses.replace(_precise(run, before.config.train.precision), init_from=run.init_from or before.init_from)
-    _check_same(before, run, allow)
-    return run
-
-
-def _precise(run: Run, precision: Literal["auto", "float32", "bfloat16"]) -> Run:
-    """The run with the precision that "auto" stands for."""
-    train = run.config.train
-    if train.precision != "auto":
-        return run
-    train = dataclasses.replace(train, precision=precision)
-    return dataclasses.replace(run, config=dataclasses.replace(run.config, train=train))
-
-
-def _check_same(before: Run, run: Run, allow: tuple[str, ...]) -> None:
-    """Raises StageError where `run` would go on with a run that is another one."""
-    folder, way_out = run.folder, "give another --out"
-    if before.vocab.sha256 != run.vocab.sha256:
-        raise StageError(
-            f"the checkpoints of {folder} are of another vocabulary ({before.vocab.size} {before.vocab.unit}s) than "
-            f"{run.data} ({run.vocab.size} {run.vocab.unit}s); give the data that it was trained on, or another --out"
-        )
-    if before.init_from != run.init_from:
-        begun = before.init_from or "new weights"
-        raise StageError(f"{folder} was begun from {begun}, not from {run.init_from}; {way_out}")
-    changes = {"data": (before.data_sha256[:12], run.data_sha256[:12])}
-    # Without a fall of the learning rate that is laid out over all steps, more epochs only lengthen the run.
-    free = {f"train.{name}" for name in FREE}
-    free |= {"train.epochs"} if run.config.train.schedule in ("constant", "char-rnn") else set()
-    for section in ("model", "train"):
-        old, new = (dataclasses.asdict(getattr(one.config, section)) for one in (before, run))
-        changes |= {f"{section}.{name}": (old[name], new[name]) for name in old if f"{section}.{name}" not in free}
-    known = {*changes, *free}
-    changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
-    unknown = sorted(set(allow) - known)
-    if unknown:
-        raise UsageError(
-            f"--allow {unknown[0]}: there is no such setting; here {', '.join(changes) or 'nothing'} differs"
-        )
-    shown = {name: f"{name} {old} -> {new}" for name, (old, new) in changes.items()}
-    fixed = [name for name in changes if name.startswith(FIXED) and name not in CHANGEABLE]
-    if fixed:
-        raise StageError(f"{folder} cannot go on with another {fixed[0]} ({shown[fixed[0]]}): {way_out}")
-    refused = [text for name, text in shown.items() if name not in allow]
-    if refused:
-        asked = " ".join(f"--allow {name}" for name in changes)
-        raise StageError(f"{folder} was begun with other settings ({'; '.join(refused)}): {way_out}, or say {asked}")
-
-
-def read_run(folder: Path) -> Run:
-    """Reads run.json. Raises StageError where there is none, or it cannot be read."""
-    path = folder / "run.json"
-    if not path.is_file():
-        raise StageError(f"there is no run in {folder} (no run.json): make one with python -m trainers train CONFIG")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if value["format_version"] != FORMAT_VERSION:
-            raise StageError(
-                f"{path} has format_version {value['format_version']}, this program reads {FORMAT_VERSION}"
-            )
-        config = RunConfig.from_tables(value["config"]["model"], value["config"]["train"], str(path))
-        vocab, data = Vocab.from_json(value["vocab"]), Path(value["data"])
-        return Run(folder, config, vocab, data, value["data_sha256"], value["init_from"])
-    except (KeyError, TypeError, UsageError, ValueError) as error:
-        raise StageError(f"{path} is broken ({type(error).__name__}: {error})") from None
-
-
-def data_of(run: Run, data: Path | None) -> tuple[Path, Manifest]:
-    """Where the data that a run was trained on lies, and its manifest. data: where, if it has moved.
-
-    Raises StageError where it is not there, or is other data.
-    """
-    data = data or run.data
-    if not data.is_dir():
-        raise StageError(
-            f"the data that {run.folder} was trained on is not in {data}: say with --data where it lies now"
-        )
-    manifest = read_manifest(data)
-    if manifest.data_sha256 != run.data_sha256:
-        raise StageError(
-            f"{data} is not the data that {run.folder} was trained on: its held-out text may have been seen"
-        )
-    return data, manifest
-
-
-def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """The reports so far, first one first. A last line that a kill cut short is left out."""
-    return metrics.read(run.folder)
-
-
-def evaluations(run: Run) -> list[dict[str, Any]]:
-    """Those of the reports that are of a validation, first one first."""
-    return [row for row in read_metrics(run) if "val_nats" in row]
-
-
-def reports_before(run: Run, last: Checkpoint | None) -> list[dict[str, Any]]:
-    """The reports that were made before a checkpoint, first one first."""
-    if last is None:
-        return []
-    rows = [row for row in read_metrics(run) if row["step"] <= last.step]
-    if last.val_nats is None:  # it was written before the validation of its step
-        rows = [row for row in rows if row["step"] < last.step or "val_nats" not in row]
-    return rows
-
-
-def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:
-    """Writes the reports anew, whole or not at all."""
-    with whole_file(run.folder / metrics.METRICS) as partial:
-        partial.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-
-
-def add_metrics(run: Run, row: dict[str, Any]) -> None:
-    """Adds a report."""
-    with (run.folder / metrics.METRICS).open("a", encoding="utf-8") as file:
-        file.write(f"{json.dumps(row)}\n")
 
 
 def checkpoints(run: Run) -> list[Checkpoint]:
@@ -277,24 +106,6 @@ def best(run: Run) -> Checkpoint:
 
 def _val_nats(one: Checkpoint) -> float:
     return math.inf if one.val_nats is None else one.val_nats
-
-
-@contextlib.contextmanager
-def hold(run: Run, chief: bool) -> Iterator[None]:
-    """For the block, no other process may train the run; what one that was killed left behind is removed. Of several
-    workers the chief holds it for all.
-
-    Raises StageError where another process holds it.
-    """
-    if not chief:
-        yield
-        return
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with only_one(run.folder):
-        write_json(run.folder / "run.json", run.to_json())
-        for left in (run.folder / "checkpoints").glob(".step-*.partial-*"):
-            shutil.rmtree(left)
-        yield
 
 
 def weights_sha256(checkpoint: Checkpoint) -> str:

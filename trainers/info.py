@@ -5,12 +5,13 @@ from pathlib import Path
 from rich.table import Table
 
 from common import console
-from trainers import checkpoint
+from trainers import checkpoint, metrics
+from trainers.run import read_run
 
 
 def show(folder: Path) -> None:
     """Prints a run's config, vocabulary, parameters, steps, losses and sizes. Raises StageError where there is none."""
-    run = checkpoint.read_run(folder)
+    run = read_run(folder)
     found = checkpoint.checkpoints(run)
     table = Table(title=str(folder), show_header=False, title_justify="left")
     table.add_row("data", f"{run.data} (sha256 {run.data_sha256[:12]})")
@@ -18,7 +19,7 @@ def show(folder: Path) -> None:
     table.add_row("parameters", f"{run.build().count_params():,}")
     for section, settings in run.config.to_json().items():
         table.add_row(section, ", ".join(f"{name}={value}" for name, value in settings.items()))
-    rows = checkpoint.evaluations(run)
+    rows = metrics.evaluations(run.folder)
     for name, row in (("first", rows[0]), ("last", rows[-1])) if rows else ():
         table.add_row(
             f"{name} validation", f"step {row['step']:,}: {row['val_nats']:.4f} nats, {row['val_bits']:.4f} bits"

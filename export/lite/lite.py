@@ -35,6 +35,7 @@ from export.lite.runner import LiteModel
 from export.made import LOGITS_TOLERANCE, already_made, check_logits, known, made_from
 from trainers import checkpoint
 from trainers.model.char_rnn import CharRNN
+from trainers.run import data_of, read_run
 
 PROBE = b"def read(self, size=-1):\n    return self._buffer[:size]\n"
 CALIBRATION = (8, 250)  # lanes and characters of the validation split
@@ -70,7 +71,7 @@ def export_lite(folder: Path, out: Path, wanted: Wanted, data: Path | None, forc
     not what the run was trained on, or where a file needs more than builtin ops, gives what is no number, or loses more
     than it may.
     """
-    run = checkpoint.read_run(folder)
+    run = read_run(folder)
     chosen = checkpoint.best(run)
     origin = made_from(run, chosen)
     check_replaceable(out, "model.json", "a device model")
@@ -82,7 +83,7 @@ def export_lite(folder: Path, out: Path, wanted: Wanted, data: Path | None, forc
                 with whole_file(out / NEURONS) as partial:
                     shutil.copyfile(neurons, partial)
             return
-    data, manifest = checkpoint.data_of(run, data)
+    data, manifest = data_of(run, data)
     held_out = lanes(data, manifest, "test" if "test" in manifest.splits else "val", LANES, LENGTH)
     calibration = lanes(data, manifest, "val", *CALIBRATION)
     model = checkpoint.load_model(run, chosen)

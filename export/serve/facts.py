@@ -11,7 +11,8 @@ from typing import Any
 
 from common.errors import StageError
 from pipeline.manifest import read_manifest
-from trainers.checkpoint import Checkpoint, Run, weights_sha256
+from trainers.checkpoint import Checkpoint, weights_sha256
+from trainers.run import Run
 
 TOOLS = ("tensorflow", "keras", "numpy")
 

@@ -33,7 +33,8 @@ from export.serve.package import MADE_FROM, batch_sizes, model_name, write_packa
 from export.serve.session import WARM_UP, unpacked
 from export.serve.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
-from trainers.checkpoint import Checkpoint, Run
+from trainers.checkpoint import Checkpoint
+from trainers.run import Run, read_run
 from trainers.sampling.sampler import Limits, Sampler
 
 TOLERANCE = 1e-5  # of a number, or of its size where that is above 1
@@ -102,7 +103,7 @@ def export_saved_model(folder: Path, out: Path, version: int | None, force: bool
     Raises StageError where that version is there already and was made from something else (unless `force`), or where
     what the written model answers differs from the checkpoint.
     """
-    run = checkpoint.read_run(folder)
+    run = read_run(folder)
     chosen = checkpoint.best(run)
     limits = limits or Limits()
     about = info(run, chosen, limits)

@@ -15,7 +15,8 @@ from bench.__main__ import cli
 from common.errors import StageError
 from common.files import write_json
 from pipeline.manifest import Manifest
-from trainers import checkpoint
+from trainers import checkpoint, metrics
+from trainers.run import read_run
 from trainers.training.devices import Devices
 
 
@@ -37,7 +38,7 @@ def trained(run: Path) -> Path:
 
 
 def evaluate(run: Path, **more: object) -> None:
-    chosen = checkpoint.best(checkpoint.read_run(run))
+    chosen = checkpoint.best(read_run(run))
     score = {"nats": 2.5, "nats_interval": [2.25, 2.75], "baselines": {"ngram": {"nats": 3.0}}}
     inputs = {"weights_sha256": checkpoint.weights_sha256(chosen)}
     write_json(run / "evaluation-test.json", {"inputs": inputs, **score, **more})
@@ -52,7 +53,7 @@ def test_a_run_is_kept_with_all_that_a_figure_needs(trained: Path, tmp_path: Pat
     evaluate(trained)
     results.record(trained, tmp_path)
     kept = json.loads((tmp_path / "run.json").read_text())
-    chosen = checkpoint.best(checkpoint.read_run(trained))
+    chosen = checkpoint.best(read_run(trained))
     expected = {
         "split": "bytes, 82/9/9, as char-rnn",
         "tokens": {"train": 180, "val": 20, "test": 20},
@@ -69,9 +70,7 @@ def test_a_run_is_kept_with_all_that_a_figure_needs(trained: Path, tmp_path: Pat
         "machine": "2 cores of X",
     }
     assert {key: kept[key] for key in expected} == expected
-    assert kept["training_seconds"] == pytest.approx(
-        sum(row.get("seconds", 0) for row in checkpoint.read_metrics(checkpoint.read_run(trained)))
-    )
+    assert kept["training_seconds"] == pytest.approx(sum(row.get("seconds", 0) for row in metrics.read(trained)))
 
 
 def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:

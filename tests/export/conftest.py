@@ -18,19 +18,18 @@ def trained(folder: Path, manifest: Manifest, model: dict[str, Any], total: int)
     import tensorflow as tf
 
     from pipeline.lanes import windows_per_epoch
-    from trainers import checkpoint
-    from trainers.checkpoint import Run
     from trainers.config import RunConfig
+    from trainers.run import Run, hold, open_run
     from trainers.training.devices import Devices
     from trainers.training.loop import Training
 
     train = {"lanes": 4, "window": 5, "learning_rate": 0.05, "sample": 0}
     config = RunConfig.from_tables(model, train, "test")
     data = folder.parent / "data"
-    run = checkpoint.open_run(Run(folder, config, manifest.vocab, data, manifest.data_sha256))
+    run = open_run(Run(folder, config, manifest.vocab, data, manifest.data_sha256))
     an_epoch = windows_per_epoch(manifest.split("train").tokens, 4, 5)
     devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
-    with checkpoint.hold(run, chief=True):
+    with hold(run, chief=True):
         Training(run, manifest, devices, an_epoch, total).go()
     return folder
 

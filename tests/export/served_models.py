@@ -17,6 +17,7 @@ from pipeline.vocab import Vocab
 from trainers import checkpoint
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
+from trainers.run import read_run
 from trainers.sampling import draw
 from trainers.sampling.sampler import MEMORY, Limits, Sampler
 
@@ -108,7 +109,7 @@ def exported(run: Path) -> Exported:
     with (run.parent / "export.lock").open("w") as lock, mock.patch.object(saved_model, "prove"):
         fcntl.flock(lock, fcntl.LOCK_EX)  # the run is shared by the workers of the test run, and so is this
         saved_model.export_saved_model(run, base, version=1, force=False, limits=LIMITS)
-    opened = checkpoint.read_run(run)
+    opened = read_run(run)
     return Exported(Sampler(checkpoint.load_model(opened), opened.vocab, LIMITS), base)
 
 

@@ -13,12 +13,13 @@ from common.errors import StageError
 from export import keras_model
 from export.keras_model import LOAD, export_keras, prove, stock_model
 from trainers import checkpoint
+from trainers.run import read_run
 
 BATCH = 3
 
 
 def load(run: Path) -> checkpoint.CharRNN:
-    return checkpoint.load_model(checkpoint.read_run(run))
+    return checkpoint.load_model(read_run(run))
 
 
 @pytest.fixture(scope="module")

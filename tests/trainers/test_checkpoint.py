@@ -15,16 +15,17 @@ from common.errors import StageError, Stopped, UsageError
 from common.files import only_one, write_json
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab, byte_vocab
-from trainers import checkpoint
-from trainers.checkpoint import Run, Since, State
+from trainers import checkpoint, metrics
+from trainers.checkpoint import Since, State
 from trainers.config import ModelConfig, RunConfig
-from trainers.judging.evaluate import Score
 from trainers.model.char_rnn import CharRNN
+from trainers.run import Run, hold, open_run, read_run
 from trainers.training import loop
 from trainers.training.devices import Devices
 from trainers.training.loop import Options, Training
 from trainers.training.loop import train as train_command
 from trainers.training.optimizer import make_optimizer
+from trainers.training.score import Score
 
 On = Callable[..., Devices]
 
@@ -37,7 +38,7 @@ def data(tmp_path: Path, make_data: Callable[..., Manifest]) -> Path:
 
 def opened(folder: Path, data: Path, config: RunConfig, *allow: str, init_from: str = "") -> Run:
     manifest = read_manifest(data)
-    return checkpoint.open_run(Run(folder, config, manifest.vocab, data, manifest.data_sha256, init_from), allow)
+    return open_run(Run(folder, config, manifest.vocab, data, manifest.data_sha256, init_from), allow)
 
 
 def result(one: Training) -> list[np.ndarray]:
@@ -80,7 +81,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
     exact = before == after
     for a, b in zip(result(rest), result(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=0 if exact else 1e-5)
-    rows = [checkpoint.read_metrics(one.run) for one in (whole, rest)]
+    rows = [metrics.read(one.run.folder) for one in (whole, rest)]
     assert [row["step"] for row in rows[0]] == [0, 3, 5, 5, 6, 9, 10, 10, 12, 15, 15, 18, 20, 20]
     for a, b in zip(*rows, strict=True):
         assert a.keys() == b.keys()
@@ -92,7 +93,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
 def test_a_loaded_model_is_the_trained_one(tmp_path: Path, data: Path, on: On) -> None:
     one = tiny_training(tmp_path / "run", data, on(), total=10)
     one.go()
-    run = checkpoint.read_run(tmp_path / "run")
+    run = read_run(tmp_path / "run")
     assert run == one.run
     last = checkpoint.checkpoints(run)[-1]
     for a, b in zip(checkpoint.load_model(run, last).get_weights(), one.steps.model.get_weights(), strict=True):
@@ -128,7 +129,7 @@ def test_what_a_kill_left_behind_is_swept_away(tmp_path: Path, data: Path, on: O
     one = tiny_training(tmp_path / "run", data, on(), total=10)
     one.state.save(one.run, 1, 3.0)
     (one.run.folder / "checkpoints" / ".step-00000002.partial-x").mkdir()
-    with checkpoint.hold(one.run, chief=True):
+    with hold(one.run, chief=True):
         assert [path.name for path in (one.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
 
 
@@ -165,7 +166,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, data: Pat
     with pytest.raises(
         StageError, match=r"are of another vocabulary \(256 bytes\) than .*data \(2 bytes\); give the data"
     ):
-        checkpoint.open_run(dataclasses.replace(one.run, vocab=Vocab("byte", (b"a", b"b"))))
+        open_run(dataclasses.replace(one.run, vocab=Vocab("byte", (b"a", b"b"))))
     about = json.loads((saved.folder / "checkpoint.json").read_text())
     (saved.folder / "checkpoint.json").write_text(json.dumps({**about, "vocab_sha256": "0"}))
     with pytest.raises(StageError, match="step-00000001 is a checkpoint of another vocabulary than its run's"):
@@ -197,7 +198,7 @@ def test_what_was_reported_after_the_last_checkpoint_is_taken_back(tmp_path: Pat
     )  # killed before checkpoint 15, and in a line
     rest = tiny_training(tmp_path / "run", data, on(), total=15)
     rest.go()
-    assert [row["step"] for row in checkpoint.read_metrics(rest.run) if "val_nats" in row] == [0, 5, 10, 15]
+    assert [row["step"] for row in metrics.read(rest.run.folder) if "val_nats" in row] == [0, 5, 10, 15]
     assert metrics.read_text().startswith(whole)
 
 
@@ -233,7 +234,7 @@ def test_evaluations_that_bring_nothing_end_the_run(
         interrupted(parts[0], 12).go()  # after 5, 3 and 4: what was seen so far counts when it goes on
     parts.append(tiny_training(tmp_path / "run", data, on(), total=60, patience=2))
     parts[1].go()
-    assert [row["val_nats"] for row in checkpoint.evaluations(parts[1].run)] == [5.0, 3.0, 4.0, 2.0, 2.5, 2.0]
+    assert [row["val_nats"] for row in metrics.evaluations(parts[1].run.folder)] == [5.0, 3.0, 4.0, 2.0, 2.5, 2.0]
     assert "ended at step 25 of 60 by 2 evaluations without a better one" in capsys.readouterr().err
     assert loop.done(parts[1].run, 60) == "25: 2 evaluations brought no better one"
     assert checkpoint.best(parts[1].run).step == 15
@@ -309,12 +310,12 @@ def test_other_data_or_settings_are_refused_unless_allowed(
 
 def test_an_allowed_rate_is_the_one_that_is_used(tmp_path: Path, data: Path, on: On) -> None:
     one = tiny_training(tmp_path / "run", data, on(), total=5)
-    with checkpoint.hold(one.run, chief=True):
+    with hold(one.run, chief=True):
         one.go()
     run = opened(tmp_path / "run", data, tiny_config(learning_rate=0.25), "train.learning_rate")
     other = Training(run, read_manifest(data), on(), AN_EPOCH, 8)
     other.go()
-    rates = [row["learning_rate"] for row in checkpoint.read_metrics(run) if "learning_rate" in row]
+    rates = [row["learning_rate"] for row in metrics.read(run.folder) if "learning_rate" in row]
     np.testing.assert_allclose(rates, [0.01, 0.01, 0.25, 0.25])  # after 3, 5; 6 and 8 steps
 
 
@@ -349,16 +350,16 @@ def test_a_text_learned_by_heart_is_no_divergence(
     monkeypatch.setattr(loop, "evaluate", lambda *_: Score(50.0, 1))  # however far validation lies above training
     one = tiny_training(tmp_path / "run", data, on(), total=10)
     one.go()
-    assert [row["val_nats"] for row in checkpoint.evaluations(one.run)] == [50.0] * 3
+    assert [row["val_nats"] for row in metrics.evaluations(one.run.folder)] == [50.0] * 3
 
 
 def test_precision_is_settled_once(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "default_precision", lambda: "bfloat16")
+    monkeypatch.setattr("trainers.run.default_precision", lambda: "bfloat16")
     run = opened(tmp_path / "run", data, tiny_config(precision="auto"))
     assert run.config.train.precision == "bfloat16"
     (tmp_path / "run").mkdir()
     write_json(tmp_path / "run" / "run.json", run.to_json())
-    monkeypatch.setattr(checkpoint, "default_precision", lambda: "float32")  # as on another machine
+    monkeypatch.setattr("trainers.run.default_precision", lambda: "float32")  # as on another machine
     assert opened(tmp_path / "run", data, tiny_config(precision="auto")).config.train.precision == "bfloat16"
 
 
@@ -405,7 +406,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, content: str | None, message:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(StageError, match=message):
-        checkpoint.read_run(tmp_path)
+        read_run(tmp_path)
 
 
 def test_data_that_cannot_be_trained_on_is_refused_before_a_run_is_made(tmp_path: Path, data: Path) -> None:

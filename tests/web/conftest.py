@@ -34,18 +34,17 @@ def trained(folder: Path, manifest: Manifest, model: dict[str, Any]) -> Path:
     import tensorflow as tf
 
     from pipeline.lanes import windows_per_epoch
-    from trainers import checkpoint
-    from trainers.checkpoint import Run
     from trainers.config import RunConfig
+    from trainers.run import Run, hold, open_run
     from trainers.training.devices import Devices
     from trainers.training.loop import Training
 
     train = {"lanes": 8, "window": 25, "learning_rate": 0.02, "sample": 0, "precision": "float32"}
     config = RunConfig.from_tables(model, train, "test")
-    run = checkpoint.open_run(Run(folder, config, manifest.vocab, folder.parent / "data", manifest.data_sha256))
+    run = open_run(Run(folder, config, manifest.vocab, folder.parent / "data", manifest.data_sha256))
     an_epoch = windows_per_epoch(manifest.split("train").tokens, train["lanes"], train["window"])
     devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
-    with checkpoint.hold(run, chief=True):
+    with hold(run, chief=True):
         Training(run, manifest, devices, an_epoch, 150).go()
     return folder
 
@@ -122,8 +121,9 @@ def inside(folder: Path, text: str) -> dict[str, Any]:
     import tensorflow as tf
 
     from trainers import checkpoint
+    from trainers.run import read_run
 
-    run = checkpoint.read_run(folder)
+    run = read_run(folder)
     model = checkpoint.load_model(run)
     carry, ids = model.initial_carry(1), run.vocab.prompt_ids(text.encode()).tolist()
     held, expected = [], []

@@ -11,25 +11,23 @@ an empty carry too: that is part of what the model is.
 """
 
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 from rich.table import Table
 
 from common import console
 from common.errors import UsageError
 from common.files import read_json, write_json
 from common.types import Array
-from pipeline.lanes import batches as batches_of
-from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import Manifest
 from pipeline.shards import read_tokens
 from trainers import checkpoint
 from trainers.judging import breakdown, ngram, report
+from trainers.run import data_of, read_run
 from trainers.training import devices
+from trainers.training.score import losses
 from trainers.training.step import Steps
 
 FORMAT_VERSION = 3
@@ -37,85 +35,6 @@ LANES = 50  # that a finished run is scored in, where they fit: one number for a
 SHORTEST = 1000  # targets of a lane then, so that splits from 50,000 on have all of LANES
 COUNTED = 8_000_000  # tokens up to which an n-gram is counted unasked: some 20 s and half a GB
 PIECE = 1 << 24  # tokens that are read at once
-
-
-class Score(NamedTuple):
-    """Mean loss in nats a target, and how many targets it is the mean of."""
-
-    nats: float
-    targets: int
-
-    @property
-    def bits(self) -> float:
-        """Bits a target: bits per character, or per byte where the unit is the byte."""
-        return self.nats / math.log(2)
-
-
-def lanes_and_window(targets: int, lanes: int, window: int, replicas: int) -> tuple[int, int]:
-    """The most lanes, up to those wanted, that fill one window each and divide over the replicas; a shorter window
-    where even one lane a replica would not fill it."""
-    B = max(replicas, min(lanes, targets // window) // replicas * replicas)
-    return B, max(1, min(window, targets // B))
-
-
-def _pass(
-    step: Callable[[Any, Any], tuple[Any, Any]],
-    steps: Steps,
-    data: Path,
-    manifest: Manifest,
-    split: str,
-    lanes: int,
-    window: int,
-    bar: Progress,
-) -> Iterator[Any]:
-    """What `step` gives of each window of a split in turn, with a task of its own on the progress bar. Touches no state
-    but its own carry. lanes and window: as `lanes_and_window` gives them."""
-    batches = steps.distribute(lambda rows: batches_of(data, manifest, split, lanes, window, rows=rows), lanes)
-    carry = steps.scatter(steps.model.initial_carry(lanes))
-    windows = windows_per_epoch(manifest.split(split).tokens, lanes, window)
-    task = bar.add_task(f"evaluating {split}", total=windows)
-    for _ in range(windows):
-        found, carry = step(next(batches), carry)
-        bar.advance(task)
-        yield found
-    bar.remove_task(task)
-
-
-def evaluate(
-    steps: Steps,
-    data: Path,
-    manifest: Manifest,
-    split: str,
-    lanes: int,
-    window: int,
-    bar: Progress,
-    poll: Callable[[], object] = lambda: None,
-) -> Score:
-    """Scores a split.
-
-    poll: called after each batch; what it raises ends the evaluation.
-    """
-    B, T = lanes_and_window(manifest.split(split).tokens - 1, lanes, window, steps.devices.replicas)
-    nats, targets = 0.0, 0
-    for totals in _pass(steps.evaluate, steps, data, manifest, split, B, T, bar):
-        nats, targets = nats + float(totals.nats), targets + int(totals.targets)
-        poll()
-    return Score(nats / targets, targets)
-
-
-def losses(
-    steps: Steps, data: Path, manifest: Manifest, split: str, lanes: int, window: int, bar: Progress
-) -> tuple[Array, int]:
-    """The loss of every target of a split in nats, in the order of the text (float32), and the lanes it was read in."""
-    N = manifest.split(split).tokens - 1
-    B, T = lanes_and_window(N, lanes, window, steps.devices.replicas)
-    nats_N = np.empty(N, np.float32)
-    rows = [nats_N[lane * N // B : (lane + 1) * N // B] for lane in range(B)]
-    for k, nats_BxT in enumerate(_pass(steps.losses, steps, data, manifest, split, B, T, bar)):
-        for row, nats_T in zip(rows, nats_BxT.numpy(), strict=True):
-            part = row[k * T : (k + 1) * T]
-            part[:] = nats_T[: len(part)]
-    return nats_N, B
 
 
 def evaluate_run(folder: Path, split: str | None, data: Path | None, count: bool | None, force: bool) -> None:
@@ -126,9 +45,9 @@ def evaluate_run(folder: Path, split: str | None, data: Path | None, count: bool
     takes seconds.
     Raises StageError where the data is not what the run was trained on, UsageError for an n-gram on what it counts.
     """
-    run = checkpoint.read_run(folder)
+    run = read_run(folder)
     chosen = checkpoint.best(run)
-    data, manifest = checkpoint.data_of(run, data)
+    data, manifest = data_of(run, data)
     split = split or manifest.judged
     manifest.split(split)
     if split == "train" and count:

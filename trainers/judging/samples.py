@@ -26,6 +26,7 @@ from pipeline.shards import read_tokens
 from pipeline.vocab import Vocab
 from trainers import checkpoint
 from trainers.judging import coherence, copied, report
+from trainers.run import data_of, read_run
 from trainers.sampling.sampler import Asked, Sampler, Written
 
 ROWS = 64  # texts that are drawn, or scored, at once
@@ -74,9 +75,9 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
 
     Raises StageError where the data is not what the run was trained on.
     """
-    run = checkpoint.read_run(folder)
+    run = read_run(folder)
     chosen = checkpoint.best(run)
-    data, manifest = checkpoint.data_of(run, data)
+    data, manifest = data_of(run, data)
     end = b"" if run.vocab.end_id is None else run.vocab.symbols[run.vocab.end_id]
     lines = end == b"\n"  # each is a text
     sweep = dataclasses.replace(sweep, texts=sweep.texts or (LINES if lines else TEXTS))

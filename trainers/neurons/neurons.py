@@ -27,13 +27,13 @@ from common.types import Array
 from pipeline.shards import read_tokens
 from pipeline.vocab import Vocab
 from trainers import checkpoint
-from trainers.checkpoint import Run
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
 from trainers.neurons.activations import activations_file
 from trainers.neurons.labels import Label, known_language, labels_of, language_of, language_of_data
 from trainers.neurons.page import DRAWN, Excerpt, Page, draw, write_page
 from trainers.neurons.search import report_of, search
+from trainers.run import Run, data_of, read_run
 
 FORMAT_VERSION = 1
 WINDOW = 1000  # T
@@ -130,7 +130,7 @@ def neurons_run(folder: Path, wanted: Wanted) -> None:
 
     Raises StageError where there is no such run or text, UsageError for a unit or an excerpt that it does not have.
     """
-    run = checkpoint.read_run(folder)
+    run = read_run(folder)
     chosen, config = checkpoint.best(run), run.config.model
     text = _text(run, wanted)
     searched_S = text.ids_N[:SEARCHED]
@@ -233,7 +233,7 @@ def _text(run: Run, wanted: Wanted) -> Text:
             raise StageError(f"{path}: {error}") from None
         found = Text(path.name, ids_N, language or language_of([(path.name, 1)]), run.vocab.start_id)
     else:
-        folder, manifest = checkpoint.data_of(run, wanted.data)
+        folder, manifest = data_of(run, wanted.data)
         name = "test" if "test" in manifest.splits else "val"
         split = manifest.split(name)
         ids_N = read_tokens(folder, split, manifest.dtype, 0, min(wanted.length, split.tokens))

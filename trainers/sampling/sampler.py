@@ -23,6 +23,7 @@ from common.errors import StageError, UsageError
 from pipeline.vocab import Vocab
 from trainers import checkpoint
 from trainers.model.char_rnn import CharRNN, States, join_carry, split_carry
+from trainers.run import read_run
 from trainers.sampling import draw
 from trainers.sampling.codec import Codec, Ids, first_problem, named
 from trainers.sampling.stepper import Stepper, alike, lay_out
@@ -523,7 +524,7 @@ def sample_run(
 
     Raises StageError for a prompt, or a stop, that the vocabulary does not have.
     """
-    run = checkpoint.read_run(folder)
+    run = read_run(folder)
     for text in (prompt, stop):
         run.vocab.encode(text)  # says at which byte what is wrong
     sampler = Sampler(checkpoint.load_model(run), run.vocab, frozen=True)

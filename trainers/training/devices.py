@@ -3,13 +3,11 @@
 import json
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 import tensorflow as tf
 
 from common import console
 from common.errors import UsageError
-from common.machine import multiplies_bfloat16
 from trainers.training.signals import at_once
 
 
@@ -127,8 +125,3 @@ def prepare(count: int, cluster: Cluster | None = None) -> Devices:
     )
     strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
     return Devices(strategy, count, cores=max(1, cores // count))
-
-
-def default_precision() -> Literal["float32", "bfloat16"]:
-    """What layers' products are fastest in: bfloat16 on a CPU that multiplies it, else float32."""
-    return "bfloat16" if multiplies_bfloat16() and not tf.config.list_physical_devices("GPU") else "float32"

@@ -26,13 +26,14 @@ from common import console
 from common.errors import StageError, Stopped, UsageError
 from pipeline.lanes import Batch, batches, check_fits, windows_per_epoch
 from pipeline.manifest import Manifest, check_hashes, read_manifest
-from trainers import checkpoint
-from trainers.checkpoint import Checkpoint, Run, Since, State
+from trainers import checkpoint, metrics
+from trainers.checkpoint import Checkpoint, Since, State
 from trainers.config import RunConfig
-from trainers.judging.evaluate import evaluate, lanes_and_window
+from trainers.run import Run, hold, open_run
 from trainers.training.callbacks import Driver, make_callbacks
 from trainers.training.devices import Cluster, Devices, plan, prepare
 from trainers.training.optimizer import make_optimizer
+from trainers.training.score import evaluate, lanes_and_window
 from trainers.training.signals import Wish, wished
 from trainers.training.step import Steps, Totals
 from trainers.training.watch import Watch, train_row, val_row
@@ -83,7 +84,7 @@ def train(
     callbacks = [*make_callbacks(train), *callbacks]
     source = checkpoint.Source.read(options.init_from) if options.init_from else None
     run = Run(folder, config, manifest.vocab, data, manifest.data_sha256, source.name if source else "")
-    run = checkpoint.open_run(run, options.allow)
+    run = open_run(run, options.allow)
     if source:
         source.check(config.model)
     if tf.config.list_physical_devices("GPU") and run.config.train.precision == "bfloat16":
@@ -97,7 +98,7 @@ def train(
         return
     try:
         devices = prepare(count, cluster)
-        with checkpoint.hold(run, devices.chief):
+        with hold(run, devices.chief):
             Training(run, manifest, devices, an_epoch, total, callbacks, source).go()
     except tf.errors.OpError as error:
         reason = f"{type(error).__name__}: {(error.message or '').partition(chr(10))[0]}"
@@ -114,9 +115,14 @@ def done(run: Run, total: int) -> str:
         return ""
     if last.step >= total:
         return f"{last.step:,} of {total:,}"
-    rows, patience = checkpoint.reports_before(run, last), run.config.train.patience
+    rows, patience = _reports_until(run, last), run.config.train.patience
     stale = since_best([row["val_nats"] for row in rows if "val_nats" in row])
     return f"{last.step:,}: {stale} evaluations brought no better one" if 0 < patience <= stale else ""
+
+
+def _reports_until(run: Run, last: Checkpoint | None) -> list[dict[str, Any]]:
+    """The reports that a checkpoint includes. One without val_nats was saved before the validation of its step."""
+    return metrics.read_until(run.folder, last.step, last.val_nats is not None) if last else []
 
 
 def since_best(losses: list[float]) -> int:
@@ -162,11 +168,11 @@ class Training:
         last = self._restore()
         start = last.step if last else 0
         # What was reported after the checkpoint that the run goes on from is taken back: those steps are made again.
-        rows = checkpoint.reports_before(run, last)
+        rows = _reports_until(run, last)
         for row in rows:
             self._remember(row)
         if self.devices.chief:
-            checkpoint.write_metrics(run, rows)
+            metrics.write(run.folder, rows)
             console.note(
                 f"{run.config.model.cell} of {run.config.model.layers} x {run.config.model.units} units, "
                 f"{self.steps.model.count_params():,} parameters, {config.precision}; {self.total:,} steps of "

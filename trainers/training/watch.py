@@ -16,9 +16,9 @@ from rich.text import Text
 
 from common import console
 from common.machine import memory
-from trainers import checkpoint
-from trainers.checkpoint import Run
+from trainers import checkpoint, metrics
 from trainers.model.char_rnn import CharRNN
+from trainers.run import Run
 from trainers.sampling.sampler import Asked, Sampler
 
 TEMPERATURE = 0.8  # of the samples
@@ -86,7 +86,7 @@ class Watch:
         self._board.close()
 
     def _keep(self, row: dict[str, Any], *scalars: str) -> None:
-        checkpoint.add_metrics(self.run, row)
+        metrics.append(self.run.folder, row)
         with self._board.as_default(step=row["step"]):
             for name in scalars:
                 tf.summary.scalar(name, row[name])

@@ -18,6 +18,7 @@ from export.lite.runner import LiteModel, Sampling
 from pipeline.manifest import Manifest, read_manifest
 from trainers import checkpoint
 from trainers.model.char_rnn import CharRNN
+from trainers.run import read_run
 from trainers.sampling.sampler import Asked, Sampler
 
 GREEDY = Sampling(temperature=0)
@@ -25,19 +26,19 @@ EVERY = Wanted(allowed=dict.fromkeys(PRECISIONS, 10.0))  # models of a few steps
 
 
 def load(run: Path) -> CharRNN:
-    return checkpoint.load_model(checkpoint.read_run(run))
+    return checkpoint.load_model(read_run(run))
 
 
 def greedy(run: Path, prompt: bytes, length: int = 40) -> bytes:
     """The likeliest characters after a prompt, by the checkpoint."""
-    sampler = Sampler(load(run), checkpoint.read_run(run).vocab)
+    sampler = Sampler(load(run), read_run(run).vocab)
     asked = Asked(*(tf.constant([x]) for x in (prompt, length, 0.0)), tf.constant([1], tf.int64))
     return sampler.generate(asked).text_bytes.numpy()[0]
 
 
 def logits(run: Path, ids_T: np.ndarray) -> np.ndarray:
     """What the checkpoint expects after each id, from an empty carry."""
-    model, end_id = load(run), checkpoint.read_run(run).vocab.end_id
+    model, end_id = load(run), read_run(run).vocab.end_id
     read = reader(model, end_id, len(ids_T))
     return read(tf.constant(ids_T[None].astype(np.int32)), model.initial_carry(1))[0][0].numpy()
 
@@ -53,7 +54,7 @@ def steps(file: LiteModel, ids_T: np.ndarray) -> np.ndarray:
 
 def converted(run: Path, ids_T: np.ndarray, folder: Path) -> Iterator[LiteModel]:
     """A run's model in every precision, as folder/PRECISION.tflite, not measured; calibrated on these ids."""
-    held, model = checkpoint.read_run(run), load(run)
+    held, model = read_run(run), load(run)
     inputs = samples(model, held.vocab.end_id, ids_T[None].astype(np.int32))
     for precision in PRECISIONS:
         about = {"format_version": 1, "vocab": held.vocab.to_json(), "precision": precision}
@@ -95,7 +96,7 @@ def test_prefill_is_16_steps_at_once(devices: Path, precision: str) -> None:
 
 
 def test_every_cell_runs_on_the_runtime(other_run: Path, tmp_path: Path) -> None:
-    model, vocab = load(other_run), checkpoint.read_run(other_run).vocab
+    model, vocab = load(other_run), read_run(other_run).vocab
     ids_T = vocab.encode(b"return eggs * 2\n\n\ndef spam(eggs):\n")
     expected_TxV = logits(other_run, ids_T)
     for file in converted(other_run, ids_T, tmp_path):
@@ -108,7 +109,7 @@ def test_every_cell_runs_on_the_runtime(other_run: Path, tmp_path: Path) -> None
 
 def test_characters_and_documents(documents_run: Path, tmp_path: Path) -> None:
     text = "Анна\nZoë\nĐorđe\nあい\n?".encode()
-    ids_T = checkpoint.read_run(documents_run).vocab.encode(text)
+    ids_T = read_run(documents_run).vocab.encode(text)
     expected_TxV = logits(documents_run, ids_T)
     for file in converted(documents_run, ids_T, tmp_path):
         end, full = file.vocab.end_id, np.ones_like(file.initial_carry())
@@ -263,7 +264,7 @@ def test_the_limits_are_those_that_are_told(run: Path, tmp_path: Path, monkeypat
 def test_what_was_found_in_the_run_comes_along(run: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(run, folder)
-    weights = checkpoint.weights_sha256(checkpoint.best(checkpoint.read_run(folder)))
+    weights = checkpoint.weights_sha256(checkpoint.best(read_run(folder)))
 
     def exported(text: str | None, force: bool = False) -> str | None:
         """What lies beside the files, where this lies in the run."""
@@ -285,7 +286,7 @@ def test_what_was_found_in_the_run_comes_along(run: Path, tmp_path: Path) -> Non
 
 
 def test_a_file_that_gives_no_number_is_refused(run: Path, tmp_path: Path) -> None:
-    broken, vocab = load(run), checkpoint.read_run(run).vocab
+    broken, vocab = load(run), read_run(run).vocab
     broken.dense.bias.assign(np.where(np.arange(256) == 7, np.nan, 0))
     about = json.dumps({"format_version": 1, "vocab": vocab.to_json()})
     (tmp_path / "a.tflite").write_bytes(pack(convert(broken, None, "float32", []), json.loads(about)))

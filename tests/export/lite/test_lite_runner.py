@@ -17,6 +17,7 @@ from export.bundle import pack, unpack
 from export.lite.graph import convert
 from export.lite.runner import LiteModel, Sampling, choose, uniforms
 from trainers import checkpoint
+from trainers.run import read_run
 from trainers.sampling import draw
 from trainers.sampling.sampler import KINDS, Asked, Sampler
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 def written(run: Path, folder: Path) -> Path:
     """A run's model as folder/float32.tflite, without measuring it."""
-    held = checkpoint.read_run(run)
+    held = read_run(run)
     flatbuffer = convert(checkpoint.load_model(held), held.vocab.end_id, "float32", [])
     path = folder / "float32.tflite"
     path.write_bytes(pack(flatbuffer, {"format_version": 1, "vocab": held.vocab.to_json()}))
@@ -62,7 +63,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("prompt", [b"", b"def ", b"import spam\n\ndef eggs(x):\n"])
 def test_it_writes_what_the_checkpoint_writes(run: Path, path: Path, prompt: bytes) -> None:
-    held = checkpoint.read_run(run)
+    held = read_run(run)
     rows = [(prompt, 200, s.temperature, s.seed, s.top_k, s.top_p, s.repetition_penalty, s.stop) for s in OPTIONS]
     columns = (tf.constant(column, kind) for column, kind in zip(zip(*rows, strict=True), KINDS, strict=True))
     expected = Sampler(checkpoint.load_model(held), held.vocab).generate(Asked(*columns)).text_bytes.numpy().tolist()

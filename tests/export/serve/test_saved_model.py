@@ -16,6 +16,7 @@ from export.serve.saved_model import export_saved_model
 from export.serve.session import answer, packed, unpacked
 from export.serve.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
+from trainers.run import read_run
 from trainers.sampling.sampler import Limits, Sampler
 
 LIMITS = Limits(rows=5)
@@ -33,7 +34,7 @@ class Files:
     """A version's files in a Session, and what the checkpoint itself answers."""
 
     def __init__(self, version: Path, run: Path):
-        opened = checkpoint.read_run(run)
+        opened = read_run(run)
         self.reference = Served(Sampler(checkpoint.load_model(opened), opened.vocab, LIMITS), "")
         with tf.Graph().as_default() as graph:
             self.session = tf.compat.v1.Session(graph=graph)
@@ -74,7 +75,7 @@ def test_the_files_answer_as_the_checkpoint_does(files: Files) -> None:
 
 def save(run: Path, folder: Path) -> Served:
     """The files alone, without the export's proof."""
-    opened = checkpoint.read_run(run)
+    opened = read_run(run)
     served = Served(Sampler(checkpoint.load_model(opened), opened.vocab, LIMITS, frozen=True), "")
     tf.saved_model.save(served, str(folder), signatures=served.functions)
     return served
@@ -129,7 +130,7 @@ def test_a_model_that_was_made_beside_a_gpu_is_the_same_graph(run: Path, tmp_pat
     told that there were."""
     graphs = []
     for gpu in (False, True):
-        opened = checkpoint.read_run(run)
+        opened = read_run(run)
         model = checkpoint.load_model(opened)
         model.use_stock_layers = gpu
         served = Served(Sampler(model, opened.vocab, LIMITS, frozen=True), "")

@@ -30,6 +30,7 @@ from export.serve.facts import facts_of
 from export.serve.package import batch_sizes, host_name, relabel, write_package
 from pipeline.vocab import byte_vocab
 from trainers import checkpoint
+from trainers.run import read_run
 
 ABOUT = {
     "format_version": 1,
@@ -554,7 +555,7 @@ def test_a_card_learns_what_comes_later_and_forgets_nothing(tmp_path: Path) -> N
 
 
 def test_facts_are_those_of_the_run_and_its_data(run: Path, tmp_path: Path) -> None:
-    opened = checkpoint.read_run(run)
+    opened = read_run(run)
     chosen = checkpoint.best(opened)
     facts = facts_of(opened, chosen)
     tools = facts.pop("tools")
@@ -595,7 +596,7 @@ def test_facts_are_those_of_the_run_and_its_data(run: Path, tmp_path: Path) -> N
 
 
 def test_data_that_is_gone_or_another_by_now_is_not_told_of(run: Path, tmp_path: Path) -> None:
-    opened = checkpoint.read_run(run)
+    opened = read_run(run)
     chosen = checkpoint.best(opened)
     for other in ({"data": tmp_path / "gone"}, {"data_sha256": "0"}):
         assert facts_of(dataclasses.replace(opened, **other), chosen)["data"] is None

@@ -14,9 +14,10 @@ from pipeline.manifest import Manifest
 from pipeline.vocab import byte_vocab
 from trainers.config import ModelConfig
 from trainers.judging import evaluate as module
-from trainers.judging.evaluate import Score, evaluate, evaluate_run, figures_of, lanes_and_window, losses
+from trainers.judging.evaluate import evaluate_run, figures_of
 from trainers.model.char_rnn import CharRNN
 from trainers.training.devices import Devices
+from trainers.training.score import Score, evaluate, lanes_and_window, losses
 from trainers.training.step import Steps, total_nats
 
 TEXT = b"a bird in the hand is worth two in the bush; " * 4

@@ -17,6 +17,7 @@ from trainers import checkpoint
 from trainers.judging import samples
 from trainers.judging.samples import Sweep, Texts, interval, sweep_run, varied
 from trainers.model.char_rnn import CharRNN
+from trainers.run import read_run
 from trainers.sampling.sampler import Limits, Sampler, sample_run
 from trainers.training.devices import Devices
 from trainers.training.step import total_nats
@@ -66,7 +67,7 @@ def prose(tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., 
 
 def nats_of(folder: Path, texts: list[bytes]) -> float:
     """Of texts of bytes, each after a newline, by the model itself."""
-    model, nats = checkpoint.load_model(checkpoint.read_run(folder)), 0.0
+    model, nats = checkpoint.load_model(read_run(folder)), 0.0
     for text in texts:
         ids = np.frombuffer(b"\n" + text, np.uint8)[None]
         logits, _ = model(ids[:, :-1], model.initial_carry(1))

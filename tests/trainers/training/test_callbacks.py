@@ -14,7 +14,7 @@ from tiny_run import TEXT, interrupted, tiny_config, tiny_training
 
 from common.errors import Stopped, UsageError
 from pipeline.manifest import Manifest
-from trainers import checkpoint
+from trainers import checkpoint, metrics
 from trainers.training.callbacks import make_callbacks
 from trainers.training.devices import Devices
 from trainers.training.loop import Options, Training
@@ -86,7 +86,7 @@ def test_every_hook_is_called_in_order_and_across_a_stop(tmp_path: Path, data: P
     one = tiny_training(tmp_path / "run", data, on(), 7, [then])
     each = each, losses(one)
     one.go()
-    rows = checkpoint.read_metrics(one.run)
+    rows = metrics.read(one.run.folder)
 
     def batches(first: int, last: int, losses: dict[int, float]) -> list[Call]:
         return [
@@ -131,7 +131,7 @@ def test_a_stretch_ends_once_where_the_stop_came_before_its_validation(tmp_path:
         ("on_epoch_end", 0),
         ("on_train_end", {}),
     ]
-    assert then.calls[4][2] == logs(checkpoint.read_metrics(one.run), 5)
+    assert then.calls[4][2] == logs(metrics.read(one.run.folder), 5)
 
 
 def test_callbacks_of_a_config_do_their_work(
@@ -148,7 +148,7 @@ def test_callbacks_of_a_config_do_their_work(
     one = tiny_training(tmp_path / "run", data, on(), 30, make_callbacks(tiny_config(callbacks=tables).train), keep=9)
     one.go()
     assert "ended at step 15 of 30 by a callback" in capsys.readouterr().err
-    rows = checkpoint.read_metrics(one.run)
+    rows = metrics.read(one.run.folder)
     ends = [logs(rows, step) for step in (5, 10, 15)]
     with (tmp_path / "log.csv").open() as file:
         written = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
@@ -186,7 +186,7 @@ def test_a_learning_rate_that_a_callback_lowers_stays_so_when_the_run_goes_on(
     tiny_training(tmp_path / "run", data, on(), 10, callbacks).go()
     one = tiny_training(tmp_path / "run", data, on(), 15)
     one.go()
-    rates = [(row["step"], row["learning_rate"]) for row in checkpoint.read_metrics(one.run) if "learning_rate" in row]
+    rates = [(row["step"], row["learning_rate"]) for row in metrics.read(one.run.folder) if "learning_rate" in row]
     full, half = float(np.float32(0.01)), float(np.float32(0.005))
     assert rates == [*((step, full) for step in (3, 5, 6, 9, 10)), (12, half), (15, half)]
 

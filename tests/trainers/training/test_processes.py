@@ -14,7 +14,8 @@ import pytest
 
 from bench.scale import addresses
 from pipeline.manifest import Manifest
-from trainers import checkpoint
+from trainers import checkpoint, metrics
+from trainers.run import Run, read_run
 
 ROOT = Path(__file__).parents[3]
 TEXT = b"the quick brown fox jumps over the lazy dog.\n" * 8
@@ -85,13 +86,13 @@ def reach(home: Path, name: str, step: int, *processes: subprocess.Popen) -> Non
         time.sleep(0.002)
 
 
-def run(home: Path, name: str) -> checkpoint.Run:
-    return checkpoint.read_run(home / "runs" / name)
+def run(home: Path, name: str) -> Run:
+    return read_run(home / "runs" / name)
 
 
 def curve(home: Path, name: str) -> list[tuple[int, str, float]]:
     """All losses that a run has reported."""
-    rows = checkpoint.read_metrics(run(home, name))
+    rows = metrics.read(run(home, name).folder)
     return [(row["step"], key, row[key]) for row in rows for key in ("train_nats", "val_nats") if key in row]
 
 

@@ -20,7 +20,7 @@ from common import console
 from pipeline.manifest import Manifest
 from pipeline.vocab import byte_vocab
 from trainers import checkpoint, metrics
-from trainers.checkpoint import Run
+from trainers.run import Run
 from trainers.training import watch
 from trainers.training.devices import Devices
 from trainers.training.watch import BOARD, Watch
@@ -45,7 +45,7 @@ def values(board: EventAccumulator, tag: str) -> list[tuple[int, Any]]:
 
 
 def reported(run: Run, tag: str) -> list[tuple[int, np.float32]]:
-    return [(row["step"], np.float32(row[tag])) for row in checkpoint.read_metrics(run) if tag in row]
+    return [(row["step"], np.float32(row[tag])) for row in metrics.read(run.folder) if tag in row]
 
 
 def test_tensorboard_has_what_metrics_has(tmp_path: Path, data: Path, on: On) -> None:
@@ -176,9 +176,9 @@ def test_a_worker_that_is_not_the_chief_shows_and_keeps_nothing(
 def test_a_run_that_goes_on_knows_its_best(tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch) -> None:
     one = tiny_training(tmp_path / "run", data, on(), 10)
     one.go()
-    rows = checkpoint.read_metrics(one.run)
+    rows = metrics.read(one.run.folder)
     rows[-1]["val_nats"] = 0.5  # lower than any that a model so small will reach
-    checkpoint.write_metrics(one.run, rows)
+    metrics.write(one.run.folder, rows)
     file = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=file, width=80, color_system=None))
     tiny_training(tmp_path / "run", data, on(), 12).go()

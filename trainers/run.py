@@ -1,0 +1,182 @@
+"""A run on disk: its settings, vocabulary and data, and who may resume it.
+
+runs/NAME/run.json            config, vocabulary, data, and the run whose weights it started from
+runs/NAME/metrics.jsonl       reports, one per line (trainers.metrics)
+runs/NAME/checkpoints/        see trainers.checkpoint
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from common.errors import StageError, UsageError
+from common.files import check_replaceable, only_one, write_json
+from common.machine import multiplies_bfloat16
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.vocab import Vocab
+from trainers.config import RunConfig
+from trainers.model.char_rnn import CharRNN
+
+FORMAT_VERSION = 2  # of run.json and checkpoint.json
+
+
+# What lengthens or observes the same run. Everything else makes it another one.
+FREE = (
+    *("evaluate_every", "report_every", "checkpoint_minutes", "keep", "patience", "diverged"),
+    *("sample", "histograms", "callbacks"),
+)
+# What the shapes of weights, slots and carry follow from: it cannot be changed under way, whatever is asked for.
+FIXED = ("train.lanes", "train.optimizer", "train.momentum", "model.")
+CHANGEABLE = ("model.dropout", "model.output_dropout", "model.variational_dropout")  # of the latter
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What run.json says: all that is needed to build the model again, and the data that it learned from."""
+
+    folder: Path
+    config: RunConfig
+    vocab: Vocab
+    data: Path
+    data_sha256: str
+    init_from: str = ""  # the run whose weights it began with, and their hash
+
+    def build(self, precision: str | None = None) -> CharRNN:
+        """The model with its first weights. precision: of its products, by default as it is trained."""
+        train = self.config.train
+        return CharRNN(self.config.model, self.vocab.size, train.seed, precision or train.precision)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "config": self.config.to_json(),
+            "vocab": self.vocab.to_json(),
+            "data": str(self.data),
+            "data_sha256": self.data_sha256,
+            "init_from": self.init_from,
+        }
+
+
+def open_run(run: Run, allow: tuple[str, ...] = ()) -> Run:
+    """The run as it is to go on: with its precision settled, and with what it began from.
+
+    allow: what may be another than it was begun with: "data", or a setting as "train.clip".
+    Raises StageError where the folder holds something else, or a run that was begun with another vocabulary, data or
+    config, showing what differs. Writes nothing.
+    """
+    if not (run.folder / "run.json").exists():
+        check_replaceable(run.folder, "run.json", "a run")
+        return _precise(run, default_precision())
+    before = read_run(run.folder)
+    run = dataclasses.replace(_precise(run, before.config.train.precision), init_from=run.init_from or before.init_from)
+    _check_same(before, run, allow)
+    return run
+
+
+def _precise(run: Run, precision: Literal["auto", "float32", "bfloat16"]) -> Run:
+    """The run with the precision that "auto" stands for."""
+    train = run.config.train
+    if train.precision != "auto":
+        return run
+    train = dataclasses.replace(train, precision=precision)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, train=train))
+
+
+def _check_same(before: Run, run: Run, allow: tuple[str, ...]) -> None:
+    """Raises StageError where `run` would go on with a run that is another one."""
+    folder, way_out = run.folder, "give another --out"
+    if before.vocab.sha256 != run.vocab.sha256:
+        raise StageError(
+            f"the checkpoints of {folder} are of another vocabulary ({before.vocab.size} {before.vocab.unit}s) than "
+            f"{run.data} ({run.vocab.size} {run.vocab.unit}s); give the data that it was trained on, or another --out"
+        )
+    if before.init_from != run.init_from:
+        begun = before.init_from or "new weights"
+        raise StageError(f"{folder} was begun from {begun}, not from {run.init_from}; {way_out}")
+    changes = {"data": (before.data_sha256[:12], run.data_sha256[:12])}
+    # Without a fall of the learning rate that is laid out over all steps, more epochs only lengthen the run.
+    free = {f"train.{name}" for name in FREE}
+    free |= {"train.epochs"} if run.config.train.schedule in ("constant", "char-rnn") else set()
+    for section in ("model", "train"):
+        old, new = (dataclasses.asdict(getattr(one.config, section)) for one in (before, run))
+        changes |= {f"{section}.{name}": (old[name], new[name]) for name in old if f"{section}.{name}" not in free}
+    known = {*changes, *free}
+    changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
+    unknown = sorted(set(allow) - known)
+    if unknown:
+        raise UsageError(
+            f"--allow {unknown[0]}: there is no such setting; here {', '.join(changes) or 'nothing'} differs"
+        )
+    shown = {name: f"{name} {old} -> {new}" for name, (old, new) in changes.items()}
+    fixed = [name for name in changes if name.startswith(FIXED) and name not in CHANGEABLE]
+    if fixed:
+        raise StageError(f"{folder} cannot go on with another {fixed[0]} ({shown[fixed[0]]}): {way_out}")
+    refused = [text for name, text in shown.items() if name not in allow]
+    if refused:
+        asked = " ".join(f"--allow {name}" for name in changes)
+        raise StageError(f"{folder} was begun with other settings ({'; '.join(refused)}): {way_out}, or say {asked}")
+
+
+def read_run(folder: Path) -> Run:
+    """Reads run.json. Raises StageError where there is none, or it cannot be read."""
+    path = folder / "run.json"
+    if not path.is_file():
+        raise StageError(f"there is no run in {folder} (no run.json): make one with python -m trainers train CONFIG")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["format_version"] != FORMAT_VERSION:
+            raise StageError(
+                f"{path} has format_version {value['format_version']}, this program reads {FORMAT_VERSION}"
+            )
+        config = RunConfig.from_tables(value["config"]["model"], value["config"]["train"], str(path))
+        vocab, data = Vocab.from_json(value["vocab"]), Path(value["data"])
+        return Run(folder, config, vocab, data, value["data_sha256"], value["init_from"])
+    except (KeyError, TypeError, UsageError, ValueError) as error:
+        raise StageError(f"{path} is broken ({type(error).__name__}: {error})") from None
+
+
+def data_of(run: Run, data: Path | None) -> tuple[Path, Manifest]:
+    """Where the data that a run was trained on lies, and its manifest. data: where, if it has moved.
+
+    Raises StageError where it is not there, or is other data.
+    """
+    data = data or run.data
+    if not data.is_dir():
+        raise StageError(
+            f"the data that {run.folder} was trained on is not in {data}: say with --data where it lies now"
+        )
+    manifest = read_manifest(data)
+    if manifest.data_sha256 != run.data_sha256:
+        raise StageError(
+            f"{data} is not the data that {run.folder} was trained on: its held-out text may have been seen"
+        )
+    return data, manifest
+
+
+def default_precision() -> Literal["float32", "bfloat16"]:
+    """The fastest type for the layers' products: bfloat16 on a CPU that multiplies it natively, else float32."""
+    return "bfloat16" if multiplies_bfloat16() and not tf.config.list_physical_devices("GPU") else "float32"
+
+
+@contextlib.contextmanager
+def hold(run: Run, chief: bool) -> Iterator[None]:
+    """For the block, no other process may train the run; what one that was killed left behind is removed. Of several
+    workers the chief holds it for all.
+
+    Raises StageError where another process holds it.
+    """
+    if not chief:
+        yield
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with only_one(run.folder):
+        write_json(run.folder / "run.json", run.to_json())
+        for left in (run.folder / "checkpoints").glob(".step-*.partial-*"):
+            shutil.rmtree(left)
+        yield
