@@ -78,25 +78,25 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
         from bench.served import model_of
         from trainers.model.char_rnn import split_carry
         from trainers.sampling import draw
-        from trainers.sampling.sampler import DRAW_TURN
-        from trainers.sampling.stepper import Stepper, lay_out
+        from trainers.sampling.loop import DRAW_TURN
+        from trainers.sampling.stepper import Stepper, pack_weights
 
         model = model_of(size)
-        laid = tf.nest.map_structure(lambda weight: weight.numpy(), lay_out(model))
+        weights = tf.nest.map_structure(lambda weight: weight.numpy(), pack_weights(model))
         symbols = np.array(VOCAB.symbols, object)
         graph = tf.Graph()
         with graph.as_default():
-            laid = tf.nest.map_structure(tf.Variable, laid)
+            weights = tf.nest.map_structure(tf.Variable, weights)
             session = tf.compat.v1.Session()
             session.run(tf.compat.v1.global_variables_initializer())
 
         def empty(rows: int) -> Any:
             return split_carry(model.initial_carry(rows))
 
-        def loop(laid: Any, seed_B: Any, rows: int, length: int) -> tuple[Any, Any]:
+        def loop(weights: Any, seed_B: Any, rows: int, length: int) -> tuple[Any, Any]:
             """Ids of whole turns of DRAW_TURN steps, and their log-probabilities, as the sampler draws them."""
-            stepper, turns = Stepper(model, None, laid), -(-length // DRAW_TURN)
-            cumulate = draw.cumulation(stepper.laid.dense_bias_V.shape[0])
+            stepper, turns = Stepper(model, None, weights), -(-length // DRAW_TURN)
+            cumulate = draw.cumulation(stepper.weights.dense_bias_V.shape[0])
             sharpness_B = draw.sharpness(tf.fill([rows], TEMPERATURE))
             uniform = draw.uniforms(seed_B, tf.zeros([rows], tf.int64), sharpness_B, turns * DRAW_TURN)
             uniform_KxTxBx1 = tf.reshape(uniform, [turns, DRAW_TURN, rows, 1])
@@ -123,8 +123,8 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
         def made(rows: int, length: int) -> Callable[..., Any]:
             with graph.as_default():
                 seed_B = tf.compat.v1.placeholder(tf.int64, [rows])
-                read = tf.nest.map_structure(tf.convert_to_tensor, laid)
-                found = compiled(lambda laid, seed_B: loop(laid, seed_B, rows, length))(read, seed_B)
+                read = tf.nest.map_structure(tf.convert_to_tensor, weights)
+                found = compiled(lambda weights, seed_B: loop(weights, seed_B, rows, length))(read, seed_B)
             return session.make_callable(list(found), [seed_B])
 
         functions = {(rows, length): made(rows, length) for rows in ROWS for length in LENGTHS}
@@ -133,14 +133,14 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
             ids_NxB, _ = functions[rows, length]([*range(seed, seed + rows)])
             return [b"".join(row) for row in symbols[ids_NxB.T]]
 
-        def reading(laid: Any) -> Any:
-            stepper, states = Stepper(model, None, laid), empty(1)
+        def reading(weights: Any) -> Any:
+            stepper, states = Stepper(model, None, weights), empty(1)
             for one in VOCAB.encode(PROMPT).tolist():
                 states = stepper.read(tf.constant([one]), states)
             return stepper.logits(states)[:, : VOCAB.size]
 
         with graph.as_default():
-            logits = compiled(reading)(tf.nest.map_structure(tf.convert_to_tensor, laid))
+            logits = compiled(reading)(tf.nest.map_structure(tf.convert_to_tensor, weights))
         return Loop(write, session.run(logits)[0])
 
     return make

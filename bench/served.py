@@ -29,7 +29,8 @@ from export.serve.saved_model import write_version
 from export.serve.signatures import Served
 from trainers.config import RunConfig
 from trainers.model.char_rnn import CharRNN
-from trainers.sampling.sampler import Limits, Sampler
+from trainers.sampling.rows import Limits
+from trainers.sampling.sampler import Sampler
 
 STAND_IN = ROOT / "tests/serving_stand_in.py"
 SHARPER = 4.0  # times Glorot's dense kernel: texts that are drawn from it are neither noise nor one letter

@@ -42,7 +42,7 @@ def savedmodel(
     """
     with console.hushed():
         from export.serve.saved_model import export_saved_model
-        from trainers.sampling.sampler import Limits
+        from trainers.sampling.rows import Limits
     limits = Limits(length=most_length, prompt=most_prompt, rows=most_rows)
     export_saved_model(run, out or Path("served") / run.name, version, force, limits)
 

@@ -13,7 +13,8 @@ from export.lite.runner import LiteModel, Sampling
 from export.serve.saved_model import MADE_FROM, latest_version
 from trainers import checkpoint, metrics
 from trainers.run import Run, read_run
-from trainers.sampling.sampler import Asked, Sampler
+from trainers.sampling.rows import Request
+from trainers.sampling.sampler import Sampler
 
 TEMPERATURES = (0.5, 0.8, 1.0)
 LENGTH = 240  # characters, after an empty prompt: it suits every text
@@ -94,7 +95,7 @@ def _inputs() -> dict[str, tf.Tensor]:
 def _from_checkpoint(run: Run, chosen: checkpoint.Checkpoint) -> list[bytes]:
     sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab)
     generate = tf.function(sampler.generate, autograph=False)
-    return generate(Asked(*_inputs().values())).text_bytes.numpy().tolist()
+    return generate(Request(*_inputs().values())).text_bytes.numpy().tolist()
 
 
 def _latest(served: Path) -> Path:

@@ -26,7 +26,8 @@ from export.lite.runner import LiteModel
 from pipeline.manifest import Manifest
 from pipeline.shards import read_tokens
 from trainers.model.char_rnn import CharRNN
-from trainers.sampling.sampler import Asked, Sampler
+from trainers.sampling.rows import Request
+from trainers.sampling.sampler import Sampler
 
 LANES, LENGTH = 20, 5000  # 100,000 characters
 WINDOW = 100  # characters of every lane that the checkpoint reads at a time
@@ -138,7 +139,7 @@ def _agreements(model: CharRNN, files: dict[str, LiteModel], text: Text) -> dict
     prompts = [vocab.decode(flat[start : start + PROMPT]) for start in starts]
     generate = tf.function(Sampler(model, vocab).generate, autograph=False)
     asked = (tf.constant(prompts), tf.fill([PROMPTS], WRITTEN), tf.zeros([PROMPTS]), tf.zeros([PROMPTS], tf.int64))
-    written, agreed, total = generate(Asked(*asked)).text_bytes.numpy().tolist(), dict.fromkeys(files, 0), 0
+    written, agreed, total = generate(Request(*asked)).text_bytes.numpy().tolist(), dict.fromkeys(files, 0), 0
     for prompt, more in zip(prompts, written, strict=True):
         ids, expected = vocab.prompt_ids(prompt), vocab.encode(more)
         total += len(expected)

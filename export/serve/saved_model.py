@@ -35,7 +35,8 @@ from export.serve.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
 from trainers.checkpoint import Checkpoint
 from trainers.run import Run, read_run
-from trainers.sampling.sampler import Limits, Sampler
+from trainers.sampling.rows import Limits
+from trainers.sampling.sampler import Sampler
 
 TOLERANCE = 1e-5  # of a number, or of its size where that is above 1
 

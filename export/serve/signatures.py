@@ -21,7 +21,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainers.sampling.sampler import Asked, Sampler, Written
+from trainers.sampling.rows import Generated, Request
+from trainers.sampling.sampler import Sampler
 
 DTYPES = {
     "prompt": tf.string,
@@ -62,7 +63,7 @@ class Served(tf.Module):
     def __init__(self, sampler: Sampler, info: str):
         super().__init__(name="served")
         self.sampler, self.info = sampler, info
-        self.weights = tf.nest.flatten(sampler.laid)  # tracked: what variables/ will hold
+        self.weights = tf.nest.flatten(sampler.weights)  # tracked: what variables/ will hold
         self.functions = {name: self._traced(name) for name in INPUTS}
 
     def answer(self, signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -75,13 +76,13 @@ class Served(tf.Module):
         return tf.function(getattr(self, f"_{name}"), input_signature=specs, autograph=False)
 
     def _serving_default(self, *basic: tf.Tensor) -> Answer:
-        return _written(self.sampler.generate(Asked(*basic)))
+        return _written(self.sampler.generate(Request(*basic)))
 
     def _generate(self, *columns: tf.Tensor) -> Answer:
-        return _written(self.sampler.generate(Asked(*columns)))
+        return _written(self.sampler.generate(Request(*columns)))
 
     def _continue(self, carry_B: tf.Tensor, *columns: tf.Tensor) -> Answer:
-        written, carry_B = self.sampler.go_on(carry_B, Asked(*columns))
+        written, carry_B = self.sampler.resume(carry_B, Request(*columns))
         return {**_written(written), "carry_bytes": carry_B, "n_back": written.n_back}
 
     def _start(self, prompt_B: tf.Tensor) -> Answer:
@@ -115,7 +116,7 @@ class Served(tf.Module):
         return {"info": tf.where(row_B < self.sampler.limits.rows, self.info, "")}
 
 
-def _written(written: Written) -> Answer:
+def _written(written: Generated) -> Answer:
     # A character cut in two, as a prompt may end within one, is U+FFFD in what must be valid.
     text_B = tf.strings.unicode_transcode(written.text_bytes, "UTF-8", "UTF-8")
     answer = {"text": text_B, **written._asdict()}

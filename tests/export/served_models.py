@@ -19,7 +19,9 @@ from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
 from trainers.run import read_run
 from trainers.sampling import draw
-from trainers.sampling.sampler import MEMORY, Limits, Sampler
+from trainers.sampling.carry_bytes import MEMORY
+from trainers.sampling.rows import Limits
+from trainers.sampling.sampler import Sampler
 
 Row = dict[str, Any]
 Columns = dict[str, npt.NDArray[Any]]

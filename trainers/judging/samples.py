@@ -27,7 +27,8 @@ from pipeline.vocab import Vocab
 from trainers import checkpoint
 from trainers.judging import coherence, copied, report
 from trainers.run import data_of, read_run
-from trainers.sampling.sampler import Asked, Sampler, Written
+from trainers.sampling.rows import Generated, Request
+from trainers.sampling.sampler import Sampler
 
 ROWS = 64  # texts that are drawn, or scored, at once
 SHOWN = 1000  # characters that are kept to be looked at
@@ -132,7 +133,7 @@ def _real(ids_N: Array, vocab: Vocab, sweep: Sweep, lines: bool) -> list[bytes]:
 
 
 def _draw(
-    generate: Callable[[Asked], Written], temperature: float, sweep: Sweep, end: bytes, bar: Progress
+    generate: Callable[[Request], Generated], temperature: float, sweep: Sweep, end: bytes, bar: Progress
 ) -> list[bytes]:
     """The texts of one temperature, with the end of those that came to it; their seeds go on from the sweep's, and are
     the same at each temperature."""
@@ -142,7 +143,7 @@ def _draw(
     for rows in _batches(seeds):
         columns = [[b""] * len(rows), [sweep.length] * len(rows), [temperature] * len(rows), list(rows)]
         kinds = (tf.string, tf.int32, tf.float32, tf.int64)
-        written = generate(Asked(*(tf.constant(one, kind) for one, kind in zip(columns, kinds, strict=True))))
+        written = generate(Request(*(tf.constant(one, kind) for one, kind in zip(columns, kinds, strict=True))))
         reasons = _fine(written.finish_reason)
         found = zip(written.text_bytes.numpy(), reasons, strict=True)
         texts += [text + (end if reason == b"stop" else b"") for text, reason in found]

@@ -1,6 +1,6 @@
-"""Single time steps, for sampling: a model's weights laid out once for products of few rows, in plain float32 ops.
+"""Single time steps for sampling: a model's weights packed once for products of few rows, in plain float32 ops.
 
-Legend: B rows, V vocabulary, E numbers of an embedding, K inputs, G gate columns, H units.
+Legend: B rows, V vocabulary, E units of an embedding, K inputs, G gate columns, H units.
 """
 
 from typing import NamedTuple
@@ -12,48 +12,47 @@ from trainers.model.cells import State
 from trainers.model.char_rnn import CharRNN, States
 from trainers.sampling.draw import AT_ONCE, NEVER
 
-# One row times 512 x 2048 is 123 us with TensorFlow's kernels, and 40 us as panels of 256 or 512 columns, which the
-# cores share. Where a matrix is small, the panels' own ops cost more than they bring.
-PANEL, WIDE = 256, 1024  # columns of a panel; the columns above which a matrix is cut into panels
+# One row times 512 x 2048 takes 123 us with TensorFlow's kernel, and 40 us as panels of 256 or 512 columns, which run
+# on all cores. For a small matrix the extra ops cost more than that saves.
+PANEL, WIDE = 256, 1024  # columns of a panel; columns above which a matrix is cut into panels
 
-# A row is to have the same product, to the last bit, whatever rows are beside it. TensorFlow does not give that by
-# itself. How it sums depends on the number of rows: with AVX2 it takes a dozen at once, and of those left over it sums
-# four as it does a dozen, but not eight, nor one to three; with AVX-512 all but a single one alike. And where inputs
-# are many, or the columns odd, it depends on how the threads divide them. So there are so many rows (`alike`), so many
-# inputs at once, and an even number of columns.
+# A row's product must be bit-identical in any batch, but TensorFlow picks its summation order by shape: with AVX2 it
+# treats 12 rows at once, and of the remainder sums 4 like 12, but not 8 or 1 to 3; with AVX-512 all but a single row
+# alike. With many inputs or an odd number of columns the order also depends on the threads. So pad the rows to 4, 12,
+# 16, 24, … (`padded_rows`), block the inputs, and keep the columns even.
 QUAD = 4
-INPUTS = (512, 256)  # as many as go into pieces of the first, and the others in pieces of the second
+INPUTS = (512, 256)  # inputs per block: as many blocks of the first size as fit, the rest in blocks of the second
 
-Matrix = tuple[tuple[tf.Tensor, ...], ...]  # pieces by inputs, of panels by columns
+Matrix = tuple[tuple[tf.Tensor, ...], ...]  # blocks of inputs, each cut into panels of columns
 
 
 class Layer(NamedTuple):
-    """The weights of a recurrent layer, its cell's factors folded in."""
+    """The weights of a recurrent layer, with its cell's constant factors folded in."""
 
-    kernel: Matrix  # none where the layer's input is gathered as it enters the gates
+    kernel: Matrix  # empty where the first layer's gate inputs are looked up by id
     bias_G: tf.Tensor
     recurrent: Matrix
-    recurrent_bias: tuple[tf.Tensor, ...]  # where the cell has one
-    norm: tuple[tf.Tensor, ...]  # scale_H and offset_H, where the model has layer norms
+    recurrent_bias: tuple[tf.Tensor, ...]  # empty where the cell has none
+    norm: tuple[tf.Tensor, ...]  # scale_H and offset_H, or empty without layer_norm
 
 
-class Laid(NamedTuple):
-    """A model's weights, laid out for single steps."""
+class PackedWeights(NamedTuple):
+    """A model's weights, arranged for single steps."""
 
-    rows: tf.Tensor  # which an id picks one of: x W + b of the first layer (V x G), or the embedding (V x E)
+    rows: tf.Tensor  # looked up by id: x W + b of the first layer (V x G), or the embedding (V x E)
     layers: tuple[Layer, ...]
     dense: Matrix
     dense_bias_V: tf.Tensor
 
 
-def alike(rows: tf.Tensor) -> tf.Tensor:
-    """The number of rows that so many are run as, for each to be multiplied as among any others: 4, 12, 16, 24, …"""
+def padded_rows(rows: tf.Tensor) -> tf.Tensor:
+    """The number of rows to run `rows` as, so that each gets the same product in any batch: 4, 12, 16, 24, …"""
     quads = tf.maximum(-(-rows // QUAD), 1)
     return QUAD * (quads + tf.cast(quads % 3 == 2, quads.dtype))
 
 
-def lay_out(model: CharRNN) -> Laid:
-    """Lays out a model's weights. In a graph the ops that do so run once a call, outside the loop that calls a step."""
+def pack_weights(model: CharRNN) -> PackedWeights:
+    """Pack a model's weights. In a graph this runs once per call, outside the loop over steps."""
     rows, layers = None, []
     for index, layer in enumerate(model.rnns):
         w = model.cell.fold(model.cell.weights(layer))
@@ -78,29 +77,30 @@ def lay_out(model: CharRNN) -> Laid:
         tf.pad(model.dense.kernel, [[0, 0], [0, more]]),
         tf.pad(model.dense.bias, [[0, more]], constant_values=NEVER),
     )
-    return Laid(rows, tuple(layers), _cut(dense), bias_V)
+    return PackedWeights(rows, tuple(layers), _cut(dense), bias_V)
 
 
 class Stepper:
-    """A model one character at a time: `read` moves the states on, `logits` says what they expect next.
+    """A model one character at a time: `read` advances the states, `logits` predicts the next character.
 
-    To be made outside the loop that calls it.
+    Create it outside the loop that calls it.
 
-    end_id: the id that is read from an empty carry, since a document ends with it; None: none is.
-    laid: of `lay_out`, where the caller keeps it.
+    end_id: the id that ends a document, after which the states start empty; None: documents have no end.
+    weights: from `pack_weights`; by default, packed here.
     """
 
-    def __init__(self, model: CharRNN, end_id: int | None = None, laid: Laid | None = None):
-        self.infer, self.end_id, self.laid = model.cell.inference(model.config.units), end_id, laid or lay_out(model)
+    def __init__(self, model: CharRNN, end_id: int | None = None, weights: PackedWeights | None = None):
+        self.infer, self.end_id = model.cell.inference(model.config.units), end_id
+        self.weights = weights or pack_weights(model)
         self.epsilon = [norm.epsilon for norm in model.norms]
 
     def read(self, ids_B: tf.Tensor, states: States) -> States:
-        """The states after one more character each."""
+        """The states after one more character per row."""
         if self.end_id is not None:
             keep_Bx1 = tf.cast(ids_B != self.end_id, tf.float32)[:, None]
             states = [tuple(x_BxH * keep_Bx1 for x_BxH in state) for state in states]
-        y, after = tf.gather(self.laid.rows, ids_B), []
-        for index, (layer, state) in enumerate(zip(self.laid.layers, states, strict=True)):
+        y, after = tf.gather(self.weights.rows, ids_B), []
+        for index, (layer, state) in enumerate(zip(self.weights.layers, states, strict=True)):
             G = layer.bias_G.shape[0]
             z_BxG = tf.nn.bias_add(_times(y, layer.kernel, G), layer.bias_G) if layer.kernel else y
             hr_BxG = _times(state[0], layer.recurrent, G)
@@ -112,26 +112,26 @@ class Stepper:
         return after
 
     def logits(self, states: States) -> tf.Tensor:
-        """logits_BxV of the character after those that were read.
+        """logits_BxV of the next character.
 
-        V: the vocabulary's size rounded up to AT_ONCE; what stands for no symbol is at NEVER.
+        V: the vocabulary's size rounded up to AT_ONCE; the extra columns are at NEVER.
         """
-        y_BxH, bias_V = self._normed(len(states) - 1, states[-1]), self.laid.dense_bias_V
-        return tf.nn.bias_add(_times(y_BxH, self.laid.dense, bias_V.shape[0]), bias_V)
+        y_BxH, bias_V = self._normed(len(states) - 1, states[-1]), self.weights.dense_bias_V
+        return tf.nn.bias_add(_times(y_BxH, self.weights.dense, bias_V.shape[0]), bias_V)
 
     def _normed(self, index: int, state: State) -> tf.Tensor:
-        """What a layer gives to the one above it: its h, and where there are layer norms as Keras has them, that."""
-        h_BxH, norm = state[0], self.laid.layers[index].norm
+        """A layer's output: its h, normalized as by keras.layers.LayerNormalization if the model has layer_norm."""
+        h_BxH, norm = state[0], self.weights.layers[index].norm
         if not norm:
             return h_BxH
         mean_Bx1, variance_Bx1 = tf.nn.moments(h_BxH, axes=[1], keepdims=True)
-        # rsqrt rounds as a row's place in the batch has it; so does x / sqrt, which TensorFlow takes for the same.
+        # rsqrt rounds differently by batch position. TensorFlow rewrites x / sqrt as rsqrt; tf.maximum prevents that.
         deviation_Bx1 = tf.maximum(tf.sqrt(variance_Bx1 + self.epsilon[index]), 0)
         return (h_BxH - mean_Bx1) / deviation_Bx1 * norm[0] + norm[1]
 
 
 def _cut(w_KxG: tf.Tensor) -> Matrix:
-    """A matrix in pieces by inputs, and those, if it is wide, in panels; with one more column where they are odd."""
+    """Cut a matrix into blocks of inputs and, if it is wide, those into panels; add a column to make them even."""
     K, G = w_KxG.shape
     even, (large, small) = G + G % 2, INPUTS
     w_KxG = tf.pad(w_KxG, [[0, 0], [0, even - G]])
@@ -140,7 +140,7 @@ def _cut(w_KxG: tf.Tensor) -> Matrix:
 
 
 def _sizes(whole: int, size: int) -> list[int]:
-    """The sizes of its pieces: as many as can be of `size`, and the rest."""
+    """Split `whole` into as many pieces of `size` as fit, and the rest."""
     return [size] * (whole // size) + [whole % size] * (whole % size > 0)
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common import console
 from common.errors import UsageError
-from trainers.training.signals import at_once
+from trainers.training.signals import immediate
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def prepare(count: int, cluster: Cluster | None = None) -> Devices:
         tf.config.threading.set_inter_op_parallelism_threads(cores)
     if cluster:
         console.note(f"worker {cluster.index} of {len(cluster.workers)}: waiting for the others")
-        with at_once():
+        with immediate():
             strategy = tf.distribute.MultiWorkerMirroredStrategy()  # it reads TF_CONFIG, and waits for the others
         workers = len(cluster.workers)
         return Devices(

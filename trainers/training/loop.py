@@ -34,7 +34,7 @@ from trainers.training.callbacks import Driver, make_callbacks
 from trainers.training.devices import Cluster, Devices, plan, prepare
 from trainers.training.optimizer import make_optimizer
 from trainers.training.score import evaluate, lanes_and_window
-from trainers.training.signals import Wish, wished
+from trainers.training.signals import StopRequest, deferred
 from trainers.training.step import Steps, Totals
 from trainers.training.watch import Watch, train_row, val_row
 
@@ -160,7 +160,7 @@ class Training:
         self.stale = 0  # of them, since the best one
         self.trained: dict[str, Any] | None = None  # the last report on training
         self.since, self.saved_at, self.pace = Since(), time.monotonic(), 1
-        self.wish = Wish()
+        self.stop_request = StopRequest()
 
     def go(self) -> None:
         """Trains to the last step, from the last checkpoint if there is one."""
@@ -180,7 +180,7 @@ class Training:
             )
             if last:
                 console.note(f"going on from step {start:,}")
-        with wished() as self.wish, console.progress("steps") as bar:
+        with deferred() as self.stop_request, console.progress("steps") as bar:
             self.watch = Watch(run, self.steps.model, start, self.total, bar, self.devices.chief)
             self.driver.begin()
             try:
@@ -244,8 +244,9 @@ class Training:
         config, run = self.config, self.run
 
         def poll() -> None:
-            if self.wish.signal and self.devices.workers == 1:  # many must stop at the same batch, so they finish
-                self._stop(step, carry, self.wish.signal)
+            # Several workers must stop at the same batch, so they finish the pass.
+            if self.stop_request.signal and self.devices.workers == 1:
+                self._stop(step, carry, self.stop_request.signal)
 
         if train:
             self.driver.evaluating(step)
@@ -320,7 +321,7 @@ class Training:
         """The signal that asked for an end, or 0; whether a checkpoint is due by the clock; the next call's pace."""
         pace = max(1, min(MOST_STEPS, 4 * count, int(PACE * count / seconds)))
         late = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
-        stop, save, slow = self.steps.agree([int(self.wish.signal), int(late), -pace])
+        stop, save, slow = self.steps.agree([int(self.stop_request.signal), int(late), -pace])
         return stop, bool(save), -slow
 
     def _check(self, step: int, nats: float, losses: list[float], norms: Any) -> None:

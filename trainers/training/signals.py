@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as wishes: whoever is at work looks now and then, and stops where all is in order."""
+"""Deferred Ctrl-C and SIGTERM: the handler sets a flag; the loop stops at the next safe point."""
 
 import contextlib
 import signal
@@ -7,38 +7,37 @@ from collections.abc import Iterator
 from typing import Any
 
 
-class Wish:
-    """The signal that asked for an end; 0 while none has."""
+class StopRequest:
+    """The signal that requested a stop; 0 while none has."""
 
     signal = 0
 
 
 @contextlib.contextmanager
-def wished() -> Iterator[Wish]:
-    """For the block, a first SIGINT or SIGTERM is noted in the wish that is given. A second ends the block at once.
+def deferred() -> Iterator[StopRequest]:
+    """Record the first SIGINT or SIGTERM of the block in a StopRequest; a second one raises KeyboardInterrupt.
 
-    Outside the main thread, where Python has no signals, nothing is changed.
+    Outside the main thread, where Python handles no signals, this changes nothing.
     """
-    wish = Wish()
+    request = StopRequest()
 
-    def note(number: int, _: Any) -> None:
-        if wish.signal:
+    def record(number: int, _: Any) -> None:
+        if request.signal:
             raise KeyboardInterrupt
-        wish.signal = number
+        request.signal = number
 
-    with _handled(note):
-        yield wish
+    with _handled(record):
+        yield request
 
 
-def at_once() -> contextlib.AbstractContextManager[None]:
-    """For the block, SIGINT and SIGTERM end the process as they would any other: what waits inside TensorFlow gives
-    Python no turn to look at a wish."""
+def immediate() -> contextlib.AbstractContextManager[None]:
+    """Let SIGINT and SIGTERM end the process at once: while TensorFlow waits, no Python handler would run."""
     return _handled(signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def _handled(handler: Any) -> Iterator[None]:
-    """For the block, SIGINT and SIGTERM go to `handler`."""
+    """Send SIGINT and SIGTERM to `handler` for the block."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}

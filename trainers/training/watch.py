@@ -19,7 +19,8 @@ from common.machine import memory
 from trainers import checkpoint, metrics
 from trainers.model.char_rnn import CharRNN
 from trainers.run import Run
-from trainers.sampling.sampler import Asked, Sampler
+from trainers.sampling.rows import Request
+from trainers.sampling.sampler import Sampler
 
 TEMPERATURE = 0.8  # of the samples
 GROWTH = (100, 300, 500, 700, 1200, 2000)  # the steps after which the essay shows what is written
@@ -92,7 +93,7 @@ class Watch:
                 tf.summary.scalar(name, row[name])
 
     def _sample(self, step: int, length: int) -> str:
-        asked = Asked(
+        asked = Request(
             tf.constant([b""]), tf.constant([length]), tf.constant([TEMPERATURE]), tf.constant([step], tf.int64)
         )
         return self._generate(asked).text_bytes.numpy()[0].decode("utf-8", errors="replace")

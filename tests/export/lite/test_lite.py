@@ -19,7 +19,8 @@ from pipeline.manifest import Manifest, read_manifest
 from trainers import checkpoint
 from trainers.model.char_rnn import CharRNN
 from trainers.run import read_run
-from trainers.sampling.sampler import Asked, Sampler
+from trainers.sampling.rows import Request
+from trainers.sampling.sampler import Sampler
 
 GREEDY = Sampling(temperature=0)
 EVERY = Wanted(allowed=dict.fromkeys(PRECISIONS, 10.0))  # models of a few steps on tiny texts: what they lose is chance
@@ -32,7 +33,7 @@ def load(run: Path) -> CharRNN:
 def greedy(run: Path, prompt: bytes, length: int = 40) -> bytes:
     """The likeliest characters after a prompt, by the checkpoint."""
     sampler = Sampler(load(run), read_run(run).vocab)
-    asked = Asked(*(tf.constant([x]) for x in (prompt, length, 0.0)), tf.constant([1], tf.int64))
+    asked = Request(*(tf.constant([x]) for x in (prompt, length, 0.0)), tf.constant([1], tf.int64))
     return sampler.generate(asked).text_bytes.numpy()[0]
 
 

@@ -19,7 +19,8 @@ from export.lite.runner import LiteModel, Sampling, choose, uniforms
 from trainers import checkpoint
 from trainers.run import read_run
 from trainers.sampling import draw
-from trainers.sampling.sampler import KINDS, Asked, Sampler
+from trainers.sampling.rows import REQUEST_TYPES, Request
+from trainers.sampling.sampler import Sampler
 
 ROOT = Path(__file__).parents[3]
 
@@ -65,8 +66,8 @@ OPTIONS = [
 def test_it_writes_what_the_checkpoint_writes(run: Path, path: Path, prompt: bytes) -> None:
     held = read_run(run)
     rows = [(prompt, 200, s.temperature, s.seed, s.top_k, s.top_p, s.repetition_penalty, s.stop) for s in OPTIONS]
-    columns = (tf.constant(column, kind) for column, kind in zip(zip(*rows, strict=True), KINDS, strict=True))
-    expected = Sampler(checkpoint.load_model(held), held.vocab).generate(Asked(*columns)).text_bytes.numpy().tolist()
+    columns = (tf.constant(column, kind) for column, kind in zip(zip(*rows, strict=True), REQUEST_TYPES, strict=True))
+    expected = Sampler(checkpoint.load_model(held), held.vocab).generate(Request(*columns)).text_bytes.numpy().tolist()
     file = LiteModel(path)
     assert [file.generate(prompt, 200, sampling) for sampling in OPTIONS] == expected
     assert len(set(expected)) == len(OPTIONS)

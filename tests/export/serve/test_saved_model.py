@@ -17,7 +17,8 @@ from export.serve.session import answer, packed, unpacked
 from export.serve.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
 from trainers.run import read_run
-from trainers.sampling.sampler import Limits, Sampler
+from trainers.sampling.rows import Limits
+from trainers.sampling.sampler import Sampler
 
 LIMITS = Limits(rows=5)
 
@@ -184,8 +185,8 @@ def test_a_model_that_answers_otherwise_is_not_put_in_place(
     class Tampered(Served):
         def __init__(self, sampler: Sampler, info: str):
             super().__init__(sampler, info)
-            if sampler.laid:
-                sampler.laid.dense_bias_V.assign_add(0.001 * tf.one_hot(7, 256))
+            if sampler.weights:
+                sampler.weights.dense_bias_V.assign_add(0.001 * tf.one_hot(7, 256))
 
     monkeypatch.setattr(saved_model, "Served", Tampered)
     with pytest.raises(StageError, match=r"start\.logits differs by 0\.000.*; at most 1e-05 is allowed$"):

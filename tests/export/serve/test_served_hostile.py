@@ -183,7 +183,7 @@ def test_what_falls_on_an_edge_falls_to_the_same_side_wherever_its_row_stands(
     edges = sums[np.arange(rows), rng.integers(0, vocab.size - 1, rows)] / sums[:, -1]
     specs = [tf.TensorSpec([None, V]), tf.TensorSpec([None, 1])]
     choose = tf.function(lambda *given: draw.choose(*given, draw.cumulation(V)), input_signature=specs)
-    # Together and apart, as many as a stepper runs (`alike`): what is left behind the last group goes by fours.
+    # Together and apart, as many as a stepper runs (`padded_rows`): the remainder goes by fours.
     ends = np.cumsum(rng.choice([4, 12, 16, 24], rows // 4))
     ends = ends[ends < rows]
     groups = np.split(np.arange(rows), [*ends, *range(ends[-1] + 4, rows, 4)])

@@ -18,7 +18,8 @@ from trainers.judging import samples
 from trainers.judging.samples import Sweep, Texts, interval, sweep_run, varied
 from trainers.model.char_rnn import CharRNN
 from trainers.run import read_run
-from trainers.sampling.sampler import Limits, Sampler, sample_run
+from trainers.sampling.rows import Limits
+from trainers.sampling.sampler import Sampler, sample_run
 from trainers.training.devices import Devices
 from trainers.training.step import total_nats
 

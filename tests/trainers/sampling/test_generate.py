@@ -10,7 +10,8 @@ from common.errors import UsageError
 from pipeline.vocab import Vocab, byte_vocab
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
-from trainers.sampling.sampler import KINDS, Asked, Limits, Sampler, Written
+from trainers.sampling.rows import REQUEST_TYPES, Generated, Limits, Request
+from trainers.sampling.sampler import Sampler
 
 Generate = Callable[..., list[bytes]]
 
@@ -18,8 +19,8 @@ Generate = Callable[..., list[bytes]]
 def call(sampler: Sampler) -> Generate:
     """generate(prompts, lengths, temperatures, seeds), traced once."""
     traced = tf.function(
-        lambda *columns: sampler.generate(Asked(*columns)),
-        input_signature=[tf.TensorSpec([None], kind) for kind in KINDS[:4]],
+        lambda *columns: sampler.generate(Request(*columns)),
+        input_signature=[tf.TensorSpec([None], kind) for kind in REQUEST_TYPES[:4]],
         autograph=False,
     )
 
@@ -31,13 +32,13 @@ def call(sampler: Sampler) -> Generate:
     return generate
 
 
-def ask(sampler: Sampler, prompts: list[bytes], lengths: list[int], warm: float = 1.0, **options: Any) -> Written:
-    """Written, of NumPy arrays; seeds count from 1. options: top_k, top_p, penalty, stop, the same for all rows."""
+def ask(sampler: Sampler, prompts: list[bytes], lengths: list[int], warm: float = 1.0, **options: Any) -> Generated:
+    """Generated, of NumPy arrays; seeds count from 1. options: top_k, top_p, penalty, stop, the same for all rows."""
     B = len(prompts)
     one = {"top_k": 0, "top_p": 1.0, "penalty": 1.0, "stop": b"", **options}
     columns = [prompts, lengths, [warm] * B, range(1, B + 1), *([value] * B for value in one.values())]
-    asked = Asked(*(tf.constant(list(column), kind) for column, kind in zip(columns, KINDS, strict=True)))
-    return Written(*(column.numpy() for column in sampler.generate(asked)))
+    asked = Request(*(tf.constant(list(column), kind) for column, kind in zip(columns, REQUEST_TYPES, strict=True)))
+    return Generated(*(column.numpy() for column in sampler.generate(asked)))
 
 
 @pytest.fixture(scope="module")
@@ -250,8 +251,8 @@ def test_in_pieces_the_text_is_the_same(sampler: Sampler) -> None:
         for length in (1, 2, 17, 0, 73, 27):
             one = {"top_k": 0, "top_p": 1.0, "penalty": 1.0, "stop": b"", **options}
             columns = [[x] for x in (prompt, length, 1.0, 1, *one.values())]
-            asked = Asked(*(tf.constant(column, kind) for column, kind in zip(columns, KINDS, strict=True)))
-            written, carry_B = sampler.go_on(tf.constant([carry]), asked)
+            asked = Request(*(tf.constant(column, kind) for column, kind in zip(columns, REQUEST_TYPES, strict=True)))
+            written, carry_B = sampler.resume(tf.constant([carry]), asked)
             (carry,), prompt = carry_B.numpy(), b""
             text += written.text_bytes.numpy()[0]
             log_prob += float(written.log_prob[0])

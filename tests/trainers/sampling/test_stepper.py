@@ -11,7 +11,7 @@ from trainers.model import recurrence
 from trainers.model.char_rnn import CharRNN, join_carry, split_carry
 from trainers.sampling import stepper
 from trainers.sampling.draw import NEVER
-from trainers.sampling.stepper import Stepper, alike, lay_out
+from trainers.sampling.stepper import Stepper, pack_weights, padded_rows
 
 MakeModel = Callable[..., CharRNN]
 
@@ -58,12 +58,12 @@ def test_large_matrices_and_vocabularies_are_multiplied_another_way_to_the_same_
     monkeypatch.setattr(stepper, "INPUTS", (4, 3))
     monkeypatch.setattr(recurrence, "TABLE", 10)
     model = make_model(**kind)
-    laid = lay_out(model)
-    assert [[panel.shape for panel in piece] for piece in laid.dense] == [
+    weights = pack_weights(model)
+    assert [[panel.shape for panel in piece] for piece in weights.dense] == [
         [(4, 5)] * 3 + [(4, 1)],
         [(3, 5)] * 3 + [(3, 1)],
     ]
-    assert bool(laid.layers[0].kernel) == bool(model.embedding)
+    assert bool(weights.layers[0].kernel) == bool(model.embedding)
     check(model, rng.integers(0, 11, (2, 5)))
 
 
@@ -81,19 +81,19 @@ def test_a_row_has_the_same_product_whatever_rows_are_beside_it(
     by_four = np.concatenate([times(x[start : start + 4]) for start in range(0, 64, 4)])
     np.testing.assert_allclose(by_four, x.astype(np.float64) @ w, atol=1e-6 * K, err_msg=f"{K} x {G}")
     for count in range(1, 65):
-        rows = rng.permutation(64)[: int(alike(count))]
+        rows = rng.permutation(64)[: int(padded_rows(count))]
         np.testing.assert_array_equal(times(x[rows]), by_four[rows], err_msg=f"{len(rows)} rows of {K} x {G}")
 
 
 def test_so_many_rows_are_run() -> None:
-    run = {rows: int(alike(tf.constant(rows))) for rows in (0, 1, 4, 5, 12, 13, 16, 17, 32, 64)}
+    run = {rows: int(padded_rows(tf.constant(rows))) for rows in (0, 1, 4, 5, 12, 13, 16, 17, 32, 64)}
     assert run == {0: 4, 1: 4, 4: 4, 5: 12, 12: 12, 13: 16, 16: 16, 17: 24, 32: 36, 64: 64}
 
 
 def test_what_was_laid_out_stays_when_the_model_learns(rng: np.random.Generator, make_model: MakeModel) -> None:
     model, ids = make_model(), tf.constant([3, 4])
-    laid, before = tf.nest.map_structure(tf.Variable, lay_out(model)), split_carry(model.initial_carry(2))
-    frozen = Stepper(model, laid=laid)
+    weights, before = tf.nest.map_structure(tf.Variable, pack_weights(model)), split_carry(model.initial_carry(2))
+    frozen = Stepper(model, weights=weights)
     first = frozen.logits(frozen.read(ids, before))
     model.set_weights([weight + 1 for weight in model.get_weights()])
     np.testing.assert_array_equal(frozen.logits(frozen.read(ids, before)), first)
