@@ -39,10 +39,6 @@ RANKS = {
     "trainers.__main__": 8,
 }
 WINGS = ("export.serve", "export.client", "export.lite", "export.web")
-EXCEPTIONS = {
-    ("trainers.neurons.activations", "trainers.judging.breakdown"),
-    ("export.web.build", "export.lite.file"),
-}
 
 
 @functools.cache
@@ -99,19 +95,15 @@ def test_trainers_import_in_one_direction() -> None:
         if name == "trainers" or not name.startswith("trainers."):
             continue
         for other in ours(name):
-            if room(other) in RANKS and room(other) != room(name) and (name, other) not in EXCEPTIONS:
+            if room(other) in RANKS and room(other) != room(name):
                 assert RANKS[room(other)] < RANKS[room(name)], f"{name} must not import {other}"
 
 
 def test_the_wings_of_export_do_not_import_each_other() -> None:
     for name in modules():
         for other in ours(name):
-            if room(name) in WINGS and room(other) in WINGS and (name, other) not in EXCEPTIONS:
+            if room(name) in WINGS and room(other) in WINGS:
                 assert room(name) == room(other), f"{name} must not import {other}"
-
-
-def test_every_exception_is_still_needed() -> None:
-    assert {pair for pair in EXCEPTIONS if pair[0] not in modules() or pair[1] not in ours(pair[0])} == set()
 
 
 def test_modules_form_no_cycle() -> None:

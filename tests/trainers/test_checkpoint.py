@@ -191,15 +191,13 @@ def test_the_carry_starts_empty_at_each_epoch_and_goes_on_within(
 
 def test_what_was_reported_after_the_last_checkpoint_is_taken_back(tmp_path: Path, data: Path, on: On) -> None:
     tiny_training(tmp_path / "run", data, on(), total=10).go()
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    whole = metrics.read_text()
-    metrics.write_text(
-        whole + '{"step": 15, "val_nats": 1.0}\n{"step": 2'
-    )  # killed before checkpoint 15, and in a line
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 15, "val_nats": 1.0}\n{"step": 2')  # killed before checkpoint 15, inside a line
     rest = tiny_training(tmp_path / "run", data, on(), total=15)
     rest.go()
     assert [row["step"] for row in metrics.read(rest.run.folder) if "val_nats" in row] == [0, 5, 10, 15]
-    assert metrics.read_text().startswith(whole)
+    assert path.read_text().startswith(whole)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
