@@ -1,5 +1,5 @@
 """The command line: python -m bench results | train | clock | precision | scale | watch | data | lite | browser | serve
-sampling, load, soak."""
+sampling."""
 
 from pathlib import Path
 
@@ -269,62 +269,6 @@ def sampling(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> 
 
     for size in map(size_named, sizes):
         compare(size, rounds, seconds, out)
-
-
-@serve.command()
-@SIZES_SERVED
-@click.option("--target", metavar="HOST:PORT", help="A server of yours, over gRPC. Default: the stand-in in Python.")
-@click.option("--model", metavar="NAME", help="What --target serves.")
-@click.option(
-    "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each; medians are shown."
-)
-@click.option("--seconds", type=click.FloatRange(0.01), default=5, show_default=True, help="The length of a turn.")
-@OUT
-def load(sizes: tuple[str, ...], target: str | None, model: str | None, rounds: int, seconds: float, out: Path) -> None:
-    """Requests a second and how long they take: 1 to 64 clients, with batching and without.
-
-    Some five minutes a size. Without --target it is the stand-in of the tests that is asked, in Python: its speed is
-    not TF Serving's.
-
-    \b
-    Examples:
-      python -m bench serve load --size 2x512
-      python -m bench serve load --target localhost:8500 --model book
-    """
-    from bench import load
-    from bench.train import size_named
-
-    if (target is None) != (model is None):
-        raise click.UsageError("--target and --model go together: where the server is, and what it serves there")
-    if target and model:
-        load.measure(target, model, rounds, seconds, out)
-        return
-    for size in map(size_named, sizes):
-        load.compare(size, rounds, seconds, out)
-
-
-@serve.command()
-@click.option("--size", default="2x128", show_default=True, metavar="LxH", help="Layers x units of an LSTM.")
-@click.option(
-    "--minutes", type=click.FloatRange(0.01), default=10, show_default=True, help="With batching; as many without."
-)
-@OUT
-def soak(size: str, minutes: float, out: Path) -> None:
-    """Good and hostile requests for minutes: every good answer right, no crash, no growing memory.
-
-    Of the stand-in of the tests, in Python, with batching and then without: 23 minutes as it comes. Ends with code 1
-    where something was wrong.
-
-    \b
-    Example:
-      python -m bench serve soak --minutes 2
-    """
-    from bench.train import size_named
-
-    with console.hushed():
-        from bench.soak import compare
-
-    compare(size_named(size), minutes, out)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.peers import Size, say
-from pipeline.vocab import Vocab
-
-# 100 characters: ASCII's and a few of two and three bytes.
-VOCAB = Vocab("char", tuple(c.encode() for c in ["\n", *map(chr, range(32, 127)), "é", "ñ", "ü", "—"]))
-WEIGHTS = "weights.npz"  # beside the model's folder, as Keras lays them out
+from bench.random_model import VOCAB, WEIGHTS, model_of
 
 ROWS = (1, 16)
 LENGTHS = (200, 500, 1000)
@@ -75,7 +71,6 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
 
     def make(base: Path, size: Size) -> Loop:
         tf = _tensorflow()
-        from bench.served import model_of
         from trainers.model.char_rnn import split_carry
         from trainers.sampling import draw
         from trainers.sampling.loop import DRAW_TURN

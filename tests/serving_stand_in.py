@@ -9,11 +9,8 @@ that models.config beside them gives.
 
 import argparse
 import contextlib
-import json
 import os
-import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -234,16 +231,8 @@ def serving(
         server.stop(grace=None).wait()
 
 
-def tell_batches(batcher: Batcher | None) -> None:
-    """Prints, as JSON, how many runs had so many rows since the last time."""
-    ran = batcher.ran if batcher else []
-    count = len(ran)  # others append meanwhile
-    print(json.dumps(Counter(ran[:count])), flush=True)
-    del ran[:count]
-
-
 def main() -> None:
-    about = "A stand-in for tensorflow_model_server. Prints its port, and on SIGUSR1 the sizes of its batches."
+    about = "A stand-in for tensorflow_model_server. Prints its port."
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("base", type=Path, help="the model's base path, with a folder a version")
     parser.add_argument("--port", type=int, default=0, help="of gRPC; 0: any that is free")
@@ -255,7 +244,6 @@ def main() -> None:
     if options.batching is not None:
         batching = Batching.read(Path(options.batching)) if options.batching else Batching()
     stand_in = StandIn(options.base, options.model_name, batching=batching)
-    signal.signal(signal.SIGUSR1, lambda *_: tell_batches(stand_in.batcher))
     with serving(stand_in, options.port) as target, contextlib.suppress(KeyboardInterrupt):
         print(target.rpartition(":")[2], flush=True)
         while True:

@@ -1,0 +1,151 @@
+"""A server under mixed load for a minute: every call answered, every answer right, memory steady."""
+
+import itertools
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import served_models
+from grpc import StatusCode
+from served_models import Columns, Exported, Row, columns
+
+from common.errors import StageError
+from export.client.client import Client, ServingError
+from export.serve.saved_model import compare
+from export.serve.signatures import INPUTS
+
+STAND_IN = Path(__file__).parents[2] / "serving_stand_in.py"
+SECONDS, WARM_UP = 60, 15
+GROWTH = 0.05  # of memory, at most
+GOOD, HOSTILE = 8, 4  # callers
+REFUSALS = {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION}
+BATCH_MATE = "from different tasks have different shapes"  # TF Serving refuses such calls together: try again
+
+Request = tuple[str, Columns, Columns | None]  # signature, inputs, the checkpoint's answer; None: must be refused
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Exported:
+    return served_models.exported(run)
+
+
+@pytest.fixture(params=["batching", "no batching"])
+def server(request: pytest.FixtureRequest, model: Exported) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server in a process of its own, and its address."""
+    command = [sys.executable, str(STAND_IN), str(model.base)]
+    if request.param == "batching":
+        command += ["--batching", str(model.base / "batching_params.pbtxt")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, f"localhost:{process.stdout.readline().strip()}"
+        finally:
+            process.kill()
+
+
+def requests(model: Exported) -> list[Request]:
+    """Requests of every signature, some of whose rows are invalid, with the checkpoint's answers."""
+    rng = np.random.default_rng(0)
+    carry = model.one("start", prompt=b"def ")["carry_bytes"]
+    invalid: list[Row] = [{}] * 8 + [{"length": -1, "carry_bytes": b"short", "layer": 99}, {"temperature": np.nan}]
+
+    def row() -> Row:
+        more = {"text": model.text(rng, 40), "carry_bytes": [b"", carry][rng.integers(2)], "layer": rng.integers(2)}
+        return model.row(rng, 60) | more | invalid[rng.integers(len(invalid))]
+
+    inputs = [(name, columns(name, [row() for _ in range(rng.integers(1, 9))])) for name in [*INPUTS] * 10]
+    return [(name, each, model.served.answer(name, each)) for name, each in inputs]
+
+
+def hostile() -> list[Request]:
+    """Requests that no server may answer."""
+    mega, plain = b"x" * (1 << 20), columns("generate", [{}] * 2)
+    rows: list[Row] = [{"prompt": mega}, {"stop": mega}, {"length": 2**31 - 1}, {"top_p": 2.0}, {"temperature": np.inf}]
+    calls = [("generate", columns("generate", [row] * 2)) for row in rows]
+    calls += [("continue", columns("continue", [{"carry_bytes": carry}])) for carry in (b"\0", mega)]
+    calls += [
+        ("generate", {name: value[:, None] for name, value in plain.items()}),
+        ("generate", {**plain, "length": plain["length"][:, None]}),
+        ("generate", {**plain, "seed": plain["seed"][:1]}),
+        ("generate", {**plain, "length": plain["length"].astype(np.int64)}),
+        ("generate", {name: value for name, value in plain.items() if name != "seed"}),
+        ("generate", {name: np.repeat(value, 500) for name, value in plain.items()}),
+        ("unknown", plain),
+    ]
+    return [(name, inputs, None) for name, inputs in calls]
+
+
+def check(client: Client, request: Request) -> str:
+    """Make a call; return what happened to it. Raises for a wrong answer, or for none."""
+    signature, inputs, expected = request
+    try:
+        answer, _ = client.predict(signature, inputs)
+    except ServingError as error:
+        if expected is None and error.code in REFUSALS:
+            return "refused"
+        if BATCH_MATE in str(error):
+            return "retried"
+        raise
+    if expected is None:
+        errors = answer.get("finish_reason", answer.get("error")).tolist()
+        assert errors, signature
+        assert all(error.startswith(b"error: ") for error in errors), (signature, errors)
+        return "refused"
+    assert answer.keys() == expected.keys()
+    for name, right in expected.items():
+        got = answer[name]
+        assert len(got) == len(right), (signature, name)
+        if got.ndim > 1:  # as wide as the longest text in its batch, padded with zeros
+            assert not np.any(got[:, right.shape[1] :]), (signature, name)
+            got = got[:, : right.shape[1]]
+        for index in range(len(right)):  # row by row: a refused carry is shorter than others
+            compare(f"{signature}.{name}", got[index : index + 1], right[index : index + 1])
+    return signature
+
+
+def resident(process: subprocess.Popen[str]) -> int:
+    """Memory of a process, in bytes."""
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+
+@pytest.mark.slow
+def test_a_minute_of_mixed_calls(server: Any, model: Exported) -> None:
+    process, target = server
+    calls, failures, over = Counter[str](), list[str](), threading.Event()
+
+    def caller(number: int, mix: list[Request]) -> None:
+        with Client(target, model.base.name, timeout=60, retries=0) as client:
+            for request in itertools.cycle(random.Random(number).sample(mix, len(mix))):
+                if over.is_set():
+                    return
+                try:
+                    calls[check(client, request)] += 1
+                except (ServingError, StageError, AssertionError, ValueError) as error:
+                    failures.append(f"{request[0]}: {error!r}")
+
+    mixes = [requests(model)] * GOOD + [hostile()] * HOSTILE
+    threads = [threading.Thread(target=caller, args=each) for each in enumerate(mixes)]
+    for thread in threads:
+        thread.start()
+    time.sleep(WARM_UP)
+    memory = []
+    for _ in range(SECONDS):
+        memory.append(resident(process))
+        time.sleep(1)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert not failures, (len(failures), failures[:3])
+    assert process.poll() is None
+    assert set(calls) - {"retried"} == {*INPUTS, "refused"}
+    tenths = np.median(np.reshape(memory, (10, -1)), axis=1)
+    assert tenths[-1] <= (1 + GROWTH) * tenths.min(), tenths
