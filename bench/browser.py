@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import ROOT, commit, machine
-from common.errors import StageError
+from common.errors import StageError, last_line
 from common.files import write_json
 from export.web.build import PACKAGES, WEB, address, server, write_page
 
@@ -49,7 +49,5 @@ def measure(devices: Path, precision: str, characters: int = 3000) -> dict[str, 
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             serving.shutdown()
     if done.returncode:
-        raise StageError(
-            f"the browser could not be measured: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-        )
+        raise StageError(f"the browser could not be measured: {last_line(done.stderr)}")
     return json.loads(done.stdout)

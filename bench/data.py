@@ -19,7 +19,7 @@ from rich.table import Table
 
 from bench.machine import commit, machine
 from common import console
-from common.errors import StageError
+from common.errors import StageError, last_line
 from common.files import sha256_file, whole_file, write_json
 
 PACKAGE = "linux-source-6.1"  # Debian's
@@ -137,7 +137,7 @@ def _kernel(scratch: Path) -> Path:
 def _do(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise StageError(f"{command[0]} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise StageError(f"{command[0]} failed: {last_line(done.stderr)}")
 
 
 def _library(scratch: Path) -> Path:
@@ -168,7 +168,7 @@ def measure(command: list[str]) -> tuple[Use, str]:
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise StageError(f"{' '.join(command)} failed: {(complaint.strip().splitlines() or ['no message'])[-1]}")
+        raise StageError(f"{' '.join(command)} failed: {last_line(complaint)}")
     return Use(seconds, usage.ru_maxrss * 1024), said
 
 

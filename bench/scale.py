@@ -20,7 +20,7 @@ from rich.table import Table
 
 from bench.machine import commit, machine
 from common import console
-from common.errors import StageError
+from common.errors import StageError, last_line
 from common.files import write_json
 from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import read_manifest
@@ -92,7 +92,7 @@ def _turn(workers: int, replicas: int, config: Path, data: Path, settings: tuple
         said = [process.communicate()[1] for process in processes]
         for process, words in zip(processes, said, strict=True):
             if process.returncode:
-                raise StageError(f"a training ended with code {process.returncode}: {words.strip().splitlines()[-1]}")
+                raise StageError(f"a training ended with code {process.returncode}: {last_line(words)}")
         run = read_run(Path(scratch) / "run")
         rates = [row["per_second"] for row in metrics.read(run.folder) if "per_second" in row]
     return {"per_second": statistics.median(rates[1:]), "parameters": run.build().count_params()}

@@ -32,7 +32,7 @@ from bench.peers import PEERS, Peer, Size, flops_a_character
 from common import console
 from common.errors import StageError, UsageError
 from common.files import write_json
-from common.machine import multiplies_bfloat16
+from common.machine import memory, multiplies_bfloat16
 
 SIZES = (Size(2, 128), Size(2, 256), Size(2, 512), Size(3, 512, lanes=100, window=100))
 Rounds = dict[str, list[float]]
@@ -218,9 +218,8 @@ class Worker:
         return time.perf_counter() - self.start
 
     def peak(self) -> int:
-        """The most memory that it held so far, in bytes."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
+        """The process's peak memory so far, in bytes."""
+        return memory("VmHWM", self.process.pid)
 
 
 def _start(worker: Worker) -> dict[str, float]:

@@ -15,3 +15,8 @@ class Stopped(Exception):  # noqa: N818 it is no error
     def __init__(self, message: str, signal: int):
         super().__init__(message)
         self.code = 128 + signal
+
+
+def last_line(output: str) -> str:
+    """Return the last line that a failed command printed, which tells why."""
+    return (output.strip().splitlines() or ["no message"])[-1]

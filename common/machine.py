@@ -16,8 +16,8 @@ def multiplies_bfloat16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & processor()[1])
 
 
-def memory() -> int:
-    """The bytes of memory that this process holds now; 0 where it is not told."""
-    status = Path("/proc/self/status")
+def memory(field: str = "VmRSS", process: int | str = "self") -> int:
+    """Return a process's memory in bytes, now (VmRSS) or at its peak (VmHWM); 0 where Linux does not report it."""
+    status = Path(f"/proc/{process}/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)

@@ -7,9 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +16,13 @@ from grpc import StatusCode
 from served_models import Columns, Exported, Row, columns
 
 from common.errors import StageError
+from common.machine import memory
 from export.client.client import Client, ServingError
 from export.serve.saved_model import compare
 from export.serve.signatures import INPUTS
 
 STAND_IN = Path(__file__).parents[2] / "serving_stand_in.py"
-SECONDS, WARM_UP = 60, 15
+SECONDS, WARM_UP, TIMEOUT = 60, 15, 300
 GROWTH = 0.05  # of memory, at most
 GOOD, HOSTILE = 8, 4  # callers
 REFUSALS = {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION}
@@ -32,27 +31,8 @@ BATCH_MATE = "from different tasks have different shapes"  # TF Serving refuses 
 Request = tuple[str, Columns, Columns | None]  # signature, inputs, the checkpoint's answer; None: must be refused
 
 
-@pytest.fixture(scope="module")
-def model(run: Path) -> Exported:
-    return served_models.exported(run)
-
-
-@pytest.fixture(params=["batching", "no batching"])
-def server(request: pytest.FixtureRequest, model: Exported) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in a process of its own, and its address."""
-    command = [sys.executable, str(STAND_IN), str(model.base)]
-    if request.param == "batching":
-        command += ["--batching", str(model.base / "batching_params.pbtxt")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield process, f"localhost:{process.stdout.readline().strip()}"
-        finally:
-            process.kill()
-
-
-def requests(model: Exported) -> list[Request]:
-    """Requests of every signature, some of whose rows are invalid, with the checkpoint's answers."""
+def valid(model: Exported) -> list[Request]:
+    """Requests of every signature, some with invalid rows, and the checkpoint's answers."""
     rng = np.random.default_rng(0)
     carry = model.one("start", prompt=b"def ")["carry_bytes"]
     invalid: list[Row] = [{}] * 8 + [{"length": -1, "carry_bytes": b"short", "layer": 99}, {"temperature": np.nan}]
@@ -62,7 +42,8 @@ def requests(model: Exported) -> list[Request]:
         return model.row(rng, 60) | more | invalid[rng.integers(len(invalid))]
 
     inputs = [(name, columns(name, [row() for _ in range(rng.integers(1, 9))])) for name in [*INPUTS] * 10]
-    return [(name, each, model.served.answer(name, each)) for name, each in inputs]
+    answers = {"info": model.run}  # from the files: the checkpoint has none
+    return [(name, each, answers.get(name, model.served.answer)(name, each)) for name, each in inputs]
 
 
 def hostile() -> list[Request]:
@@ -84,46 +65,41 @@ def hostile() -> list[Request]:
 
 
 def check(client: Client, request: Request) -> str:
-    """Make a call; return what happened to it. Raises for a wrong answer, or for none."""
+    """Make a call and return what it counts as. Raises for a wrong answer, or for none."""
     signature, inputs, expected = request
     try:
         answer, _ = client.predict(signature, inputs)
     except ServingError as error:
-        if expected is None and error.code in REFUSALS:
+        if BATCH_MATE in str(error) or (expected is None and error.code in REFUSALS):
             return "refused"
-        if BATCH_MATE in str(error):
-            return "retried"
         raise
     if expected is None:
-        errors = answer.get("finish_reason", answer.get("error")).tolist()
-        assert errors, signature
-        assert all(error.startswith(b"error: ") for error in errors), (signature, errors)
+        errors = answer.get("finish_reason", answer.get("error", np.array([b""]))).tolist()
+        assert all(error.startswith(b"error: ") for error in errors), errors
         return "refused"
     assert answer.keys() == expected.keys()
     for name, right in expected.items():
         got = answer[name]
-        assert len(got) == len(right), (signature, name)
+        assert len(got) == len(right), name
         if got.ndim > 1:  # as wide as the longest text in its batch, padded with zeros
-            assert not np.any(got[:, right.shape[1] :]), (signature, name)
+            assert not np.any(got[:, right.shape[1] :]), name
             got = got[:, : right.shape[1]]
         for index in range(len(right)):  # row by row: a refused carry is shorter than others
             compare(f"{signature}.{name}", got[index : index + 1], right[index : index + 1])
     return signature
 
 
-def resident(process: subprocess.Popen[str]) -> int:
-    """Memory of a process, in bytes."""
-    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
-
-
 @pytest.mark.slow
-def test_a_minute_of_mixed_calls(server: Any, model: Exported) -> None:
-    process, target = server
-    calls, failures, over = Counter[str](), list[str](), threading.Event()
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_minute_of_mixed_calls(run: Path, batching: bool) -> None:
+    model = served_models.exported(run)
+    command = [sys.executable, str(STAND_IN), str(model.base)]
+    command += ["--batching", str(model.base / "batching_params.pbtxt")] if batching else []
+    calls, failures, over, held = Counter[str](), list[str](), threading.Event(), list[int]()
+    mixes = [valid(model)] * GOOD + [hostile()] * HOSTILE
 
-    def caller(number: int, mix: list[Request]) -> None:
-        with Client(target, model.base.name, timeout=60, retries=0) as client:
+    def caller(target: str, number: int, mix: list[Request]) -> None:
+        with Client(target, model.base.name, timeout=TIMEOUT, retries=0) as client:
             for request in itertools.cycle(random.Random(number).sample(mix, len(mix))):
                 if over.is_set():
                     return
@@ -132,20 +108,23 @@ def test_a_minute_of_mixed_calls(server: Any, model: Exported) -> None:
                 except (ServingError, StageError, AssertionError, ValueError) as error:
                     failures.append(f"{request[0]}: {error!r}")
 
-    mixes = [requests(model)] * GOOD + [hostile()] * HOSTILE
-    threads = [threading.Thread(target=caller, args=each) for each in enumerate(mixes)]
-    for thread in threads:
-        thread.start()
-    time.sleep(WARM_UP)
-    memory = []
-    for _ in range(SECONDS):
-        memory.append(resident(process))
-        time.sleep(1)
-    over.set()
-    for thread in threads:
-        thread.join()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        target = f"localhost:{server.stdout.readline().strip()}"
+        threads = [threading.Thread(target=caller, args=(target, *each)) for each in enumerate(mixes)]
+        for thread in threads:
+            thread.start()
+        time.sleep(WARM_UP)
+        for _ in range(SECONDS):
+            held.append(memory(process=server.pid))
+            time.sleep(1)
+        over.set()
+        for thread in threads:
+            thread.join()
+        alive = server.poll() is None
+        server.kill()
     assert not failures, (len(failures), failures[:3])
-    assert process.poll() is None
-    assert set(calls) - {"retried"} == {*INPUTS, "refused"}
-    tenths = np.median(np.reshape(memory, (10, -1)), axis=1)
+    assert alive
+    assert calls.keys() == {*INPUTS, "refused"}
+    tenths = np.median(np.reshape(held, (10, -1)), axis=1)
     assert tenths[-1] <= (1 + GROWTH) * tenths.min(), tenths
