@@ -2,8 +2,8 @@
 
 A section of the file is one dataclass, owned by the package that uses it:
 
-    [data]      pipeline.ingest.IngestSettings
-    [validate]  pipeline.validate.ValidateSettings
+    [data]      pipeline.config.IngestSettings
+    [validate]  pipeline.config.ValidateSettings
     [model]     trainers.config.ModelConfig
     [train]     trainers.config.TrainConfig
 

@@ -8,35 +8,37 @@ import click
 from common import console, settings
 from common.errors import UsageError
 
-CONFIG_HELP = "A TOML file of configs/; what is given here beats its settings."
+CONFIG_HELP = "A TOML file such as configs/NAME.toml. Options on the command line override it."
 BEAM_HELP = "Beam's own options, such as '--runner=FlinkRunner'."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def cli() -> None:
-    """Text to data that a model trains on: ingest it, validate it, look at it."""
+    """Turn text into training data: fetch, ingest, validate and inspect it."""
 
 
 @cli.command()
 def corpora() -> None:
-    """Lists the corpora known by name: those of the essay, and where they come from."""
+    """List the named corpora, the essay's among them, with their sources."""
     from pipeline.fetch import listing
 
     if not console.out.is_terminal:
-        console.out.width = 200  # no address is to be broken in two where it is piped on
+        console.out.width = 200  # do not break addresses when piped
     console.out.print(listing())
 
 
 @cli.command()
 @click.argument("name")
-@click.option("--from", "source", metavar="FILE|FOLDER|URL", help="Your own copy; its text is checked alike.")
-@click.option("--to", type=click.Path(path_type=Path), help="The folder to make. Default data/raw/NAME.")
+@click.option(
+    "--from", "source", metavar="FILE|FOLDER|URL", help="Use your own copy; its text is verified all the same."
+)
+@click.option("--to", type=click.Path(path_type=Path), help="The folder to create. Default data/raw/NAME.")
 @click.option("--force", is_flag=True, help="Fetch it again.")
 def fetch(name: str, source: str | None, to: Path | None, force: bool) -> None:
-    """Brings a named corpus here: input.txt and provenance.json in data/raw/NAME.
+    """Fetch a named corpus: input.txt and provenance.json in data/raw/NAME.
 
-    A download that breaks off goes on where it stopped, in this call or the next. Size and SHA-256, of the download or
-    of the text, are checked where they are known; nothing is there until it is whole.
+    A broken download resumes, in this call or the next. Size and SHA-256, of the download or of the text, are verified
+    where they are known. The folder appears only when it is complete.
 
     \b
     Examples:
@@ -51,7 +53,7 @@ def fetch(name: str, source: str | None, to: Path | None, force: bool) -> None:
 
 
 class Amount(click.ParamType):
-    """A share of the text, 0 to 1, or a number of bytes."""
+    """Share of the text, 0 to 1, or number of bytes."""
 
     name = "share|bytes"
 
@@ -68,38 +70,38 @@ def _choice(*names: str) -> click.Choice[str]:
 
 @cli.command()
 @click.argument("sources", nargs=-1, metavar="[FILE|FOLDER|PATTERN|NAME|-]...")
-@click.option("--out", type=click.Path(path_type=Path), help="The folder to make, such as data/NAME.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder to create, such as data/NAME.")
 @click.option("--config", type=click.Path(path_type=Path), help=CONFIG_HELP)
-@click.option("--include", multiple=True, metavar="PATTERN", help="Of a folder, take only the files named so (*.c).")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Of a folder, leave out the files named so.")
-@click.option("--encoding", help="Of the files: utf-8 (the default), latin-1, utf-16, ...; raw: bytes, unchecked.")
-@click.option("--errors", type=_choice("strict", "replace", "skip"), help="What becomes of bytes that are no text.")
-@click.option("--newlines", type=_choice("keep", "lf"), help="lf makes CR LF and CR into LF.")
-@click.option("--bom", type=_choice("keep", "strip"), help="What becomes of a byte-order mark.")
-@click.option("--unit", type=_choice("byte", "char"), help="What a token is. Default byte.")
-@click.option("--max-vocab", type=int, help="Of char: the most tokens there may be.")
-@click.option("--min-count", type=int, help="Of char: how often a character must occur in train.")
-@click.option("--unknown", type=_choice("error", "replace", "skip"), help="Of char: what becomes of the others.")
-@click.option("--documents", type=_choice("none", "line", "file"), help="What is a text of its own. Default none.")
-@click.option("--split", type=_choice("contiguous", "document", "char-rnn"), help="How. Default contiguous.")
-@click.option("--streams", type=int, help="Of split char-rnn: how many streams the text lies in. Default 50.")
-@click.option("--train", type=Amount(), help="To train on. Default 0.9 of the text.")
-@click.option("--val", type=Amount(), help="To measure progress on. Default 0.05.")
-@click.option("--test", type=Amount(), help="To judge the finished model by. Default 0.05.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="In folders, read only files with such names (*.c).")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="In folders, skip files with such names.")
+@click.option("--encoding", help="Encoding of the files: utf-8 (default), latin-1, utf-16, ...; raw: unchecked bytes.")
+@click.option("--errors", type=_choice("strict", "replace", "skip"), help="How to handle bytes that cannot be decoded.")
+@click.option("--newlines", type=_choice("keep", "lf"), help="lf converts CR LF and CR to LF.")
+@click.option("--bom", type=_choice("keep", "strip"), help="Whether to keep a byte-order mark.")
+@click.option("--unit", type=_choice("byte", "char"), help="What a token stands for. Default byte.")
+@click.option("--max-vocab", type=int, help="For char: the largest vocabulary.")
+@click.option("--min-count", type=int, help="For char: how often a character must occur in train.")
+@click.option("--unknown", type=_choice("error", "replace", "skip"), help="For char: how to handle other characters.")
+@click.option("--documents", type=_choice("none", "line", "file"), help="What counts as a document. Default none.")
+@click.option("--split", type=_choice("contiguous", "document", "char-rnn"), help="How to split. Default contiguous.")
+@click.option("--streams", type=int, help="For split char-rnn: number of streams. Default 50.")
+@click.option("--train", type=Amount(), help="Training split. Default 0.9 of the text.")
+@click.option("--val", type=Amount(), help="Validation split, for progress. Default 0.05.")
+@click.option("--test", type=Amount(), help="Test split, for the finished model. Default 0.05.")
 @click.option("--beam", default="", metavar="OPTIONS", help=BEAM_HELP)
-@click.option("--force", is_flag=True, help="Make it again, also over a data set made from something else.")
+@click.option("--force", is_flag=True, help="Rebuild, even over a data set made from different input.")
 def ingest(
     sources: tuple[str, ...], out: Path | None, config: Path | None, beam: str, force: bool, **options: Any
 ) -> None:
-    """Turns text into a data set: token shards and a manifest.
+    """Turn text into a data set: token shards and a manifest.
 
-    The text is files, folders (every file below them, but for links to folders), patterns, named corpora (python -m
-    pipeline corpora) or, as -, standard input, joined in the order given. Files may be compressed (gzip, bz2, xz,
-    zstd). What is not text in the encoding is refused, by name and offset, unless --errors says otherwise. A config's
-    [data] sets these and more, such as shard_bytes (IngestSettings in pipeline/ingest.py).
+    Sources are files, folders (all files below, not following links to folders), patterns, named corpora (python -m
+    pipeline corpora) or - for standard input, joined in the order given. Files may be compressed (gzip, bz2, xz,
+    zstd). A file that is not text in the encoding is an error, with its name and offset, unless --errors allows it. A
+    config's [data] sets all of these, and shard_bytes (IngestSettings in pipeline/config.py).
 
-    --split contiguous gives train the beginning, val the middle and test the end; document gives each document to one
-    of them by its hash; char-rnn does it as char-rnn did, with the end of each of its streams.
+    --split contiguous: train is the beginning, val the middle, test the end. document: each document goes to a split by
+    its hash. char-rnn: as char-rnn does, the beginning, middle and end of each of its streams.
 
     \b
     Examples:
@@ -110,15 +112,15 @@ def ingest(
       python -m pipeline ingest --config configs/NAME.toml       (sources from the config, into data/NAME)
     """
     with console.hushed():
-        from pipeline.ingest import IngestSettings
+        from pipeline.config import IngestSettings
         from pipeline.ingest import ingest as run
         from pipeline.sources import defaults
 
-    given = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    given = {name: value for name, value in given.items() if value not in (None, [])}
+    overrides = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    overrides = {name: value for name, value in overrides.items() if value not in (None, [])}
     if sources:
-        given["source"] = list(sources)
-    values = _section(config, "data") | given
+        overrides["source"] = list(sources)
+    values = _section(config, "data") | overrides
     values = defaults(values.get("source", [])) | values
     run(
         settings.make(IngestSettings, values, _where(config, "data")),
@@ -131,37 +133,37 @@ def ingest(
 @cli.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path), metavar="[data/NAME]")
 @click.option("--config", type=click.Path(path_type=Path), help=CONFIG_HELP)
-@click.option("--schema", type=click.Path(path_type=Path), metavar="FILE", help="A schema that every split must fit.")
-@click.option("--against", type=click.Path(path_type=Path), metavar="data/A", help="Data to hold this data against.")
+@click.option("--schema", type=click.Path(path_type=Path), metavar="FILE", help="Schema that every split must match.")
+@click.option("--against", type=click.Path(path_type=Path), metavar="data/A", help="Data set to compare with.")
 @click.option("--beam", default="", metavar="OPTIONS", help=BEAM_HELP)
-@click.option("--force", is_flag=True, help="Check again, although it was found valid.")
+@click.option("--force", is_flag=True, help="Validate again, even if already valid.")
 def validate(
     folder: Path | None, config: Path | None, schema: Path | None, against: Path | None, beam: str, force: bool
 ) -> None:
-    """Checks a data set in full: val and test must be in the characters of train, and distributed like them.
+    """Validate a data set: val and test must use the characters of train, with a similar distribution.
 
-    Leaves statistics, a schema and report.html in data/NAME/validation, and stamps the manifest when nothing is wrong
-    that the config does not waive; else it lists what is, and ends with 1. --schema takes a schema of another data set,
-    perhaps edited, instead of train's own; --against measures drift and skew from another, valid data set.
+    Writes statistics, a schema and report.html to data/NAME/validation. Stamps the manifest if there are no findings
+    beyond those that the config waives; otherwise lists them and exits with 1. --schema replaces the schema inferred
+    from train, for example by an edited one; --against measures drift and skew from another validated data set.
 
     \b
     Examples:
       python -m pipeline validate data/shakespeare
       python -m pipeline validate data/B --schema data/A/validation/schema.pbtxt --against data/A
-      python -m pipeline validate --config configs/NAME.toml     (checks data/NAME)
+      python -m pipeline validate --config configs/NAME.toml     (validates data/NAME)
     """
     with console.hushed():
-        from pipeline.validate import ValidateSettings
+        from pipeline.config import ValidateSettings
         from pipeline.validate import validate as run
 
-    made = settings.make(ValidateSettings, _section(config, "validate"), _where(config, "validate"))
-    run(_folder(folder, config, "data/NAME"), made, force, schema, against, beam)
+    rules = settings.make(ValidateSettings, _section(config, "validate"), _where(config, "validate"))
+    run(_folder(folder, config, "data/NAME"), rules, force, schema, against, beam)
 
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="data/NAME")
 def info(folder: Path) -> None:
-    """Shows what a data set is: its text, its splits, whether it was validated.
+    """Show a data set: its sources, splits and validation.
 
     \b
     Example:
@@ -176,7 +178,7 @@ def info(folder: Path) -> None:
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="data/NAME")
 def verify(folder: Path) -> None:
-    """Reads a data set in full and compares every shard with its checksum.
+    """Read every shard of a data set and compare it with its checksum.
 
     \b
     Example:
@@ -195,13 +197,13 @@ def _where(config: Path | None, section: str) -> str:
     return f"{config} [{section}]" if config else "command line"
 
 
-def _folder(given: Path | None, config: Path | None, wanted: str) -> Path:
-    """The folder that was named, else the one that belongs to the config."""
-    if given:
-        return given
+def _folder(folder: Path | None, config: Path | None, usage: str) -> Path:
+    """The folder that was named, else the config's own."""
+    if folder:
+        return folder
     if config:
         return Path("data") / config.stem
-    raise UsageError(f"name the data set ({wanted}) or a config (--config configs/NAME.toml)")
+    raise UsageError(f"name the data set ({usage}) or pass --config configs/NAME.toml")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Text as it comes: compressed files, and the files of tars, zips and folders, read as a stream and never unpacked."""
+"""Stream text out of compressed files, tars, zips and folders, without unpacking them to disk."""
 
 import bz2
 import contextlib
@@ -21,18 +21,18 @@ from common.errors import StageError
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     "gzip": lambda: zlib.decompressobj(wbits=31),
     "bz2": bz2.BZ2Decompressor,
-    # A header may ask for a dictionary of 4 GiB; xz -9 needs 65 MiB.
+    # A header can request a 4 GiB dictionary; xz -9 needs 65 MiB.
     "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=1 << 28),
     "zstd": lambda: zstandard.ZstdDecompressor().decompressobj(),
 }
-ZIP = (b"PK\3\4", b"PK\5\6")  # with files, and without
-# Of few compressed bytes at a time few megabytes come (zstd: at most 32); bz2, which makes 45 MB of 40 bytes, and xz
-# can be told how many to give.
-PIECE, MOST = 1024, 1 << 20
-DAMAGE = (
+ZIP = (b"PK\3\4", b"PK\5\6")  # with files; empty
+# Small reads bound the output of a decompression bomb to some megabytes (zstd: 32). bz2, which expands 40 bytes to
+# 45 MB, and xz take a limit as well.
+READ_SIZE, MAX_OUTPUT = 1024, 1 << 20
+CORRUPTION = (
     EOFError,
     OSError,
-    RuntimeError,  # NotImplementedError, for a compression of zip that Python lacks, is one
+    RuntimeError,  # includes NotImplementedError, for zip methods that Python lacks
     ValueError,
     lzma.LZMAError,
     tarfile.TarError,
@@ -43,7 +43,7 @@ DAMAGE = (
 
 
 def compression(path: Path) -> str | None:
-    """How a file is compressed, by its first bytes: "gzip", "bz2", "xz", "zstd", or None where it is not."""
+    """Compression of a file by its first bytes: "gzip", "bz2", "xz", "zstd" or None."""
     with path.open("rb") as file:
         head = file.read(10)
     if head.startswith(b"\x1f\x8b\x08"):
@@ -52,21 +52,21 @@ def compression(path: Path) -> str | None:
         return "bz2"
     if head.startswith(b"\xfd7zXZ\0"):
         return "xz"
-    # pzstd puts a skippable frame first.
+    # pzstd writes a skippable frame first.
     if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):
         return "zstd"
     return None
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a zip or a tar, compressed or not, by its first bytes."""
+    """Whether a file's first bytes are those of a zip or a tar, compressed or not."""
     with open_text(path) as file:
         head = file.read(tarfile.BLOCKSIZE)
     return head.startswith(ZIP) or head[257:262] == b"ustar" or _is_tar_header(head)
 
 
 def _is_tar_header(head: bytes) -> bool:
-    """Whether the checksum in it is right: the oldest tars have no other sign."""
+    """Whether the header checksum matches: the oldest tars have no magic number."""
     try:
         return bool(tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape"))
     except tarfile.HeaderError:
@@ -75,9 +75,9 @@ def _is_tar_header(head: bytes) -> bool:
 
 @contextlib.contextmanager
 def open_text(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed where it is compressed, however many streams of a kind are joined in it.
+    """Open a file for reading, decompressed if need be, including concatenated streams.
 
-    Raises StageError, while it is read, where the compressed data are damaged or cut short.
+    Reading raises StageError if the compressed data are corrupted or truncated.
     """
     kind = compression(path)
     with path.open("rb") as file:
@@ -85,17 +85,17 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
 
 
 class _Decompressed(io.RawIOBase):
-    """The streams of a compressed file one after another.
+    """Concatenated streams of a compressed file.
 
-    Own code, because each library has a way to take damage for the end of the text: bz2 and lzma in the head of a
-    later stream, zstandard wherever a frame is cut short.
+    The libraries' own readers mistake corruption for the end of the text: bz2 and lzma in the header of a later stream,
+    zstandard in any truncated frame.
     """
 
     def __init__(self, file: BinaryIO, path: Path, kind: str) -> None:
         self.file, self.path, self.kind = file, path, kind
         self.decompressor: Any = None
-        self.rest = b""  # of what was read, not yet decompressed
-        self.text = memoryview(b"")  # decompressed, not yet asked for
+        self.rest = b""  # read but not yet decompressed
+        self.text = memoryview(b"")  # decompressed but not yet returned
 
     def readable(self) -> bool:
         return True
@@ -108,24 +108,24 @@ class _Decompressed(io.RawIOBase):
         return count
 
     def _more(self) -> bool:
-        """Decompresses the next piece; False at the file's end."""
-        fed = not getattr(self.decompressor, "needs_input", True)  # it has more to give of what it got
-        piece = b"" if fed else self.rest or self.file.read(PIECE)
+        """Decompress the next piece. Returns False at the end of the file."""
+        fed = not getattr(self.decompressor, "needs_input", True)  # it holds more output already
+        piece = b"" if fed else self.rest or self.file.read(READ_SIZE)
         if self.decompressor is None:
-            # Between streams there may be zeros that fill a block, as gzip and xz have it.
+            # gzip and xz allow zero padding between streams.
             self.rest = piece.lstrip(b"\0")
             if self.rest:
                 self.decompressor = DECOMPRESSORS[self.kind]()
             return piece != b""
         self.rest = b""
         if not (piece or fed):
-            raise StageError(f"{self.path} is cut short: its {self.kind} data do not end; copy or fetch it again")
+            raise StageError(f"the {self.kind} stream of {self.path} is truncated: copy or fetch it again")
         try:
-            limit = (MOST,) if self.kind in ("bz2", "xz") else ()
+            limit = (MAX_OUTPUT,) if self.kind in ("bz2", "xz") else ()
             self.text = memoryview(self.decompressor.decompress(piece, *limit))
-        except DAMAGE as error:
+        except CORRUPTION as error:
             raise StageError(
-                f"{self.path} is damaged: not {self.kind} data ({error}); copy or fetch it again"
+                f"{self.path} is corrupted: invalid {self.kind} data ({error}); copy or fetch it again"
             ) from None
         if self.decompressor.eof:
             self.rest, self.decompressor = self.decompressor.unused_data, None
@@ -133,30 +133,30 @@ class _Decompressed(io.RawIOBase):
 
 
 def members(path: Path, ceiling: int) -> Iterator[tuple[str, int, BinaryIO]]:
-    """The regular files of a tar (compressed or not), a zip or a folder: name, size in bytes, content to read.
+    """Iterate over the regular files of a tar (compressed or not), a zip or a folder: name, size in bytes, content.
 
-    A content can be read until the next one is asked for. Archives keep their order, a folder is in byte order of
-    path; links, devices and folders are passed over. The size of an archive's file is its header's claim.
+    Each content is readable until the next iteration. Archives keep their order; a folder is sorted by path bytes.
+    Links, devices and folders are skipped. In archives, the size is what the header claims.
 
-    Raises StageError where the archive is damaged, encrypted, no archive at all, has a name that leads out of it, or
-    more than `ceiling` bytes come out of it, a tar's own headers among them.
+    Raises StageError if the path is not an archive, if the archive is corrupted or encrypted, contains a path that
+    leads out of it, or yields more than `ceiling` bytes, a tar's own headers included.
     """
     if path.is_dir():
-        found = _folder_members(path)
+        files = _folder_members(path)
     elif not is_archive(path):
         raise StageError(f"{path} is not an archive: expected a folder, a zip or a tar (.gz, .bz2, .xz, .zst or plain)")
     elif compression(path) is None and zipfile.is_zipfile(path):
-        found = _zip_members(path)
+        files = _zip_members(path)
     else:
-        found = _tar_members(path, ceiling)
+        files = _tar_members(path, ceiling)
     left = _Allowance(path, ceiling)
-    with _damage(path):
-        for name, size, file in found:
+    with _corruption(path):
+        for name, size, file in files:
             yield name, size, io.BufferedReader(_Counted(file, left))
 
 
 class _Allowance:
-    """How many bytes may still come out of an archive."""
+    """Bytes that may still be read from an archive."""
 
     def __init__(self, path: Path, ceiling: int) -> None:
         self.path, self.ceiling, self.left = path, ceiling, ceiling
@@ -165,13 +165,13 @@ class _Allowance:
         self.left -= count
         if self.left < 0:
             raise StageError(
-                f"{self.path} holds more than the {self.ceiling:,} bytes that are allowed for: unpack it yourself, and "
-                "give the folder, if that is meant"
+                f"{self.path} contains more than the {self.ceiling:,} bytes allowed: if that is intended, unpack it "
+                "yourself and pass the folder"
             )
 
 
 class _Counted(io.RawIOBase):
-    """A file of an archive: what is read is counted, since headers may lie, and damage is named."""
+    """File in an archive that counts what is read, since headers may lie, and reports corruption."""
 
     def __init__(self, file: Any, allowance: _Allowance) -> None:
         self.file, self.allowance = file, allowance
@@ -180,7 +180,7 @@ class _Counted(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with _damage(self.allowance.path):
+        with _corruption(self.allowance.path):
             data = self.file.read(len(buffer))
         self.allowance.take(len(data))
         buffer[: len(data)] = data
@@ -188,17 +188,17 @@ class _Counted(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def _corruption(path: Path) -> Iterator[None]:
     try:
         yield
-    except DAMAGE as error:
+    except CORRUPTION as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # the machine's trouble, not the archive's; EINVAL is of a header that points before the file
-        raise StageError(f"{path} is damaged: {error or 'cut short'}; copy or fetch it again") from None
+            raise  # not the archive's fault; EINVAL comes from a header that points before the file
+        raise StageError(f"{path} is corrupted: {error or 'truncated'}; copy or fetch it again") from None
 
 
 class _TarInfo(tarfile.TarInfo):
-    """A member of a tar. tarfile takes a damaged header for the archive's end, and believes any size of a long name."""
+    """Tar member. tarfile itself mistakes a corrupted header for the end, and trusts any size of a long name."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_TarInfo":
@@ -219,16 +219,16 @@ class _TarInfo(tarfile.TarInfo):
 
 def _tar_members(path: Path, ceiling: int) -> Iterator[tuple[str, int, Any]]:
     with open_text(path) as file:
-        # Counted here too: what is passed over must be decompressed as well.
+        # Counted here too, since skipped files must be decompressed as well.
         stream: Any = _Counted(file, _Allowance(path, ceiling))
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarInfo) as tar:
             while info := tar.next():
                 _check_name(path, info.name)
                 if info.isreg():
                     yield info.name, info.size, tar.extractfile(info)
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
         while stream.read(1 << 16):
-            pass  # the checksum of what is compressed is at its end
+            pass  # the checksum of a compressed stream is at its end
 
 
 def _zip_members(path: Path) -> Iterator[tuple[str, int, Any]]:
@@ -237,17 +237,17 @@ def _zip_members(path: Path) -> Iterator[tuple[str, int, Any]]:
         for info in infos:
             _check_name(path, info.filename)
             if info.flag_bits & 1:
-                raise StageError(f"{path} is encrypted: unpack it with its password, and give the folder")
+                raise StageError(f"{path} is encrypted: unpack it with its password and pass the folder")
         for info in infos:
-            mode = info.external_attr >> 16  # 0 where the zip was not made on Unix
+            mode = info.external_attr >> 16  # 0 if the zip was not made on Unix
             if not info.is_dir() and (stat.S_ISREG(mode) or not stat.S_IFMT(mode)):
                 with archive.open(info) as file:
                     yield info.filename, info.file_size, file
 
 
 def _folder_members(folder: Path) -> Iterator[tuple[str, int, Any]]:
-    found = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    for path in sorted(found, key=os.fsencode):
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    for path in sorted(paths, key=os.fsencode):
         with path.open("rb") as file:
             yield path.relative_to(folder).as_posix(), path.stat().st_size, file
 
@@ -255,4 +255,4 @@ def _folder_members(folder: Path) -> Iterator[tuple[str, int, Any]]:
 def _check_name(path: Path, name: str) -> None:
     name = name.replace("\\", "/")
     if name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise StageError(f"{path} has a file that leads out of it ({name}): it is not what it seems, do not use it")
+        raise StageError(f"{path} contains a path that leads out of it ({name}): do not trust this archive")

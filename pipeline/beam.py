@@ -1,4 +1,4 @@
-"""How this project runs Beam: any runner, in this process unless one is named, and with errors that a user can read."""
+"""Run Beam pipelines: in this process or on any runner, with a progress bar and one-line errors."""
 
 import contextlib
 import io
@@ -25,29 +25,28 @@ _advance: Callable[[int], None] | None = None
 
 
 def advance(amount: int) -> None:
-    """Moves the progress bar of the stage that runs. For workers: in another process than the bar's it does nothing."""
+    """Advance the progress bar of the running stage. In another process, as on a remote worker, this does nothing."""
     if _advance:
         _advance(amount)
 
 
 @contextlib.contextmanager
-def run(stage: str, what: str = "", total: int = 0, options: str = "") -> Iterator[beam.Pipeline]:
-    """A Beam pipeline, run when the block ends, under a progress bar `what` over `total` bytes.
+def run(stage: str, title: str = "", total: int = 0, options: str = "") -> Iterator[beam.Pipeline]:
+    """Yield a Beam pipeline that runs when the block ends, under a progress bar `title` over `total` bytes.
 
-    options: Beam's own, as on a command line ("--runner=FlinkRunner --parallelism=8"); without a runner, it is
-    FnApiRunner: the DirectRunner first tries to download another one. It keeps elements in memory, so pipelines pass
-    places in files from step to step, never text.
-    Raises UsageError for options that Beam does not take and for a runner that it does not have; StageError, in one
-    line, for whatever failed inside.
+    options: Beam's own, as on a command line ("--runner=FlinkRunner --parallelism=8"). The default runner is
+    FnApiRunner, since DirectRunner first tries to download another one. It keeps elements in memory, so pipelines pass
+    file positions between steps, never text.
+    Raises UsageError for options or runners that Beam does not know; StageError, in one line, for any failure inside.
     """
     parsed, runner = _parsed(options)
-    # Beam also logs, with its traceback, each exception that it raises.
+    # Beam logs each exception with its traceback, as well as raising it.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
-        with _bar(what, total), beam.Pipeline(runner=runner, options=parsed) as pipeline:
+        with _bar(title, total), beam.Pipeline(runner=runner, options=parsed) as pipeline:
             yield pipeline
         if client := getattr(pipeline.result, "client", None):
-            client.close()  # Dask's: Beam leaves it open
+            client.close()  # Beam leaves Dask's client open
     except StageError as error:
         raise StageError(_reason(error)) from None
     except (OSError, RuntimeError, UnicodeError) as error:
@@ -57,16 +56,16 @@ def run(stage: str, what: str = "", total: int = 0, options: str = "") -> Iterat
 
 
 def each(
-    stage: str, work: Callable[..., Any], places: Iterable[Any], folder: Path, what: str, total: int, options: str
+    stage: str, work: Callable[..., Any], items: Iterable[Any], folder: Path, title: str, total: int, options: str
 ) -> list[Any]:
-    """[work(place) for place in places], in any order, by Beam's workers. What `work` gives must be JSON.
+    """Compute [work(item) for item in items] on Beam's workers, in any order. Results must be JSON.
 
-    It comes back through a file in `folder`, which all workers must see: a pipeline has no other way out.
+    They return through a file in `folder`, which all workers must see: a pipeline has no other output.
     """
-    with run(stage, what, total, options) as pipeline:
+    with run(stage, title, total, options) as pipeline:
         _ = (
             pipeline
-            | "Places" >> beam.Create(list(places), reshuffle=False)
+            | "Items" >> beam.Create(list(items), reshuffle=False)
             | "Spread" >> beam.Reshuffle()
             | "Work" >> beam.Map(work)
             | "Gather" >> beam.combiners.ToList()
@@ -78,16 +77,16 @@ def each(
 
 
 def _reason(error: Exception) -> str:
-    """What happened: a worker's exception may come as its whole traceback, and Beam adds at which step it was."""
+    """Last line of an error, without the step that Beam appends: a worker's error may be a whole traceback."""
     last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     return re.sub(r" \[while running '[^']*'\]$", "", last)
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: int) -> Iterator[None]:
+def _bar(title: str, total: int) -> Iterator[None]:
     global _advance
     with console.progress("bytes") as bar:
-        task = bar.add_task(what, total=total, visible=bool(what))
+        task = bar.add_task(title, total=total, visible=bool(title))
         _advance = lambda amount: bar.advance(task, amount)  # noqa: E731
         try:
             yield
@@ -96,16 +95,16 @@ def _bar(what: str, total: int) -> Iterator[None]:
 
 
 def _parsed(options: str) -> tuple[PipelineOptions, PipelineRunner]:
-    """Beam's options, and the runner that they name, else FnApiRunner."""
+    """Parse Beam's options. Returns them and the runner they name, by default FnApiRunner."""
     complaint, name = io.StringIO(), None
     try:
-        # Beam reads options when it is asked for them, and then argparse ends the process over one that is wrong.
+        # Beam parses options on first use, and argparse then exits the process on an invalid one.
         with contextlib.redirect_stderr(complaint):
             parsed = PipelineOptions(shlex.split(options))
             parsed.get_all_options()
             name = parsed.view_as(StandardOptions).runner
             return parsed, create_runner(name) if name else FnApiRunner()
     except (AttributeError, ImportError, SystemExit, ValueError) as error:
-        said = complaint.getvalue().strip().splitlines()
-        what = f"Beam has no runner {name!r}" if name else f"--beam does not take {options!r}"
-        raise UsageError(f"{what}: {said[-1] if said else error}") from None
+        lines = complaint.getvalue().strip().splitlines()
+        rule = f"Beam has no runner {name!r}" if name else f"invalid --beam options {options!r}"
+        raise UsageError(f"{rule}: {lines[-1] if lines else error}") from None

@@ -1,4 +1,4 @@
-"""Corpora known by name: where each comes from, under which licence, and how it becomes one text."""
+"""Named corpora: address, licence, and how to build each text."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from common.errors import StageError, UsageError
 from pipeline.archives import is_archive, members, open_text
 
-Key = tuple[int, bytes]  # the place of a file in a text: which expression it matches, path
+Key = tuple[int, bytes]  # sort key of a file in the text: index of the expression it matches, path
 HTML = r"(?i)\.html?$"
 BLOCKS = [
     "blockquote",
@@ -36,18 +36,18 @@ BLOCKS = [
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A text known by name: one file in the end, whatever it comes as.
+    """A named text, built from a file, archive or folder.
 
-    about: what it is. licence: whose terms it stands under. essay: what the essay did with it.
-    address: where it is published; None: it must be given (or, of stdlib, it is on this machine).
-    bytes, sha256: of the file at that address, where they are known.
-    files: regular expressions on the paths of an archive's or folder's files. The text is the files that match one, in
-        order of the first that they match, then in byte order of path. None: the text is not made.
-    without: the same, of files that are left out.
-    cut: bytes after which the text is cut off.
-    text_bytes, text_sha256, text_git: the finished text's size, SHA-256 and git's blob name, where they are known.
-    ceiling: bytes; more is neither downloaded nor unpacked.
-    settings: how it is meant to be ingested, as in a config's [data].
+    about: description. licence: terms of use. essay: its use in the essay.
+    address: URL; None if users must pass their own copy (or, for stdlib, if it is on every machine).
+    bytes, sha256: of the file at that address, if known.
+    files: regular expressions for the paths in an archive or folder. The text is the matching files, ordered by the
+        first expression that they match, then by path bytes.
+    without: regular expression for paths to leave out.
+    cut: maximum size of the text, in bytes.
+    text_bytes, text_sha256, text_git: size, SHA-256 and git blob name of the finished text, if known.
+    ceiling: maximum bytes to download or unpack.
+    settings: recommended settings for a config's [data].
     """
 
     about: str
@@ -75,7 +75,7 @@ CORPORA = {
     "tinyshakespeare": Corpus(
         about="40,000 lines of Shakespeare's plays, the first example of char-rnn; 65 distinct characters",
         licence="public domain",
-        essay="not in it; char-rnn, the essay's code, trains on it unless told otherwise",
+        essay="not in it; char-rnn, the essay's code, trains on it by default",
         address="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
         bytes=1_115_394,
         sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
@@ -108,8 +108,8 @@ CORPORA = {
         settings={"train": 96_000_000, "val": 4_000_000, "test": 0},
     ),
     "wikipedia-sample": Corpus(
-        about="206 pages of English Wikipedia's XML of 2016, 6 MB, where enwik8 is not to be had: the Python package "
-        "gensim 4.3.3 has it in gensim/test/test_data, enwiki-latest-pages-articles1.*.bz2; to be given by --from",
+        about="206 pages of English Wikipedia's XML of 2016, 6 MB, a stand-in for enwik8: pass gensim/test/test_data/"
+        "enwiki-latest-pages-articles1.*.bz2 of the Python package gensim 4.3.3 with --from",
         licence="CC BY-SA 3.0 and GFDL",
         essay="not in it",
         files=(r"(^|/)enwiki-latest-pages-articles1\.xml.*-shortened\.bz2$",),
@@ -117,14 +117,14 @@ CORPORA = {
         text_sha256="34c1c63050c87cc8477b9ae36b1cb0edf372612c92938b742e579a7109c20fa4",
     ),
     "linux": Corpus(
-        about="474 MB of the C source and headers of the Linux kernel, in order of path; from another kernel's tar or "
-        "folder by --from",
+        about="474 MB of the C source and headers of the Linux kernel, in order of path; pass another kernel's tar or "
+        "folder with --from",
         licence="GPL-2.0",
         essay="3-layer LSTMs of some 10 million parameters wrote C for days, on 474 MB of all *.c and *.h of 2015",
         address="https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.1.tar.xz",
         sha256="2ca1f17051a430f6fed1196e4952717507171acfd97d96577212502703b25deb",
         files=(r"\.[ch]$",),
-        # Register maps that a program wrote: 395 MB of #define in 6.1, a third of all.
+        # Generated register maps: 395 MB of #define in 6.1, a third of the total.
         without=r"(^|/)drivers/gpu/drm/amd/include/",
         cut=474_000_000,
         ceiling=4_000_000_000,
@@ -150,15 +150,15 @@ CORPORA = {
         text_sha256="fb66ba999dafe24017cdd59e04c56d385a9c8466993d374fd4c6f08b2142985e",
     ),
     "paul-graham": Corpus(
-        about="essays by Paul Graham, about 1 MB, from pages that you saved (HTML or text, by --from)",
+        about="essays by Paul Graham, about 1 MB, from pages that you saved (pass HTML or text with --from)",
         licence="copyright Paul Graham, all rights reserved",
         essay="a 2-layer LSTM of 512 units, dropout 0.5, batches of 100 sequences of 100 characters",
         files=(r"(?i)\.(html?|txt)$",),
     ),
     "names": Corpus(
-        about="2,943 male and 5,001 female first names, one a line (Mark Kantrowitz's corpus 1.3)",
+        about="2,943 male and 5,001 female first names, one per line (Mark Kantrowitz's corpus 1.3)",
         licence="free to use and to pass on with its README and credit to Mark Kantrowitz; not public domain",
-        essay="8,000 names; 90 % of those that came out were not in them: Rudi, Levette, Berice, Lussa",
+        essay="8,000 names; 90 % of those generated were new: Rudi, Levette, Berice, Lussa",
         address="https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/corpora/names.zip",
         bytes=21_326,
         files=(r"(^|/)male\.txt$", r"(^|/)female\.txt$"),
@@ -170,24 +170,24 @@ CORPORA = {
 
 
 def find(name: str) -> Corpus:
-    """The corpus of that name. Raises UsageError, which lists them, where there is none."""
+    """Look up a corpus. Raises UsageError, listing the valid names, for an unknown one."""
     if name not in CORPORA:
-        raise UsageError(f"no corpus is called '{name}'; there are {', '.join(CORPORA)}")
+        raise UsageError(f"unknown corpus '{name}'; the corpora are {', '.join(CORPORA)}")
     return CORPORA[name]
 
 
 def make_text(corpus: Corpus, source: Path, text: Path) -> None:
-    """Writes the corpus's `text` out of `source`: an archive, a folder, or one file, compressed or not.
+    """Build the corpus's `text` from `source`: an archive, a folder, or one file, compressed or not.
 
-    An archive is streamed once, into a spool beside `text`, and never unpacked. Raises StageError where it holds none
-    of the corpus's files, where it is damaged (pipeline.archives), and where the text is not the one that is known.
+    An archive is streamed once, into a spool beside `text`, and never unpacked. Raises StageError if it contains none
+    of the corpus's files, is corrupted (pipeline.archives), or yields a different text than the known one.
     """
     spool = text.with_name(f".{text.name}.spool")
     with spool.open("wb+") as file:
         pieces = list(_collect(corpus, source, file))
         if not pieces:
             raise StageError(
-                f"{source} has none of the corpus's files: expected paths like {' or '.join(corpus.files)}"
+                f"{source} contains none of the corpus's files: expected paths like {' or '.join(corpus.files)}"
             )
         if pieces != sorted(pieces):
             with text.open("wb") as in_order:
@@ -202,7 +202,7 @@ def make_text(corpus: Corpus, source: Path, text: Path) -> None:
 
 
 def _collect(corpus: Corpus, source: Path, spool: BinaryIO) -> Iterator[tuple[Key, int, int]]:
-    """Adds the files of the text to `spool` as they come; for each, its place in the order, first byte and bytes."""
+    """Append the files of the text to `spool`; for each, yield its sort key, first byte and length."""
     last: Key | None = None
     highest: Key = (0, b"")
     for rank, name, file in _files(corpus, source):
@@ -216,21 +216,21 @@ def _collect(corpus: Corpus, source: Path, spool: BinaryIO) -> Iterator[tuple[Ke
             while data := file.read(1 << 20):
                 spool.write(data)
                 if spool.tell() > corpus.ceiling:
-                    raise StageError(f"{source} gives more than {corpus.ceiling:,} bytes: it is not the corpus")
+                    raise StageError(f"{source} contains more than {corpus.ceiling:,} bytes: it is not this corpus")
         yield key, start, spool.tell() - start
         highest = max(highest, key)
         if corpus.cut and not last and spool.tell() >= corpus.cut:
-            last = highest  # there is text enough up to here: what is later in the order is not needed
+            last = highest  # enough text: later files are not needed
 
 
 def _files(corpus: Corpus, source: Path) -> Iterator[tuple[int, str, BinaryIO]]:
-    """The files of the text as they come: which of the corpus's expressions they match, path, content."""
+    """Iterate over the files of the text: index of the expression they match, path, content."""
     if source.is_dir() or is_archive(source):
         for name, _, file in members(source, corpus.ceiling):
             rank = _rank(corpus, name)
             if rank is not None and not (corpus.without and re.search(corpus.without, name)):
                 yield rank, name, file
-    # One file may be the finished text; where that cannot be told from its content, its name must be right.
+    # A single file may be the finished text; if its content cannot prove that, its name must match.
     elif corpus.text_bytes or _rank(corpus, source.name) is not None:
         with open_text(source) as file:
             yield 0, source.name, file
@@ -244,7 +244,7 @@ def _check(corpus: Corpus, source: Path, text: Path) -> None:
     size = text.stat().st_size
     if corpus.text_bytes not in (None, size):
         raise StageError(f"{source} is not this corpus: expected a text of {corpus.text_bytes:,} bytes, got {size:,}")
-    blob = hashlib.sha1(b"blob %d\0" % size)  # how git names a file
+    blob = hashlib.sha1(b"blob %d\0" % size)  # git's name for a file
     for kind, known, digest in (
         ("SHA-256", corpus.text_sha256, hashlib.sha256()),
         ("git blob", corpus.text_git, blob),
@@ -259,7 +259,7 @@ def _digest(path: Path, digest: Any) -> str:
 
 
 def _plain(page: bytes) -> bytes:
-    """What a reader sees of an HTML page, in UTF-8: paragraphs with a blank line between them."""
+    """Visible text of an HTML page, in UTF-8, with blank lines between paragraphs."""
     from bs4 import BeautifulSoup, NavigableString  # only pages need it
 
     try:

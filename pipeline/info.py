@@ -1,4 +1,4 @@
-"""A data set in a few lines on the terminal, and whether it is whole."""
+"""Summarize a data set on the terminal, and verify its shards."""
 
 from pathlib import Path
 
@@ -9,25 +9,27 @@ from pipeline.manifest import Manifest, check_hashes, read_manifest
 
 
 def show(folder: Path) -> Manifest:
-    """Prints what a data set is. Raises StageError where it is none, or not whole."""
+    """Print a summary. Raises StageError for a missing, incomplete or invalid data set."""
     manifest = read_manifest(folder)
     total = sum(split.tokens for split in manifest.splits.values())
-    counted = list(dict.fromkeys(what for split in manifest.splits.values() for what in split.counts))
-    splits = Table("split", "tokens", "share", "shards", *counted, box=None, header_style="bold")
+    kinds = list(dict.fromkeys(kind for split in manifest.splits.values() for kind in split.counts))
+    splits = Table("split", "tokens", "share", "shards", *kinds, box=None, header_style="bold")
     for name, split in manifest.splits.items():
-        counts = (f"{split.counts.get(what, 0):,}" for what in counted)
+        counts = (f"{split.counts.get(kind, 0):,}" for kind in kinds)
         splits.add_row(name, f"{split.tokens:,}", f"{split.tokens / total:.1%}", str(len(split.shards)), *counts)
     for column in splits.columns[1:]:
         column.justify = "right"
     stamp = manifest.validation
     names = [source.name for source in manifest.sources]
-    changes = ", ".join(f"{what}: {count:,}" for what, count in manifest.cleaned.items())
+    changes = ", ".join(f"{change}: {count:,}" for change, count in manifest.cleaned.items())
     facts = {
         "sources": ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
         "bytes": f"{sum(source.bytes for source in manifest.sources):,}",
         "vocabulary": f"{manifest.vocab.size} symbols, unit {manifest.vocab.unit}",
         **({"changed": changes} if changes else {}),
-        **{f"from {found['name']}": str(found.get("from") or found.get("address")) for found in manifest.provenance},
+        **{
+            f"from {origin['name']}": str(origin.get("from") or origin.get("address")) for origin in manifest.provenance
+        },
         "data_sha256": manifest.data_sha256,
         "validated": str(stamp.get("when")) if stamp else f"no (python -m pipeline validate {folder})",
     }
@@ -39,9 +41,9 @@ def show(folder: Path) -> Manifest:
 
 
 def verify(folder: Path) -> None:
-    """Reads every shard. Raises StageError where there is no data set, or a shard is not what was written."""
+    """Read every shard. Raises StageError for a missing data set or a corrupted shard."""
     manifest = read_manifest(folder)
     check_hashes(folder, manifest)
     shards = sum(len(split.shards) for split in manifest.splits.values())
     tokens = sum(split.tokens for split in manifest.splits.values())
-    console.out.print(f"{folder} is whole: {shards} shards, {tokens:,} tokens, data {manifest.data_sha256[:12]}")
+    console.out.print(f"{folder} is intact: {shards} shards, {tokens:,} tokens, data {manifest.data_sha256[:12]}")

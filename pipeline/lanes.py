@@ -1,16 +1,16 @@
-"""A split as batches for truncated back-propagation through time (BPTT), the same ones at every start.
+"""Serve a split as batches for truncated back-propagation through time (BPTT), identical in every run.
 
     B lanes   T time steps of a window   K windows of a block   W windows of an epoch
 
-A split of n tokens has m = n - 1 targets; the input of a target is the token before it. Lane j of B covers the targets
-[j*m//B, (j+1)*m//B): contiguous, as long as the others to within one. Window k of a lane holds its targets
-[k*T, (k+1)*T). So no target is lost, none is seen twice, and the carry after window k of a lane belongs to window k+1:
+A split of n tokens has m = n - 1 targets; the input of a target is the token before it. Lane j of B covers the
+contiguous targets [j*m//B, (j+1)*m//B), so lane lengths differ by at most one. Window k of a lane has its targets
+[k*T, (k+1)*T). So each target is seen exactly once, and the carry after window k of a lane belongs to window k+1:
 
     targets   1 2 3 4 5 6 7 8 9 10 11 12 13       B = 2, T = 3
     lane 0    1 2 3 | 4 5 6                       W = 3, the last window padded: count_B = [0, 1]
     lane 1    7 8 9 | 10 11 12 | 13 . .
 
-Batch k is a pure function of (manifest, lanes, window, k): to resume at any k is arithmetic, not replay.
+Batch k is a pure function of (manifest, lanes, window, k): resuming at any k is arithmetic, not replay.
 """
 
 import bisect
@@ -24,21 +24,21 @@ import tensorflow as tf
 from common.errors import StageError
 from pipeline.manifest import Manifest, Split
 
-# Tokens of all lanes in a block: what is read, cut into windows and handed on at a time. Large enough that the cost of
-# a read is spread over many windows; small enough that the few blocks held are nothing beside a model.
+# Tokens per block over all lanes, read and cut into windows together: large enough to spread the cost of a read over
+# many windows, small enough that the few blocks in memory are negligible beside a model.
 BLOCK_TOKENS = 2 << 20
-BUFFER_BYTES = 1 << 16  # of each lane's open file
-# decode_raw has no uint32; no id comes near 2**31.
+BUFFER_BYTES = 1 << 16  # per lane's open file
+# decode_raw lacks uint32; no id comes near 2**31.
 READ_AS = {1: tf.uint8, 2: tf.uint16, 4: tf.int32}
 
 
 class Batch(NamedTuple):
-    """One window of every lane. Ids are in the type that they are stored in (uint8, uint16; int32 for uint32), the
-    cheapest to move: cast them where they are used.
+    """One window of every lane. Ids keep their stored type (uint8, uint16; int32 for uint32), the cheapest to move:
+    cast them where they are used.
 
-    count_B (int32) says how many of a row's targets are real. They come first; what is in the rest of the row, in the
-    last two windows of an epoch at most, means nothing, but is an id.
-    reset_BxT (bool) says before which inputs the carry starts empty: the ends of documents. None: there are none.
+    count_B (int32): number of real targets per row, which come first. The rest of the row, in the last two windows of
+    an epoch at most, is padded with arbitrary ids.
+    reset_BxT (bool): inputs before which the carry is reset, the ends of documents. None if there are no documents.
     """
 
     ids_BxT: tf.Tensor
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A stretch of one shard: records of `record` tokens each, from token `first` of the split up to `past`."""
+    """Part of one shard: records of `record` tokens each, from token `first` of the split up to `past`."""
 
     shard: int
     first: int
@@ -60,40 +60,40 @@ Plan = list[list[Piece]]  # the runs of a lane
 
 
 def windows_per_epoch(tokens: int, lanes: int, window: int) -> int:
-    """The number of batches (= training steps) that cover a split of so many tokens once."""
+    """Number of batches (= training steps) in one epoch of `tokens` tokens."""
     longest_lane = -(-(tokens - 1) // lanes)
     return -(-longest_lane // window)
 
 
 def check_fits(tokens: int, lanes: int, window: int, split: str) -> None:
-    """Raises StageError unless every lane of the split fills one window; it names the most lanes and steps that do."""
+    """Raise StageError, naming the largest lanes and window that fit, unless every lane fills one window."""
     targets = tokens - 1
     if targets >= lanes * window:
         return
     fits = []
     if targets >= window:
-        fits.append(f"windows of {window} fit {targets // window} lanes at most")
+        fits.append(f"with windows of {window}, use at most {targets // window} lanes")
     if targets >= lanes:
-        fits.append(f"{lanes} lanes fit windows of {targets // lanes} at most")
-    way_out = "; ".join(fits) or "use a longer text"
+        fits.append(f"with {lanes} lanes, use windows of at most {targets // lanes}")
+    fix = "; ".join(fits) or "use a longer text"
     raise StageError(
         f"the {split} split is too short for {lanes} lanes and a window of {window}: "
-        f"that needs {lanes * window + 1} tokens, it has {tokens}; {way_out}"
+        f"it needs {lanes * window + 1} tokens, but has {tokens}; {fix}"
     )
 
 
 def batches(
     folder: Path, manifest: Manifest, split: str, lanes: int, window: int, start: int = 0, rows: range | None = None
 ) -> tf.data.Dataset:
-    """One epoch of a split, from window `start` on, as a tf.data.Dataset of Batch. Ops of tf.data alone, no Python.
+    """Build a tf.data.Dataset of Batch over one epoch of a split, from window `start` on. Pure tf.data ops, no Python.
 
-    rows: the lanes wanted, contiguous, by default all; a worker that asks for its own reads nothing of the others'.
+    rows: contiguous range of lanes, by default all; a worker reads only the lanes it requests.
 
-    It takes about one core and memory that does not grow with the corpus. To start takes as long at any window: at most
-    a reading of one shard a lane, since TensorFlow comes to a place in a file only by way of what lies before it.
-    A file a lane is open, so the process's limit on open files is raised as far as it may be.
-    Raises StageError where the split is missing or too short, ValueError for a start outside [0, windows_per_epoch] or
-    rows that are not lanes.
+    Uses about one core, and memory that does not grow with the corpus. Start-up time is the same for any `start`: at
+    most reading one shard per lane, since TensorFlow reaches a position in a file by reading everything before it.
+    Each lane keeps a file open, so the process's limit on open files is raised to its maximum.
+    Raises StageError for a missing or too short split; ValueError for a start outside [0, windows_per_epoch] or
+    invalid rows.
     """
     tokens = manifest.split(split).tokens
     check_fits(tokens, lanes, window, split)
@@ -112,7 +112,7 @@ def batches(
         return tf.transpose(tf.reshape(x_BxKT, [B, -1, T]), [1, 0, 2])
 
     def cut(before_Bx1: tf.Tensor, block: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, Batch]:
-        """A block as windows; and its last tokens, the inputs of the next block's first targets."""
+        """Cut a block into windows; also return its last tokens, the inputs of the next block's first targets."""
         first, text_B = block
         window_K = tf.range(first, tf.minimum(first + K, windows))
         size = tf.size(window_K) * T + 1 - tf.shape(before_Bx1)[1]
@@ -127,7 +127,7 @@ def batches(
     texts = _read(folder, manifest.split(split), item, plans)
     dataset = tf.data.Dataset.zip(tf.data.Dataset.range(start, windows, K), texts)
     dataset = dataset.scan(tf.zeros([B, 0], dtype), cut).unbatch()
-    # Where a strategy of several workers is handed this, each takes its rows of every batch; files are not dealt out.
+    # A multi-worker strategy must shard each batch by rows, not the files.
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(windows - start)).with_options(options)
@@ -135,12 +135,12 @@ def batches(
 
 
 def _edges(split: Split) -> list[int]:
-    """Where the split's shards begin and, last, where it ends, in tokens."""
+    """First token of each shard of the split and, last, the end of the split."""
     return list(itertools.accumulate((shard.tokens for shard in split.shards), initial=0))
 
 
 def _read(folder: Path, split: Split, item: int, plans: list[Plan]) -> tf.data.Dataset:
-    """The lanes' records, one of every lane at a time, as strings of bytes [B], a token `item` bytes long."""
+    """Read one record of every lane at a time, as byte strings [B]; `item`: bytes per token."""
     files = tf.constant([str(folder / shard.file) for shard in split.shards])
     edges = tf.constant(_edges(split), tf.int64)
 
@@ -165,10 +165,10 @@ def _read(folder: Path, split: Split, item: int, plans: list[Plan]) -> tf.data.D
 
 
 def plan(shard_edges: list[int], begin: int, stop: int, length: int, blocks: int) -> Plan:
-    """How to read the lane of the targets [begin, stop) a block of `length` at a time: one record a block.
+    """Plan the reads of the lane of targets [begin, stop), in blocks of `length`: one record per block.
 
-    Target i is token i + 1. The first record has the token before its targets as well; one without targets, where other
-    lanes are longer, is one token that means nothing. A run is many records in one shard, or the parts of one record.
+    Target i is token i + 1. The first record also has the token before its targets; a record without targets, where
+    other lanes are longer, is one arbitrary token. A run is many records in one shard, or the parts of one record.
     """
     runs: Plan = []
     done = 0

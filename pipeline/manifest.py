@@ -1,4 +1,4 @@
-"""What a data set is: manifest.json, written last, read first. A folder without it is no data set.
+"""manifest.json, which describes a data set. It is written last and read first; without it, a folder is no data set.
 
 data/NAME/manifest.json                   this file
 data/NAME/train-00000-of-00004.tokens     the shards (pipeline.shards)
@@ -24,8 +24,7 @@ FILE_NAME = "manifest.json"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file that the text came from, under a name that holds nothing of the machine it lay on; sha256 is of the file
-    as it lay there, compressed or not."""
+    """A source file, by a name that is the same on every machine; sha256 is of the file itself, compressed or not."""
 
     name: str
     bytes: int
@@ -43,10 +42,10 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A part of the corpus; its shards, joined in order, are its tokens.
+    """A part of the corpus. Its shards, joined in order, are its tokens.
 
-    counts: of its text: "bytes"; "documents", where it is one of documents; "outside", where there are any: characters
-        that the vocabulary does not have, replaced or left out.
+    counts: "bytes" of text; "documents", if the text consists of documents; "outside", if any: characters outside the
+        vocabulary, replaced or left out.
     """
 
     tokens: int
@@ -77,32 +76,32 @@ class Manifest:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """How a token is stored in the shards."""
+        """Type of a token in the shards."""
         return self.vocab.dtype
 
     @property
     def data_sha256(self) -> str:
-        """The hash of what a model can learn from: the vocabulary and every split's tokens.
+        """Hash of what a model can learn from: the vocabulary and every split's tokens.
 
-        It does not depend on names, on tools, or on whether the data has been validated.
+        Independent of names, tools and validation.
         """
         shards = {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
         return sha256_json({"vocab": self.vocab.sha256, "shards": shards})
 
     @property
     def judged(self) -> str:
-        """The split that a model's figures are of: test, or val where there is no test."""
+        """Split on which models are judged: test, or val if there is no test."""
         return "test" if "test" in self.splits else "val"
 
     def split(self, name: str) -> Split:
-        """The split of that name. Raises StageError, listing those there are."""
+        """Split by name. Raises StageError, listing the valid names, if it is missing."""
         if name not in self.splits:
-            raise StageError(f"the data set has no split '{name}'; it has: {', '.join(self.splits)}")
+            raise StageError(f"the data set has no split '{name}', only: {', '.join(self.splits)}")
         return self.splits[name]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes manifest.json, whole or not at all. The shards must be there already."""
+    """Write manifest.json atomically. The shards must exist already."""
     value = {
         "format_version": FORMAT_VERSION,
         "data_sha256": manifest.data_sha256,
@@ -115,41 +114,47 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads manifest.json and checks that every shard is there in its full size (not its hash: that takes a reading).
+    """Read manifest.json and check that every shard exists in its full size (`check_hashes` reads them as well).
 
-    Raises StageError, with the way out, where the folder or the manifest is missing, broken, or of another format.
+    Raises StageError, with the fix, if the folder or a file is missing, corrupted, or of another format version.
     """
     path = folder / FILE_NAME
     if not folder.is_dir():
-        raise StageError(f"there is no data set {folder}: make it with python -m pipeline ingest ... --out {folder}")
+        raise StageError(
+            f"data set {folder} does not exist: create it with python -m pipeline ingest ... --out {folder}"
+        )
     if not path.is_file():
         raise StageError(
-            f"{folder} has no {FILE_NAME}: it is half written or no data set; remove it and run ingest again"
+            f"{folder} has no {FILE_NAME}: it is incomplete or not a data set; remove it and run ingest again"
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         version = value["format_version"]
         if version != FORMAT_VERSION:
-            rule = f"this program reads {FORMAT_VERSION}: run ingest again with --force"
+            rule = f"this program reads version {FORMAT_VERSION}: run ingest again with --force"
             raise StageError(f"{path} has format_version {version}, {rule}")
         manifest = _from_json(value)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        what = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else str(error)
-        raise StageError(f"{path} is broken ({type(error).__name__}: {what}): run ingest again with --force") from None
+        reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else str(error)
+        raise StageError(
+            f"{path} is invalid ({type(error).__name__}: {reason}): run ingest again with --force"
+        ) from None
     if manifest.data_sha256 != value.get("data_sha256"):
-        raise StageError(f"{path} is broken (its data_sha256 does not fit its shards): run ingest again with --force")
+        raise StageError(
+            f"{path} is invalid (its data_sha256 does not match its shards): run ingest again with --force"
+        )
     _check_shards(folder, manifest)
     return manifest
 
 
 def check_hashes(folder: Path, manifest: Manifest) -> None:
-    """Reads every shard in full. Raises StageError for one whose bytes are not those that were written."""
+    """Read every shard in full. Raises StageError if one differs from its checksum."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     with console.progress("tokens") as bar:
         task = bar.add_task("verifying", total=sum(shard.tokens for shard in shards))
         for shard in shards:
             if sha256_file(folder / shard.file) != shard.sha256:
-                raise StageError(f"the shard {folder / shard.file} is damaged: run ingest again with --force")
+                raise StageError(f"the shard {folder / shard.file} is corrupted: run ingest again with --force")
             bar.advance(task, shard.tokens)
 
 
@@ -161,10 +166,10 @@ def _from_json(value: dict[str, Any]) -> Manifest:
     manifest = _MANIFEST.validate_python(fields | {"vocab": Vocab.from_json(value["vocab"])})
     for name, split in manifest.splits.items():
         if split.tokens != sum(shard.tokens for shard in split.shards):
-            raise ValueError(f"the tokens of {name} are not those of its shards")
+            raise ValueError(f"the tokens of {name} do not match its shards")
         for shard in split.shards:
             if Path(shard.file).name != shard.file:
-                raise ValueError(f"a shard lies outside the folder: {shard.file}")
+                raise ValueError(f"a shard is outside the folder: {shard.file}")
     return manifest
 
 
@@ -175,7 +180,7 @@ def _check_shards(folder: Path, manifest: Manifest) -> None:
             if not path.is_file():
                 raise StageError(f"the shard {path} is missing: run ingest again with --force")
             if path.stat().st_size != expected:
-                came = path.stat().st_size
+                size = path.stat().st_size
                 raise StageError(
-                    f"the shard {path} must have {expected} bytes, it has {came}: run ingest again with --force"
+                    f"the shard {path} must have {expected} bytes, but has {size}: run ingest again with --force"
                 )

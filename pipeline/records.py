@@ -1,4 +1,4 @@
-"""Text as the records that TFDV counts: one a chunk of text, as a pyarrow RecordBatch.
+"""Turn text into the records that TFDV counts, one per chunk of text, as a pyarrow RecordBatch.
 
 N characters of a text   C chunks of it   n characters of a chunk   S distinct characters   P properties of one
 """
@@ -14,7 +14,10 @@ from pipeline.manifest import Manifest, Split
 from pipeline.shards import read_tokens
 from pipeline.vocab import CODE_POINTS, Vocab, code_points
 
-ESCAPED_BYTE = 0xDC00  # what errors="surrogateescape" adds to a byte that is no UTF-8
+# Characters per record, over which shares and line lengths are computed: some hundred lines, and hundreds of records in
+# 1 MB of text.
+RECORD_CHARS = 4096
+ESCAPED_BYTE = 0xDC00  # what errors="surrogateescape" adds to a byte that is not UTF-8
 CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
 SHARES = ("non_ascii", "control", "space", "digit", "not_utf8")
 NUMBERS = ("bytes", "characters", "lines", "longest_line", "repeated_lines", "entropy", *SHARES)
@@ -22,19 +25,19 @@ FEATURES = ("char", *NUMBERS)
 
 
 def read_text(folder: Path, manifest: Manifest, split: Split, start: int, stop: int) -> bytes:
-    """The whole characters that begin in tokens [start, stop) of a split.
+    """Read the whole characters that begin in tokens [start, stop) of a split.
 
-    The texts of neighbouring ranges share no character and lose none; that of a byte or two may be empty.
+    Adjacent ranges neither share nor lose a character; a range of a byte or two may be empty.
     """
-    # Three tokens more than the range: its last character may end there.
+    # The last character may extend three tokens past the range.
     tokens = read_tokens(folder, split, manifest.dtype, start, min(stop + 3, split.tokens))
     return cut_at_characters(tokens, manifest.vocab, min(stop, split.tokens) - start, at_start=start == 0)
 
 
 def cut_at_characters(tokens: npt.NDArray[np.unsignedinteger], vocab: Vocab, length: int, at_start: bool) -> bytes:
-    """The whole characters that begin in tokens[:length], where tokens goes on for three more if there are so many.
+    """Decode the whole characters that begin in tokens[:length]; `tokens` has up to three more for the last one.
 
-    `at_start`: nothing comes before, so that continuation bytes at its head belong to no neighbour, and stay.
+    at_start: nothing precedes, so leading continuation bytes belong to no other range and stay.
     """
     text = vocab.decode(tokens[:length])
     after = vocab.decode(tokens[length : length + 3])
@@ -47,12 +50,12 @@ def _continuations(text: bytes) -> int:
 
 
 def is_escaped_byte(code: int) -> bool:
-    """Whether a code point stands for a byte that is no UTF-8."""
+    """Whether a code point represents a byte that is not UTF-8."""
     return ESCAPED_BYTE + 0x80 <= code <= ESCAPED_BYTE + 0xFF
 
 
 def name_of(code: int) -> str:
-    r"""A printable name, a different one for every character; `code_of` gives the character back.
+    r"""Printable name, unique to each character; `code_of` is the inverse.
 
     >>> [name_of(code) for code in (ord("a"), ord("é"), ord("\n"), ord(" "), 0x200B, ESCAPED_BYTE + 0xFF)]
     ['a', 'é', '\\n', '<space>', '\\u200b', '<0xff>']
@@ -66,7 +69,7 @@ def name_of(code: int) -> str:
 
 
 def code_of(name: str) -> int:
-    """The code point that has this name. Raises ValueError for what is no name."""
+    """Code point with this name. Raises ValueError for an invalid name."""
     if len(name) == 1:
         return ord(name)
     if name == "<space>":
@@ -80,14 +83,14 @@ def code_of(name: str) -> int:
 
 
 def record_batch(text: bytes, chunk_chars: int) -> pa.RecordBatch:
-    """Every `chunk_chars` characters of the text as one record of these features:
+    """Make one record of every `chunk_chars` characters of the text, with these features:
 
-    char: the name of every character, a list;
-    bytes, characters: how many they are; entropy: of their distribution, in bits a character;
-    lines: how many lie in the record, whole or in part; longest_line: in characters, its newline not counted;
-    repeated_lines: of the lines that are not blank, the share that the record has had before, 0 to 1;
-    non_ascii, control, space, digit, not_utf8: shares of the characters, 0 to 1; control characters are those that
-    are not tabs or ends of lines.
+    char: list of the names of its characters;
+    bytes, characters: counts; entropy: of the character distribution, in bits per character;
+    lines: whole and partial lines; longest_line: in characters, without its newline;
+    repeated_lines: share of the non-blank lines that occurred earlier in the record, 0 to 1;
+    non_ascii, control, space, digit, not_utf8: shares of the characters, 0 to 1. Tabs and line ends are not counted as
+    control characters.
     """
     string = text.decode("utf-8", errors="surrogateescape")
     codes_N = code_points(text, errors="surrogateescape")
@@ -113,7 +116,7 @@ def record_batch(text: bytes, chunk_chars: int) -> pa.RecordBatch:
 
 
 def _properties(code: int) -> tuple[int, ...]:
-    """Bytes in UTF-8, then whether it counts for each of SHARES."""
+    """Bytes in UTF-8, then membership in each of SHARES."""
     character, escaped = chr(code), is_escaped_byte(code)
     size = 1 if escaped else len(character.encode("utf-8", errors="surrogatepass"))
     control = unicodedata.category(character) == "Cc" and character not in "\t\n\r"
@@ -127,7 +130,7 @@ def _characters_of(positions_n: npt.NDArray[np.int32], properties_SxP: npt.NDArr
     return {
         "bytes": size,
         "characters": len(positions_n),
-        # Never -0.0, which a record of one distinct character would have.
+        # abs: a single distinct character would give -0.0.
         "entropy": abs(float(shares_S @ np.log2(shares_S))),
         **{name: total / len(positions_n) for name, total in zip(SHARES, sums, strict=True)},
     }
@@ -135,9 +138,9 @@ def _characters_of(positions_n: npt.NDArray[np.int32], properties_SxP: npt.NDArr
 
 def _lines_of(record: str) -> dict[str, float]:
     lines = record.removesuffix("\n").split("\n")
-    filled = [line for line in lines if line and not line.isspace()]
+    nonblank = [line for line in lines if line and not line.isspace()]
     return {
         "lines": len(lines),
         "longest_line": max(map(len, lines)),
-        "repeated_lines": 1 - len(set(filled)) / len(filled) if filled else 0.0,
+        "repeated_lines": 1 - len(set(nonblank)) / len(nonblank) if nonblank else 0.0,
     }

@@ -1,4 +1,4 @@
-"""The validation report: one page of HTML that needs nothing but itself."""
+"""Validation report: one self-contained HTML page."""
 
 import dataclasses
 import unicodedata
@@ -18,18 +18,18 @@ from pipeline.survey import LENGTHS, PLACES, Place, Survey
 MOST_FREQUENT = 40
 RAREST = 40
 UNKNOWN = 60
-LISTED = 20_000  # rows of the table of all characters; with more, a browser gets slow
+LISTED = 20_000  # rows in the table of all characters; more would slow a browser down
 
-# The numbers of a record, as pipeline.records counts them.
+# Numeric features of a record (pipeline.records), with their labels.
 LABELS = {
     "bytes": "in UTF-8",
     "characters": "code points",
-    "lines": "whole or in part",
+    "lines": "whole and partial",
     "longest_line": "in characters",
-    "repeated_lines": "share of its lines",
-    "entropy": "bits a character",
+    "repeated_lines": "share of non-blank lines",
+    "entropy": "bits per character",
     "non_ascii": "share of the characters",
-    "control": "share, without tabs and ends of lines",
+    "control": "share of the characters, without tabs and line ends",
     "space": "share of the characters",
     "digit": "share of the characters",
     "not_utf8": "share of the characters",
@@ -38,27 +38,31 @@ LABELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something wrong with a split: the feature, the rule that it breaks, how, and whether that is waived."""
+    """Violation of a rule in a split: feature, rule, description, and whether it is waived."""
 
     split: str
     feature: str
     rule: str
-    what: str
+    text: str
     waived: bool = False
 
     @property
     def name(self) -> str:
-        """What a config's `waive` calls it."""
+        """Name for a config's `waive`."""
         return f"{self.split}.{self.feature}.{self.rule}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All that the page shows. distances: {split: {"drift" or "skew": (measured, limit)}}, in bits; schema_given: it is
-    not inferred from train; against: the name of the data set that this one was held against."""
+    """Contents of the page.
+
+    distances: {split: {"drift" or "skew": (measured, limit)}}, in bits. schema_given: it was passed by the user rather
+    than inferred from train. against: name of the data set compared with.
+    """
 
     title: str
     manifest: Manifest
+    record_chars: int
     settings: dict[str, Any]
     statistics: dict[str, Statistics]
     surveys: dict[str, Survey]
@@ -70,7 +74,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What the page says of a split. numbers: {feature: TFDV's statistics of it over the records}."""
+    """A split on the page. numbers: {feature: TFDV's statistics over the records}."""
 
     name: str
     tokens: int
@@ -81,13 +85,13 @@ class Summary:
     survey: Survey
 
     def share(self, character: str) -> float:
-        """The part of the split's characters that are this one, 0 to 1."""
+        """Share of a character in the split, 0 to 1."""
         return self.characters[character] / max(self.characters.total(), 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Character:
-    """A row of the page's tables. count: in all splits; counts: in each; places: (split, place), the first few."""
+    """Row of the page's tables. count: in all splits; counts: per split; places: the first few, as (split, place)."""
 
     name: str
     code: str
@@ -98,9 +102,9 @@ class Character:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Writes the page: the verdict, the findings, the splits side by side, their characters, and TFDV's statistics."""
+    """Write the page: verdict, findings, splits side by side, characters, TFDV's statistics."""
     splits = [summary_of(report, name) for name in report.statistics]
-    # The characters of all the splits together: one that only val has is shown as well.
+    # Over all splits, so that a character that only val has is shown as well.
     counts = sum((split.characters for split in splits), Counter[str]())
     everywhere = [name for name, _ in counts.most_common()]
     frequent = everywhere[:MOST_FREQUENT]
@@ -127,41 +131,40 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def counts_of(statistics: Statistics) -> Counter[str]:
-    """How often each character, by name, occurs in a split: exact, since every one has a rank of its own. In the order
-    of names, so that of equal counts the lower name comes first in `most_common`."""
+    """Exact count of each character of a split, by name. Sorted by name, so that `most_common` breaks ties by name."""
     buckets = char_of(statistics).string_stats.rank_histogram.buckets
     return Counter(dict(sorted((bucket.label, round(bucket.sample_count)) for bucket in buckets)))
 
 
 def char_of(statistics: Statistics) -> FeatureNameStatistics:
-    """TFDV's statistics of the feature `char`; empty where the split is."""
+    """TFDV's statistics of the feature `char`; empty if the split is."""
     (dataset,) = statistics.datasets
-    return next((found for found in dataset.features if found.path.step[0] == "char"), FeatureNameStatistics())
+    return next((feature for feature in dataset.features if feature.path.step[0] == "char"), FeatureNameStatistics())
 
 
 def rarest(statistics: dict[str, Statistics]) -> list[int]:
-    """The code points that are fewest in all splits together, the rarest first."""
-    counts = sum((counts_of(one) for one in statistics.values()), Counter[str]())
+    """Least frequent code points over all splits, rarest first."""
+    counts = sum((counts_of(split) for split in statistics.values()), Counter[str]())
     return sorted(map(code_of, counts), key=lambda code: (counts[name_of(code)], code))[:RAREST]
 
 
 def without(split: Summary, train: Summary) -> list[tuple[str, int]]:
-    """The characters of a split that train does not have, with their counts, the most frequent first."""
+    """Characters of a split that are missing from train, with counts, most frequent first."""
     return [(name, n) for name, n in split.characters.most_common() if name not in train.characters]
 
 
 def summary_of(report: Report, name: str) -> Summary:
-    """What the page needs of a split."""
+    """Summarize a split for the page."""
     (dataset,) = report.statistics[name].datasets
-    found = {one.path.step[0]: one.num_stats for one in dataset.features if one.HasField("num_stats")}
-    numbers = {feature: found.get(feature, NumericStatistics()) for feature in LABELS}
+    numeric = {entry.path.step[0]: entry.num_stats for entry in dataset.features if entry.HasField("num_stats")}
+    numbers = {feature: numeric.get(feature, NumericStatistics()) for feature in LABELS}
     tokens, statistics = report.manifest.splits[name].tokens, report.statistics[name]
     counts, char = counts_of(statistics), char_of(statistics)
     return Summary(name, tokens, dataset.num_examples, counts, char, numbers, report.surveys[name])
 
 
 def character_of(name: str, splits: list[Summary]) -> Character:
-    """A row of the tables of characters."""
+    """Build a row of the tables of characters."""
     code = code_of(name)
     escaped = is_escaped_byte(code)
     unicode = "a byte that is not UTF-8" if escaped else unicodedata.name(chr(code), "")
@@ -171,44 +174,44 @@ def character_of(name: str, splits: list[Summary]) -> Character:
 
 
 def ranks_plot(splits: list[Summary]) -> Plot:
-    """The share of a split's characters that the most frequent one has, the second, and so on: both axes in powers."""
+    """Share of the text by rank of the character, on logarithmic axes."""
     ranked = [[n / split.characters.total() for _, n in split.characters.most_common()] for split in splits]
     return curves([list(enumerate(shares, 1)) for shares in ranked])
 
 
 def lines_plot(splits: list[Summary]) -> Plot:
-    """The share of a split's lines that are of each length."""
+    """Share of the lines by length."""
     last = max(i for split in splits for i, n in enumerate((1, *split.survey.line_lengths)) if n)
     shares = [[n / max(split.survey.lines, 1) for n in split.survey.line_lengths[:last]] for split in splits]
     return bars(shares, [f"{length:,}" for length in LENGTHS[:last].tolist()])
 
 
 def spread(feature: str, splits: list[Summary]) -> list[dict[str, float] | None]:
-    """For each split that has text, in percent of the way from the least to the most that any has: least, most, median,
-    and the bounds that a tenth of the records lie below and a tenth above."""
-    found = [split.numbers[feature] if split.records else None for split in splits]
-    least = min((one.min for one in found if one), default=0)
-    width = max((one.max for one in found if one), default=0) - least
+    """Least, tenth, median, ninth and most of each split with text, in percent of the range over all splits. A tenth of
+    the records are below `tenth`, a tenth above `ninth`."""
+    numbers = [split.numbers[feature] if split.records else None for split in splits]
+    least = min((stats.min for stats in numbers if stats), default=0)
+    width = max((stats.max for stats in numbers if stats), default=0) - least
 
     def place(value: float) -> float:
         return round(100 * min(max((value - least) / width, 0), 1), 2) if width else 50
 
-    return [one and {name: place(value) for name, value in _five(one).items()} for one in found]
+    return [stats and {name: place(value) for name, value in _five(stats).items()} for stats in numbers]
 
 
-def _five(found: NumericStatistics) -> dict[str, float]:
-    (tenths,) = [one.buckets for one in found.histograms if one.type == Histogram.QUANTILES]
+def _five(stats: NumericStatistics) -> dict[str, float]:
+    (tenths,) = [histogram.buckets for histogram in stats.histograms if histogram.type == Histogram.QUANTILES]
     return {
-        "least": found.min,
+        "least": stats.min,
         "tenth": tenths[0].high_value,
-        "median": found.median,
+        "median": stats.median,
         "ninth": tenths[-1].low_value,
-        "most": found.max,
+        "most": stats.max,
     }
 
 
 def visible(text: str) -> str:
-    r"""A text in which nothing drives a terminal or a page.
+    r"""Text without characters that control a terminal or a page.
 
     >>> print(visible("a\tb é\x1b[1m" + chr(0xDCFF)))
     a\tb é\x1b[1m<0xff>

@@ -1,4 +1,4 @@
-"""The token format: ids one after another, unsigned, little-endian, with no header, so an offset is arithmetic."""
+"""Token shards: consecutive unsigned little-endian ids without a header, so that offsets are arithmetic."""
 
 import contextlib
 import hashlib
@@ -13,12 +13,12 @@ from pipeline.manifest import Shard, Split
 
 
 def shard_name(split: str, index: int, count: int) -> str:
-    """The name of a split's shard, such as train-00000-of-00004.tokens."""
+    """Name of a split's shard, such as train-00000-of-00004.tokens."""
     return f"{split}-{index:05d}-of-{count:05d}.tokens"
 
 
 class ShardWriter:
-    """Writes a shard, a context manager: the file is there, whole, when the block has ended well."""
+    """Context manager that writes a shard. The file appears, complete, when the block ends without an error."""
 
     def __init__(self, path: Path):
         self.path, self.tokens = path, 0
@@ -33,7 +33,7 @@ class ShardWriter:
         return self._stack.__exit__(*error)
 
     def write(self, ids: npt.NDArray[Any]) -> None:
-        """Appends ids, in their own dtype."""
+        """Append ids, in their own dtype."""
         data = np.ascontiguousarray(ids).data
         self._file.write(data)
         self._digest.update(data)
@@ -41,14 +41,14 @@ class ShardWriter:
 
     @property
     def shard(self) -> Shard:
-        """What was written."""
+        """The finished shard."""
         return Shard(self.path.name, self.tokens, self._digest.hexdigest())
 
 
 def read_tokens(folder: Path, split: Split, dtype: npt.DTypeLike, start: int, stop: int) -> npt.NDArray[Any]:
-    """Tokens [start, stop) of a split, whichever shards they lie in. Reads these bytes and no others.
+    """Read tokens [start, stop) of a split, across shards. Reads no other bytes.
 
-    A file is opened for each call: a read costs some 10 us, and no number of shards or readers runs out of descriptors.
+    Each call opens its files: a read costs some 10 us, and no number of shards or readers exhausts the descriptors.
     """
     dtype = np.dtype(dtype)
     parts, shard_start = [], 0

@@ -1,8 +1,8 @@
-"""Where the text is cut: into splits, and each split into the shards that one worker writes.
+"""Cut the text into splits, and each split into the stretches that workers write as shards.
 
-The files of a corpus stand one after another on a line of positions: a file's bytes, then, where documents are marked
-and the text does not mark the end itself, one position for the end of a document. A cut that would fall inside a
-character or a document moves to its end. Nothing here reads more of the text than the few bytes around a cut.
+The files of a corpus are laid out on one line of positions: each file's bytes, then one position for the end of the
+document, if documents are marked and the text does not mark the end itself. A cut inside a character or a document
+moves to its end. Only the few bytes around a cut are read.
 """
 
 import bisect
@@ -22,7 +22,7 @@ LOOK_BYTES = 64 << 10
 
 
 class Piece(NamedTuple):
-    """A stretch of a file, in bytes; `end`: the end of a document follows it, a token that no text stands for."""
+    """Part of a file, in bytes; `end`: followed by an end-of-document token that has no text."""
 
     path: str
     offset: int
@@ -32,7 +32,7 @@ class Piece(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """What one worker takes: the pieces, and the split that they go to; "" where each line goes to one by its hash."""
+    """Work of one worker: pieces and their split, or "" if each line goes to a split by its hash."""
 
     split: str
     index: int
@@ -40,7 +40,7 @@ class Stretch:
 
 
 class Layout:
-    """The files on their line of positions.
+    """The files on one line of positions.
 
     documents: "none"; "line": each line is one; "file": each file is one. unit: as in Vocab.
     """
@@ -56,15 +56,15 @@ class Layout:
 
     @property
     def total(self) -> int:
-        """The number of positions."""
+        """Number of positions."""
         return self.starts[-1]
 
     def aligned(self, position: int) -> int:
-        """The first place at or after `position` where the text may be cut in two splits."""
+        """First position at or after `position` where two splits may be cut apart."""
         return self._cut(position, self.documents)
 
     def pieces(self, span: range) -> Iterator[Piece]:
-        """The stretches of files that make the positions `span`."""
+        """Parts of files that make up the positions `span`."""
         index = bisect.bisect_right(self.starts, span.start) - 1
         while index < len(self.texts) and self.starts[index] < span.stop:
             text, start = self.texts[index], self.starts[index]
@@ -75,7 +75,7 @@ class Layout:
             index += 1
 
     def stretches(self, span: range, bytes_each: int, documents: str) -> list[range]:
-        """The span cut into parts of some `bytes_each`, at the ends of characters or, where asked for, documents."""
+        """Cut a span into parts of about `bytes_each`, at the ends of characters or of `documents`."""
         cuts = [span.start]
         while cuts[-1] < span.stop:
             cuts.append(min(self._cut(cuts[-1] + bytes_each, documents), span.stop))
@@ -96,14 +96,14 @@ class Layout:
 
 
 def shares(values: dict[str, int | float], total: int) -> dict[str, range]:
-    """The positions of each split as `values` wants them: shares that sum to 1, or numbers of bytes.
+    """Positions of each split, from shares that sum to 1 or numbers of bytes.
 
-    A split ends where its share, added to those before it, ends (rounded down). Splits of nothing are left out.
-    Raises StageError where more bytes are asked for than there are.
+    A split ends at the sum of the shares up to its own, rounded down. Empty shares make no split.
+    Raises StageError for more bytes than the text has.
     """
     by_bytes = in_bytes(values)
     if by_bytes and sum(values.values()) > total:
-        raise StageError(f"train, val and test want {sum(values.values()):,} bytes, the text has {total:,}")
+        raise StageError(f"train, val and test need {sum(values.values()):,} bytes, but the text has {total:,}")
     ranges, share, start = {}, Fraction(0), 0
     for name, part in values.items():
         share += as_decimal(part)
@@ -115,24 +115,24 @@ def shares(values: dict[str, int | float], total: int) -> dict[str, range]:
 
 
 def in_bytes(values: dict[str, int | float]) -> bool:
-    """Whether splits are given as numbers of bytes and not as shares."""
+    """Whether splits are numbers of bytes rather than shares."""
     return any(value > 1 for value in values.values())
 
 
 def as_decimal(value: int | float) -> Fraction:
-    """The decimal that was written: 0.7 + 0.1 is 0.8 here, and is not in floats."""
+    """Exact value of a decimal: 0.7 + 0.1 is 0.8 here, but not in floats."""
     return Fraction(str(value))
 
 
 def contiguous(layout: Layout, values: dict[str, int | float]) -> dict[str, list[range]]:
-    """The beginning, the middle and the end of the text."""
+    """Beginning, middle and end of the text."""
     spans = shares(values, layout.total)
     return {name: [range(layout.aligned(span.start), layout.aligned(span.stop))] for name, span in spans.items()}
 
 
 def of_each_stream(layout: Layout, values: dict[str, int | float], streams: int) -> dict[str, list[range]]:
-    """char-rnn's way (its CharSplitLMMinibatchLoader): the text lies in so many equal streams, one a lane, and each
-    gives its beginning to train, its middle to val and its end to test."""
+    """Split as char-rnn's CharSplitLMMinibatchLoader: cut the text into equal streams, one per lane; the beginning of
+    each goes to train, its middle to val and its end to test."""
     cuts = [layout.aligned(index * layout.total // streams) for index in range(streams + 1)]
     splits: dict[str, list[range]] = {}
     for start, stop in itertools.pairwise(cuts):
@@ -143,7 +143,7 @@ def of_each_stream(layout: Layout, values: dict[str, int | float], streams: int)
 
 
 def files_by_hash(layout: Layout, values: dict[str, int | float]) -> dict[str, list[range]]:
-    """Each file to a split by the hash of its text: equal ones, however packed, to the same split in every corpus."""
+    """Assign each file to a split by the hash of its text, so that equal texts share a split in any corpus."""
     bounds = hash_bounds(values)
     splits: dict[str, list[range]] = {name: [] for name in bounds}
     for index, text in enumerate(layout.texts):
@@ -153,7 +153,7 @@ def files_by_hash(layout: Layout, values: dict[str, int | float]) -> dict[str, l
 
 
 def hash_bounds(values: dict[str, int | float]) -> dict[str, int]:
-    """Up to which 64-bit hash a document belongs to each split."""
+    """Upper bound of the 64-bit document hashes of each split."""
     bounds, share = {}, Fraction(0)
     for name, part in values.items():
         share += as_decimal(part)
@@ -163,29 +163,29 @@ def hash_bounds(values: dict[str, int | float]) -> dict[str, int]:
 
 
 def split_of(digest: bytes, bounds: dict[str, int]) -> str:
-    """The split of a document, from eight bytes of its hash."""
+    """Split of a document, from the first eight bytes of its hash."""
     number = int.from_bytes(digest[:8], "big")
     return next(name for name, bound in bounds.items() if number < bound)
 
 
 def split_of_line(line: bytes, bounds: dict[str, int]) -> str:
-    """The split of a line without its newline: equal lines are never on two sides."""
+    """Split of a line without its newline, so that equal lines share a split."""
     return split_of(hashlib.blake2b(line, digest_size=8).digest(), bounds)
 
 
 def _after_newline(path: str, offset: int) -> int:
-    """The offset after the first newline at or after `offset`; past the end of the file where there is none."""
+    """Offset after the first newline at or after `offset`; past the end of the file if there is none."""
     with open(path, "rb") as file:
         file.seek(offset)
         while part := file.read(LOOK_BYTES):
-            if (found := part.find(b"\n")) >= 0:
-                return offset + found + 1
+            if (at := part.find(b"\n")) >= 0:
+                return offset + at + 1
             offset += len(part)
     return offset + 1
 
 
 def _character_start(path: str, offset: int) -> int:
-    """The offset of the first character that begins at or after `offset`."""
+    """Offset of the first character that begins at or after `offset`."""
     with open(path, "rb") as file:
         file.seek(offset)
         head = file.read(3)

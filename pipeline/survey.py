@@ -1,4 +1,4 @@
-"""What records cannot show of a text read from end to end: whole lines, and where rare characters are.
+"""Survey a text from end to end for what records cannot show: whole lines, and positions of rare characters.
 
 N characters of a range   E ends of lines in it   L the lengths of lines that end there
 """
@@ -12,17 +12,17 @@ import numpy.typing as npt
 from pipeline.vocab import CODE_POINTS, Codes, code_points
 
 NEWLINE = ord("\n")
-PLACES = 3  # of a character in a split: enough to judge it by
-CONTEXT = 24  # characters shown on either side of it
+PLACES = 3  # positions kept per character and split
+CONTEXT = 24  # characters shown on either side
 
-# The least length of each bin: 0, 1, 2, 3, 4, 6, 8, 11, ..., two bins to a doubling, to where no line reaches.
+# Lower bounds of the length bins: 0, 1, 2, 3, 4, 6, 8, 11, ..., two bins per doubling, beyond any line.
 LENGTHS = np.unique(np.concatenate([[0], np.round(2 ** (np.arange(96) / 2))])).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """An occurrence of a character: its line, from 1, its offset in characters from the beginning of the split, from 0,
-    and the text around it, as far as it lies in the same piece."""
+    """Occurrence of a character: line (from 1), offset in the split in characters (from 0), and the surrounding text
+    within the same piece."""
 
     code: int
     line: int
@@ -33,10 +33,10 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """A text from end to end; lengths of lines are in characters, without the newline.
+    """Lines and places of a whole text. Lengths are in characters, without the newline.
 
-    line_lengths: how many lines are LENGTHS[i] or longer and shorter than LENGTHS[i + 1]; longest: the longest;
-    mean: the mean length; places: the first PLACES places of each character that was asked for, in their order.
+    line_lengths: number of lines of length LENGTHS[i] up to, but not including, LENGTHS[i + 1]; longest, mean: of all
+    lines; places: the first PLACES occurrences of each requested character, in order.
     """
 
     lines: int
@@ -47,10 +47,10 @@ class Survey:
 
 
 def survey(texts: Iterable[bytes], wanted: Collection[int]) -> Survey:
-    """Reads a text in pieces, cut at characters, and looks for the `wanted` code points. Holds one piece at a time."""
+    """Survey a text in pieces cut between characters, locating the `wanted` code points. Holds one piece at a time."""
     missing = dict.fromkeys(wanted, PLACES)
     lengths, places = np.zeros(len(LENGTHS), np.int64), []
-    lines = longest = characters = begun = 0  # begun: of a line that has not ended yet, the characters so far
+    lines = longest = characters = begun = 0  # begun: characters of the unfinished line
     for text in texts:
         codes_N = code_points(text, errors="surrogateescape")
         ends_E = np.flatnonzero(codes_N == NEWLINE)
@@ -64,25 +64,25 @@ def survey(texts: Iterable[bytes], wanted: Collection[int]) -> Survey:
         begun = len(codes_N) - 1 - int(ends_E[-1]) if len(ends_E) else begun + len(codes_N)
         characters += len(codes_N)
     ended = lines
-    if begun:  # the text does not end with a newline: its last line ends where the text does
+    if begun:  # the last line has no newline
         lengths += _in_bins(np.array([begun]))
         lines, longest = lines + 1, max(longest, begun)
     return Survey(lines, longest, (characters - ended) / max(lines, 1), tuple(lengths.tolist()), tuple(places))
 
 
 def _indices(codes_N: Codes, missing: dict[int, int]) -> list[int]:
-    """Where the characters are of which places are missing, in order; these are then missing no more."""
+    """Sorted indices of the characters whose places are still missing; updates `missing`."""
     wanted = np.zeros(CODE_POINTS, bool)
     wanted[list(missing)] = True
     hits = np.flatnonzero(wanted[codes_N]) if missing else np.empty(0, np.intp)
-    found: list[int] = []
+    indices: list[int] = []
     for code in np.unique(codes_N[hits]).tolist():
         taken = hits[codes_N[hits] == code][: missing[code]].tolist()
-        found += taken
+        indices += taken
         missing[code] -= len(taken)
         if not missing[code]:
             del missing[code]
-    return sorted(found)
+    return sorted(indices)
 
 
 def _string(codes: Codes) -> str:

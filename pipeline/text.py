@@ -1,6 +1,6 @@
-"""A file's bytes as checked text in UTF-8: encodings, byte-order marks, newlines, and what is no text at all.
+"""Read files as checked UTF-8 text: encodings, byte-order marks, newlines, binary files.
 
-A file that is fine as it stands is only read; one that must be changed is written anew, in UTF-8, to a scratch file.
+A file that needs no change is only read; any other is converted to UTF-8 in a scratch file.
 """
 
 import codecs
@@ -18,46 +18,45 @@ from common.errors import StageError
 from common.files import sha256_file
 from pipeline.archives import compression, is_archive, open_text
 
-READ_BYTES = 256 << 10  # small enough that many pieces of a Western text are ASCII throughout, which is quick to see
+READ_BYTES = 256 << 10  # small, so that many pieces of a Western text are pure ASCII, which has a fast path
+MAX_UNPACKED_BYTES = 64 << 30  # of one compressed file: above any corpus, below what fills a disk
 RAW = "raw"
 LEFT_OUT = "files that are not text, left out"
-# Longer marks first: that of UTF-32 begins with that of UTF-16.
+# Longest first: the mark of UTF-32 begins with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-WAY_OUT = "name the encoding (such as --encoding latin-1), or take --errors replace or --errors skip"
-LEAVE_OUT = "leave the file out, with --exclude or --errors skip"
+WAY_OUT = "pass the encoding (such as --encoding latin-1), or --errors replace or --errors skip"
+LEAVE_OUT = "leave the file out with --exclude or --errors skip"
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How files are read.
+    """How to read files.
 
-    encoding: Python's name for it; "raw" takes the bytes for what they are, checked for nothing.
-    errors: "strict" refuses what is not text in that encoding; "replace" puts U+FFFD in place of each bad stretch;
-        "skip" leaves the bad bytes out, and a binary file altogether.
-    newlines: "keep", or "lf": CR LF and a lone CR become LF.
-    bom: "keep", or "strip" a byte-order mark at the head of a file.
-    unpacked_bytes: the most that one compressed file may unpack to.
+    encoding: Python's name; "raw" takes the bytes unchecked.
+    errors: "strict" rejects invalid bytes; "replace" substitutes U+FFFD for them; "skip" drops them, and binary files
+        altogether.
+    newlines: "keep", or "lf": convert CR LF and a lone CR to LF.
+    bom: "keep", or "strip" a byte-order mark at the start of a file.
     """
 
     encoding: str
     errors: str
     newlines: str
     bom: str
-    unpacked_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
     """A file's text: `bytes` bytes of the file `path`, which is the source itself or a scratch file.
 
-    source_bytes, sha256: of the source as it lies there; modified: when that was last written, in ns.
-    text_sha256: of the text, whatever it was packed or encoded in. newline_at_end: whether it ends with one.
-    changes: what is not as in the source, counted by kind. A file that was left out has no bytes and no path.
+    source_bytes, sha256: of the source file itself; modified: its modification time, in ns.
+    text_sha256: of the text, independent of compression and encoding. newline_at_end: whether it ends with a newline.
+    changes: changes made to the text, counted by kind. A file that was left out has no bytes and no path.
     """
 
     path: str
@@ -71,38 +70,38 @@ class Text:
 
 
 class BinaryFileError(Exception):
-    """This is no text; the message says what was found where."""
+    """The file is not text; the message gives the evidence and its offset."""
 
 
-def read_text(path: Path, name: str, rules: Rules, scratch: Path, seen: Callable[[int], None]) -> Text:
-    """Reads a file in full, checks it, and where the rules or a compression ask for it, writes its text to `scratch`.
+def read_text(path: Path, name: str, rules: Rules, scratch: Path, advance: Callable[[int], None]) -> Text:
+    """Read and check a whole file; if it is compressed or the rules change it, write its text to `scratch`.
 
-    `seen` is told of every stretch of bytes. Raises StageError naming the file, the offset in bytes (in what is
-    unpacked), and what was found there.
+    advance: called with the number of bytes of each read. Raises StageError with the file, the offset in bytes (after
+    decompression) and the invalid byte.
     """
     changes: Counter[str] = Counter()
     plain = dataclasses.replace(rules, errors="strict", newlines="keep", bom="keep")
     last, length, text_digest = b"", 0, hashlib.sha256()
     try:
-        # The time is taken first, so that whatever is written later shows.
+        # Take the time first, so that any later write is noticed.
         source = path.stat()
         digest = sha256_file(path)
         packed = compression(path) if rules.encoding != RAW else None
-        as_it_stands = not packed and rules == plain and rules.encoding in ("utf-8", RAW)
+        unchanged = not packed and rules == plain and rules.encoding in ("utf-8", RAW)
         if rules.encoding != RAW and is_archive(path):
-            raise BinaryFileError("it is an archive: unpack it, and give the folder")
+            raise BinaryFileError("it is an archive: unpack it and pass the folder")
         with open_text(path) if packed else path.open("rb") as file:
-            pieces = _limited(file, name, rules.unpacked_bytes if packed else None, seen)
+            pieces = _limited(file, name, MAX_UNPACKED_BYTES if packed else None, advance)
             if rules.encoding == RAW:
                 texts = pieces
-            elif as_it_stands:
+            elif unchanged:
                 texts = (piece for piece, _ in _decoded(pieces, name, rules, changes))
             else:
                 texts = _cleaned(pieces, name, rules, changes)
-            with open(os.devnull if as_it_stands else scratch, "wb") as out:
+            with open(os.devnull if unchanged else scratch, "wb") as out:
                 for text in texts:
                     out.write(text)
-                    if not as_it_stands:
+                    if not unchanged:
                         text_digest.update(text)
                     last, length = text[-1:] or last, length + len(text)
     except BinaryFileError as error:
@@ -113,20 +112,20 @@ def read_text(path: Path, name: str, rules: Rules, scratch: Path, seen: Callable
     except OSError as error:
         raise StageError(f"{path} cannot be read: {error.strerror or error}") from None
     return Text(
-        path=str(path if as_it_stands else scratch),
+        path=str(path if unchanged else scratch),
         bytes=length,
         source_bytes=source.st_size,
         modified=source.st_mtime_ns,
         sha256=digest,
-        text_sha256=digest if as_it_stands else text_digest.hexdigest(),
+        text_sha256=digest if unchanged else text_digest.hexdigest(),
         newline_at_end=last == b"\n",
         changes=dict(+changes),
     )
 
 
 def check_encoding(name: str) -> str:
-    """Python's own name of an encoding: UTF8 is utf-8. Raises ValueError unless it is one of text, which can be decoded
-    piece by piece."""
+    """Normalize the name of an encoding, such as UTF8 to utf-8. Raises ValueError unless it is a text encoding that
+    can be decoded incrementally."""
     if name == RAW:
         return name
     try:
@@ -134,33 +133,33 @@ def check_encoding(name: str) -> str:
     except LookupError:
         codec = None
     if codec is None or not codec._is_text_encoding or codec.incrementaldecoder is None:
-        raise ValueError(f"no text encoding is called {name!r}: utf-8, utf-16, latin-1, cp1252, ... or raw")
+        raise ValueError(f"unknown text encoding {name!r}: use utf-8, utf-16, latin-1, cp1252, ... or raw")
     return codec.name
 
 
-def _limited(file: IO[bytes], name: str, ceiling: int | None, seen: Callable[[int], None]) -> Iterator[bytes]:
+def _limited(file: IO[bytes], name: str, ceiling: int | None, advance: Callable[[int], None]) -> Iterator[bytes]:
     total = 0
     while piece := file.read(READ_BYTES):
         total += len(piece)
         if ceiling is not None and total > ceiling:
             raise StageError(
-                f"{name} unpacks to more than {ceiling:,} bytes: raise unpacked_bytes in [data] if that is meant"
+                f"{name} unpacks to more than {ceiling:,} bytes: decompress it yourself and pass the result"
             )
-        seen(len(piece))
+        advance(len(piece))
         yield piece
 
 
 def _cleaned(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[str]) -> Iterator[bytes]:
-    """The text in UTF-8, newlines and mark as the rules want them."""
+    """Convert to UTF-8, with newlines and byte-order mark as the rules say."""
     newline = io.IncrementalNewlineDecoder(None, translate=True)
     at_start = True
     for _, text in _decoded(pieces, name, rules, changes):
         if at_start and text:
             if rules.bom == "strip" and text[0] == "\ufeff":
-                text, changes["byte-order marks taken away"] = text[1:], 1
+                text, changes["byte-order marks stripped"] = text[1:], 1
             at_start = False
         if rules.newlines == "lf":
-            changes["carriage returns made LF"] += text.count("\r")
+            changes["carriage returns converted"] += text.count("\r")
             text = newline.decode(text)
         yield _in_utf8(text, name, rules.encoding)
     if rules.newlines == "lf":
@@ -170,15 +169,15 @@ def _cleaned(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[
 def _in_utf8(text: str, name: str, encoding: str) -> bytes:
     try:
         return text.encode()
-    except UnicodeEncodeError as error:  # some encodings, such as utf-7, can say what UTF-8 cannot
+    except UnicodeEncodeError as error:  # some encodings, such as utf-7, can express lone surrogates
         half = ord(text[error.start])
-        raise StageError(f"{name}: in {encoding} it holds U+{half:04X}, half of a character: {WAY_OUT}") from None
+        raise StageError(f"{name}: {encoding} decodes to U+{half:04X}, half of a character: {WAY_OUT}") from None
 
 
 def _decoded(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[str]) -> Iterator[tuple[bytes, str]]:
-    """The pieces, and what they are as strings; a character cut by the end of a piece comes with the next.
+    """Pair each piece with its decoded text; a character cut by the end of a piece comes with the next.
 
-    Raises StageError for what is not in the encoding, BinaryFileError for what is no text.
+    Raises StageError for bytes that are invalid in the encoding, BinaryFileError for a binary file.
     """
     decoder = codecs.getincrementaldecoder(rules.encoding)(errors=HANDLERS[rules.errors])
     utf8 = codecs.lookup(rules.encoding).name == "utf-8"
@@ -193,12 +192,14 @@ def _decoded(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[
         except UnicodeDecodeError as error:
             if b"\0" in piece:
                 raise BinaryFileError(_nul(piece, offset)) from None
-            found, byte = offset - len(pending) + error.start, error.object[error.start]
+            at, byte = offset - len(pending) + error.start, error.object[error.start]
             raise StageError(
-                f"{name}: byte 0x{byte:02x} at offset {found} is not {rules.encoding} ({error.reason}): {WAY_OUT}"
+                f"{name}: byte 0x{byte:02x} at offset {at} is not {rules.encoding} ({error.reason}): {WAY_OUT}"
             ) from None
         except UnicodeError as error:  # of a whole stream: utf-16 without a mark
-            raise StageError(f"{name} is not {rules.encoding} ({error}): --encoding utf-16-le or utf-16-be") from None
+            raise StageError(
+                f"{name} is not {rules.encoding} ({error}): pass --encoding utf-16-le or utf-16-be"
+            ) from None
         if "\0" in text:
             where = f"character {characters + text.index(chr(0)):,} is U+0000"
             raise BinaryFileError(_nul(piece, offset) if utf8 else f"{where}: {LEAVE_OUT}")
@@ -207,7 +208,7 @@ def _decoded(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[
 
 
 def _ended(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The pieces, and an empty one at the end, at which a decoder looks for a character that was cut short."""
+    """Append an empty piece, at which the decoder checks for a truncated character."""
     yield from pieces
     yield b""
 
@@ -217,7 +218,7 @@ def _refuse_marks(head: bytes) -> None:
         if head.startswith(mark):
             raise BinaryFileError(
                 f"it begins with the byte-order mark of {encoding} ({mark.hex(' ')} at offset 0): "
-                f"--encoding {encoding}, or {LEAVE_OUT}"
+                f"pass --encoding {encoding}, or {LEAVE_OUT}"
             )
 
 
@@ -225,8 +226,8 @@ def _nul(piece: bytes, offset: int) -> str:
     return f"byte 0x00 at offset {offset + piece.index(0)}: {LEAVE_OUT}"
 
 
-# Python calls an error handler by a name that is known everywhere. What it counts goes to the counter that its thread
-# has set, since several files are read at a time.
+# Error handlers are registered globally by name. Several files are read at a time, so each thread sets the counter that
+# its handler adds to.
 _counting = threading.local()
 
 
@@ -238,9 +239,9 @@ def _skip(error: UnicodeError) -> tuple[str, int]:
     return _handled(error, "bytes left out", "")
 
 
-def _handled(error: UnicodeError, what: str, replacement: str) -> tuple[str, int]:
+def _handled(error: UnicodeError, change: str, replacement: str) -> tuple[str, int]:
     assert isinstance(error, UnicodeDecodeError)
-    _counting.changes[what] += error.end - error.start
+    _counting.changes[change] += error.end - error.start
     return replacement, error.end
 
 

@@ -1,10 +1,10 @@
-"""Is the data what a model should learn from? TFDV counts every character of every split; train sets the standard.
+"""Validate a data set: TFDV counts every character of every split, and train sets the standard.
 
-    data/NAME/validation/schema.pbtxt     what train is made of (tensorflow_metadata Schema, text form)
+    data/NAME/validation/schema.pbtxt     schema of train (tensorflow_metadata Schema, text form)
     data/NAME/validation/train.stats.pb   statistics of a split (DatasetFeatureStatisticsList)
-    data/NAME/validation/report.html      all of it to look at
+    data/NAME/validation/report.html      all of it on one page
 
-The manifest is stamped when nothing is wrong that is not waived, and only then: a stamp means valid.
+The manifest is stamped only if every finding is waived, so a stamp means valid.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-import pydantic
 import tensorflow_data_validation as tfdv
 from google.protobuf import text_format
 from tensorflow_data_validation.statistics.generators.basic_stats_generator import BasicStatsGenerator
@@ -29,63 +28,28 @@ from tensorflow_metadata.proto.v0.anomalies_pb2 import Anomalies, AnomalyInfo, D
 from tensorflow_metadata.proto.v0.schema_pb2 import Schema
 from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatisticsList as Statistics
 
-from common import console, settings
+from common import console
 from common.errors import StageError, UsageError
 from common.files import sha256_file, sha256_json, whole_folder
 from pipeline.beam import advance, run
+from pipeline.config import ValidateSettings
 from pipeline.manifest import Manifest, Split, check_hashes, read_manifest, write_manifest
-from pipeline.records import FEATURES, read_text, record_batch
+from pipeline.records import RECORD_CHARS, read_text, record_batch
 from pipeline.report import Finding, Report, counts_of, rarest, write_report
-from pipeline.splits import SPLITS
 from pipeline.survey import Survey, survey
 from pipeline.vocab import CODE_POINTS
 
 FOLDER = "validation"
 SCHEMA = "schema.pbtxt"
 REPORT = "report.html"
-RANGE_TOKENS = 1 << 20  # what a worker takes at a time
+RANGE_TOKENS = 1 << 20  # one Beam element
 JENSEN_SHANNON = DriftSkewInfo.Measurement.JENSEN_SHANNON_DIVERGENCE
-NAMED = 5  # unknown characters that a finding lists
-
-
-@settings.settings
-class ValidateSettings:
-    """[validate]
-
-    chunk_chars: characters of a record; the shares and line lengths of the statistics are those of records.
-    min_known: the share of a split's characters that must occur in train, or in the schema that is given, 0 to 1.
-    max_divergence: how far the distribution of characters in val or test may be from train's: Jensen-Shannon, in bits,
-        0 (equal) to 1 (nothing in common). Measured: two halves of 4 MB of Python source 0.002, legal English and
-        Python source 0.07, English and Greek 0.8. A split of 1000 characters is some 0.06 away by chance alone.
-    max_drift: how far train may be from the train of --against, likewise.
-    max_skew: how far val and test may be from the train of --against, likewise: a model trained there would meet them.
-    waive: findings that fail nothing, by name: "char" (any of that feature), "val.char" (of that split) or
-        "val.char.drift" (by that rule), as the report names them. They are still found, shown, and kept in the stamp.
-    """
-
-    chunk_chars: int = pydantic.Field(4096, ge=1)
-    min_known: float = pydantic.Field(0.99, ge=0, le=1)
-    max_divergence: float = pydantic.Field(0.25, ge=0, le=1)
-    max_drift: float = pydantic.Field(0.05, ge=0, le=1)
-    max_skew: float = pydantic.Field(0.1, ge=0, le=1)
-    waive: list[str] = pydantic.Field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        for name in self.waive:
-            first, _, rest = name.partition(".")
-            feature = rest.partition(".")[0] if first in SPLITS else name
-            if feature not in FEATURES:
-                rule = "'waive' takes FEATURE, SPLIT.FEATURE or SPLIT.FEATURE.RULE"
-                raise ValueError(f"{rule}, got '{name}'; splits: {', '.join(SPLITS)}; features: {', '.join(FEATURES)}")
-
-    def as_json(self) -> dict[str, Any]:
-        """The settings by name, for the stamp."""
-        return {name: getattr(self, name) for name in settings.field_names(ValidateSettings)}
+NAMED = 5  # unknown characters listed in a finding
 
 
 @dataclasses.dataclass(frozen=True)
 class Earlier:
-    """What --against names: another data set, and the statistics of its train."""
+    """Data set named by --against, with the statistics of its train split."""
 
     name: str
     data_sha256: str
@@ -94,21 +58,21 @@ class Earlier:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """All that a data set is held against. schema: the one that was given, if one was."""
+    """Everything a data set is checked against. schema: passed with --schema, or None."""
 
     settings: ValidateSettings
     schema: Schema | None
     earlier: Earlier | None
 
     def sha256_with(self, manifest: Manifest) -> str:
-        """A hash of these rules and of the data: with equal ones there is nothing new to be found."""
-        asked = {
+        """Hash of these rules and the data: if it is unchanged, so are the findings."""
+        question = {
             "settings": self.settings.as_json(),
             "data": manifest.data_sha256,
             "schema": text_format.MessageToString(self.schema) if self.schema else None,
             "against": self.earlier.data_sha256 if self.earlier else None,
         }
-        return sha256_json(asked)
+        return sha256_json(question)
 
 
 def validate(
@@ -119,52 +83,53 @@ def validate(
     against: Path | None = None,
     options: str = "",
 ) -> Manifest:
-    """Checks the data set in full, leaves the report beside it and, where nothing is wrong, the stamp in its manifest.
+    """Validate a data set: write the report and, if it is valid, stamp the manifest.
 
-    schema: the schema that every split must fit, train too; without one it is inferred from train.
-    against: a validated data set; train is held against its train for drift, val and test for skew.
-    options: Beam's (pipeline.beam).
-    A data set that bears the stamp for all of these is left alone unless `force`.
-    Raises UsageError for a schema that is none and for an `against` that is the same data; StageError where there is no
-    data set, or naming what is wrong with it; the stamp is then taken away.
+    schema: schema that every split must match, train too; by default it is inferred from train.
+    against: a validated data set; train is compared with its train for drift, val and test for skew.
+    options: Beam's own (pipeline.beam).
+    A data set already stamped for all of these is skipped unless `force`.
+    Raises UsageError for an invalid schema and for an `against` with the same data; StageError for a missing data set
+    and, listing the findings and removing the stamp, for an invalid one.
     """
     manifest = read_manifest(folder)
     earlier = read_earlier(against, folder, manifest) if against else None
     rules = Rules(settings, read_schema(schema) if schema else None, earlier)
-    report, asked = folder / FOLDER / REPORT, rules.sha256_with(manifest)
-    if manifest.validation and manifest.validation.get("asked_sha256") == asked and report.exists() and not force:
-        console.out.print(f"{folder} is already valid under these settings; report: {report}")
+    report, question = folder / FOLDER / REPORT, rules.sha256_with(manifest)
+    if manifest.validation and manifest.validation.get("asked_sha256") == question and report.exists() and not force:
+        console.out.print(f"{folder} is already valid for these settings; report: {report}")
         return manifest
     check_hashes(folder, manifest)
     if manifest.validation:
-        # A stamp speaks of the report beside it, so it goes before the report changes.
+        # The stamp vouches for the report, so remove it before the report changes.
         manifest = dataclasses.replace(manifest, validation=None)
         write_manifest(folder, manifest)
     with whole_folder(folder / FOLDER) as partial:
         findings = _examine(folder, manifest, rules, partial, options)
         stamp = stamp_of(manifest, rules, findings, partial)
     for finding in findings:
-        console.note(f"{'waived: ' if finding.waived else ''}{finding.split}: {finding.feature}: {finding.what}")
-    wrong = [finding.name for finding in findings if not finding.waived]
+        console.note(f"{'waived: ' if finding.waived else ''}{finding.split}: {finding.feature}: {finding.text}")
+    failed = [finding.name for finding in findings if not finding.waived]
     if read_manifest(folder).data_sha256 != manifest.data_sha256:
-        raise StageError(f"{folder} was made anew while it was checked: run it again")
-    manifest = dataclasses.replace(manifest, validation=None if wrong else stamp)
+        raise StageError(f"{folder} was rebuilt during validation: run validate again")
+    manifest = dataclasses.replace(manifest, validation=None if failed else stamp)
     write_manifest(folder, manifest)
-    if wrong:
-        raise StageError(f"{folder} is not valid ({', '.join(wrong)}): see {report}")
+    if failed:
+        raise StageError(f"{folder} is not valid ({', '.join(failed)}): see {report}")
     console.out.print(f"{folder} is valid; report: {report}")
     return manifest
 
 
 def _examine(folder: Path, manifest: Manifest, rules: Rules, out: Path, options: str) -> list[Finding]:
-    """Counts every split and holds it against the rules; leaves statistics, schema and report in `out`."""
-    statistics = count(folder, manifest, rules.settings.chunk_chars, out, options)
+    """Count every split and apply the rules; write statistics, schema and report to `out`."""
+    statistics = count(folder, manifest, out, options)
     schema = rules.schema or schema_of(statistics["train"])
     (out / SCHEMA).write_text(text_format.MessageToString(schema, as_utf8=True), encoding="utf-8")
     checks = {name: check(name, statistics, schema, rules) for name in statistics}
     report = Report(
         title=folder.resolve().name,
         manifest=manifest,
+        record_chars=RECORD_CHARS,
         settings=rules.settings.as_json(),
         statistics=statistics,
         surveys=surveys_of(folder, manifest, rarest(statistics)),
@@ -178,42 +143,42 @@ def _examine(folder: Path, manifest: Manifest, rules: Rules, out: Path, options:
 
 
 def read_schema(path: Path) -> Schema:
-    """The schema in a file. Raises UsageError where there is none, or none of a text."""
-    wanted = f"--schema wants a schema that validate wrote, such as data/NAME/{FOLDER}/{SCHEMA}"
+    """Read a schema. Raises UsageError for a missing, invalid or unsuitable file."""
+    rule = f"--schema takes a schema written by validate, such as data/NAME/{FOLDER}/{SCHEMA}"
     try:
         schema = text_format.Parse(path.read_text(encoding="utf-8"), Schema())
     except OSError as error:
-        raise UsageError(f"{wanted}; {path}: {error.strerror}") from None
+        raise UsageError(f"{rule}; {path}: {error.strerror}") from None
     except (UnicodeDecodeError, text_format.ParseError) as error:
-        raise UsageError(f"{wanted}; {path} is none: {_printable(str(error))[:200]}") from None
+        raise UsageError(f"{rule}; {path} is invalid: {_printable(str(error))[:200]}") from None
     if "char" not in {feature.name for feature in schema.feature}:
-        raise UsageError(f"{wanted}; {path} has no feature 'char'")
+        raise UsageError(f"{rule}; {path} has no feature 'char'")
     char = tfdv.get_feature(schema, "char")
     if not (char.domain or char.HasField("string_domain")):
-        raise UsageError(f"{wanted}; {path} says nothing of the characters: its feature 'char' has no domain")
+        raise UsageError(f"{rule}; {path} lists no characters: its feature 'char' has no domain")
     return schema
 
 
 def read_earlier(against: Path, folder: Path, manifest: Manifest) -> Earlier:
-    """The data set that another one is held against.
+    """Read the data set to compare with.
 
-    Raises UsageError where it is the same one; StageError where it has no statistics that were made of its data.
+    Raises UsageError if it has the same data; StageError if it has no valid statistics.
     """
     other = read_manifest(against)
     if other.data_sha256 == manifest.data_sha256:
-        raise UsageError(f"--against wants another data set than {folder}: {against} holds the same data")
+        raise UsageError(f"--against takes a different data set: {against} has the same data as {folder}")
     path, stamp = _statistics_file(against / FOLDER, "train"), other.validation or {}
-    wanted = stamp.get("statistics", {}).get("train")
-    if not (wanted and path.is_file() and sha256_file(path) == wanted):
-        way_out = f"run python -m pipeline validate {against} --force"
-        raise StageError(f"{against} has no statistics that a stamp vouches for: {way_out}")
+    sha256 = stamp.get("statistics", {}).get("train")
+    if not (sha256 and path.is_file() and sha256_file(path) == sha256):
+        fix = f"run python -m pipeline validate {against} --force"
+        raise StageError(f"{against} has no validated statistics: {fix}")
     return Earlier(against.resolve().name, other.data_sha256, tfdv.load_stats_binary(os.fspath(path)))
 
 
-def count(folder: Path, manifest: Manifest, chunk_chars: int, out: Path, options: str = "") -> dict[str, Statistics]:
-    """Statistics of every split over all of its text, by TFDV on Beam; each is left in `out` as <split>.stats.pb.
+def count(folder: Path, manifest: Manifest, out: Path, options: str = "") -> dict[str, Statistics]:
+    """Compute the statistics of every split with TFDV on Beam, and write them to `out` as <split>.stats.pb.
 
-    Raises StageError where train is empty.
+    Raises StageError if train is empty.
     """
     total = sum(split.tokens for split in manifest.splits.values())
     with run("validate", "counting", total, options) as pipeline:
@@ -223,7 +188,7 @@ def count(folder: Path, manifest: Manifest, chunk_chars: int, out: Path, options
                 pipeline
                 | f"{name}: plan" >> beam.Create(starts)
                 | f"{name}: spread" >> beam.Reshuffle()
-                | f"{name}: read" >> beam.FlatMap(_records, folder, manifest, split, chunk_chars)
+                | f"{name}: read" >> beam.FlatMap(_records, folder, manifest, split)
                 | f"{name}: count" >> tfdv.GenerateStatistics(_statistics_options())
                 | f"{name}: write" >> tfdv.WriteStatisticsToBinaryFile(str(_statistics_file(out, name)))
             )
@@ -234,20 +199,20 @@ def count(folder: Path, manifest: Manifest, chunk_chars: int, out: Path, options
 
 
 def _statistics_options() -> tfdv.StatsOptions:
-    # TFDV's own generators. That of its defaults which counts values sends each one through a GroupByKey, some 300 ns
-    # apiece; the sketch counts in place, a sixth of that, and with room for every character there is, it is exact.
+    # TFDV's default value counter sends each value through a GroupByKey, some 300 ns each. The sketch counts in place,
+    # in a sixth of the time, and is exact here because it has room for every code point.
     buckets = {"num_rank_histogram_buckets": CODE_POINTS, "num_kmv_buckets": CODE_POINTS}
     values = TopKUniquesSketchStatsGenerator(num_top_values=20, length_counter_sampling_rate=0, **buckets)
-    # Beam keeps 128 accumulators of a key; with a batch of one record none of them holds text back.
+    # Beam keeps 128 accumulators per key; with batches of one record, none of them buffers text.
     return tfdv.StatsOptions(
         generators=[BasicStatsGenerator(), values], add_default_generators=False, desired_batch_size=1
     )
 
 
-def _records(start: int, folder: Path, manifest: Manifest, split: Split, chunk_chars: int) -> Iterator[pa.RecordBatch]:
+def _records(start: int, folder: Path, manifest: Manifest, split: Split) -> Iterator[pa.RecordBatch]:
     text = read_text(folder, manifest, split, start, start + RANGE_TOKENS)
-    if text:  # a last range of a byte or two may be all of its neighbour's last character
-        yield record_batch(text, chunk_chars)
+    if text:  # a last range of a byte or two may belong to the previous range's last character
+        yield record_batch(text, RECORD_CHARS)
     advance(min(RANGE_TOKENS, split.tokens - start))
 
 
@@ -256,7 +221,7 @@ def _statistics_file(folder: Path, split: str) -> Path:
 
 
 def surveys_of(folder: Path, manifest: Manifest, wanted: list[int]) -> dict[str, Survey]:
-    """What a reading from end to end shows of every split, with the places of the `wanted` code points."""
+    """Survey every split from end to end, locating the `wanted` code points."""
     with console.progress(f"{manifest.vocab.unit}s") as bar:
         total = sum(split.tokens for split in manifest.splits.values())
         task = bar.add_task("looking for the rarest characters", total=total)
@@ -270,21 +235,21 @@ def surveys_of(folder: Path, manifest: Manifest, wanted: list[int]) -> dict[str,
 
 
 def schema_of(train: Statistics) -> Schema:
-    """What train is made of, as inferred by TFDV; how far a split may be from it is for `check` to say."""
+    """Infer the schema of train with TFDV. `check` adds the limits."""
     schema = tfdv.infer_schema(train, infer_feature_shape=False, max_string_domain_size=CODE_POINTS)
     for feature in schema.feature:
-        # Inferred from accidents of train, such as records all of one length, or with one line at most.
+        # Inferred from accidents of train, such as records of equal length.
         feature.ClearField("value_count")
         feature.ClearField("bool_domain")
     return schema
 
 
 def check(name: str, statistics: dict[str, Statistics], schema: Schema, rules: Rules) -> Anomalies:
-    """What TFDV finds in a split.
+    """Check a split with TFDV.
 
-    Its domain must be the schema's, up to min_known. TFDV's drift comparator (previous_statistics) holds val and test
-    against train, and train against the earlier train; its skew comparator (serving_statistics) holds val and test
-    against the earlier train. A limit that the schema itself sets goes before that of the settings.
+    Its characters must be in the schema's domain, up to min_known. TFDV's drift comparator (previous_statistics)
+    compares val and test with train, and train with the earlier train; its skew comparator (serving_statistics)
+    compares val and test with the earlier train. Limits in the schema take precedence over the settings.
     """
     earlier, settings = rules.earlier and rules.earlier.train, rules.settings
     limited = Schema()
@@ -301,7 +266,7 @@ def check(name: str, statistics: dict[str, Statistics], schema: Schema, rules: R
         statistics[name],
         limited,
         previous_statistics=earlier if name == "train" else statistics["train"],
-        # Jensen-Shannon is symmetric: it does not matter which of the two is called serving.
+        # Jensen-Shannon is symmetric, so either side may be called serving.
         serving_statistics=None if name == "train" else earlier,
     )
 
@@ -309,67 +274,65 @@ def check(name: str, statistics: dict[str, Statistics], schema: Schema, rules: R
 def findings_of(
     name: str, anomalies: Anomalies, statistics: dict[str, Statistics], schema: Schema, rules: Rules
 ) -> list[Finding]:
-    """The rules that a split breaks, in words where they are rules of ours, else in TFDV's."""
+    """Rules that a split breaks, in our words where we set the rule, else in TFDV's."""
     if anomalies.data_missing:
-        return [_finding(name, "char", "empty", "the split holds no text", rules)]
+        return [_finding(name, "char", "empty", "the split contains no text", rules)]
     findings = []
     for feature, info in sorted(anomalies.anomaly_info.items()):
         for reason in info.reason:
             kind = AnomalyInfo.Type.Name(reason.type)
-            rule, what = kind.lower(), reason.description or reason.short_description
+            rule, text = kind.lower(), reason.description or reason.short_description
             if (feature, kind) == ("char", "ENUM_TYPE_UNEXPECTED_STRING_VALUES"):
-                whose = "the schema does" if rules.schema else "train does"
-                rule, what = "unknown", _unknown(counts_of(statistics[name]), schema, whose)
+                source = "the schema" if rules.schema else "train"
+                rule, text = "unknown", _unknown(counts_of(statistics[name]), schema, source)
             elif (feature, kind) == ("char", "COMPARATOR_JENSEN_SHANNON_DIVERGENCE_HIGH"):
                 rule = "skew" if "serving" in reason.description else "drift" if name == "train" else "divergence"
-                whose = "train" if rule == "divergence" else f"the train of {rules.earlier and rules.earlier.name}"
+                source = "train" if rule == "divergence" else f"the train of {rules.earlier and rules.earlier.name}"
                 value, limit = distances_of(anomalies)["skew" if rule == "skew" else "drift"]
-                what = f"the characters lie {value:.4f} bits (Jensen-Shannon) from {whose}, the limit is {limit:g}"
-            findings.append(_finding(name, feature, rule, what, rules))
+                text = f"the characters are {value:.4f} bits (Jensen-Shannon) from {source}, the limit is {limit:g}"
+            findings.append(_finding(name, feature, rule, text, rules))
     return findings
 
 
-def _finding(split: str, feature: str, rule: str, what: str, rules: Rules) -> Finding:
+def _finding(split: str, feature: str, rule: str, text: str, rules: Rules) -> Finding:
     names = {feature, f"{split}.{feature}", f"{split}.{feature}.{rule}"}
     waived = not names.isdisjoint(rules.settings.waive)
-    return Finding(split, _printable(feature), rule, _printable(what), waived)
+    return Finding(split, _printable(feature), rule, _printable(text), waived)
 
 
 def _printable(text: str) -> str:
-    """One line that cannot drive a terminal: a schema of the user's may hold anything."""
+    """One printable line: a user's schema may contain control characters."""
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
-def _unknown(counts: Counter[str], schema: Schema, whose: str) -> str:
-    """The characters of a split that are not in the schema, the most frequent of them by name."""
+def _unknown(counts: Counter[str], schema: Schema, source: str) -> str:
+    """Describe the characters of a split that are not in the schema, naming the most frequent."""
     known = set(tfdv.get_domain(schema, "char").value)
     unknown = [(name, n) for name, n in counts.most_common() if name not in known]
     share = sum(n for _, n in unknown) / counts.total()
     named = ", ".join(f"'{name}' ({n:,})" for name, n in unknown[:NAMED]) + (", ..." if len(unknown) > NAMED else "")
-    which = f"{len(unknown):,} character{'s' if len(unknown) > 1 else ''} that {whose} not have"
-    return f"{which}, {share:.3%} of the text: {named}"
+    missing = f"{len(unknown):,} character{'s' if len(unknown) > 1 else ''} missing from {source}"
+    return f"{missing}, {share:.3%} of the text: {named}"
 
 
 def distances_of(anomalies: Anomalies) -> dict[str, tuple[float, float]]:
-    """{"drift": ..., "skew": ...}, as far as measured: the Jensen-Shannon divergence of a split's characters from those
-    it was held against, and its limit, in bits."""
+    """Measured Jensen-Shannon divergences and their limits, in bits: {"drift": (value, limit), "skew": ...}."""
     distances: dict[str, tuple[float, float]] = {}
     for info in anomalies.drift_skew_info:
         if list(info.path.step) == ["char"]:
             for kind, measured in (("drift", info.drift_measurements), ("skew", info.skew_measurements)):
-                distances.update((kind, (one.value, one.threshold)) for one in measured if one.type == JENSEN_SHANNON)
+                distances.update((kind, (m.value, m.threshold)) for m in measured if m.type == JENSEN_SHANNON)
     return distances
 
 
 def stamp_of(manifest: Manifest, rules: Rules, findings: list[Finding], out: Path) -> dict[str, Any]:
-    """The stamp of a data set in which all that was found is waived: what was asked of which data, what was let pass,
-    when, and by which program."""
+    """Stamp of a data set whose findings are all waived: the rules, the data, the waived findings, time and tools."""
     earlier = rules.earlier
     return {
         "result": "valid",
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "checked": {name: split.tokens for name, split in manifest.splits.items()},
-        "waived": {finding.name: finding.what for finding in findings},
+        "waived": {finding.name: finding.text for finding in findings},
         "settings": rules.settings.as_json(),
         "schema": {"sha256": sha256_file(out / SCHEMA), "given": rules.schema is not None},
         "against": {"name": earlier.name, "data_sha256": earlier.data_sha256} if earlier else None,

@@ -1,6 +1,6 @@
-"""The map between text and ids. Light: needs NumPy only, so that training and serving may use it anywhere.
+"""Map between text and ids. Needs only NumPy, so training and serving can use it anywhere.
 
-A text is bytes of UTF-8 throughout (or, where the unit is the byte, any bytes at all).
+Texts are UTF-8 bytes throughout, or any bytes if the unit is the byte.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ Codes = npt.NDArray[np.uint32]
 
 
 class Encoded(NamedTuple):
-    """Ids, and the characters of the text that the vocabulary does not have, with how often they came."""
+    """Ids, and the counts of the characters outside the vocabulary."""
 
     ids: npt.NDArray[Any]
     outside: Counter[str]
@@ -34,13 +34,13 @@ class Encoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """What a token stands for: id i is `symbols[i]`. Raises ValueError for symbols that make no vocabulary.
+    """Vocabulary: id i stands for `symbols[i]`. Raises ValueError for invalid symbols.
 
     unit: "byte": a symbol is one byte of the text; "char": one Unicode code point, in UTF-8.
     symbols: distinct, one or more.
-    end_id: the id that ends a document, where the text is one of documents: the newline's, or, where nothing in the
-        text marks the end, that of an empty last symbol.
-    unknown_id: the id that stands for every character outside the vocabulary; without one, such a character is refused.
+    end_id: id that ends a document, if the text consists of documents: the newline's, or that of an empty last symbol
+        if nothing in the text marks the end.
+    unknown_id: id for every character outside the vocabulary; without one, such a character is an error.
     """
 
     unit: str
@@ -50,76 +50,77 @@ class Vocab:
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
-            raise ValueError(f"no unit is called {self.unit!r}; there are: {', '.join(UNITS)}")
+            raise ValueError(f"unknown unit {self.unit!r}: use {' or '.join(UNITS)}")
         if not self.symbols or len(set(self.symbols)) < len(self.symbols):
-            raise ValueError(f"a vocabulary needs one symbol or more, all different, got {len(self.symbols)} symbols")
+            raise ValueError(f"a vocabulary needs one or more distinct symbols, got {len(self.symbols)} symbols")
         for name in ("end_id", "unknown_id"):
             if not 0 <= (getattr(self, name) or 0) < self.size:
                 raise ValueError(f"{name} must be an id, 0 to {self.size - 1}, got {getattr(self, name)}")
         if b"" in self.symbols and not self.symbols.index(b"") == self.end_id == self.size - 1:
-            raise ValueError("only the last symbol may be empty, and then it is the one that ends a document")
+            raise ValueError("only the last symbol may be empty, and it must then be the end of a document")
         if self.unit == "byte" and any(len(symbol) != 1 for symbol in self._written):
             raise ValueError("every symbol of a byte vocabulary must be one byte")
         if self.unit == "byte" and self.unknown_id is not None:
-            raise ValueError("a byte vocabulary has no id for the unknown")
+            raise ValueError("a byte vocabulary cannot have an unknown_id")
         if self.unit == "char" and (len(self._text) != len(self._written) or list(self._text) != sorted(self._text)):
             raise ValueError("every symbol of a char vocabulary must be one character, in the order of code points")
 
     @property
     def size(self) -> int:
-        """The number of ids; they run from 0 to size - 1."""
+        """Number of ids, which run from 0 to size - 1."""
         return len(self.symbols)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The smallest unsigned integer, little-endian, that holds every id."""
+        """Smallest little-endian unsigned integer type that holds every id."""
         return np.min_scalar_type(self.size - 1).newbyteorder("<")
 
     @property
     def start_id(self) -> int:
-        """The id that an empty prompt starts after: the end of a document, else the newline, else 0."""
+        """Id before an empty prompt: the end of a document, else the newline, else 0."""
         if self.end_id is not None:
             return self.end_id
         return self.symbols.index(b"\n") if b"\n" in self.symbols else 0
 
     @functools.cached_property
     def sha256(self) -> str:
-        """A hash of all that a vocabulary is: equal vocabularies, equal hashes."""
+        """Hash of the whole vocabulary."""
         return sha256_json(self.to_json())
 
     def encode(self, text: bytes) -> npt.NDArray[Any]:
-        """The ids of a text, in `dtype`, perhaps read-only.
+        """Encode a text as ids of type `dtype`; the array may be read-only.
 
-        Raises StageError, naming what it is and its offset in bytes, for what the vocabulary does not have, unless it
-        has an id for the unknown; and for a text that is not UTF-8 where the unit is the character.
+        Raises StageError, with the byte offset, for a symbol outside the vocabulary, unless it has an `unknown_id`, and
+        for text that is not UTF-8 if the unit is the character.
         """
         try:
             ids, outside = self.encode_known(text, keep_unknown=True)
         except UnicodeDecodeError as error:
             raise StageError(f"byte 0x{text[error.start]:02x} at offset {error.start} is not UTF-8") from None
         if outside and self.unknown_id is None:
-            offset, what = min((text.index(_as_bytes(symbol, self.unit)), symbol) for symbol in outside)
-            raise StageError(f"{describe(what, self.unit)} at offset {offset} is not in the vocabulary")
+            offset, unknown = min((text.index(_as_bytes(symbol, self.unit)), symbol) for symbol in outside)
+            raise StageError(f"{describe(unknown, self.unit)} at offset {offset} is not in the vocabulary")
         return ids
 
     def prompt_ids(self, text: bytes) -> npt.NDArray[Any]:
-        """The ids that a model reads before it goes on with a text. Raises as `encode` does.
+        """Ids that a model reads before it continues a text. Raises as `encode` does.
 
-        Where there is an end of documents they begin with it, since the text begins one; an empty text is `start_id`.
+        They begin with the end of a document, if there is one, since the prompt begins a document. An empty text gives
+        `start_id`.
         """
         start = [] if text and self.end_id is None else [self.start_id]
         return np.concatenate([np.array(start, self.dtype), self.encode(text)])
 
     def encode_known(self, text: bytes, keep_unknown: bool) -> Encoded:
-        """The ids of a text, and what it holds that the vocabulary does not have.
+        """Encode a text and count the characters outside the vocabulary.
 
-        keep_unknown: those become `unknown_id` (0 where there is none); else they are left out.
-        Raises UnicodeDecodeError where the unit is the character and the text is not UTF-8.
+        keep_unknown: encode those as `unknown_id` (0 if there is none) instead of dropping them.
+        Raises UnicodeDecodeError if the unit is the character and the text is not UTF-8.
         """
         if self._id_of_byte == IDENTITY:
             return Encoded(np.frombuffer(text, np.uint8).astype(self.dtype, copy=False), Counter())
         if self.unit == "byte" or text.isascii():
-            # Ids of one-byte symbols are below 256 in either unit: of characters, those of ASCII come first.
+            # One-byte symbols have ids below 256 in either unit, since ASCII comes first among characters.
             rest = text.translate(None, delete=self._bytes_known)
             if not (rest and keep_unknown and self.unknown_id is not None):
                 text = text if keep_unknown else text.translate(None, delete=rest)
@@ -138,18 +139,14 @@ class Vocab:
         return Encoded(ids.astype(self.dtype, copy=False), unknown)
 
     def decode(self, ids: npt.ArrayLike) -> bytes:
-        """The text of ids of any integer type and shape, in order. Raises IndexError for an id that is too large."""
+        """Decode ids of any integer type and shape, in order. Raises IndexError for an id that is too large."""
         ids = np.asarray(ids)
         if self.unit == "byte":
             return self._code_of_id[self._visible(ids)].astype(np.uint8).tobytes()
         return characters(self._code_of_id[self._visible(ids)]).encode()
 
-    def decode_text(self, ids: npt.ArrayLike) -> str:
-        """The text as a string. Bytes that are not UTF-8, such as a character cut at its middle, become U+FFFD."""
-        return self.decode(ids).decode("utf-8", errors="replace")
-
     def to_json(self) -> dict[str, Any]:
-        """JSON that `from_json` reads back: the symbols joined, bytes in hexadecimal and characters as they are."""
+        """JSON for `from_json`: the symbols joined, bytes in hexadecimal, characters as text."""
         symbols = b"".join(self.symbols)
         value: dict[str, Any] = {
             "unit": self.unit,
@@ -162,7 +159,7 @@ class Vocab:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Vocab":
-        """The vocabulary that `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        """Vocabulary from the JSON of `to_json`. Raises KeyError, TypeError or ValueError for invalid JSON."""
         if value["unit"] == "byte":
             symbols = tuple(bytes([byte]) for byte in bytes.fromhex(value["symbols"]))
         else:
@@ -174,22 +171,22 @@ class Vocab:
 
     @property
     def _written(self) -> tuple[bytes, ...]:
-        """The symbols that stand for some text: all but an empty one."""
+        """Symbols that stand for some text: all but an empty one."""
         return self.symbols[:-1] if self.symbols[-1] == b"" else self.symbols
 
     @functools.cached_property
     def _text(self) -> str:
-        """The written symbols joined, id i at index i; a byte stands as the character of its number."""
+        """The written symbols joined, id i at index i; bytes as Latin-1."""
         return b"".join(self.symbols).decode("latin-1" if self.unit == "byte" else "utf-8")
 
     @functools.cached_property
     def _bytes_known(self) -> bytes:
-        """The symbols of one byte."""
+        """Symbols of one byte."""
         return b"".join(symbol for symbol in self.symbols if len(symbol) == 1)
 
     @functools.cached_property
     def _id_of_byte(self) -> bytes:
-        """The table of bytes.translate, for texts of one-byte symbols: NumPy's own look-up is several times slower."""
+        """Table for bytes.translate, several times faster than a NumPy lookup for texts of one-byte symbols."""
         table = np.zeros(256, np.uint8)
         for index, symbol in enumerate(self.symbols):
             if len(symbol) == 1:
@@ -198,7 +195,7 @@ class Vocab:
 
     @functools.cached_property
     def _id_of_code(self) -> npt.NDArray[Any]:
-        """The id of each code point, `size` for those that are not in the vocabulary."""
+        """Id of each code point, or `size` for those outside the vocabulary."""
         table = np.full(CODE_POINTS, self.size, np.min_scalar_type(self.size))
         table[self._code_of_id] = np.arange(len(self._code_of_id))
         return table
@@ -208,15 +205,15 @@ class Vocab:
         return np.fromiter(map(ord, self._text), np.uint32)
 
     def _visible(self, ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The ids, as indices, that stand for some text."""
+        """Ids, as indices, that stand for some text."""
         ids = ids.ravel().astype(np.intp, copy=False)
         return ids[ids != self.end_id] if self.symbols[-1] == b"" else ids
 
 
 def byte_vocab(end: Literal["newline", "token"] | None = None) -> Vocab:
-    """All 256 bytes, each its own id: no text can ever hold anything outside it.
+    """Vocabulary of all 256 bytes, each its own id, so that no text is outside it.
 
-    end: what ends a document, if anything does: the newline, or a token of its own, id 256.
+    end: end of a document, if there are documents: the newline, or a separate token, id 256.
     """
     symbols = tuple(bytes([byte]) for byte in range(256))
     if end == "token":
@@ -231,11 +228,11 @@ def char_vocab(
     end: Literal["newline", "token"] | None = None,
     replace: bool = False,
 ) -> Vocab:
-    """The characters that occur `min_count` times or more, the most frequent `max_size` of them (ties: the lower code
-    point first), with ids in the order of their code points, so that ASCII has the lowest.
+    """Vocabulary of the `max_size` most frequent characters (ties: lower code point first) with at least `min_count`
+    occurrences. Ids follow code points, so ASCII comes first.
 
     end: as in `byte_vocab`; replace: U+FFFD stands for every other character. Both count towards `max_size`.
-    Raises ValueError where nothing is left, or `max_size` has no room for these two.
+    Raises ValueError if no character remains, or if `max_size` leaves no room for these two.
     """
     extra = {"\n"} if end == "newline" else set()
     extra |= {REPLACEMENT} if replace else set()
@@ -253,38 +250,38 @@ def char_vocab(
 
 
 def code_points(text: bytes, errors: str = "strict") -> Codes:
-    """The characters of a text in UTF-8 as Unicode code points; `errors` as in bytes.decode."""
-    # "surrogatepass", for what errors="surrogateescape" makes of bytes that are no UTF-8.
+    """Code points of a UTF-8 text; `errors` as in bytes.decode."""
+    # "surrogatepass" keeps the surrogates that errors="surrogateescape" makes of invalid bytes.
     encoded = text.decode("utf-8", errors=errors).encode("utf-32-le", errors="surrogatepass")
     return np.frombuffer(encoded, np.dtype("<u4"))
 
 
 def characters(codes: Codes) -> str:
-    """The string of code points: the inverse of `code_points`."""
+    """String of code points, the inverse of `code_points`."""
     return codes.astype("<u4", copy=False).tobytes().decode("utf-32-le")
 
 
 def count_characters(texts: Iterable[bytes]) -> npt.NDArray[np.int64]:
-    """How often each code point occurs in texts of whole characters in UTF-8: counts[code point].
+    """Count each code point in UTF-8 texts of whole characters: counts[code point].
 
-    Raises UnicodeDecodeError for what is not UTF-8.
+    Raises UnicodeDecodeError for invalid UTF-8.
     """
     counts, pairs = np.zeros(CODE_POINTS, np.int64), np.zeros(1 << 16, np.int64)
     for text in texts:
-        # Pairs of bytes at a time, twice as fast as bytes; what is not ASCII, mostly little, is taken out and decoded.
+        # Counting byte pairs is twice as fast as counting bytes. Non-ASCII text, usually little, is decoded separately.
         pairs += np.bincount(np.frombuffer(text, "<u2", len(text) // 2), minlength=1 << 16)
         if len(text) % 2:
             pairs[text[-1] | NOT_ASCII << 8] += 1
         if rest := b"" if text.isascii() else text.translate(None, delete=IDENTITY[:ASCII]):
-            found = np.bincount(code_points(rest))
-            counts[: len(found)] += found
+            others = np.bincount(code_points(rest))
+            counts[: len(others)] += others
     of_bytes = pairs.reshape(256, 256)
     counts[:ASCII] = (of_bytes.sum(0) + of_bytes.sum(1))[:ASCII]
     return counts
 
 
 def describe(symbol: str, unit: str) -> str:
-    """A byte or a character as an error names it: byte 0xe9, or the character 'é' (U+00E9)."""
+    """Name a symbol in an error message: byte 0xe9, or the character 'é' (U+00E9)."""
     if unit == "byte":
         return f"byte 0x{ord(symbol):02x}"
     return f"the character {symbol!r} (U+{ord(symbol):04X})"

@@ -1,4 +1,4 @@
-"""Data sets made in an instant, without Beam."""
+"""Tiny data sets, written without Beam."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +15,7 @@ TEXT = b"to be or not to be, that is the question\n" * 40
 
 
 def write_shard(path: Path, pieces: Iterable[npt.NDArray[Any]]) -> Shard:
-    """Writes the ids of `pieces`, joined; says what was written."""
+    """Write the ids of `pieces`, joined, as one shard."""
     with ShardWriter(path) as writer:
         for ids in pieces:
             writer.write(ids)
@@ -23,7 +23,7 @@ def write_shard(path: Path, pieces: Iterable[npt.NDArray[Any]]) -> Shard:
 
 
 def make_config(folder: Path, text: str) -> Path:
-    """Writes a config, tiny.toml, and a data set in `data` beside it, of TEXT over and over."""
+    """Write a config, tiny.toml, and beside it a data set `data` of TEXT."""
     make_data(folder / "data", 1000, train=TEXT, val=TEXT[:200])
     config = folder / "tiny.toml"
     config.write_text(text, encoding="utf-8")
@@ -37,7 +37,7 @@ def make_data(
     settings: dict[str, Any] | None = None,
     **texts: bytes | np.ndarray,
 ) -> Manifest:
-    """Writes the data set `folder` of these splits (train=..., val=...), texts or ids, in shards of so many tokens."""
+    """Write a data set with these splits (train=..., val=...), texts or ids, in shards of `shard_tokens` tokens."""
     folder.mkdir(parents=True)
     vocab, splits = vocab or byte_vocab(), {}
     for name, text in texts.items():

@@ -165,7 +165,7 @@ def test_checkpoint_and_saved_model_write_the_same(made: dict[str, tuple[str, st
 @pytest.mark.parametrize(
     ("line", "note"),
     [
-        ("pipeline ingest --config configs/tiny.toml", "is already made from these sources and settings"),
+        ("pipeline ingest --config configs/tiny.toml", "is up to date: same sources, same settings"),
         ("pipeline validate data/tiny --config configs/tiny.toml", "is already valid"),
         ("trainers train configs/tiny.toml", "is already trained to step"),
         ("trainers evaluate runs/tiny", "is already made from checkpoint"),
@@ -180,12 +180,12 @@ def test_a_stage_that_is_done_says_so(home: Path, made: dict[str, tuple[str, str
 
 # What is wrong, the command, its exit code, and what it says in one line.
 MISTAKES = [
-    ("a missing file", "pipeline ingest nothing.txt --out data/a", 2, "'nothing.txt' is neither a file, nor a folder"),
+    ("a missing file", "pipeline ingest nothing.txt --out data/a", 2, "'nothing.txt' is not a file, a folder"),
     (
         "an empty file",
         "pipeline ingest empty.txt --out data/a",
         1,
-        "empty.txt is empty: there is nothing to learn from",
+        "empty.txt is empty: name a source that contains text",
     ),
     (
         "a text too short",
@@ -197,7 +197,7 @@ MISTAKES = [
         "the largest that fit",
         "trainers train configs/tiny.toml --out runs/a --set train.lanes=500",
         1,
-        "windows of 20 fit 4",
+        "with windows of 20, use at most 4 lanes",
     ),
     (
         "an unknown key",
@@ -222,7 +222,7 @@ MISTAKES = [
         "damaged data",
         "trainers train configs/tiny.toml --data data/damaged --out runs/a --verify",
         1,
-        "the shard data/damaged/val-00000-of-00001.tokens is damaged",
+        "the shard data/damaged/val-00000-of-00001.tokens is corrupted",
     ),
     (
         "data not validated",

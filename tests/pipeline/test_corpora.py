@@ -83,20 +83,20 @@ def test_the_kernel_is_cut(cut: int, order: list[str], tmp_path: Path) -> None:
     assert text_of(corpus, make_tar(tmp_path / "x", {name: KERNEL[name] for name in order})) == KERNEL_TEXT[:cut]
 
 
-def test_what_is_beyond_the_cut_is_not_read(tmp_path: Path) -> None:
+def test_files_beyond_the_cut_are_not_read(tmp_path: Path) -> None:
     corpus = dataclasses.replace(CORPORA["linux"], cut=5, ceiling=1000)
     folder = make_folder(tmp_path / "x", {"a.c": b"int a;", "b.c": bytes(2000)})
     assert text_of(corpus, folder) == b"int a"
 
 
 def test_a_tar_without_the_files(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"x has none of the corpus's files: expected paths like \\\.\[ch\]\$"):
+    with pytest.raises(StageError, match=r"x contains none of the corpus's files: expected paths like \\\.\[ch\]\$"):
         text_of(CORPORA["linux"], make_tar(tmp_path / "x", {"readme": b""}))
 
 
-def test_one_file_that_is_no_kernel(tmp_path: Path) -> None:
+def test_single_file_that_is_not_the_corpus(tmp_path: Path) -> None:
     (tmp_path / "kernel.iso").write_bytes(b"text")
-    with pytest.raises(StageError, match=r"kernel.iso has none of the corpus's files"):
+    with pytest.raises(StageError, match=r"kernel.iso contains none of the corpus's files"):
         text_of(CORPORA["linux"], tmp_path / "kernel.iso")
 
 
@@ -134,7 +134,7 @@ def test_git_names_a_text_as_git_does(tmp_path: Path) -> None:
 def test_a_compressed_bomb(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(2_000_000))
     subprocess.run(["gzip", tmp_path / "x"], check=True)
-    with pytest.raises(StageError, match=r"x.gz gives more than 100,000 bytes"):
+    with pytest.raises(StageError, match=r"x.gz contains more than 100,000 bytes"):
         text_of(dataclasses.replace(ONE, text_bytes=2_000_000), tmp_path / "x.gz")
 
 
@@ -161,11 +161,11 @@ def test_pages_become_text(tmp_path: Path) -> None:
 
 def test_names_of_corpora() -> None:
     assert find("linux") is CORPORA["linux"]
-    with pytest.raises(UsageError, match=r"no corpus is called 'lynx'; there are stdlib, tinyshakespeare"):
+    with pytest.raises(UsageError, match=r"unknown corpus 'lynx'; the corpora are stdlib, tinyshakespeare"):
         find("lynx")
 
 
-def test_what_is_known_of_the_corpora_is_consistent() -> None:
+def test_registry_is_consistent() -> None:
     for name, corpus in CORPORA.items():
         assert all((corpus.about, corpus.licence, corpus.essay)), name
         for hash in (corpus.sha256, corpus.text_sha256):

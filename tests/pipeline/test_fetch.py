@@ -86,7 +86,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.start()
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setattr(fetching, "WAIT_S", 0.0)
+        monkeypatch.setattr(fetching, "BACKOFF_S", 0.0)
         know(monkeypatch, address=f"{server.url}/books.txt")
         yield server
         server.shutdown()
@@ -151,7 +151,7 @@ def test_what_is_there_is_not_fetched_again_unless_forced(server: Server, capsys
     fetch("books")
     capsys.readouterr()
     fetch("books")
-    assert "data/raw/books holds books already; --force fetches it again" in capsys.readouterr().err
+    assert "data/raw/books already holds books; pass --force to fetch it again" in capsys.readouterr().err
     assert len(server.asked) == 1
     fetch("books", force=True)
     assert len(server.asked) == 2
@@ -161,14 +161,14 @@ def test_what_is_there_is_not_fetched_again_unless_forced(server: Server, capsys
 def test_a_changed_text_or_another_corpus_is_not_taken_for_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch("books", to=Path("mine"))
     monkeypatch.setitem(corpora.CORPORA, "letters", corpora.CORPORA["books"])
-    with pytest.raises(StageError, match=r"mine holds the corpus books, not letters: give another --to, or --force"):
+    with pytest.raises(StageError, match=r"mine holds the corpus books, not letters: pass a different --to"):
         fetch("letters", to=Path("mine"))
     Path("mine/input.txt").write_bytes(b"changed")
-    with pytest.raises(StageError, match=r"mine/input.txt is not what was fetched: --force fetches it again"):
+    with pytest.raises(StageError, match=r"mine/input.txt differs from the text that was fetched: pass --force"):
         fetch("books", to=Path("mine"))
     for damaged in ("{", "[]", "{}"):
         Path("mine/provenance.json").write_text(damaged)
-        with pytest.raises(StageError, match=r"mine/provenance.json is damaged: --force fetches it again"):
+        with pytest.raises(StageError, match=r"mine/provenance.json is corrupted: pass --force to fetch"):
             fetch("books", to=Path("mine"))
     fetch("books", to=Path("mine"), force=True)
     assert Path("mine/input.txt").read_bytes() == TEXT
@@ -184,7 +184,7 @@ def test_other_data_are_never_replaced(server: Server) -> None:
     assert not server.asked
 
 
-def test_a_download_that_breaks_off_goes_on(server: Server) -> None:
+def test_broken_download_resumes(server: Server) -> None:
     server.breaks = [100_000, 0, 50_000]
     fetch("books")
     assert fetched_text() == TEXT
@@ -192,9 +192,9 @@ def test_a_download_that_breaks_off_goes_on(server: Server) -> None:
     assert server.asked == [("/books.txt", None, None), rest, rest, ("/books.txt", "bytes=150000-", '"1"')]
 
 
-def test_a_download_goes_on_at_the_next_call(server: Server) -> None:
+def test_next_call_resumes_the_download(server: Server) -> None:
     server.breaks = [100_000, 0, 0, 0]
-    with pytest.raises(StageError, match=r"did not come in 4 attempts \(.+; 100,000 bytes are kept\): run it again"):
+    with pytest.raises(StageError, match=r"could not be downloaded in 4 attempts \(.+; 100,000 bytes are kept\): run"):
         fetch("books")
     assert raw()[".books.download"] == TEXT[:100_000]
     server.asked.clear()
@@ -204,7 +204,7 @@ def test_a_download_goes_on_at_the_next_call(server: Server) -> None:
 
 
 @pytest.mark.parametrize("headers", [{"Last-Modified": "Sat, 01 Jan 2022 00:00:00 GMT"}, {"ETag": 'W/"1"'}, {}])
-def test_what_tells_that_a_file_is_the_same(headers: dict[str, str], server: Server) -> None:
+def test_if_range_uses_etag_or_date(headers: dict[str, str], server: Server) -> None:
     server.headers = headers
     server.breaks = [100_000]
     fetch("books")
@@ -213,7 +213,7 @@ def test_what_tells_that_a_file_is_the_same(headers: dict[str, str], server: Ser
     assert server.asked[1] == ("/books.txt", "bytes=100000-" if date else None, date)
 
 
-def test_a_file_that_is_another_one_by_the_next_call_starts_over(server: Server) -> None:
+def test_changed_file_starts_over(server: Server) -> None:
     server.data = bytes(len(TEXT))
     server.breaks = [100_000, 0, 0, 0]
     with pytest.raises(StageError, match="are kept"):
@@ -223,7 +223,7 @@ def test_a_file_that_is_another_one_by_the_next_call_starts_over(server: Server)
     assert fetched_text() == TEXT
 
 
-def test_what_is_kept_of_one_address_is_not_of_another(server: Server) -> None:
+def test_partial_download_belongs_to_one_address(server: Server) -> None:
     server.data = bytes(len(TEXT))
     server.breaks = [100_000, 0, 0, 0]
     with pytest.raises(StageError, match="are kept"):
@@ -242,7 +242,7 @@ def test_a_server_without_ranges_starts_over(server: Server) -> None:
     assert fetched_text() == TEXT
 
 
-def test_a_rest_that_is_not_the_one_asked_for_starts_over(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_range_starts_over(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def send_header(handler: Handler, name: str, value: str) -> None:
         send(handler, name, "bytes 5-9/408890" if name == "Content-Range" else value)
 
@@ -254,7 +254,7 @@ def test_a_rest_that_is_not_the_one_asked_for_starts_over(server: Server, monkey
     assert [asked[1] for asked in server.asked] == [None, "bytes=100000-", None]
 
 
-def test_a_rest_that_is_not_there_starts_over(server: Server) -> None:
+def test_unsatisfiable_range_starts_over(server: Server) -> None:
     server.breaks = [100_000, 0, 0, 0]
     with pytest.raises(StageError, match="are kept"):
         fetch("books")
@@ -282,10 +282,10 @@ def test_a_whole_download_whose_text_was_not_made_is_not_fetched_again(
     assert len(server.asked) == 1
 
 
-def test_wrong_bytes_are_removed(server: Server) -> None:
+def test_wrong_hash_deletes_the_download(server: Server) -> None:
     server.data = TEXT[:-1] + b"!"
     got = hashlib.sha256(server.data).hexdigest()
-    with pytest.raises(StageError, match=rf"books.txt is not what it was: expected SHA-256 {SHA256}, got {got}"):
+    with pytest.raises(StageError, match=rf"books.txt has changed: expected SHA-256 {SHA256}, got {got}"):
         fetch("books")
     assert raw() == {}
 
@@ -293,21 +293,21 @@ def test_wrong_bytes_are_removed(server: Server) -> None:
 @pytest.mark.parametrize("change", [-1000, 1000])
 def test_a_file_of_another_size_is_not_downloaded(change: int, server: Server) -> None:
     server.data = (TEXT + TEXT)[: len(TEXT) + change]
-    expected = rf"is not what it was: expected {len(TEXT):,} bytes, {len(TEXT) + change:,} are announced"
+    expected = rf"has changed: expected {len(TEXT):,} bytes, the server announces {len(TEXT) + change:,}"
     with pytest.raises(StageError, match=expected):
         fetch("books")
     assert raw() == {}
 
 
-def test_a_length_that_is_too_long(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_length_too_long(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     know(monkeypatch, address=f"{server.url}/books.txt", bytes=None, sha256=None)
     server.ranges, server.length = False, str(len(TEXT) + 1000)
-    with pytest.raises(StageError, match=r"did not come in 4 attempts"):
+    with pytest.raises(StageError, match=r"could not be downloaded in 4 attempts"):
         fetch("books")
     assert len(server.asked) == 4
 
 
-def test_a_length_that_is_too_short(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_length_too_short(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     know(monkeypatch, address=f"{server.url}/books.txt", bytes=None, sha256=None)
     server.length = str(len(TEXT) - 1000)
     expected = rf"is not this corpus: expected a text of {len(TEXT):,} bytes, got {len(TEXT) - 1000:,}"
@@ -316,7 +316,7 @@ def test_a_length_that_is_too_short(server: Server, monkeypatch: pytest.MonkeyPa
     assert raw() == {}
 
 
-def test_no_length_at_all(server: Server) -> None:
+def test_no_content_length(server: Server) -> None:
     server.length = None
     server.breaks = [100_000]  # without a length this looks like the end
     fetch("books")
@@ -327,43 +327,43 @@ def test_no_length_at_all(server: Server) -> None:
 @pytest.mark.parametrize(
     ("known", "data", "most"), [(len(TEXT), TEXT + b"!", f"{len(TEXT):,}"), (None, TEXT * 3, "1,000,000")]
 )
-def test_no_more_is_written_than_there_may_be(
+def test_download_stops_at_the_ceiling(
     known: int | None, data: bytes, most: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     know(monkeypatch, address=f"{server.url}/books.txt", bytes=known, sha256=None)
     server.length = None
     server.data = data
-    with pytest.raises(StageError, match=rf"books.txt is too long: expected at most {most} bytes, got more"):
+    with pytest.raises(StageError, match=rf"books.txt is too long: expected at most {most} bytes"):
         fetch("books")
     assert raw() == {}
 
 
-def test_not_found_is_not_asked_for_again(server: Server) -> None:
+def test_not_found_is_not_retried(server: Server) -> None:
     server.statuses = [404]
-    with pytest.raises(StageError, match=r"books.txt cannot be fetched: HTTP 404 Not Found; give another copy"):
+    with pytest.raises(StageError, match=r"books.txt cannot be fetched: HTTP 404 Not Found; pass another copy"):
         fetch("books")
     assert len(server.asked) == 1
     assert raw() == {}
 
 
-def test_a_busy_server_is_asked_again(server: Server) -> None:
+def test_busy_server_is_retried(server: Server) -> None:
     server.statuses = [503, 429, 500]
     fetch("books")
     assert fetched_text() == TEXT
     server.statuses = [503] * 9
-    with pytest.raises(StageError, match=r"did not come in 4 attempts \(HTTP 503 Service Unavailable; 0 bytes"):
+    with pytest.raises(StageError, match=r"in 4 attempts \(too many 503 error responses; 0 bytes"):
         fetch("books", force=True)
     assert fetched_text() == TEXT
 
 
-def test_the_wait_doubles(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backoff_doubles(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(fetching, "WAIT_S", 1.0)
+    monkeypatch.setattr(fetching, "BACKOFF_S", 0.5)
     monkeypatch.setattr("time.sleep", waits.append)
     server.statuses = [503] * 9
     with pytest.raises(StageError, match="4 attempts"):
         fetch("books")
-    assert waits == [1, 2, 4]
+    assert waits == [1, 2]  # the first retry does not wait
 
 
 def test_a_redirect_is_followed_but_not_out_of_http(server: Server) -> None:
@@ -375,13 +375,13 @@ def test_a_redirect_is_followed_but_not_out_of_http(server: Server) -> None:
 
 def test_no_server(server: Server) -> None:
     with pytest.raises(
-        StageError, match=r"http://127.0.0.1:9/x did not come in 4 attempts \([^()]*Connection refused; 0"
+        StageError, match=r"http://127.0.0.1:9/x could not be downloaded in 4 attempts \([^()]*Connection refused; 0"
     ):
         fetch("books", "http://127.0.0.1:9/x")
     assert raw() == {}
 
 
-def test_two_at_the_same_time(server: Server) -> None:
+def test_concurrent_fetch(server: Server) -> None:
     Path("data/raw").mkdir(parents=True)
     with Path("data/raw/.books.download").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -391,7 +391,7 @@ def test_two_at_the_same_time(server: Server) -> None:
     assert fetched_text() == TEXT
 
 
-def test_a_copy_of_ones_own(server: Server, tmp_path: Path) -> None:
+def test_own_copy(server: Server, tmp_path: Path) -> None:
     copy = tmp_path / "copies" / "any name"
     copy.parent.mkdir()
     copy.write_bytes(TEXT)
@@ -410,7 +410,7 @@ def test_a_copy_of_ones_own(server: Server, tmp_path: Path) -> None:
     assert not server.asked
 
 
-def test_a_copy_is_checked_as_well(server: Server, tmp_path: Path) -> None:
+def test_own_copy_is_verified(server: Server, tmp_path: Path) -> None:
     (tmp_path / "copy").write_bytes(TEXT + b"more")
     with pytest.raises(StageError, match=r"copy is not this corpus: expected a text of 408,890 bytes, got 408,894"):
         fetch("books", "copy")
@@ -424,7 +424,7 @@ def test_a_password_is_not_kept(server: Server, capsys: pytest.CaptureFixture[st
     fetch("books", server.url.replace("//", "//me:secret@") + "/books.txt")
     assert provenance()["from"] == f"{server.url}/books.txt"
     server.breaks = [5000, 0, 0, 0]
-    with pytest.raises(StageError, match=re.escape(f"{server.url}/x did not come") + ".*5,000 bytes are kept"):
+    with pytest.raises(StageError, match=re.escape(f"{server.url}/x could not") + ".*5,000 bytes are kept"):
         fetch("books", server.url.replace("//", "//me:secret@") + "/x", force=True)
     assert raw()[".books.download"] == TEXT[:5000]
     assert b"secret" not in raw()[".books.download.json"]
@@ -433,18 +433,18 @@ def test_a_password_is_not_kept(server: Server, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("source", ["ftp://127.0.0.1/x", "file:///etc/passwd"])
 def test_only_http(source: str, server: Server) -> None:
-    with pytest.raises(UsageError, match=rf"only http:// and https:// can be fetched, got {source}"):
+    with pytest.raises(UsageError, match=rf"a URL must begin with http:// or https://, got {source}"):
         fetch("books", source)
 
 
-def test_what_cannot_be_fetched(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"no corpus is called 'x'; there are stdlib"):
+def test_unfetchable_sources(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"unknown corpus 'x'; the corpora are stdlib"):
         fetch("x")
-    with pytest.raises(UsageError, match=r"stdlib is on this machine already: python -m pipeline ingest stdlib"):
+    with pytest.raises(UsageError, match=r"stdlib needs no fetching: run python -m pipeline ingest stdlib"):
         fetch("stdlib")
-    with pytest.raises(UsageError, match=r"paul-graham is not to be had .*: give your own copy by --from"):
+    with pytest.raises(UsageError, match=r"paul-graham has no public download .*: pass your own copy with --from"):
         fetch("paul-graham")
-    with pytest.raises(UsageError, match=r"--from: 'no/such' is neither a file, nor a folder, nor a URL"):
+    with pytest.raises(UsageError, match=r"--from: 'no/such' is not a file, a folder or a URL"):
         fetch("books", "no/such")
     with pytest.raises(StageError, match=r"http:// cannot be fetched: Invalid URL"):
         fetch("books", "http://")

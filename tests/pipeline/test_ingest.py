@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from common import settings
 from common.errors import StageError, UsageError
-from pipeline.ingest import DataSet, IngestSettings, ingest
+from pipeline.config import IngestSettings
+from pipeline.ingest import DataSet, ingest
 from pipeline.manifest import Manifest, Shard, Source, Split, read_manifest
 from pipeline.shards import read_tokens
 from pipeline.vocab import Vocab, byte_vocab
@@ -34,7 +35,7 @@ HALVES = {"train": 0.5, "val": 0.25, "test": 0.25}
 @pytest.fixture(autouse=True)
 def _small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few bytes at a time, so that lines and characters are cut wherever they can be."""
-    monkeypatch.setattr("pipeline.ingest.READ_BYTES", 7)
+    monkeypatch.setattr("pipeline.encode.READ_BYTES", 7)
 
 
 def make(tmp_path: Path, *texts: bytes, out: str = "data", force: bool = False, **values: object) -> Manifest:
@@ -139,7 +140,7 @@ def test_any_text_comes_back(
     st.sampled_from(["strict", "replace", "skip"]),
     st.integers(1, 9),
 )
-def test_any_bytes_make_a_data_set_or_one_sentence(
+def test_any_bytes_make_a_data_set_or_a_one_line_error(
     texts: list[bytes], unit: str, errors: str, shard_bytes: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -183,18 +184,18 @@ def test_a_small_vocabulary_replaces_the_rest(tmp_path: Path) -> None:
     assert written(tmp_path / "counted", manifest)["train"] == "aaaaa bbbb ccc "
 
 
-def test_an_unknown_character_is_an_error_unless_asked_for(tmp_path: Path) -> None:
+def test_unknown_character_is_an_error_by_default(tmp_path: Path) -> None:
     with pytest.raises(StageError) as error:
         make(tmp_path, b"abcabcabz!z", unit="char", train=6, val=2, test=3)
     assert str(error.value) == (
-        "test holds the character 'z' (U+007A), 2 times and 1 others, which train's vocabulary does not: "
-        "--unknown replace or skip, or another split"
+        "test contains the character 'z' (U+007A), 2 times and 1 others, which is not in train's vocabulary: "
+        "pass --unknown replace or --unknown skip, or split the text differently"
     )
     assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(("symbols", "dtype"), [(256, "uint8"), (257, "uint16"), (65_537, "uint32")])
-def test_tokens_are_as_small_as_they_can_be(tmp_path: Path, symbols: int, dtype: str) -> None:
+def test_smallest_token_type(tmp_path: Path, symbols: int, dtype: str) -> None:
     text = "".join(chr(code) for code in range(0x20, 0x20 + symbols + 2048) if not 0xD800 <= code < 0xE000)[:symbols]
     manifest = make(tmp_path, text.encode(), unit="char", train=1, val=0, test=0)
     assert (manifest.vocab.size, manifest.dtype.name) == (symbols, dtype)
@@ -243,7 +244,7 @@ def test_files_go_to_splits_by_their_hash(tmp_path: Path) -> None:
     assert len(manifest.splits["train"].shards) < len(parts["train"])  # short files share a shard
 
 
-def test_the_same_text_packed_otherwise_is_on_the_same_side(tmp_path: Path) -> None:
+def test_compression_does_not_change_the_split(tmp_path: Path) -> None:
     texts = [f"file {number}\n".encode() * 3 for number in range(20)]
     packed = [gzip.compress(text) for text in texts] + [bz2.compress(text) for text in texts]
     manifest = make(tmp_path, *texts, *packed, documents="file", split="document", **HALVES)
@@ -259,12 +260,12 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
         return real(self, layout)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DataSet, "plan", plan)
-    with pytest.raises(StageError, match=r"0\.txt changed while it was read: run it again when it is at rest"):
+    with pytest.raises(StageError, match=r"0\.txt changed while it was read: run ingest again when"):
         make(tmp_path, TEXT)
     assert not (tmp_path / "data").exists()
 
 
-def test_names_of_files_that_are_no_text(tmp_path: Path) -> None:
+def test_file_names_that_are_not_text(tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     for name in (b"bad\xff\xfe.txt", b"two\nlines.txt"):
@@ -275,7 +276,7 @@ def test_names_of_files_that_are_no_text(tmp_path: Path) -> None:
         assert [source.name for source in manifest.sources] == ["odd/bad\ufffd\ufffd.txt", "odd/two\nlines.txt"]
 
 
-def test_a_text_that_is_not_the_one_that_was_fetched(tmp_path: Path) -> None:
+def test_text_that_differs_from_the_fetched_one(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/input.txt").write_bytes(TEXT)
     where = {"name": "x", "text_sha256": sha256(TEXT), "settings": {}}
@@ -283,7 +284,7 @@ def test_a_text_that_is_not_the_one_that_was_fetched(tmp_path: Path) -> None:
     values = IngestSettings(source=[str(tmp_path / "raw")])
     assert ingest(values, tmp_path / "data").provenance == (where,)
     (tmp_path / "raw/input.txt").write_bytes(TEXT + b"!")
-    with pytest.raises(StageError, match="the text of x is not the one that was fetched: fetch it again with --force"):
+    with pytest.raises(StageError, match="the text of x differs from the one that was fetched: fetch it again"):
         ingest(values, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -293,13 +294,13 @@ def test_as_char_rnn_split(tmp_path: Path) -> None:
     assert written(tmp_path / "data", manifest) == {"train": "abefijmn", "val": "cgko", "test": "dhlp"}
 
 
-def test_what_was_changed_is_counted(tmp_path: Path) -> None:
+def test_changes_are_counted(tmp_path: Path) -> None:
     texts = [b"\xef\xbb\xbfone\r\n" * 2, b"tw\xffo\r", b"gone\0"]
     manifest = make(tmp_path, *texts, errors="skip", newlines="lf", bom="strip", train=1, val=0, test=0)
     assert written(tmp_path / "data", manifest) == {"train": "one\n\ufeffone\ntwo\n"}
     assert manifest.cleaned == {
-        "byte-order marks taken away": 1,
-        "carriage returns made LF": 3,
+        "byte-order marks stripped": 1,
+        "carriage returns converted": 3,
         "bytes left out": 1,
         "files that are not text, left out": 1,
     }
@@ -309,16 +310,16 @@ def test_what_was_changed_is_counted(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_share_of_nothing_is_no_split(tmp_path: Path) -> None:
+def test_zero_share_makes_no_split(tmp_path: Path) -> None:
     assert list(make(tmp_path, TEXT, train=0.9, val=0.1, test=0).splits) == ["train", "val"]
 
 
-def test_too_short_a_text(tmp_path: Path) -> None:
+def test_too_short_text(tmp_path: Path) -> None:
     with pytest.raises(StageError) as error:
         make(tmp_path, b"0123456789")
     assert str(error.value) == (
-        "the text is too short: of 10 bytes the val split would get 0 bytes, and needs 2 (an input and its "
-        "target): take a longer text, or other shares"
+        "the text is too short: of its 10 bytes the val split would get 0 bytes, but needs 2 (an input and its "
+        "target): use a longer text, or other shares"
     )
     make(tmp_path, b"x" * 60)
     with pytest.raises(StageError, match="the test split would get 1 tokens"):
@@ -330,39 +331,39 @@ def test_too_short_a_text(tmp_path: Path) -> None:
     [
         ({"val": 0.05, "test": 0.06}, r"train, val and test must sum to 1 \(or be numbers of bytes\), got 0.9 \+ 0.05"),
         ({"train": 0.5, "val": 0.1, "test": 0.1}, "must sum to 1"),
-        ({"train": 96, "val": 0.5, "test": 4}, "are shares, 0 to 1, or whole bytes of a contiguous split"),
+        ({"train": 96, "val": 0.5, "test": 4}, "must be shares from 0 to 1, or whole bytes of a contiguous split"),
         ({"train": 96, "val": 0, "test": 4, "split": "char-rnn"}, "whole bytes of a contiguous split"),
-        ({"encoding": "nonsense"}, "no text encoding is called 'nonsense'"),
-        ({"encoding": "raw", "unit": "char"}, "encoding raw takes bytes as they are"),
-        ({"encoding": "raw", "newlines": "lf"}, "encoding raw takes bytes as they are"),
-        ({"max_vocab": 10}, "max_vocab, min_count and unknown are of unit char"),
-        ({"split": "document"}, "split document needs documents: line or file"),
+        ({"encoding": "nonsense"}, "unknown text encoding 'nonsense'"),
+        ({"encoding": "raw", "unit": "char"}, "encoding raw requires unit byte"),
+        ({"encoding": "raw", "newlines": "lf"}, "encoding raw requires unit byte"),
+        ({"max_vocab": 10}, "max_vocab, min_count and unknown require unit char"),
+        ({"split": "document"}, "split document requires documents: line or file"),
         ({"unit": "word"}, "'unit': input should be 'byte' or 'char', got 'word'"),
     ],
 )
-def test_impossible_settings(values: dict[str, object], message: str) -> None:
+def test_invalid_settings(values: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=rf"here: .*{message}"):
         settings.make(IngestSettings, values, "here")
 
 
-def test_made_again_from_the_same_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_same_input_is_up_to_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = make(tmp_path, TEXT)
     stamp = (tmp_path / "data/manifest.json").stat().st_mtime_ns
     capsys.readouterr()
     assert make(tmp_path, TEXT) == first
     assert (tmp_path / "data/manifest.json").stat().st_mtime_ns == stamp
-    assert capsys.readouterr().out == f"{tmp_path}/data is already made from these sources and settings\n"
+    assert capsys.readouterr().out == f"{tmp_path}/data is up to date: same sources, same settings\n"
     assert make(tmp_path, TEXT, force=True) == first
     assert (tmp_path / "data/manifest.json").stat().st_mtime_ns > stamp
 
 
-def test_made_from_something_else_is_refused(tmp_path: Path) -> None:
+def test_different_input_is_an_error(tmp_path: Path) -> None:
     first = make(tmp_path, TEXT)
     with pytest.raises(StageError) as error:
         make(tmp_path, TEXT + b"more", train=0.8, val=0.15)
     assert str(error.value) == (
-        f"{tmp_path}/data was made from something else (the sources were 0.txt (100 bytes), are 0.txt (104 bytes); "
-        "train was 0.9, is 0.8; val was 0.05, is 0.15): use --force to replace it, or another --out to keep both"
+        f"{tmp_path}/data was made from different input (the sources were 0.txt (100 bytes), now 0.txt (104 bytes); "
+        "train was 0.9, now 0.8; val was 0.05, now 0.15): pass --force to replace it, or a different --out to keep both"
     )
     assert read_manifest(tmp_path / "data") == first
     assert make(tmp_path, TEXT + b"more", force=True) == read_manifest(tmp_path / "data") != first
@@ -374,7 +375,7 @@ def test_the_same_text_under_other_names_is_the_same(tmp_path: Path) -> None:
     assert ingest(IngestSettings(source=[str(moved)]), tmp_path / "data") == first
 
 
-def test_other_peoples_folders_are_never_replaced(tmp_path: Path) -> None:
+def test_unrelated_folders_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home/letter.txt").write_text("dear")
     with pytest.raises(StageError, match=r"home exists and is not a data set .*: remove it, or give another --out"):
@@ -394,19 +395,19 @@ def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in tmp_path.iterdir()] == ["0.txt"]
 
 
-def test_nothing_named() -> None:
-    with pytest.raises(UsageError, match="nothing to read: name a file"):
+def test_no_source() -> None:
+    with pytest.raises(UsageError, match="no source: name a file"):
         ingest(IngestSettings(), Path("unused"))
 
 
 @pytest.mark.parametrize("options", ["", "--direct_num_workers=2 --direct_running_mode=multi_threading"])
-def test_what_is_no_text_is_one_sentence_wherever_it_was_read(tmp_path: Path, options: str) -> None:
+def test_invalid_text_is_a_one_line_error_on_any_worker(tmp_path: Path, options: str) -> None:
     (tmp_path / "a.txt").write_bytes(b"abc\xff")
     with pytest.raises(StageError) as error:
         ingest(IngestSettings(source=[str(tmp_path / "a.txt")]), tmp_path / "data", options=options)
     assert str(error.value) == (
-        "a.txt: byte 0xff at offset 3 is not utf-8 (invalid start byte): name the encoding (such as --encoding "
-        "latin-1), or take --errors replace or --errors skip"
+        "a.txt: byte 0xff at offset 3 is not utf-8 (invalid start byte): pass the encoding (such as --encoding "
+        "latin-1), or --errors replace or --errors skip"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
@@ -419,6 +420,7 @@ def test_threads_make_the_same_data(tmp_path: Path) -> None:
     assert ingest(values, tmp_path / "two", options=options) == one
 
 
+@pytest.mark.slow
 def test_a_cluster_makes_the_same_data(tmp_path: Path) -> None:
     """Beam's Dask runner, over two worker processes."""
     for index in range(3):
@@ -440,11 +442,11 @@ def test_a_cluster_makes_the_same_data(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ("--runner=NoSuch", "Beam has no runner 'NoSuch': Unexpected pipeline runner"),
-        ("--direct_num_workers=x", "--beam does not take '--direct_num_workers=x'"),
-        ("'", '--beam does not take "\'": No closing quotation'),
+        ("--direct_num_workers=x", "invalid --beam options '--direct_num_workers=x'"),
+        ("'", 'invalid --beam options "\'": No closing quotation'),
     ],
 )
-def test_options_that_beam_does_not_take(tmp_path: Path, options: str, message: str) -> None:
+def test_invalid_beam_options(tmp_path: Path, options: str, message: str) -> None:
     (tmp_path / "a.txt").write_bytes(TEXT)
     with pytest.raises(UsageError, match=message):
         ingest(IngestSettings(source=[str(tmp_path / "a.txt")]), tmp_path / "data", options=options)

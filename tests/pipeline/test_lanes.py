@@ -66,7 +66,7 @@ SIZES = [
 
 @pytest.mark.parametrize("block_tokens", [1, 100, 1 << 20])
 @pytest.mark.parametrize(("tokens", "shard_tokens", "B", "T"), SIZES)
-def test_an_epoch_is_what_the_definition_says(
+def test_epoch_matches_the_definition(
     tokens: int,
     shard_tokens: int,
     B: int,
@@ -97,7 +97,7 @@ def test_a_late_start_gives_the_rest_of_the_epoch(start: int, folder: Path, monk
     assert_same(list(rest.as_numpy_iterator()), expected(TEXT, 3, 10)[start:])
 
 
-def test_a_late_start_reads_nothing_of_what_lies_before(folder: Path) -> None:
+def test_late_start_skips_earlier_shards(folder: Path) -> None:
     manifest = make_data(folder, 10, train=TEXT)
     dataset = batches(folder, manifest, "train", lanes=1, window=16, start=15)
     for shard in manifest.splits["train"].shards[:24]:
@@ -147,13 +147,13 @@ def test_a_worker_reads_nothing_of_the_others_lanes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [range(0), range(2, 5), range(-1, 2), range(0, 4, 2)])
-def test_rows_that_are_no_lanes(rows: range, folder: Path) -> None:
+def test_invalid_rows(rows: range, folder: Path) -> None:
     manifest = make_data(folder, 100, train=TEXT)
     with pytest.raises(ValueError, match="rows must be a range of lanes, 0 to 4, got range"):
         batches(folder, manifest, "train", lanes=4, window=10, rows=rows)
 
 
-def test_shards_are_read_in_the_manifests_order_whatever_lies_on_disk(folder: Path) -> None:
+def test_shards_are_read_in_manifest_order(folder: Path) -> None:
     manifest = make_data(folder, 11, train=TEXT)
     shards = list(manifest.splits["train"].shards)
     names = [shard.file for shard in shards]
@@ -179,7 +179,7 @@ def test_a_lane_is_read_in_long_runs_and_an_empty_shard_is_passed_over() -> None
     assert plan([0, 3, 3, 5], begin=1, stop=4, length=3, blocks=1) == [[(0, 1, 3, 2), (2, 3, 5, 2)]]
 
 
-def test_it_is_made_of_ops_alone(folder: Path) -> None:
+def test_no_python_ops(folder: Path) -> None:
     """So that the data set can be serialised, and run where there is no Python."""
     manifest = make_data(folder, 10, byte_vocab(end="newline"), train=TEXT)
     dataset = batches(folder, manifest, "train", lanes=3, window=10)
@@ -234,17 +234,17 @@ def test_too_short_for_lanes_and_window(folder: Path) -> None:
     with pytest.raises(StageError) as error:
         batches(folder, manifest, "val", lanes=8, window=10)
     assert str(error.value) == (
-        "the val split is too short for 8 lanes and a window of 10: that needs 81 tokens, it has 80; "
-        "windows of 10 fit 7 lanes at most; 8 lanes fit windows of 9 at most"
+        "the val split is too short for 8 lanes and a window of 10: it needs 81 tokens, but has 80; "
+        "with windows of 10, use at most 7 lanes; with 8 lanes, use windows of at most 9"
     )
 
 
 @pytest.mark.parametrize(
     ("tokens", "B", "T", "way_out"),
     [
-        (10, 20, 5, "it has 10; windows of 5 fit 1 lanes at most"),
-        (10, 3, 10, "it has 10; 3 lanes fit windows of 3 at most"),
-        (10, 20, 10, "it has 10; use a longer text"),
+        (10, 20, 5, "but has 10; with windows of 5, use at most 1 lanes"),
+        (10, 3, 10, "but has 10; with 3 lanes, use windows of at most 3"),
+        (10, 20, 10, "but has 10; use a longer text"),
     ],
 )
 def test_too_short_names_only_what_fits(tokens: int, B: int, T: int, way_out: str) -> None:
@@ -252,13 +252,13 @@ def test_too_short_names_only_what_fits(tokens: int, B: int, T: int, way_out: st
         check_fits(tokens, B, T, "train")
 
 
-def test_what_just_fits_is_let_through() -> None:
+def test_smallest_fit() -> None:
     check_fits(81, 8, 10, "val")
 
 
-def test_a_split_that_is_not_there(folder: Path) -> None:
+def test_missing_split(folder: Path) -> None:
     manifest = make_data(folder, 100, train=TEXT)
-    with pytest.raises(StageError, match="no split 'val'; it has: train"):
+    with pytest.raises(StageError, match="no split 'val', only: train"):
         batches(folder, manifest, "val", lanes=1, window=1)
 
 

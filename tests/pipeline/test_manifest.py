@@ -16,7 +16,7 @@ def change(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_what_was_written_is_read(folder: Path) -> None:
+def test_round_trip(folder: Path) -> None:
     manifest = dataclasses.replace(
         make_data(folder, 3, train=b"abcdefg", val=b"hi"),
         sources=(Source("é.txt", 9, "0" * 64),),
@@ -30,7 +30,7 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert read_manifest(folder) == manifest
 
 
-def test_the_file_says_what_others_need(folder: Path) -> None:
+def test_fields_of_the_file(folder: Path) -> None:
     manifest = make_data(folder, 4, train=b"abcdef")
     value = json.loads((folder / "manifest.json").read_text())
     assert list(value) == [
@@ -55,14 +55,14 @@ def test_the_hash_is_of_the_data_alone(folder: Path) -> None:
 
 
 def test_no_folder(folder: Path) -> None:
-    with pytest.raises(StageError, match=r"there is no data set .*/data: make it with python -m pipeline ingest"):
+    with pytest.raises(StageError, match=r"data set .*/data does not exist: create it with python -m pipeline ingest"):
         read_manifest(folder)
 
 
-def test_a_half_written_folder(folder: Path) -> None:
+def test_incomplete_folder(folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     (folder / "manifest.json").unlink()
-    with pytest.raises(StageError, match=r"data has no manifest.json: it is half written or no data set; remove it"):
+    with pytest.raises(StageError, match=r"data has no manifest.json: it is incomplete or not a data set; remove"):
         read_manifest(folder)
 
 
@@ -70,10 +70,10 @@ def test_a_half_written_folder(folder: Path) -> None:
     ("text", "what"),
     [("{", "JSONDecodeError"), ("{}", "KeyError: 'format_version'"), ("[]", "TypeError"), ("1", "Type")],
 )
-def test_broken_json(text: str, what: str, folder: Path) -> None:
+def test_invalid_json(text: str, what: str, folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     (folder / "manifest.json").write_text(text)
-    with pytest.raises(StageError, match=rf"manifest.json is broken \({what}.*: run ingest again"):
+    with pytest.raises(StageError, match=rf"manifest.json is invalid \({what}.*: run ingest again"):
         read_manifest(folder)
 
 
@@ -81,9 +81,9 @@ def test_broken_json(text: str, what: str, folder: Path) -> None:
     ("at", "value", "what"),
     [
         ("splits", [], "dict"),
-        ("splits.train.tokens", 5, "the tokens of train are not those of its shards"),
+        ("splits.train.tokens", 5, "the tokens of train do not match its shards"),
         ("splits.train.shards.0.tokens", None, "valid integer"),
-        ("splits.train.shards.0.file", "../other/x.tokens", "a shard lies outside the folder: ../other/x.tokens"),
+        ("splits.train.shards.0.file", "../other/x.tokens", "a shard is outside the folder: ../other/x.tokens"),
         ("splits.train.counts", None, "dict"),
         ("sources", 3, "tuple"),
         ("validation", "yes", "dict"),
@@ -92,7 +92,7 @@ def test_broken_json(text: str, what: str, folder: Path) -> None:
         ("vocab", [], "list indices"),
     ],
 )
-def test_a_manifest_that_somebody_edited(at: str, value: object, what: str, folder: Path) -> None:
+def test_edited_manifest(at: str, value: object, what: str, folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     whole = place = json.loads((folder / "manifest.json").read_text())
     *way, last = [int(name) if name.isdigit() else name for name in at.split(".")]
@@ -100,21 +100,21 @@ def test_a_manifest_that_somebody_edited(at: str, value: object, what: str, fold
         place = place[name]
     place[last] = value
     (folder / "manifest.json").write_text(json.dumps(whole))
-    with pytest.raises(StageError, match=rf"manifest.json is broken \(.*{what}.*\): run ingest again with --force"):
+    with pytest.raises(StageError, match=rf"manifest.json is invalid \(.*{what}.*\): run ingest again with --force"):
         read_manifest(folder)
 
 
-def test_another_format(folder: Path) -> None:
+def test_other_format_version(folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     change(folder, format_version=1)
-    with pytest.raises(StageError, match="has format_version 1, this program reads 2: run ingest again"):
+    with pytest.raises(StageError, match="has format_version 1, this program reads version 2: run ingest again"):
         read_manifest(folder)
 
 
-def test_a_hash_that_does_not_fit(folder: Path) -> None:
+def test_hash_mismatch(folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     change(folder, data_sha256="0" * 64)
-    with pytest.raises(StageError, match="data_sha256 does not fit its shards"):
+    with pytest.raises(StageError, match="data_sha256 does not match its shards"):
         read_manifest(folder)
 
 
@@ -128,5 +128,7 @@ def test_a_missing_shard(folder: Path) -> None:
 def test_a_short_shard(folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     (folder / "train-00001-of-00003.tokens").write_bytes(b"de")
-    with pytest.raises(StageError, match=r"train-00001-of-00003\.tokens must have 3 bytes, it has 2: run ingest again"):
+    with pytest.raises(
+        StageError, match=r"train-00001-of-00003\.tokens must have 3 bytes, but has 2: run ingest again"
+    ):
         read_manifest(folder)

@@ -39,11 +39,11 @@ def test_ingest_and_info(text: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_verify(text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "ingest", str(text), "--out", "data/hamlet") == 0
     assert run(monkeypatch, "verify", "data/hamlet") == 0
-    assert "data/hamlet is whole: 3 shards, 380 tokens, data " in capsys.readouterr().out
+    assert "data/hamlet is intact: 3 shards, 380 tokens, data " in capsys.readouterr().out
     shard = Path("data/hamlet/val-00000-of-00001.tokens")
     shard.write_bytes(b"x" * shard.stat().st_size)
     assert run(monkeypatch, "verify", "data/hamlet") == 1
-    assert capsys.readouterr().err == f"error: the shard {shard} is damaged: run ingest again with --force\n"
+    assert capsys.readouterr().err == f"error: the shard {shard} is corrupted: run ingest again with --force\n"
 
 
 def test_a_config_gives_sources_and_name_and_options_beat_it(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,20 +56,20 @@ def test_a_config_gives_sources_and_name_and_options_beat_it(text: Path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["ingest", "no.txt", "--out", "data/x"], 2, "'no.txt' is neither a file, nor a folder, nor a named corpus"),
-        (["ingest", "--out", "data/x"], 2, "nothing to read: name a file, a folder or a named corpus"),
-        (["ingest", "text.txt"], 2, "name the data set (--out data/NAME) or a config (--config configs/NAME.toml)"),
+        (["ingest", "no.txt", "--out", "data/x"], 2, "'no.txt' is not a file, a folder or a named corpus"),
+        (["ingest", "--out", "data/x"], 2, "no source: name a file, a folder or a corpus"),
+        (["ingest", "text.txt"], 2, "name the data set (--out data/NAME) or pass --config configs/NAME.toml"),
         (
             ["ingest", "text.txt", "--out", "x", "--train", "2"],
             2,
-            "command line: train, val and test are shares, 0 to 1,",
+            "command line: train, val and test must be shares from 0 to 1,",
         ),
         (["ingest", "text.txt", "--out", "x", "--train", "a"], 2, "Invalid value for '--train': expected a share such"),
         (["ingest", "text.txt", "--out", "x", "--unit", "word"], 2, "Invalid value for '--unit': 'word' is not one of"),
-        (["verify", "data/x"], 1, "there is no data set data/x: make it with"),
+        (["verify", "data/x"], 1, "data set data/x does not exist: create it with"),
         (["ingest", "text.txt", "--out", "x", "--wrong"], 2, "No such option"),
         (["ingest", "--config", "no.toml"], 2, "there is no config file no.toml"),
-        (["info", "data/x"], 1, "there is no data set data/x: make it with"),
+        (["info", "data/x"], 1, "data set data/x does not exist: create it with"),
         (["info"], 2, "Missing argument"),
         (["ingest", "text.txt", "--out", "."], 1, ". exists and is not a data set (it has no manifest.json)"),
     ],
@@ -95,7 +95,7 @@ def test_help_has_an_example(command: str, monkeypatch: pytest.MonkeyPatch, caps
     assert f"python -m pipeline {command} " in capsys.readouterr().out
 
 
-def test_a_process_says_nothing_but_the_result(folder: Path) -> None:
+def test_process_prints_only_the_result(folder: Path) -> None:
     make_data(folder, 1000, train=b"to be or not to be\n" * 20)
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "validate", str(folder)], capture_output=True, text=True, check=False

@@ -31,7 +31,7 @@ def test_ranges_are_cut_at_characters(size: int) -> None:
     assert "".join(part.decode() for part in parts) == TEXT.decode()
 
 
-def test_bytes_that_are_no_character_at_the_very_start_stay() -> None:
+def test_invalid_bytes_at_the_start_stay() -> None:
     assert cut(b"\x80\x80ab", 3) == [b"\x80\x80a", b"b"]
 
 
@@ -57,7 +57,7 @@ def test_ranges_of_a_split_across_shards(folder: Path) -> None:
     "vocab", [char_vocab(Counter("aé\n"), end="token"), byte_vocab(end="token")], ids=["char", "byte"]
 )
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
-def test_the_ends_of_documents_are_no_text(folder: Path, vocab: Vocab, size: int) -> None:
+def test_document_ends_have_no_text(folder: Path, vocab: Vocab, size: int) -> None:
     documents = ["é".encode(), b"a", b"", "éé\n".encode()]
     ids = [np.append(vocab.encode(document), vocab.end_id) for document in documents]
     manifest = make_data(folder, 3, vocab, train=np.concatenate(ids))
@@ -79,7 +79,7 @@ def test_names_are_printable_and_all_different() -> None:
         name.encode()  # TFDV drops what is no UTF-8
 
 
-def test_what_is_no_name() -> None:
+def test_invalid_name() -> None:
     with pytest.raises(ValueError, match="'ab' is not the name of a character"):
         code_of("ab")
 
@@ -136,7 +136,7 @@ def reference(record: str) -> dict[str, Any]:
     st.integers(1, 9),
 )
 @example([" \n", " \n", "a\n"], 6)
-def test_records_are_what_a_slow_count_gives(parts: list[str], size: int) -> None:
+def test_records_match_a_slow_reference(parts: list[str], size: int) -> None:
     # What was joined of bytes and characters is read as bytes: two that make a character are one.
     data = "".join(parts).encode(errors="surrogateescape")
     text = data.decode(errors="surrogateescape")

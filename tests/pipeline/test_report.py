@@ -16,7 +16,6 @@ from pipeline.report import Finding, Report, counts_of, rarest, spread, summary_
 from pipeline.survey import survey
 
 SETTINGS = {
-    "chunk_chars": 4,
     "min_known": 0.99,
     "max_divergence": 0.1,
     "max_drift": 0.2,
@@ -75,6 +74,7 @@ def report(folder: Path) -> Report:
     return Report(
         title="<name>",
         manifest=make_data(folder, 10, train=b"aaa<", val=b"a!\x1b!"),
+        record_chars=4,
         settings=SETTINGS,
         statistics={"train": statistics_of({"a": 3, "<": 1}), "val": statistics_of({"!": 2, "a": 1, "\\x1b": 1})},
         surveys={
@@ -102,14 +102,14 @@ def test_the_page(report: Report, folder: Path) -> None:
     html, page = render(report, folder)
     words = page.words
     assert words.startswith("<name>: valid")
-    assert "Valid: nothing was found wrong Every character" in words
-    assert "val and test were held against train." in words
-    assert "characters known from train 25.000%" in words
+    assert "Valid: no findings Every character" in words
+    assert "val and test were compared with train." in words
+    assert "share of characters that train has 25.000%" in words
     assert (
         "divergence from train, bits 0.2500 lines 1 1 longest line, characters 4 4 mean line, characters 4.0 4.0"
         in words
     )
-    assert "Characters of val that train does not have ! 2 \\x1b 1 The rarest" in words
+    assert "Characters of val missing from train ! 2 \\x1b 1 The rarest" in words
     # 4, 2, 1 and 1 of 8 characters: in the order of their counts over both splits.
     assert re.findall(r'<div class="row"><span class="char"><bdi>(.*?)</bdi>', html) == ["a", "!", "&lt;", "\\x1b"]
     bars = ["100.00", "33.33", "0", "66.67", "33.33", "0", "0", "33.33"]
@@ -136,7 +136,7 @@ def test_the_page(report: Report, folder: Path) -> None:
     [
         ((False, False), "Not valid: 2 findings"),
         ((True, False), "Not valid: 1 finding "),
-        ((True, True), "Valid: nothing was found wrong that is not waived"),
+        ((True, True), "Valid: no findings that are not waived"),
     ],
 )
 def test_the_verdict(report: Report, folder: Path, waived: tuple[bool, bool], verdict: str) -> None:
@@ -148,10 +148,10 @@ def test_the_verdict(report: Report, folder: Path, waived: tuple[bool, bool], ve
     assert verdict in page.words
     for finding in findings:
         assert f"{finding.name} <b>too</b> strange {'waived ' if finding.waived else ''}" in page.words
-    assert page.words.count(" waived val.") + page.words.count(" waived The data set") == sum(waived)
+    assert page.words.count(" waived val.") + page.words.count(" waived Data set") == sum(waived)
 
 
-def test_what_the_data_set_is(report: Report, folder: Path) -> None:
+def test_data_set_table(report: Report, folder: Path) -> None:
     manifest = report.manifest
     splits = {
         name: Split(split.tokens, split.shards, {"documents": 7, "outside": 1234})
@@ -178,17 +178,17 @@ def test_what_the_data_set_is(report: Report, folder: Path) -> None:
         "sources 7 files, 7,000 bytes: <0>\\x1b , <1>\\x1b , <2>\\x1b , <3>\\x1b , <4>\\x1b and 2 more vocabulary"
         in words
     )
-    assert "256 bytes settings documents line, encodings a, b, splits {'train': 0.9} bytes replaced 1,003 when" in words
+    assert "256 bytes settings documents line, encodings a, b, splits {'train': 0.9} bytes replaced 1,003 on" in words
     assert "streams" not in words
     assert "secret" not in words
     assert "provenance name: poems ; address: https://example.org/?a=<b>" in words
     assert "documents 7 7 outside 1,234 1,234" in words
-    assert "against train and against the schema that was given, all of them against old." in words
+    assert "compared with train and with the given schema, and all splits with old." in words
     assert "old: drift of train, skew of the others, bits 0.1250 0.5000" in words
     assert "must occur in the schema" in words
 
 
-def test_a_split_without_text_and_bytes_that_are_none(report: Report, folder: Path) -> None:
+def test_empty_split_and_invalid_bytes(report: Report, folder: Path) -> None:
     statistics = {"train": statistics_of({"<0xff>": 1}, 5, 5), "val": statistics_of({})}
     surveys = {"train": survey([b"\xff"], [0xDCFF]), "val": survey([], [])}
     replaced = dataclasses.replace(report, statistics=statistics, surveys=surveys, distances={"train": {}, "val": {}})
@@ -197,7 +197,7 @@ def test_a_split_without_text_and_bytes_that_are_none(report: Report, folder: Pa
     assert "The 1 most frequent of 1 characters" in page.words
 
 
-def test_spreads_share_a_scale(report: Report) -> None:
+def test_spreads_share_one_scale(report: Report) -> None:
     statistics = {"train": statistics_of({"a": 1}, 0, 10), "val": statistics_of({"a": 1}, 5, 20)}
     splits = [summary_of(dataclasses.replace(report, statistics=statistics), name) for name in statistics]
     assert spread("lines", splits) == [

@@ -54,7 +54,7 @@ def test_a_pattern_is_every_file_that_fits(tmp_path: Path) -> None:
         write(tmp_path / name, name)
     assert names(tmp_path / "*.txt") == ["a.txt", "b.txt"]
     assert names(tmp_path / "**/*.txt") == ["a.txt", "b.txt", "sub/d.txt"]
-    with pytest.raises(StageError, match=r"none\.\* has no file that fits: look at the pattern"):
+    with pytest.raises(StageError, match=r"none\.\* matches no files: check the pattern"):
         names(tmp_path / "none.*")
 
 
@@ -72,7 +72,7 @@ def test_an_empty_file_in_a_folder_does_no_harm(tmp_path: Path) -> None:
     assert [file.bytes for file in files(tmp_path)] == [0, 4]
 
 
-def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+def test_file_name_that_is_not_text(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
     path.write_text("x")
     assert files(path) == [SourceFile("caf\ufffd.txt", path, 1)]
@@ -81,13 +81,13 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("empty.txt", "empty.txt is empty: there is nothing to learn from"),
-        ("empty", "empty has no file that fits"),
-        ("dangling", "dangling' is a link that leads nowhere"),
-        ("pipe", "pipe' is neither a file nor a folder: a pipe is read as -"),
+        ("empty.txt", "empty.txt is empty: name a source"),
+        ("empty", "empty matches no files"),
+        ("dangling", "dangling' is a broken link"),
+        ("pipe", "pipe' is neither a file nor a folder: to read a pipe, pass -"),
     ],
 )
-def test_nothing_to_learn_from(name: str, message: str, tmp_path: Path) -> None:
+def test_sources_without_text(name: str, message: str, tmp_path: Path) -> None:
     write(tmp_path / "empty.txt", "")
     (tmp_path / "empty").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
@@ -116,15 +116,15 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "x", "text_sha256": "0", "settings": 3}'])
-def test_damaged_provenance(text: str, tmp_path: Path) -> None:
+def test_invalid_provenance(text: str, tmp_path: Path) -> None:
     write(tmp_path / "raw/input.txt", "text")
     write(tmp_path / "raw/provenance.json", text)
-    with pytest.raises(StageError, match=r"provenance\.json does not say where a text came from \(.*\): fetch"):
+    with pytest.raises(StageError, match=r"provenance\.json is invalid \(.*\): fetch"):
         files(tmp_path / "raw")
 
 
-def test_what_is_not_there() -> None:
-    with pytest.raises(UsageError, match=r"'no/such' is neither a file, nor a folder, nor a named corpus \(stdlib"):
+def test_unknown_source() -> None:
+    with pytest.raises(UsageError, match=r"'no/such' is not a file, a folder or a named corpus \(stdlib"):
         files("no/such")
 
 
@@ -139,7 +139,7 @@ def test_the_standard_library() -> None:
 
 def test_a_named_corpus_is_where_it_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="the corpus 'names' is not here yet: python -m pipeline fetch names"):
+    with pytest.raises(UsageError, match="the corpus 'names' has not been fetched: run python -m pipeline fetch names"):
         files("names")
     assert defaults(["names"])["documents"] == "line"
     assert defaults("names") == defaults([3]) == {}
@@ -160,7 +160,7 @@ def test_a_named_corpus_is_where_it_was_fetched(tmp_path: Path, monkeypatch: pyt
     assert defaults(["names"]) == defaults([]) == defaults(["names", "stdlib"]) == {}
 
 
-def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_takes_precedence_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "stdlib", "mine")
     assert files("stdlib") == [SourceFile("stdlib", Path("stdlib"), 4)]

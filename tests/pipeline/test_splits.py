@@ -52,7 +52,7 @@ def test_shares(values: dict[str, int | float], total: int, wanted: list[int]) -
 
 
 def test_more_bytes_than_there_are() -> None:
-    with pytest.raises(StageError, match="train, val and test want 101 bytes, the text has 100"):
+    with pytest.raises(StageError, match="train, val and test need 101 bytes, but the text has 100"):
         shares({"train": 96, "val": 1, "test": 4}, 100)
 
 

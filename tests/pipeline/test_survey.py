@@ -26,7 +26,7 @@ def test_a_whole_survey() -> None:
     )
 
 
-def test_nothing_is_a_survey_too() -> None:
+def test_empty_text() -> None:
     nothing = Survey(lines=0, longest=0, mean=0, line_lengths=(0,) * len(LENGTHS), places=())
     assert survey([], [1]) == survey([b""], []) == nothing
 
@@ -38,7 +38,7 @@ def test_only_the_first_places_are_kept() -> None:
 
 
 @given(st.lists(st.text(alphabet="ab\né", max_size=60), max_size=8))
-def test_a_survey_is_what_a_slow_reading_gives(parts: list[str]) -> None:
+def test_survey_matches_a_slow_reference(parts: list[str]) -> None:
     text = "".join(parts)
     came = survey([part.encode() for part in parts], [ord("é"), ord("b")])
     lines = text.split("\n")

@@ -12,6 +12,7 @@ from tiny_data import make_data
 from common.console import hushed
 from common.errors import StageError, UsageError
 from common.settings import make
+from pipeline.config import ValidateSettings
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.records import NUMBERS, name_of, record_batch
 from pipeline.report import counts_of
@@ -23,7 +24,6 @@ with hushed():
         Earlier,
         Rules,
         Statistics,
-        ValidateSettings,
         check,
         distances_of,
         findings_of,
@@ -56,7 +56,7 @@ def statistics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Statistics
     """Statistics of the texts above, counted once."""
     folder = tmp_path_factory.mktemp("texts") / "data"
     manifest = make_data(folder, 10_000, train=ENGLISH, greek=GREEK, mixed=MIXED, nothing=b"")
-    return module.count(folder, manifest, 4096, folder)
+    return module.count(folder, manifest, folder)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def find(statistics: dict[str, Statistics]) -> Callable[..., list[tuple[str, str
         )
         splits = {"train": statistics["train"], split: statistics[text]}
         found = findings_of(split, check(split, splits, given, rules), splits, given, rules)
-        return [(finding.name, finding.what, finding.waived) for finding in found]
+        return [(finding.name, finding.text, finding.waived) for finding in found]
 
     return find
 
@@ -89,9 +89,10 @@ def find(statistics: dict[str, Statistics]) -> Callable[..., list[tuple[str, str
 def test_a_good_text_is_stamped_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "RANGE_TOKENS", 1000)  # several ranges a split
+    monkeypatch.setattr(module, "RANGE_TOKENS", 1000)  # several ranges per split
+    monkeypatch.setattr(module, "RECORD_CHARS", 100)
     manifest = make_data(folder, 700, train=ENGLISH, val=ENGLISH[:1500], test=ENGLISH[100:900])
-    stamped = validate(folder, ValidateSettings(chunk_chars=100))
+    stamped = validate(folder, ValidateSettings())
     assert read_manifest(folder) == stamped == dataclasses.replace(manifest, validation=stamped.validation)
     stamp, files = stamped.validation or {}, content(folder)
     assert sorted(files) == [
@@ -102,7 +103,6 @@ def test_a_good_text_is_stamped_once(
         "checked": {"train": len(ENGLISH), "val": 1500, "test": 800},
         "waived": {},
         "settings": {
-            "chunk_chars": 100,
             "min_known": 0.99,
             "max_divergence": 0.25,
             "max_drift": 0.05,
@@ -114,9 +114,9 @@ def test_a_good_text_is_stamped_once(
         "statistics": {name: files[f"{name}.stats.pb"] for name in ("train", "val", "test")},
     }
     capsys.readouterr()
-    assert validate(folder, ValidateSettings(chunk_chars=100)) == stamped
+    assert validate(folder, ValidateSettings()) == stamped
     assert content(folder) == files
-    assert "is already valid under these settings" in capsys.readouterr().out
+    assert "is already valid for these settings" in capsys.readouterr().out
 
 
 def test_tfdv_counts_what_a_slow_count_gives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,8 @@ def test_tfdv_counts_what_a_slow_count_gives(folder: Path, monkeypatch: pytest.M
         for name, n in (("train", 900), ("val", 77))
     }
     manifest = make_data(folder, 97, **texts)
-    came = module.count(folder, manifest, 13, folder)
+    monkeypatch.setattr(module, "RECORD_CHARS", 13)
+    came = module.count(folder, manifest, folder)
     for name, text in texts.items():
         (dataset,) = came[name].datasets
         starts = range(0, len(text), 61)
@@ -153,7 +154,7 @@ def test_tfdv_counts_what_a_slow_count_gives(folder: Path, monkeypatch: pytest.M
 def test_more_characters_than_any_sketch_would_keep(folder: Path) -> None:
     text = "".join(chr(code) for code in range(0x4E00, 0x4E00 + 20_000)).encode()
     manifest = make_data(folder, 1 << 20, train=text + "一".encode())
-    (dataset,) = module.count(folder, manifest, 4096, folder)["train"].datasets
+    (dataset,) = module.count(folder, manifest, folder)["train"].datasets
     (char,) = [feature.string_stats for feature in dataset.features if feature.path.step[0] == "char"]
     assert (char.unique, len(char.rank_histogram.buckets)) == (20_000, 20_000)
     assert Counter(bucket.sample_count for bucket in char.rank_histogram.buckets) == {1: 19_999, 2: 1}
@@ -171,7 +172,7 @@ def test_tokens_that_are_characters(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert counts_of(statistics) == {name_of(ord(c)): 3 * n for c, n in Counter(text).items()}
 
 
-def test_another_script_is_refused_and_the_stamp_taken_away(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_script_is_invalid_and_removes_the_stamp(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = make_data(folder, 10_000, train=ENGLISH, val=GREEK, test=ENGLISH[:800])
     write_manifest(folder, dataclasses.replace(manifest, validation={"asked_sha256": "of other settings"}))
     with pytest.raises(StageError) as error:
@@ -182,11 +183,11 @@ def test_another_script_is_refused_and_the_stamp_taken_away(folder: Path, capsys
     counts = Counter(c for c in GREEK.decode() if c not in ENGLISH.decode())
     frequent = sorted(counts, key=lambda c: (-counts[c], c))[:5]
     named = ", ".join(f"'{c}' ({counts[c]})" for c in frequent)
-    what = f"{len(counts)} characters that train does not have, {counts.total() / len(GREEK.decode()):.3%} of the text"
+    what = f"{len(counts)} characters missing from train, {counts.total() / len(GREEK.decode()):.3%} of the text"
     unknown, far = capsys.readouterr().err.splitlines()
     assert unknown == f"val: char: {what}: {named}, ..."
     measured = f"{divergence(ENGLISH, GREEK):.4f}"
-    assert far == f"val: char: the characters lie {measured} bits (Jensen-Shannon) from train, the limit is 0.25"
+    assert far == f"val: char: the characters are {measured} bits (Jensen-Shannon) from train, the limit is 0.25"
     assert "Not valid: 2 findings" in report.read_text(encoding="utf-8")
 
     stamped = validate(folder, ValidateSettings(waive=["val.char.unknown", "val.char.divergence"])).validation
@@ -198,12 +199,12 @@ def test_another_script_is_refused_and_the_stamp_taken_away(folder: Path, capsys
     assert capsys.readouterr().err.splitlines() == [f"waived: {unknown}", f"waived: {far}"]
 
 
-def test_settings_say_how_much_is_let_through(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
+def test_limits(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
     assert find("val", "mixed") == []
-    what = "2 characters that train does not have, 0.935% of the text: 'ö' (15), '\\x01' (5)"
+    what = "2 characters missing from train, 0.935% of the text: 'ö' (15), '\\x01' (5)"
     assert find("val", "mixed", min_known=0.995) == [("val.char.unknown", what, False)]
     far = f"{divergence(ENGLISH, MIXED):.4f}"
-    what = f"the characters lie {far} bits (Jensen-Shannon) from train, the limit is 0.001"
+    what = f"the characters are {far} bits (Jensen-Shannon) from train, the limit is 0.001"
     assert find("test", "mixed", max_divergence=0.001) == [("test.char.divergence", what, False)]
 
 
@@ -217,7 +218,7 @@ def test_settings_say_how_much_is_let_through(find: Callable[..., list[tuple[str
         (["val.char.divergence"], [False, True]),
     ],
 )
-def test_what_is_waived(find: Callable[..., list[tuple[str, str, bool]]], waive: list[str], waived: list[bool]) -> None:
+def test_waive(find: Callable[..., list[tuple[str, str, bool]]], waive: list[str], waived: list[bool]) -> None:
     assert [(name, let) for name, _, let in find("val", "greek", waive=waive)] == [
         ("val.char.unknown", waived[0]),
         ("val.char.divergence", waived[1]),
@@ -225,7 +226,7 @@ def test_what_is_waived(find: Callable[..., list[tuple[str, str, bool]]], waive:
 
 
 @pytest.mark.parametrize("name", ["", "val", "dev.char", "val.chars", "characters.val"])
-def test_only_what_there_is_can_be_waived(name: str) -> None:
+def test_unknown_names_cannot_be_waived(name: str) -> None:
     with pytest.raises(
         UsageError, match=rf"'waive' takes FEATURE, .*, got '{name}'; splits: train, val, test; features: "
     ):
@@ -236,12 +237,12 @@ def test_drift_and_skew_against_another_data_set(find: Callable[..., list[tuple[
     assert find("train", "train", earlier="mixed") == []
     assert find("val", "train", earlier="mixed") == []
     far, near = f"{divergence(ENGLISH, GREEK):.4f}", f"{divergence(ENGLISH, MIXED):.4f}"
-    what = f"the characters lie {far} bits (Jensen-Shannon) from the train of old, the limit is "
+    what = f"the characters are {far} bits (Jensen-Shannon) from the train of old, the limit is "
     assert find("train", "train", earlier="greek") == [("train.char.drift", what + "0.05", False)]
     assert find("val", "train", earlier="greek") == [("val.char.skew", what + "0.1", False)]
     assert find("val", "train", earlier="greek", max_skew=0.99) == []
     assert find("train", "train", earlier="greek", max_drift=0.99) == []
-    what = f"the characters lie {near} bits (Jensen-Shannon) from the train of old, the limit is 0.001"
+    what = f"the characters are {near} bits (Jensen-Shannon) from the train of old, the limit is 0.001"
     assert find("train", "train", earlier="mixed", max_drift=0.001) == [("train.char.drift", what, False)]
 
 
@@ -249,7 +250,7 @@ def test_every_split_must_fit_a_schema_that_is_given(find: Callable[..., list[tu
     ((name, what, _),) = find("train", "train", schema="greek")
     assert name == "train.char.unknown"
     assert what == (
-        "14 characters that the schema does not have, 75.472% of the text: "
+        "14 characters missing from the schema, 75.472% of the text: "
         "'t' (320), 's' (240), 'e' (200), 'i' (120), 'o' (120), ..."
     )
     assert find("train", "train", schema="mixed") == []
@@ -276,8 +277,8 @@ def test_a_schema_may_be_made_stricter_by_hand(find: Callable[..., list[tuple[st
     assert all(what.isprintable() for _, what, _ in found)
 
 
-def test_no_text_is_a_finding(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
-    assert find("test", "nothing") == [("test.char.empty", "the split holds no text", False)]
+def test_empty_split_is_a_finding(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
+    assert find("test", "nothing") == [("test.char.empty", "the split contains no text", False)]
 
 
 def test_distances_are_those_of_the_definition(statistics: dict[str, Statistics]) -> None:
@@ -292,13 +293,15 @@ def test_distances_are_those_of_the_definition(statistics: dict[str, Statistics]
     assert distances_of(check("train", splits, schema, Rules(ValidateSettings(), None, None))) == {}
 
 
-def test_a_data_set_is_held_against_another_and_its_schema(
+def test_comparison_with_another_data_set_and_its_schema(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, schema = tmp_path / "old", tmp_path / "old/validation/schema.pbtxt"
     make_data(old, 10_000, train=ENGLISH)
     make_data(folder, 10_000, train=ENGLISH[:1060], val=ENGLISH[:900])
-    with pytest.raises(StageError, match=rf"{old} has no statistics .* run python -m pipeline validate {old} --force$"):
+    with pytest.raises(
+        StageError, match=rf"{old} has no validated statistics: run python -m pipeline validate {old} --force$"
+    ):
         validate(folder, ValidateSettings(), against=old)
     validate(old, ValidateSettings())
     # An edited schema is used as it is, comments of the text form aside.
@@ -319,11 +322,11 @@ def test_a_data_set_is_held_against_another_and_its_schema(
     assert "is already valid" in capsys.readouterr().out
     train = old / "validation/train.stats.pb"
     train.write_bytes(train.read_bytes()[:-1])
-    with pytest.raises(StageError, match="has no statistics that a stamp vouches for"):
+    with pytest.raises(StageError, match="has no validated statistics"):
         validate(folder, settings, against=old)
 
 
-def test_other_rules_or_other_data_are_another_question(tmp_path: Path, statistics: dict[str, Statistics]) -> None:
+def test_hash_depends_on_rules_and_data(tmp_path: Path, statistics: dict[str, Statistics]) -> None:
     one, other = (make_data(tmp_path / name, 100, train=name.encode()) for name in ("one", "other"))
     schema, earlier = schema_of(statistics["train"]), Earlier("old", "0", statistics["mixed"])
     asked = [
@@ -340,13 +343,13 @@ def test_other_rules_or_other_data_are_another_question(tmp_path: Path, statisti
     assert Rules(ValidateSettings(), None, renamed).sha256_with(one) == asked[5]
 
 
-def test_a_data_set_is_not_held_against_itself(tmp_path: Path, folder: Path) -> None:
+def test_against_itself_is_an_error(tmp_path: Path, folder: Path) -> None:
     for path in (folder, tmp_path / "copy"):
         make_data(path, 100, train=b"abc")
     for path in (folder, tmp_path / "copy"):
-        with pytest.raises(UsageError, match=rf"--against wants another data set than .*: {path} holds the same data"):
+        with pytest.raises(UsageError, match=rf"--against takes a different data set: {path} has the same data as"):
             validate(folder, ValidateSettings(), against=path)
-    with pytest.raises(StageError, match="there is no data set"):
+    with pytest.raises(StageError, match="does not exist: create it"):
         validate(folder, ValidateSettings(), against=tmp_path / "none")
 
 
@@ -354,27 +357,28 @@ def test_a_data_set_is_not_held_against_itself(tmp_path: Path, folder: Path) -> 
     ("data", "what"),
     [
         (None, "no_such: No such file or directory"),
-        (b"\xff", "is none: 'utf-8' codec can't decode byte 0xff"),
-        (b"\x1b[31m", "is none: 1:1 : '\ufffd"),
-        (b"feature {\n  nam: 5\n}", "is none: 2:3 : .* has no field named"),
+        (b"\xff", "is invalid: 'utf-8' codec can't decode byte 0xff"),
+        (b"\x1b[31m", "is invalid: 1:1 : '\ufffd"),
+        (b"feature {\n  nam: 5\n}", "is invalid: 2:3 : .* has no field named"),
         (b"", "has no feature 'char'"),
-        (b"feature { name: 'char' type: BYTES }", "says nothing of the characters: its feature 'char' has no domain"),
+        (b"feature { name: 'char' type: BYTES }", "lists no characters: its feature 'char' has no domain"),
     ],
 )
-def test_what_is_no_schema(tmp_path: Path, folder: Path, data: bytes | None, what: str) -> None:
+def test_invalid_schema(tmp_path: Path, folder: Path, data: bytes | None, what: str) -> None:
     make_data(folder, 100, train=b"abc")
     path = tmp_path / "no_such"
     if data is not None:
         path.write_bytes(data)
-    with pytest.raises(UsageError, match=rf"--schema wants a schema that validate wrote, .*{what}") as error:
+    with pytest.raises(UsageError, match=rf"--schema takes a schema written by validate, .*{what}") as error:
         validate(folder, ValidateSettings(), schema=path)
     assert str(error.value).isprintable()
 
 
-def test_accidents_of_train_are_no_rules(folder: Path) -> None:
+def test_schema_ignores_accidents_of_train(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RECORD_CHARS", 10)
     # In train every record has 10 characters and one newline or none: other records are no less valid.
     make_data(folder, 10_000, train=b"abcdefghi\nabcdefgihj", val=b"\na\nbcdefghij\nabcd", test=b"abcdefghi\n")
-    assert validate(folder, ValidateSettings(chunk_chars=10, max_divergence=1.0)).validation is not None
+    assert validate(folder, ValidateSettings(max_divergence=1.0)).validation is not None
 
 
 def test_a_data_set_of_train_alone(folder: Path) -> None:
@@ -382,7 +386,7 @@ def test_a_data_set_of_train_alone(folder: Path) -> None:
     assert validate(folder, ValidateSettings()).validation is not None
 
 
-def test_no_text_to_learn_from(folder: Path) -> None:
+def test_empty_train(folder: Path) -> None:
     make_data(folder, 10_000, train=b"", val=b"ab")
     with pytest.raises(StageError, match=r"the split 'train' of .* is empty: run ingest again with more text"):
         validate(folder, ValidateSettings())
@@ -390,14 +394,14 @@ def test_no_text_to_learn_from(folder: Path) -> None:
 
 
 def test_no_data_set(folder: Path) -> None:
-    with pytest.raises(StageError, match="there is no data set"):
+    with pytest.raises(StageError, match="does not exist: create it"):
         validate(folder, ValidateSettings())
 
 
-def test_damaged_data_is_not_stamped(folder: Path) -> None:
+def test_corrupted_data_is_not_stamped(folder: Path) -> None:
     make_data(folder, 1000, train=b"abc\n" * 100, val=b"abc\n" * 20)
     shard = next(folder.glob("val-*"))
     shard.write_bytes(b"#" + shard.read_bytes()[1:])
-    with pytest.raises(StageError, match=r"the shard .*val-00000-of-00001.tokens is damaged: run ingest again"):
+    with pytest.raises(StageError, match=r"the shard .*val-00000-of-00001.tokens is corrupted: run ingest again"):
         validate(folder, ValidateSettings())
     assert read_manifest(folder).validation is None

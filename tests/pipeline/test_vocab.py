@@ -43,11 +43,6 @@ def test_decode_takes_any_integers_and_refuses_what_is_too_large() -> None:
         SMALL.decode([3])
 
 
-def test_decode_text_replaces_what_is_not_utf8() -> None:
-    assert byte_vocab().decode_text(list("né".encode())) == "né"
-    assert byte_vocab().decode_text(list("né".encode())[:-1]) == "n\ufffd"
-
-
 def test_start_is_the_newline() -> None:
     assert byte_vocab().start_id == 10
     assert Vocab("byte", (b"a", b"b")).start_id == 0
@@ -71,17 +66,17 @@ def test_hash_depends_on_the_order() -> None:
 @pytest.mark.parametrize(
     ("unit", "symbols", "message"),
     [
-        ("word", (b"a",), "no unit is called 'word'; there are: byte, char"),
+        ("word", (b"a",), "unknown unit 'word': use byte or char"),
         ("char", (b"b", b"a"), "one character, in the order of code points"),
         ("char", (b"ab", b"c"), "one character, in the order of code points"),
         ("char", (b"", b"a"), "only the last symbol may be empty"),
         ("byte", (b"a", b""), "only the last symbol may be empty"),
-        ("byte", (), "one symbol or more, all different, got 0"),
-        ("byte", (b"a", b"a"), "one symbol or more, all different, got 2"),
+        ("byte", (), "one or more distinct symbols, got 0"),
+        ("byte", (b"a", b"a"), "one or more distinct symbols, got 2"),
         ("byte", (b"ab",), "every symbol of a byte vocabulary must be one byte"),
     ],
 )
-def test_impossible_vocabularies(unit: str, symbols: tuple[bytes, ...], message: str) -> None:
+def test_invalid_vocabularies(unit: str, symbols: tuple[bytes, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Vocab(unit, symbols)
 
@@ -96,11 +91,11 @@ def test_vocab_and_manifest_import_nothing_heavy() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_ids_that_are_none() -> None:
+def test_invalid_ids() -> None:
     for name in ("end_id", "unknown_id"):
         with pytest.raises(ValueError, match=f"{name} must be an id, 0 to 0, got 1"):
             Vocab("char", (b"a",), **{name: 1})
-    with pytest.raises(ValueError, match="a byte vocabulary has no id for the unknown"):
+    with pytest.raises(ValueError, match="a byte vocabulary cannot have an unknown_id"):
         Vocab("byte", (b"a",), unknown_id=0)
 
 
@@ -126,7 +121,7 @@ def test_a_large_vocabulary_and_ascii_text() -> None:
         assert ids.tolist() == [symbols.index(c) if c in symbols else 395 for c in text]
 
 
-def test_an_end_without_a_sign() -> None:
+def test_end_token_without_text() -> None:
     assert (WITH_END.size, WITH_END.start_id) == (3, 2)
     assert WITH_END.decode([0, 2, 1, 2]) == "aé".encode()
     assert byte_vocab("token").decode([104, 256, 105]) == b"hi"
@@ -142,13 +137,13 @@ def test_a_character_outside_is_named_with_its_offset() -> None:
         WITH_END.encode(b"a\xff")
 
 
-def test_what_a_prompt_is_read_as() -> None:
+def test_prompt_ids() -> None:
     assert [vocab.prompt_ids(b"a").tolist() for vocab in (SMALL, CHARS, WITH_END)] == [[2], [0, 1], [2, 0]]
     assert [vocab.prompt_ids(b"").tolist() for vocab in (SMALL, CHARS, WITH_END)] == [[1], [0], [2]]
     assert WITH_END.prompt_ids(b"a").dtype == np.uint8
 
 
-def test_which_characters_make_a_vocabulary() -> None:
+def test_char_vocab() -> None:
     counts = Counter("bbbaaccé\n")
     assert char_vocab(counts).symbols == (b"\n", b"a", b"b", b"c", "é".encode())
     assert char_vocab(counts, max_size=2).symbols == (b"a", b"b")  # of a and c, equally frequent, the lower
@@ -157,7 +152,7 @@ def test_which_characters_make_a_vocabulary() -> None:
     assert char_vocab(Counter("b"), end="newline") == Vocab("char", (b"\n", b"b"), end_id=0)
     wanted = Vocab("char", (b"b", "\ufffd".encode(), b""), end_id=2, unknown_id=1)
     assert char_vocab(counts, max_size=3, end="token", replace=True) == wanted
-    with pytest.raises(ValueError, match="one symbol or more"):
+    with pytest.raises(ValueError, match="one or more distinct symbols"):
         char_vocab(counts, min_count=4)
     with pytest.raises(ValueError, match="a vocabulary of 1 has no room"):
         char_vocab(counts, max_size=1, end="newline", replace=True)

@@ -411,7 +411,7 @@ def test_data_that_cannot_be_trained_on_is_refused_before_a_run_is_made(tmp_path
     with pytest.raises(StageError, match=r"has not been validated: run python -m pipeline validate .*--unvalidated$"):
         train_command(tiny_config(), data, tmp_path / "run")
     with pytest.raises(
-        StageError, match=r"too short for 50 lanes and a window of 20: .*windows of 20 fit 8 lanes at most"
+        StageError, match=r"too short for 50 lanes and a window of 20: .*with windows of 20, use at most 8 lanes"
     ):
         train_command(tiny_config(lanes=50, window=20), data, tmp_path / "run", Options(unvalidated=True))
     assert not (tmp_path / "run").exists()
