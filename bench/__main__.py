@@ -26,7 +26,7 @@ def results(runs: tuple[Path, ...], out: Path, readme: Path) -> None:
     Example:
       python -m bench results runs/stdlib
     """
-    with console.hushed():
+    with console.quiet():
         from bench import results
     for run in runs:
         results.record(run, out)
@@ -80,7 +80,7 @@ def clock(config: Path, data: Path | None, out: Path) -> None:
     Example:
       python -m bench clock configs/tinyshakespeare-nanogpt.toml
     """
-    with console.hushed():
+    with console.quiet():
         from bench.clock import compare
 
     compare(config, data or Path("data") / config.stem, out)
@@ -110,7 +110,7 @@ def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides
     Example:
       python -m bench precision configs/tinyshakespeare.toml --seeds 5
     """
-    with console.hushed():
+    with console.quiet():
         from bench.precision import compare
 
     compare(config, data or Path("data") / config.stem, seeds, steps, overrides, out)
@@ -130,7 +130,7 @@ def scale(config: Path, data: Path | None, rounds: int, steps: int, overrides: t
     Example:
       python -m bench scale configs/stdlib.toml --set model.units=512
     """
-    with console.hushed():
+    with console.quiet():
         from bench.scale import compare
 
     compare(config, data or Path("data") / config.stem, rounds, steps, overrides, out)
@@ -156,7 +156,7 @@ def watch(config: Path, data: Path | None, rounds: int, steps: int, overrides: t
     Example:
       python -m bench watch configs/stdlib.toml --rounds 3
     """
-    with console.hushed():
+    with console.quiet():
         from bench.watch import compare
 
     compare(config, data or Path("data") / config.stem, rounds, steps, overrides, out)
@@ -221,7 +221,7 @@ def lite(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> None
     """
     from bench.train import size_named
 
-    with console.hushed():
+    with console.quiet():
         from bench.lite import compare
 
     for size in map(size_named, sizes):
@@ -264,7 +264,7 @@ def sampling(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> 
     """
     from bench.train import size_named
 
-    with console.hushed():
+    with console.quiet():
         from bench.sampling import compare
 
     for size in map(size_named, sizes):

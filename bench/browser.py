@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import ROOT, commit, machine
-from common.errors import StageError, last_line
+from common.errors import StageError
 from common.files import write_json
+from common.processes import last_line
 from export.web.build import PACKAGES, WEB, address, server, write_page
 
 MEASURE = ROOT / "tests" / "web" / "measure.mjs"

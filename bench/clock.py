@@ -79,7 +79,7 @@ def table(result: dict[str, Any]) -> Table:
 def _ours(config: Path, data: Path, run: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "trainers", "train", str(config), "--data", str(data), "--out", str(run)]
     measure([*command, "--unvalidated"])  # whether the text is a good one is not the question here
-    with console.hushed():
+    with console.quiet():
         from trainers import metrics
         from trainers.run import read_run
     kept = read_run(run)

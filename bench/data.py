@@ -19,8 +19,9 @@ from rich.table import Table
 
 from bench.machine import commit, machine
 from common import console
-from common.errors import StageError, last_line
+from common.errors import StageError
 from common.files import sha256_file, whole_file, write_json
+from common.processes import last_line
 
 PACKAGE = "linux-source-6.1"  # Debian's
 LANES, WINDOW, SECONDS = 100, 100, 10.0

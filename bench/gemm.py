@@ -23,7 +23,7 @@ Products = Callable[[int], object]  # makes so many; they are done when it retur
 def tensorflow(device: str, precision: str, side: int) -> Products:
     from common import console
 
-    with console.hushed():
+    with console.quiet():
         import tensorflow as tf
     tf.config.experimental.enable_tensor_float_32_execution(True)
     a, b = (tf.cast(tf.random.normal([side, side]), precision) for _ in range(2))

@@ -13,7 +13,7 @@ from pathlib import Path
 from common import console
 from common.machine import memory
 
-with console.hushed():
+with console.quiet():
     import tensorflow as tf
 
     from pipeline.lanes import batches, windows_per_epoch
@@ -27,7 +27,7 @@ def main(folder: Path, lanes: int, window: int, seconds: float) -> dict[str, flo
     manifest = dataclasses.replace(read_manifest(folder), vocab=byte_vocab("newline"))
     steps = windows_per_epoch(manifest.split("train").tokens, lanes, window)
     tf.constant(0) + 1  # TensorFlow's own start
-    before = memory("VmHWM")
+    before = memory(peak=True)
     _first_batch(folder, manifest, lanes, window, 0)  # the graph's first trace, which later starts share
     first, last = (_first_batch(folder, manifest, lanes, window, start) for start in (0, steps - 1))
     taken, start = 0, time.perf_counter()
@@ -36,7 +36,12 @@ def main(folder: Path, lanes: int, window: int, seconds: float) -> dict[str, flo
         if taken % 100 == 0 and time.perf_counter() - start > seconds:
             break
     rate = taken * lanes * window / (time.perf_counter() - start)
-    return {"tokens_per_second": rate, "bytes": memory("VmHWM") - before, "first_batch_s": first, "last_batch_s": last}
+    return {
+        "tokens_per_second": rate,
+        "bytes": memory(peak=True) - before,
+        "first_batch_s": first,
+        "last_batch_s": last,
+    }
 
 
 def _first_batch(folder: Path, manifest: Manifest, lanes: int, window: int, start: int) -> float:

@@ -215,7 +215,7 @@ def torch(cells: bool, threads: int | None = None, int8: bool = False) -> Callab
 def _tensorflow() -> Any:
     from common import console
 
-    with console.hushed():
+    with console.quiet():
         import tensorflow as tf
     tf.get_logger().setLevel("ERROR")  # that the Session's loader is deprecated
     return tf

@@ -121,7 +121,7 @@ def keras_fit(size: Size, device: str) -> Run:
 def _tensorflow() -> tuple[Any, Any]:
     from common import console
 
-    with console.hushed():
+    with console.quiet():
         import keras
         import tensorflow as tf
     tf.config.experimental.enable_tensor_float_32_execution(True)  # of a GPU: a CPU has none

@@ -20,8 +20,9 @@ from rich.table import Table
 
 from bench.machine import commit, machine
 from common import console
-from common.errors import StageError, last_line
+from common.errors import StageError
 from common.files import write_json
+from common.processes import last_line
 from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import read_manifest
 from trainers import metrics

@@ -219,7 +219,7 @@ class Worker:
 
     def peak(self) -> int:
         """The process's peak memory so far, in bytes."""
-        return memory("VmHWM", self.process.pid)
+        return memory(self.process.pid, peak=True)
 
 
 def _start(worker: Worker) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""What every stage shares and none owns: errors, settings, whole files, the terminal."""
+"""Code that every stage shares: errors, settings, atomic files, the terminal, reports and plots."""

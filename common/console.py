@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import tempfile
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
@@ -16,47 +15,37 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from common.errors import StageError, Stopped, UsageError
+from common.printable import one_line, visible
 
-# No markup: what is printed holds names that users chose, brackets and all.
+# No markup: printed names are chosen by users and may contain brackets.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
 
-# Lines that libraries write as they start, whatever their settings, and that tell a user nothing he could act on.
+# Start-up chatter that libraries print whatever their log level, and that users cannot act on.
 CHATTER = re.compile(
     rb"^I\d{4} "  # TensorFlow's C++: the CPU's features, no CUDA driver
-    rb"|^WARNING: All log messages before absl"  # the line that announces those
+    rb"|^WARNING: All log messages before absl"  # announces the lines above
     rb"|^INFO: Created TensorFlow Lite"
-    rb"|^fully_quantize: "  # TensorFlow Lite's converter, at each int8 conversion
-    rb"|^Unable to import IPython|^TFDV visualization APIs"  # of use in a notebook only
+    rb"|^fully_quantize: "  # TensorFlow Lite's converter, on each int8 conversion
+    rb"|^Unable to import IPython|^TFDV visualization APIs"  # useful only in a notebook
 )
 
 
-# What turns the direction of all that follows: Unicode's Bidi_Control.
-DIRECTIONS = {*map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
-
-
-def visible(text: str, keep: str = "") -> str:
-    """A text without what could drive a terminal or turn its lines round: control characters, but for those of `keep`,
-    and those of direction become U+FFFD."""
-    hidden = {c for c in set(text) - set(keep) if unicodedata.category(c) == "Cc"} | DIRECTIONS
-    return "".join("\ufffd" if c in hidden else c for c in text)
-
-
 def note(message: str) -> None:
-    """Says one thing that the user may want to know, on standard error."""
+    """Print a message to standard error."""
     err.print(visible(message))
 
 
 def write_text(text: bytes) -> None:
-    """Puts a model's text and a newline on standard output (`write_pieces`)."""
+    """Write a model's text and a newline to standard output, as `write_pieces` does."""
     write_pieces([text])
 
 
 def write_pieces(pieces: Iterable[bytes], before: bytes = b"") -> None:
-    """Puts a model's text on standard output as it comes, and a newline: byte for byte into a file or a pipe; on a
-    terminal with U+FFFD for what is not UTF-8, and for the control characters that could drive the terminal.
+    """Write a model's text to standard output piece by piece, then a newline.
 
-    before: comes first, but not before the first piece is there: where there is none, nothing is written.
+    A file or a pipe receives the exact bytes. A terminal gets U+FFFD for invalid UTF-8 and for control characters.
+    before: text written ahead of the first piece, once that has arrived, so that an early error leaves no output.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -72,31 +61,31 @@ def write_pieces(pieces: Iterable[bytes], before: bytes = b"") -> None:
         for piece in itertools.chain([before + first], rest):
             put(piece)
     finally:
-        with contextlib.suppress(BrokenPipeError):  # then the loop has raised it
+        with contextlib.suppress(BrokenPipeError):  # the loop has already raised it
             put(b"", last=True)
 
 
 def progress(unit: str = "") -> Progress:
-    """A progress bar on standard error, removed when done; where that is no terminal, nothing is drawn."""
+    """Progress bar on standard error, removed when done; nothing is drawn unless that is a terminal."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),  # as wide as the terminal leaves room for
+        BarColumn(bar_width=None),  # fills the line
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=err,
-        refresh_per_second=4,  # to draw it takes a millisecond, of the cores that train
+        refresh_per_second=4,  # a redraw takes a millisecond of the cores that train
         transient=True,
         disable=not err.is_terminal,
     )
 
 
-def hush() -> None:
-    """Keeps what libraries tell each other (deprecations, the log lines of gRPC and of TensorFlow's C++) out of sight.
+def quiet_libraries() -> None:
+    """Silence deprecation warnings and the logs of gRPC and TensorFlow's C++; call before importing them.
 
-    What goes wrong in C++ is raised in Python as well; TensorFlow's Python warnings stay. Must run before they are
-    imported. A user who set these variables himself keeps his values.
+    Errors in C++ are raised in Python too, and TensorFlow's Python warnings still appear. Environment variables that
+    are already set keep their values.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -106,30 +95,30 @@ def hush() -> None:
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """`hush`, and for the block, in which TensorFlow is imported, its start-up chatter is taken out of standard error.
+def quiet() -> Iterator[None]:
+    """Quiet the libraries, and drop their start-up chatter while the block imports TensorFlow.
 
-    TensorFlow's C++ writes some lines to file descriptor 2 before it reads any setting. So what comes there during the
-    block is kept, and all but the lines known to be chatter is passed on when it ends.
+    TensorFlow's C++ writes to file descriptor 2 before it reads any setting. So the block's standard error is buffered,
+    and everything but known chatter is written when it ends.
     """
-    hush()
+    quiet_libraries()
     sys.stderr.flush()
     real = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
             os.dup2(real, 2)
             os.close(real)
-            kept.seek(0)
-            lines = [line for line in kept if not CHATTER.search(line)]
+            buffer.seek(0)
+            lines = [line for line in buffer if not CHATTER.search(line)]
             os.write(2, b"".join(lines))
 
 
 def run(cli: Callable[..., object]) -> None:
-    """Runs a click command as a program: an error is one line; exit 2 for usage, 1 for failure, 130 for Ctrl-C."""
+    """Run a click command as a program. Errors are one line; exit code 2 for usage, 1 for failure, 130 for Ctrl-C."""
     try:
         code = cli.main(standalone_mode=False)  # type: ignore[attr-defined]
     except click.exceptions.Exit as error:
@@ -154,6 +143,5 @@ def run(cli: Callable[..., object]) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    one_line = visible(" ".join(message.split()))
-    err.print(f"error: {one_line}", style="red")
+    err.print(f"error: {one_line(message)}", style="red")
     return code

@@ -1,23 +1,29 @@
-"""What the machine has, as Linux tells it."""
+"""Facts about the machine, read from Linux's /proc."""
 
 from pathlib import Path
 
 
 def processor() -> tuple[str, set[str]]:
-    """The processor's name and the instruction sets that it knows, as in /proc/cpuinfo; what is not told is empty."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    """Model name and instruction sets of the processor; empty where /proc/cpuinfo does not list them."""
+    fields = _fields(Path("/proc/cpuinfo"))
     return fields.get("model name", ""), set(fields.get("flags", "").split())
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products in bfloat16; without them they are slower than float32's."""
+    """Whether the processor multiplies bfloat16 in hardware; without it, bfloat16 is slower than float32."""
     return bool({"avx512_bf16", "amx_bf16"} & processor()[1])
 
 
-def memory(field: str = "VmRSS", process: int | str = "self") -> int:
-    """Return a process's memory in bytes, now (VmRSS) or at its peak (VmHWM); 0 where Linux does not report it."""
-    status = Path(f"/proc/{process}/status")
-    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
+def memory(pid: int | None = None, peak: bool = False) -> int:
+    """Resident memory of a process in bytes, now or at its peak; 0 if unknown. pid: of another process."""
+    value = _fields(Path(f"/proc/{pid or 'self'}/status")).get("VmHWM" if peak else "VmRSS", "0 kB")
+    return int(value.split()[0]) * 1024
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """`name: value` lines of a file in /proc."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux, or the process has ended
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

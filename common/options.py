@@ -1,4 +1,4 @@
-"""Options that several command lines share: how a text is drawn."""
+"""Command-line options for sampling, shared by the commands that write text."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,32 +14,32 @@ _OPTIONS = (
         type=click.FloatRange(0),
         default=0.8,
         show_default=True,
-        help="0 is the likeliest text, 1 the model's own.",
+        help="0 is the most likely text, 1 the model's own distribution.",
     ),
     click.option(
         "--top-k",
         type=click.IntRange(0, (1 << 31) - 1),
         default=0,
-        help="Draw from so many of the likeliest characters.  [default: all]",
+        help="Sample from this many most likely characters.  [default: all]",
     ),
     click.option(
         "--top-p",
         type=click.FloatRange(0, 1, min_open=True),
         default=1.0,
-        help="From as few as have this probability together.",
+        help="Sample from the fewest characters with this total probability.",
     ),
     click.option(
         "--repetition-penalty",
         type=click.FloatRange(0, min_open=True),
         default=1.0,
-        help="Above 1: the last 64 characters are less likely to come again.",
+        help="Above 1, make the last 64 characters less likely.",
     ),
-    click.option("--stop", default="", metavar="TEXT", help="End ahead of this text, which has 64 characters at most."),
+    click.option("--stop", default="", metavar="TEXT", help="Stop before this text, of at most 64 characters."),
 )
 
 
 def sampling(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command the options length, temperature, top_k, top_p, repetition_penalty and stop."""
+    """Add the options length, temperature, top_k, top_p, repetition_penalty and stop to a command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

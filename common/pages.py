@@ -1,4 +1,4 @@
-"""Reports: pages of HTML that need nothing but themselves, made from a package's templates and those here."""
+"""Reports: self-contained HTML pages, rendered from a package's templates and those in this folder."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import jinja2
 
 
 def render(package: str, template: str, filters: dict[str, Callable[..., Any]] | None = None, **values: Any) -> str:
-    """A page from a template of a package, which extends page.html.j2. What is named and not given is an error."""
+    """Render a package's template, which extends page.html.j2. Raises jinja2.UndefinedError for a missing value."""
     loaders = [jinja2.PackageLoader(name, ".") for name in (package, "common")]
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders),
@@ -21,7 +21,7 @@ def render(package: str, template: str, filters: dict[str, Callable[..., Any]] |
 
 
 def number(value: float) -> str:
-    """Digits enough to compare by: integers in full, others to four figures.
+    """Format a number: integers in full, others to four significant digits.
 
     >>> [number(value) for value in (0, 12345, 4096.0, 0.123456, 1234.56, 0.00001234)]
     ['0', '12,345', '4,096', '0.1235', '1,235', '1.234e-05']

@@ -1,5 +1,7 @@
-"""Plots as the numbers that an inline SVG needs: places in a box of WIDTH by HEIGHT, measured from its top left. It is
-small, so that letters of 12 are 10 pixels or more where it is drawn as wide as a phone."""
+"""Coordinates of plots for inline SVG, in a box of WIDTH by HEIGHT measured from its top left.
+
+The box is small, so that labels of size 12 are at least 10 pixels high on a phone.
+"""
 
 import dataclasses
 import itertools
@@ -8,15 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 
 WIDTH, HEIGHT = 304, 180
 NARROW = " .,:fijlrt"
-TILT, LINE = 40, 20  # degrees, and how far labels that are tilted must be apart
+TILT, LINE = 40, 20  # degrees, and the distance between tilted labels
 MOST_POINTS = 200
 
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """curves: for each series the points of a polyline, "x,y x,y". bars: for each series (x, y, width, height).
-    x_ticks, y_ticks: (place, label). absent: the middles, from the left, of bars that there are none of. numbers: what
-    is drawn, in words. tilt: of the labels below, in degrees; below: the height that they take."""
+    """Coordinates of a plot's marks and labels.
+
+    x_ticks, y_ticks: (position, label). numbers: the data as a sentence, for screen readers. curves: the points of a
+    polyline per series, "x,y x,y". bars: (x, y, width, height) per series. absent: x of the centre of each bar without
+    a value. tilt: of the x labels, in degrees; below: their height.
+    """
 
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
@@ -31,8 +36,8 @@ class Plot:
 
 
 def curves(series: list[list[tuple[float, float]]]) -> Plot:
-    """A curve for each series of (x, y), all positive, on axes in powers of ten."""
-    points = [point for one in series for point in one] or [(1, 1)]
+    """Plot a curve per series of (x, y), all positive, on logarithmic axes."""
+    points = list(itertools.chain(*series)) or [(1, 1)]
     left, right = _decades([x for x, _ in points])
     bottom, top = _decades([y for _, y in points])
     right, bottom = max(right, left + 1), min(bottom, top - 1)
@@ -43,14 +48,14 @@ def curves(series: list[list[tuple[float, float]]]) -> Plot:
     def y_of(y: float) -> float:
         return HEIGHT - (math.log10(y) - bottom) / (top - bottom) * HEIGHT
 
-    lines = [" ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in _thinned(one)) for one in series]
+    lines = [" ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in _thinned(curve)) for curve in series]
     x_ticks = [(x_of(10.0**power), _power(power)) for power in range(left, right + 1)]
     y_ticks = [(y_of(10.0**power), _power(power)) for power in range(bottom, top + 1)]
-    reached = [
-        (_power(power), [f"{last[-1]:.3g}" for one in series if (last := [y for x, y in one if x <= 10.0**power])])
+    values = [
+        (_power(power), [f"{past[-1]:.3g}" for curve in series if (past := [y for x, y in curve if x <= 10.0**power])])
         for power in range(left, right + 1)
     ]
-    return Plot(x_ticks, y_ticks, _words(reached), curves=lines)
+    return Plot(x_ticks, y_ticks, _sentence(values), curves=lines)
 
 
 def percent(share: float) -> str:
@@ -58,30 +63,33 @@ def percent(share: float) -> str:
 
 
 def bars(series: Sequence[Sequence[float | None]], labels: list[str], tick: Callable[[float], str] = percent) -> Plot:
-    """A group of bars for each label, one bar a series; heights are from 0, and as `tick` names them. None: unknown."""
-    most = max((share for one in series for share in one if share is not None), default=0) or 1
+    """Plot a group of bars per label, one bar per series, from 0. None: a missing value. tick: formats heights."""
+    highest = max((height for heights in series for height in heights if height is not None), default=0) or 1
     group = WIDTH / max(len(labels), 1)
     width = 0.8 * group / max(len(series), 1)
     drawn = [
         [
-            ((index + 0.1) * group + k * width, HEIGHT * (1 - share / most), width, HEIGHT * share / most)
-            for index, share in enumerate(one)
-            if share
+            ((index + 0.1) * group + k * width, HEIGHT * (1 - height / highest), width, HEIGHT * height / highest)
+            for index, height in enumerate(heights)
+            if height
         ]
-        for k, one in enumerate(series)
+        for k, heights in enumerate(series)
     ]
     absent = [
         (index + 0.1) * group + (k + 0.5) * width
-        for k, one in enumerate(series)
-        for index, share in enumerate(one)
-        if share is None
+        for k, heights in enumerate(series)
+        for index, height in enumerate(heights)
+        if height is None
     ]
-    # Labels that would run into each other are tilted, and left out where they would even so.
+    # Labels that would overlap are tilted; those that would still overlap are left out.
     tilted = any((_width(a) + _width(b)) / 2 > group for a, b in itertools.pairwise(labels))
     step = math.ceil(LINE / group) if tilted else 1
     x_ticks = [((index + 0.5) * group, label) for index, label in enumerate(labels) if index % step == 0]
-    y_ticks = [(HEIGHT * (1 - part), tick(most * part)) for part in (0, 0.5, 1)]
-    numbers = _words((label, [_told(one[index], tick) for one in series if one]) for index, label in enumerate(labels))
+    y_ticks = [(HEIGHT * (1 - part), tick(highest * part)) for part in (0, 0.5, 1)]
+    numbers = _sentence(
+        (label, [_formatted(heights[index], tick) for heights in series if heights])
+        for index, label in enumerate(labels)
+    )
     plot = Plot(x_ticks, y_ticks, numbers, bars=drawn, absent=absent)
     if not tilted:
         return plot
@@ -89,33 +97,34 @@ def bars(series: Sequence[Sequence[float | None]], labels: list[str], tick: Call
     return dataclasses.replace(plot, tilt=TILT, below=below)
 
 
-def _told(value: float | None, tick: Callable[[float], str]) -> str:
-    """A height as `tick` names it, or that there is none."""
+def _formatted(value: float | None, tick: Callable[[float], str]) -> str:
     return "–" if value is None else tick(value)
 
 
 def _width(label: str) -> float:
-    """How wide a label is, about, and what keeps it apart from the next."""
+    """Approximate width of a label, with the space to the next."""
     return 4 + sum(4 if character in NARROW else 7.5 for character in label)
 
 
-def _words(values: Iterable[tuple[str, list[str]]]) -> str:
-    """What each series has at each place, to be read aloud."""
-    return "; ".join(f"{label}: {' and '.join(said)}" for label, said in values)
+def _sentence(values: Iterable[tuple[str, list[str]]]) -> str:
+    """Values of all series at each label, for screen readers."""
+    return "; ".join(f"{label}: {' and '.join(formatted)}" for label, formatted in values)
 
 
 def _decades(values: list[float]) -> tuple[int, int]:
-    """The powers of ten that values lie between."""
+    """Exponents of the powers of ten that enclose the values."""
     return math.floor(math.log10(min(values)) + 1e-9), math.ceil(math.log10(max(values)) - 1e-9)
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS of them, as evenly as powers are, with the first and the last; one alone twice, as SVG draws
-    none."""
+    """At most MOST_POINTS points, evenly spaced on a logarithmic axis, with the first and the last.
+
+    A single point is repeated, since SVG draws no polyline of one.
+    """
     if len(points) <= MOST_POINTS:
         return points * 2 if len(points) == 1 else points
-    wanted = {round(len(points) ** (k / (MOST_POINTS - 1))) - 1 for k in range(MOST_POINTS)}
-    return [points[index] for index in sorted(wanted)]
+    indices = {round(len(points) ** (k / (MOST_POINTS - 1))) - 1 for k in range(MOST_POINTS)}
+    return [points[index] for index in sorted(indices)]
 
 
 def _power(power: int) -> str:

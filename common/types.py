@@ -1,4 +1,4 @@
-"""Types that several packages name."""
+"""Types shared by the packages."""
 
 from typing import Any
 

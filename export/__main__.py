@@ -40,7 +40,7 @@ def savedmodel(
     Example:
       python -m export savedmodel runs/stdlib --out served/stdlib
     """
-    with console.hushed():
+    with console.quiet():
         from export.serve.saved_model import export_saved_model
         from trainers.sampling.rows import Limits
     limits = Limits(length=most_length, prompt=most_prompt, rows=most_rows)
@@ -61,7 +61,7 @@ def label(base: Path, changes: tuple[str, ...]) -> None:
     Example:
       python -m export label served/stdlib stable=2           # promote, or back with stable=1
     """
-    with console.hushed():
+    with console.quiet():
         from export.serve.package import relabel
     relabel(base, changes)
 
@@ -103,7 +103,7 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
             allowed[name] = float(bits)
         except ValueError:
             raise click.BadParameter(f"--allow wants PRECISION=BITS (such as int8-full=0.1), got '{each}'") from None
-    with console.hushed():
+    with console.quiet():
         from export.lite.lite import Wanted, export_lite
     wanted = Wanted(tuple(name for name in precision.split(",") if name), allowed)
     export_lite(run, out or Path("devices") / run.name, wanted, data, force)
@@ -197,7 +197,7 @@ def keras(run: Path, out: Path | None, batch: int, force: bool) -> None:
           if hasattr(layer, "reset_states"):
               layer.reset_states()                          # another text
     """
-    with console.hushed():
+    with console.quiet():
         from export.keras_model import export_keras
     export_keras(run, out or Path("exported") / run.name, batch, force)
 
@@ -213,7 +213,7 @@ def show(run: Path, served: Path | None, devices: Path | None) -> None:
     Example:
       python -m export show runs/stdlib
     """
-    with console.hushed():
+    with console.quiet():
         from export.show import show as show_run
     show_run(run, served or Path("served") / run.name, devices or Path("devices") / run.name)
 

@@ -8,7 +8,6 @@ A stock layer cannot start afresh inside a window. Where the data are documents,
 and the layers be reset ahead of it.
 """
 
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,8 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from common import console
-from common.errors import StageError
+from common import console, processes
 from common.files import check_replaceable, whole_folder, write_json
 from export.made import LOGITS_TOLERANCE, already_made, check_logits, made_from
 from trainers import checkpoint
@@ -88,10 +86,7 @@ def prove(folder: Path, model: CharRNN, batch: int) -> None:
         arguments = [str(path) for path in ((folder / "model.keras").absolute(), ids, logits, *WINDOWS)]
         # -I: neither this folder nor PYTHONPATH, so that nothing of the project can help.
         command = [sys.executable, "-I", "-c", LOAD, *arguments]
-        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise StageError(f"the written .keras does not load in a fresh process: {last}")
+        processes.run(command, "the written .keras does not load in a fresh process", cwd=scratch)
         got_BxTxV = np.load(logits)
     expected_BxTxV, _ = model(ids_BxT, model.initial_carry(batch))
     check_logits(float(np.max(np.abs(got_BxTxV - expected_BxTxV))), "the written .keras")

@@ -111,7 +111,7 @@ def ingest(
       zcat poems.gz | python -m pipeline ingest - --unit char --unknown replace --out data/poems
       python -m pipeline ingest --config configs/NAME.toml       (sources from the config, into data/NAME)
     """
-    with console.hushed():
+    with console.quiet():
         from pipeline.config import IngestSettings
         from pipeline.ingest import ingest as run
         from pipeline.sources import defaults
@@ -152,7 +152,7 @@ def validate(
       python -m pipeline validate data/B --schema data/A/validation/schema.pbtxt --against data/A
       python -m pipeline validate --config configs/NAME.toml     (validates data/NAME)
     """
-    with console.hushed():
+    with console.quiet():
         from pipeline.config import ValidateSettings
         from pipeline.validate import validate as run
 
@@ -169,7 +169,7 @@ def info(folder: Path) -> None:
     Example:
       python -m pipeline info data/shakespeare
     """
-    with console.hushed():
+    with console.quiet():
         from pipeline.info import show
 
     show(folder)

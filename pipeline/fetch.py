@@ -52,7 +52,7 @@ def fetch(name: str, source: str | None = None, to: Path | None = None, force: b
             f"{name} has no public download ({corpus.licence}): pass your own copy with --from FILE_OR_FOLDER"
         )
     folder = to or RAW / name
-    check_replaceable(folder, PROVENANCE, "a fetched corpus")
+    check_replaceable(folder, PROVENANCE, "a fetched corpus", "--to")
     if (folder / PROVENANCE).is_file() and not force:
         _check_fetched(folder, name)
         console.note(f"{folder} already holds {name}; pass --force to fetch it again")

@@ -31,6 +31,7 @@ from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatistics
 from common import console
 from common.errors import StageError, UsageError
 from common.files import sha256_file, sha256_json, whole_folder
+from common.printable import one_line
 from pipeline.beam import advance, run
 from pipeline.config import ValidateSettings
 from pipeline.manifest import Manifest, Split, check_hashes, read_manifest, write_manifest
@@ -150,7 +151,7 @@ def read_schema(path: Path) -> Schema:
     except OSError as error:
         raise UsageError(f"{rule}; {path}: {error.strerror}") from None
     except (UnicodeDecodeError, text_format.ParseError) as error:
-        raise UsageError(f"{rule}; {path} is invalid: {_printable(str(error))[:200]}") from None
+        raise UsageError(f"{rule}; {path} is invalid: {one_line(str(error))[:200]}") from None
     if "char" not in {feature.name for feature in schema.feature}:
         raise UsageError(f"{rule}; {path} has no feature 'char'")
     char = tfdv.get_feature(schema, "char")
@@ -297,12 +298,7 @@ def findings_of(
 def _finding(split: str, feature: str, rule: str, text: str, rules: Rules) -> Finding:
     names = {feature, f"{split}.{feature}", f"{split}.{feature}.{rule}"}
     waived = not names.isdisjoint(rules.settings.waive)
-    return Finding(split, _printable(feature), rule, _printable(text), waived)
-
-
-def _printable(text: str) -> str:
-    """One printable line: a user's schema may contain control characters."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    return Finding(split, one_line(feature), rule, one_line(text), waived)
 
 
 def _unknown(counts: Counter[str], schema: Schema, source: str) -> str:

@@ -13,7 +13,7 @@ import tiny_data
 from common import console
 from pipeline.manifest import Manifest
 
-console.hush()
+console.quiet_libraries()
 
 # A shell starts background jobs with Ctrl-C ignored, and their children inherit that; these tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

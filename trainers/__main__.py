@@ -60,7 +60,7 @@ def train(
     from trainers.config import RunConfig
 
     settings = RunConfig.read(config, overrides)
-    with console.hushed():
+    with console.quiet():
         import tensorflow as tf
 
         from trainers.training import loop
@@ -94,7 +94,7 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
       python -m trainers evaluate runs/stdlib
       python -m trainers evaluate runs/linux --ngram
     """
-    with console.hushed():
+    with console.quiet():
         from trainers.judging.evaluate import evaluate_run
     evaluate_run(run, split, data, ngram, force)
 
@@ -131,7 +131,7 @@ def judge(
       python -m trainers judge runs/stdlib
       python -m trainers judge runs/names --temperatures 0.5,1 --texts 5000
     """
-    with console.hushed():
+    with console.quiet():
         from trainers.judging.samples import Sweep, sweep_run
     from common.settings import make
 
@@ -203,7 +203,7 @@ def neurons(
       python -m trainers neurons runs/linux --text my.c --unit 37 --layer 2 --out my.html --png my.png
       python -m trainers neurons runs/stdlib --length 1000000 --activations activations.npz
     """
-    with console.hushed():
+    with console.quiet():
         from trainers.neurons.neurons import Wanted, neurons_run
     if (layer is None) != (unit is None):
         raise click.BadParameter("--layer and --unit go together")
@@ -233,7 +233,7 @@ def sample(
     Example:
       python -m trainers sample runs/stdlib --prompt "def " --temperature 0.5
     """
-    with console.hushed():
+    with console.quiet():
         from trainers.sampling.sampler import sample_run
     if not all(map(math.isfinite, (temperature, top_p, repetition_penalty))):
         raise click.BadParameter("a temperature, --top-p and --repetition-penalty are finite numbers")
@@ -251,7 +251,7 @@ def info(run: Path) -> None:
     Example:
       python -m trainers info runs/stdlib
     """
-    with console.hushed():
+    with console.quiet():
         from trainers.info import show
     show(run)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, only_one, write_json
+from common.files import check_replaceable, exclusive, write_json
 from common.machine import multiplies_bfloat16
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab
@@ -175,7 +175,7 @@ def hold(run: Run, chief: bool) -> Iterator[None]:
         yield
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    with only_one(run.folder):
+    with exclusive(run.folder):
         write_json(run.folder / "run.json", run.to_json())
         for left in (run.folder / "checkpoints").glob(".step-*.partial-*"):
             shutil.rmtree(left)

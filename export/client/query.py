@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common import console
+from common.printable import visible
 from export.client.client import Client, Sampling, Tls
 
 __all__ = ["Client", "Sampling", "Tls", "info", "score", "status", "write"]
@@ -67,10 +68,10 @@ def status(client: Client, as_json: bool) -> None:
         put_json([dataclasses.asdict(version) for version in versions])
         return
     for version in versions:
-        console.out.print(console.visible(f"version {version.version}: {version.state} {version.error}".rstrip()))
+        console.out.print(visible(f"version {version.version}: {version.state} {version.error}".rstrip()))
     for name, signature in signatures.items():
         takes, gives = ", ".join(signature.inputs), ", ".join(signature.outputs)
-        console.out.print(console.visible(f"{name}: {takes} -> {gives}"))
+        console.out.print(visible(f"{name}: {takes} -> {gives}"))
 
 
 def put_json(value: Any, indent: int | None = None) -> None:

@@ -87,7 +87,7 @@ def convert(model: CharRNN, end_id: int | None, precision: str, samples: Samples
 
     Raises StageError for ops that a runtime may not have.
     """
-    with tempfile.TemporaryDirectory() as scratch, console.hushed():
+    with tempfile.TemporaryDirectory() as scratch, console.quiet():
         step = Step(model, end_id)
         tf.saved_model.save(step, scratch, signatures={"step": step.function()})
         flatbuffer = add_prefill(

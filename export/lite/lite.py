@@ -14,7 +14,6 @@ devices/NAME/neurons.json      what the page says of neurons: a person's own, wh
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from rich.table import Table
 
-from common import console
+from common import console, processes
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, read_json, sha256_file, whole_file, whole_folder, write_json
 from common.machine import processor
@@ -156,11 +155,7 @@ def probe(path: Path) -> dict[str, float]:
     """
     command = [sys.executable, "-m", "export.lite.probe", str(path.absolute())]
     home = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise StageError(f"the written {path.name} does not run in a fresh process: {last}")
-    return json.loads(done.stdout)
+    return json.loads(processes.run(command, f"the written {path.name} does not run in a fresh process", cwd=home))
 
 
 def table(out: Path, report: dict[str, Any], unit: str) -> Table:

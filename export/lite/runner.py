@@ -69,7 +69,7 @@ class LiteModel:
         flatbuffer, self.about = unpack(path)
         try:
             self.vocab = Vocab.from_json(self.about["vocab"])
-            with console.hushed():
+            with console.quiet():
                 self._interpreter = Interpreter(model_content=flatbuffer, num_threads=threads)
                 self._interpreter.allocate_tensors()
                 self._step, self._prefill = (self._interpreter.get_signature_runner(name) for name in FORMS)

@@ -27,7 +27,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import only_one, whole_file, write_json
+from common.files import exclusive, whole_file, write_json
 from export.serve.card import Version, cell, table
 
 MODELS = "models.config"
@@ -103,7 +103,7 @@ def write_package(base: Path, version: int, facts: dict[str, Any]) -> None:
     no other has it; else it is loaded beside them, for `relabel` to move the label to. One that has been packaged
     before changes no label.
     """
-    with only_one(base):
+    with exclusive(base):
         before, kept = read(base), _read_json(base / str(version) / FACTS)
         served = before or Listed({STABLE: version}, frozenset([version]))
         if before and not kept and version not in before.labels.values():
@@ -130,7 +130,7 @@ def relabel(base: Path, changes: Sequence[str]) -> None:
     asked = _parsed(changes)
     if not base.is_dir():
         raise StageError(f"there is no model in {base}: make one with python -m export savedmodel runs/NAME")
-    with only_one(base):
+    with exclusive(base):
         served = read(base)
         if served is None:
             raise StageError(f"{base} has no {MODELS}: export a model to it first")

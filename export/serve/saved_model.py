@@ -27,6 +27,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from common import console
 from common.errors import StageError
 from common.files import check_replaceable, read_json, whole_folder, write_json
+from common.processes import last_line
 from export.made import already_made, known, made_from
 from export.serve.facts import facts_of
 from export.serve.package import MADE_FROM, batch_sizes, model_name, write_package
@@ -187,8 +188,7 @@ def prove(served: Served, folder: Path) -> None:
         asked = [(signature, reference.answer(signature, inputs)) for signature, inputs in requests(reference)]
         said = process.communicate()[1]
         if process.returncode:
-            last = (said.strip().splitlines() or ["no message"])[-1]
-            raise StageError(f"the written SavedModel does not load in a fresh process: {last}")
+            raise StageError(f"the written SavedModel does not load in a fresh process: {last_line(said)}")
         found = json.loads(answers.read_text(encoding="utf-8"))
     if len(found) != len(asked):
         raise StageError(f"the written SavedModel has {len(found)} warm-up requests, not {len(asked)}")

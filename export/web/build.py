@@ -13,13 +13,12 @@ import hashlib
 import http.server
 import json
 import shutil
-import subprocess
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import console
+from common import console, processes
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, sha256_file, whole_folder
 from export.bundle import NEURONS, unpack
@@ -95,11 +94,7 @@ def packages() -> Path:
                 "LiteRT.js, which runs the page's models, comes by npm, and there is no npm: install Node.js"
             )
         console.note(f"fetching LiteRT.js {wanted}: npm ci in {WEB}")
-        done = subprocess.run(
-            [npm, "ci", "--omit=dev", "--no-fund", "--no-audit"], cwd=WEB, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise StageError(f"npm ci in {WEB} failed: {(done.stderr.strip().splitlines() or ['no word why'])[-1]}")
+        processes.run([npm, "ci", "--omit=dev", "--no-fund", "--no-audit"], f"npm ci in {WEB} failed", cwd=WEB)
     return PACKAGES
 
 

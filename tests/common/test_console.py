@@ -1,4 +1,4 @@
-"""What reaches the terminal, and the exit codes."""
+"""Terminal output and exit codes."""
 
 import os
 from collections.abc import Callable
@@ -12,22 +12,17 @@ from common.errors import StageError, UsageError
 TEXT = "a\x1b[31mb\r\x07\x9bc\td\né\x00".encode() + b"\xff"
 
 
-def test_a_models_text_is_exact_in_a_pipe(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_model_text_is_exact_in_a_pipe(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     console.write_text(TEXT)
     assert capfdbinary.readouterr().out == TEXT + b"\n"
 
 
-def test_a_models_text_cannot_drive_a_terminal(
+def test_model_text_cannot_control_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console.out, "_force_terminal", True)
     console.write_text(TEXT)
     assert capsys.readouterr().out == "a\ufffd[31mb\ufffd\ufffd\ufffdc\td\né\ufffd\ufffd\n"
-
-
-def test_no_text_turns_the_direction_of_what_follows() -> None:
-    turning = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    assert console.visible(f"a{turning}b\u200d\u05d0\n", keep="\n") == f"a{12 * chr(0xFFFD)}b\u200d\u05d0\n"
 
 
 def fail_with(error: BaseException) -> Callable[[], None]:
@@ -42,7 +37,7 @@ def fail_with(error: BaseException) -> Callable[[], None]:
     [
         (UsageError("a wrong\n  setting"), 2, "error: a wrong setting\n"),
         (StageError("no data [in] x"), 1, "error: no data [in] x\n"),
-        (KeyboardInterrupt(), 130, "\nerror: stopped\n"),  # on a line of its own, after the ^C
+        (KeyboardInterrupt(), 130, "\nerror: stopped\n"),  # on its own line, after the ^C
         (
             FileNotFoundError(2, "No such file or directory", "a[b]:c:.txt"),
             1,
@@ -51,7 +46,7 @@ def fail_with(error: BaseException) -> Callable[[], None]:
         (click.BadParameter("not a number"), 2, "error: Invalid value: not a number\n"),
     ],
 )
-def test_errors_are_one_line_and_a_code(
+def test_errors_print_one_line_and_set_the_exit_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
 ) -> None:
     monkeypatch.setattr("sys.argv", ["program"])
@@ -60,16 +55,16 @@ def test_errors_are_one_line_and_a_code(
     assert (exit.value.code, capsys.readouterr().err) == (code, message)
 
 
-def test_chatter_is_dropped_and_the_rest_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
-    with console.hushed():
+def test_quiet_drops_chatter_only(capfd: pytest.CaptureFixture[str]) -> None:
+    with console.quiet():
         os.write(
             2, b"I0000 00:00:17 port.cc:153] oneDNN\nW0000 what matters\nWARNING: All log messages before absl::\nx\n"
         )
     assert capfd.readouterr().err == "W0000 what matters\nx\n"
 
 
-def test_what_was_kept_is_passed_on_when_an_import_fails(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ImportError), console.hushed():
+def test_quiet_prints_standard_error_when_an_import_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ImportError), console.quiet():
         os.write(2, b"the reason\n")
         raise ImportError
     assert capfd.readouterr().err == "the reason\n"

@@ -1,4 +1,4 @@
-"""Whole or not at all: for files, for folders, and for folders that take another's place."""
+"""Atomic writes of files and folders, also over existing ones."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*"))
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_appears_when_complete(tmp_path: Path) -> None:
     with whole_file(tmp_path / "deep" / "a.txt") as partial:
         partial.write_text("new")
         assert not (tmp_path / "deep" / "a.txt").exists()
@@ -23,7 +23,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.txt", "deep"]
 
 
-def test_a_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     with pytest.raises(RuntimeError), whole_file(tmp_path / "a.txt") as partial:
         partial.write_text("half")
@@ -32,7 +32,7 @@ def test_a_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [[], ["old.txt", "older.txt"]])
-def test_a_folder_takes_the_place_of_another_when_it_is_whole(tmp_path: Path, before: list[str]) -> None:
+def test_a_folder_replaces_another_when_complete(tmp_path: Path, before: list[str]) -> None:
     target = tmp_path / "data"
     for name in before:
         target.mkdir(exist_ok=True)
@@ -45,28 +45,28 @@ def test_a_folder_takes_the_place_of_another_when_it_is_whole(tmp_path: Path, be
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_folder_that_another_process_made_meanwhile_is_left(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="was made by another process meanwhile"):  # noqa: SIM117
+def test_a_folder_that_another_process_wrote_meanwhile_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"another process wrote .* meanwhile"):  # noqa: SIM117
         with whole_folder(tmp_path / "data", replace=False):
             (tmp_path / "data").mkdir()
             (tmp_path / "data" / "theirs.txt").touch()
     assert names(tmp_path) == ["data", "theirs.txt"]
 
 
-def test_only_what_is_ours_is_replaced(tmp_path: Path) -> None:
+def test_only_folders_with_the_marker_are_replaceable(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(StageError, match=r"exists and is not a run \(it has no run.json\): remove it, or give another"):
+    with pytest.raises(StageError, match=r"exists and is not a run \(it has no run.json\): remove it, or pass another"):
         check_replaceable(tmp_path, "run.json", "a run")
-    with pytest.raises(StageError, match=r"thesis.txt is a file, a run is a folder: give another --out"):
+    with pytest.raises(StageError, match=r"thesis.txt is a file, but a run is a folder: pass another --out"):
         check_replaceable(tmp_path / "thesis.txt", "run.json", "a run")
-    with pytest.raises(StageError, match=r"or give another --activations$"):
-        check_replaceable(tmp_path, "run.json", "a run", "--activations")
+    with pytest.raises(StageError, match=r"or pass another --to$"):
+        check_replaceable(tmp_path, "run.json", "a run", "--to")
     (tmp_path / "run.json").touch()
     check_replaceable(tmp_path, "run.json", "a run")
     check_replaceable(tmp_path / "new", "run.json", "a run")
 
 
-def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_folder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "old.txt").touch()
     with pytest.raises(RuntimeError), whole_folder(tmp_path / "data") as partial:
@@ -75,7 +75,7 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     assert names(tmp_path) == ["data", "old.txt"]
 
 
-def test_hashes_are_of_content(tmp_path: Path) -> None:
+def test_hashes_depend_on_content_only(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": 1, "a": "é"})
     assert (tmp_path / "a.json").read_text() == '{\n  "b": 1,\n  "a": "é"\n}\n'
     (tmp_path / "empty").touch()
@@ -83,8 +83,8 @@ def test_hashes_are_of_content(tmp_path: Path) -> None:
     assert sha256_json({"b": 1, "a": 2}) == sha256_json({"a": 2, "b": 1}) != sha256_json({"a": 2, "b": 2})
 
 
-def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
-    """Its unfinished work goes; the work of a living one stays; what it was about to replace comes back."""
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    """Unfinished folders are removed, those of running processes kept, and a folder moved aside is restored."""
     program = (
         "import os, sys; from pathlib import Path; from common.files import whole_folder\n"
         "with whole_folder(Path(sys.argv[1])) as partial:\n    (partial / 'half').touch()\n    os._exit(9)\n"

@@ -3,7 +3,7 @@ import pytest
 from common.plots import HEIGHT, MOST_POINTS, TILT, WIDTH, bars, curves
 
 
-def test_curves_lie_where_the_ticks_say() -> None:
+def test_curves_match_the_ticks() -> None:
     plot = curves([[(1, 0.1), (10, 0.01), (100, 0.001)], [(1, 0.1)]])
     assert plot.curves == ["0.0,0.0 152.0,90.0 304.0,180.0", "0.0,0.0 0.0,0.0"]
     assert plot.x_ticks == [(0, "1"), (WIDTH / 2, "10"), (WIDTH, "100")]
@@ -11,20 +11,20 @@ def test_curves_lie_where_the_ticks_say() -> None:
     assert plot.numbers == "1: 0.1 and 0.1; 10: 0.01 and 0.1; 100: 0.001 and 0.1"
 
 
-def test_curves_of_one_point_and_of_none() -> None:
+def test_curves_of_one_point_and_none() -> None:
     assert curves([[(1, 1)], []]).curves == ["0.0,0.0 0.0,0.0", ""]
     assert [label for _, label in curves([]).x_ticks] == ["1", "10"]
     assert [label for _, label in curves([]).y_ticks] == ["0.1", "1"]
 
 
-def test_long_curves_are_thinned_between_their_ends() -> None:
+def test_long_curves_are_thinned_and_keep_their_ends() -> None:
     (points,) = curves([[(x, 1 / x) for x in range(1, 10_001)]]).curves
-    found = points.split()
-    assert 100 < len(found) <= MOST_POINTS
-    assert (found[0], found[-1]) == ("0.0,0.0", f"{WIDTH:.1f},{HEIGHT:.1f}")
+    thinned = points.split()
+    assert 100 < len(thinned) <= MOST_POINTS
+    assert (thinned[0], thinned[-1]) == ("0.0,0.0", f"{WIDTH:.1f},{HEIGHT:.1f}")
 
 
-def test_bars_are_as_high_as_their_shares() -> None:
+def test_bar_heights_match_shares() -> None:
     plot = bars([[0.5, 0.0], [0.25, 0.125]], ["0", "1"])
     first, second = plot.bars
     assert first == [pytest.approx((15.2, 0, 60.8, 180))]
@@ -34,11 +34,11 @@ def test_bars_are_as_high_as_their_shares() -> None:
     assert plot.numbers == "0: 50 % and 25 %; 1: 0 % and 12.5 %"
 
 
-def test_bars_of_nothing() -> None:
+def test_bars_of_zero() -> None:
     assert bars([[0.0], []], ["0"]).bars == [[], []]
 
 
-def test_a_bar_that_is_not_known_is_not_one_of_nothing() -> None:
+def test_missing_bars_differ_from_zero() -> None:
     plot = bars([[0.5, None], [None, 0.0]], ["0", "1"])
     assert plot.bars == [[pytest.approx((0.05 * WIDTH, 0, 0.2 * WIDTH, HEIGHT))], []]
     # The second group's first bar, the first group's second.
@@ -46,7 +46,7 @@ def test_a_bar_that_is_not_known_is_not_one_of_nothing() -> None:
     assert plot.numbers == "0: 50 % and –; 1: – and 0 %"
 
 
-def test_labels_do_not_run_into_each_other() -> None:
+def test_labels_do_not_overlap() -> None:
     def labels(names: list[str]) -> tuple[list[str], int]:
         plot = bars([[1.0] * len(names)], names)
         return [label for _, label in plot.x_ticks], plot.tilt

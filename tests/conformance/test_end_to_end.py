@@ -203,7 +203,7 @@ MISTAKES = [
         "an unknown key",
         "trainers train configs/tiny.toml --set train.lane=5",
         2,
-        "no setting is called 'lane' (did you mean",
+        "unknown setting 'lane' (did you mean",
     ),
     (
         "a wrong type",
@@ -211,7 +211,7 @@ MISTAKES = [
         2,
         "'lanes': input should be a valid integer",
     ),
-    ("an unknown key of the data", "pipeline ingest --config configs/typo.toml", 2, "no setting is called 'sources'"),
+    ("an unknown key of the data", "pipeline ingest --config configs/typo.toml", 2, "unknown setting 'sources'"),
     (
         "a half written data folder",
         "trainers train configs/tiny.toml --data data/half",

@@ -378,9 +378,9 @@ def test_the_same_text_under_other_names_is_the_same(tmp_path: Path) -> None:
 def test_unrelated_folders_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home/letter.txt").write_text("dear")
-    with pytest.raises(StageError, match=r"home exists and is not a data set .*: remove it, or give another --out"):
+    with pytest.raises(StageError, match=r"home exists and is not a data set .*: remove it, or pass another --out"):
         make(tmp_path, TEXT, out="home", force=True)
-    with pytest.raises(StageError, match=r"0\.txt is a file, a data set is a folder: give another --out"):
+    with pytest.raises(StageError, match=r"0\.txt is a file, but a data set is a folder: pass another --out"):
         make(tmp_path, TEXT, out="0.txt", force=True)
     assert (tmp_path / "home/letter.txt").read_text() == "dear"
 

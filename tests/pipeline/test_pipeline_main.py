@@ -68,7 +68,7 @@ def test_a_config_gives_sources_and_name_and_options_beat_it(text: Path, monkeyp
         (["ingest", "text.txt", "--out", "x", "--unit", "word"], 2, "Invalid value for '--unit': 'word' is not one of"),
         (["verify", "data/x"], 1, "data set data/x does not exist: create it with"),
         (["ingest", "text.txt", "--out", "x", "--wrong"], 2, "No such option"),
-        (["ingest", "--config", "no.toml"], 2, "there is no config file no.toml"),
+        (["ingest", "--config", "no.toml"], 2, "config file no.toml not found"),
         (["info", "data/x"], 1, "data set data/x does not exist: create it with"),
         (["info"], 2, "Missing argument"),
         (["ingest", "text.txt", "--out", "."], 1, ". exists and is not a data set (it has no manifest.json)"),

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import text_format
 from tiny_data import make_data
 
-from common.console import hushed
+from common.console import quiet
 from common.errors import StageError, UsageError
 from common.settings import make
 from pipeline.config import ValidateSettings
@@ -18,7 +18,7 @@ from pipeline.records import NUMBERS, name_of, record_batch
 from pipeline.report import counts_of
 from pipeline.vocab import char_vocab
 
-with hushed():
+with quiet():
     from pipeline import validate as module
     from pipeline.validate import (
         Earlier,

@@ -12,7 +12,7 @@ import pytest
 from tiny_run import AN_EPOCH, TEXT, interrupted, tiny_config, tiny_training
 
 from common.errors import StageError, Stopped, UsageError
-from common.files import only_one, write_json
+from common.files import exclusive, write_json
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab, byte_vocab
 from trainers import checkpoint, metrics
@@ -269,7 +269,7 @@ def test_a_run_begins_with_the_weights_of_another(
 
 
 def test_one_process_trains_a_run(tmp_path: Path) -> None:
-    with only_one(tmp_path), pytest.raises(StageError, match="another process is at work in"), only_one(tmp_path):
+    with exclusive(tmp_path), pytest.raises(StageError, match="another process is using"), exclusive(tmp_path):
         pass
 
 

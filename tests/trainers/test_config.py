@@ -31,7 +31,7 @@ def test_settings_do_not_change() -> None:
         (
             "[model]\nunit = 3",
             "",
-            "no setting is called 'unit' (did you mean 'units'?); there are: cell, units, layers,",
+            "unknown setting 'unit' (did you mean 'units'?); choose from: cell, units, layers,",
         ),
         ("[model]\nunits = '3'", "", "[model]: 'units': input should be a valid integer, got '3'"),
         ("[model]\nunits = 0", "", "'units': input should be greater than 0, got 0"),
@@ -61,12 +61,12 @@ def test_settings_do_not_change() -> None:
         ),
         ("[train]\nepochs = inf", "", "'epochs': input should be a finite number, got inf"),
         ("", "data.unit=byte", "--set changes [model] and [train] here, got 'data.unit=byte'"),
-        ("[trian]\nlanes = 2", "", "no section is called 'trian' (did you mean 'train'?); there are: data, validate,"),
-        ("lanes = 2", "", "no section is called 'lanes'"),
+        ("[trian]\nlanes = 2", "", "unknown section 'trian' (did you mean 'train'?); choose from: data, validate,"),
+        ("lanes = 2", "", "unknown section 'lanes'"),
         ("train = 2", "", "[train] must be a section, got 2"),
-        ("[train", "", "cannot be read as TOML"),
-        ("", "lanes=3", "--set wants section.setting=value (such as train.epochs=3), got 'lanes=3'"),
-        ("", "train.lane=3", "no setting is called 'lane' (did you mean 'lanes'?)"),
+        ("[train", "", "is not valid TOML"),
+        ("", "lanes=3", "--set expects section.setting=value, such as train.epochs=3, got 'lanes=3'"),
+        ("", "train.lane=3", "unknown setting 'lane' (did you mean 'lanes'?)"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, override: str, message: str) -> None:
@@ -78,5 +78,5 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, override: str, messag
 
 
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"there is no config file .*b\.toml"):
+    with pytest.raises(UsageError, match=r"config file .*b\.toml not found"):
         RunConfig.read(tmp_path / "b.toml")

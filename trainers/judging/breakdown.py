@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.printable import symbol_name
 from common.types import Array
 from pipeline.vocab import ASCII, Vocab
 
@@ -140,7 +141,7 @@ def compare(nats_N: Array, ngram_N: Array, targets_N: Array, vocab: Vocab) -> di
     """
     model_N, ngram_likely_N = nats_N < LIKELY, ngram_N < LIKELY
     alone = {"model": model_N & ~ngram_likely_N, "ngram": ngram_likely_N & ~model_N}
-    symbols = Groups([name_of(symbol, vocab.unit) for symbol in vocab.symbols], targets_N)
+    symbols = Groups([symbol_name(symbol, vocab.unit) for symbol in vocab.symbols], targets_N)
     rows = means(
         symbols, p=np.exp(-nats_N), ngram_p=np.exp(-ngram_N), model_alone=alone["model"], ngram_alone=alone["ngram"]
     )
@@ -153,14 +154,3 @@ def compare(nats_N: Array, ngram_N: Array, targets_N: Array, vocab: Vocab) -> di
         "model_ahead": [row for row in rows if row["p"] > row["ngram_p"]][:LISTED],
         "ngram_ahead": [row for row in rows[::-1] if row["p"] < row["ngram_p"]][:LISTED],
     }
-
-
-def name_of(symbol: bytes, unit: str) -> str:
-    r"""Printable name of a symbol.
-
-    >>> [name_of(b" ", "byte"), name_of(b"\n", "byte"), name_of("é".encode(), "char"), name_of(b"\xff", "byte")]
-    ['space', '\\n', 'é', '\\xff']
-    """
-    if symbol in (b"", b" "):
-        return "space" if symbol else "end"
-    return repr(symbol)[2:-1] if unit == "byte" else repr(symbol.decode())[1:-1]

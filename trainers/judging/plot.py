@@ -17,6 +17,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from common import console
 from common.errors import StageError, UsageError
 from common.files import whole_file
+from common.printable import visible
 from trainers import metrics
 
 X = Literal["step", "epoch", "seconds"]
@@ -122,7 +123,7 @@ def _alone(run: Curves, key: str) -> str:
 def _legend(run: Curves) -> str:
     half = LONGEST_NAME // 2
     name = run.name if len(run.name) <= LONGEST_NAME else f"{run.name[: half - 1]}…{run.name[-half:]}"
-    name = console.visible(name).replace("$", r"\$")  # matplotlib would read text between two $ as a formula
+    name = visible(name).replace("$", r"\$")  # matplotlib would read text between two $ as a formula
     if not (best := run.best()):
         return f"{name}: not validated yet"
     return f"{name}: best {best[1]['val_nats']:.4f} nats, {best[1]['val_bits']:.4f} bits at step {best[1]['step']:,}"

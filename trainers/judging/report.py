@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import console
 from common.files import read_json, whole_file
 from common.pages import render
 from common.plots import Plot, bars, percent
+from common.printable import visible
 from trainers import metrics
 
 FILE, SAMPLES = "report.html", "samples.json"
@@ -40,7 +40,7 @@ def write(folder: Path) -> Path:
     page = render(
         "trainers.judging",
         "report.html.j2",
-        {"bits": lambda nats: nats / math.log(2), "visible": lambda text: console.visible(text, keep="\n\t")},
+        {"bits": lambda nats: nats / math.log(2), "visible": lambda text: visible(text, keep="\n\t")},
         name=folder.name,
         unit=run["vocab"]["unit"],
         model=run["config"]["model"],

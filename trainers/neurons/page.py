@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 from common import console
 from common.files import whole_file
 from common.pages import render
+from common.printable import glyph
 from common.types import Array
 from pipeline.vocab import ASCII, Vocab
 from trainers.neurons.labels import pieces_of
@@ -34,7 +35,6 @@ GREEN, BLUE, RED = (
 )  # of the picture; the page has the first two, and its own for the dark
 DRAWN, COLUMNS = 800, 80  # characters of the picture, at most, and of a line of it
 ROW = 1.7, 0.85  # heights of a character and of an expectation, in widths of a column
-SIGNS = {"\n": "↵", "\r": "←", "\t": "⇥", " ": "␣", "": "∎"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Excerpt:
             characters += [*text, *[""] * ended]
             lengths += [*lengths_C.tolist(), *[1] * ended]
         last_C = np.cumsum(lengths) - 1
-        symbols = [sign(symbol.decode("utf-8" if vocab.unit == "char" else "latin-1")) for symbol in vocab.symbols]
+        symbols = [glyph(symbol.decode("utf-8" if vocab.unit == "char" else "latin-1")) for symbol in vocab.symbols]
         if vocab.unit == "byte":
-            symbols = [f"{b[0]:02x}" if b and b[0] >= ASCII else sign(b.decode()) for b in vocab.symbols]
+            symbols = [f"{b[0]:02x}" if b and b[0] >= ASCII else glyph(b.decode()) for b in vocab.symbols]
         return cls(start, characters, held_ExU[last_C], ids_ExK[last_C], p_ExK[last_C], symbols, cells)
 
 
@@ -123,19 +123,10 @@ class Page:
         return next((n["about"] for n in self.report["neurons"] if (n["layer"], n["unit"]) == (layer, unit)), "")
 
 
-def sign(character: str) -> str:
-    r"""A character as it is shown where a line must not break.
-
-    >>> [sign(c) for c in ("a", " ", "\n", "", "\x1b", "\udcff")]
-    ['a', '␣', '↵', '∎', '�', '�']
-    """
-    return SIGNS.get(character, character if character.isprintable() else "\ufffd")
-
-
 def write_page(path: Path, page: Page, excerpt: Excerpt, first: tuple[int, int]) -> None:
     """Writes the page, whole or not at all. first: the layer and unit that it opens with."""
     data = {
-        "characters": [c if c == " " else sign(c) for c in excerpt.characters_C],
+        "characters": [c if c == " " else glyph(c) for c in excerpt.characters_C],
         "breaks": [k for k, c in enumerate(excerpt.characters_C) if c in ("\n", "")],
         "colour": _packed(excerpt.colour_CxU),
         "own": _packed(excerpt.own_CxU),
@@ -204,7 +195,7 @@ def _draw(axes: Axes, x: float, y: float, excerpt: Excerpt, k: int, value: float
         axes.text(x + 0.5, y + height / 2, text.replace("$", r"\$"), ha="center", va="center", fontsize=size)
 
     character = excerpt.characters_C[k]
-    cell(y, ROW[0], GREEN if value > 0 else BLUE, abs(value), character if character == " " else sign(character), 9)
+    cell(y, ROW[0], GREEN if value > 0 else BLUE, abs(value), character if character == " " else glyph(character), 9)
     for index, (token, p) in enumerate(zip(excerpt.ids_CxK[k], excerpt.p_CxK[k], strict=True)):
         cell(y + ROW[0] + index * ROW[1], ROW[1], RED, float(p), excerpt.symbols[token], 5)
 

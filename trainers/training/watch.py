@@ -16,6 +16,7 @@ from rich.text import Text
 
 from common import console
 from common.machine import memory
+from common.printable import visible
 from trainers import checkpoint, metrics
 from trainers.model.char_rnn import CharRNN
 from trainers.run import Run
@@ -119,7 +120,7 @@ class Watch:
 
     def _show(self, step: int, text: str) -> None:
         """A sample, in a frame. Below it the table has its head again."""
-        shown = Text(console.visible(text, keep="\n\t"))
+        shown = Text(visible(text, keep="\n\t"))
         title = f"written at step {step:,}, temperature {TEMPERATURE}"
         width = min(console.err.width, WIDEST)
         console.err.print(

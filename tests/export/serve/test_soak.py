@@ -116,7 +116,7 @@ def test_a_minute_of_mixed_calls(run: Path, batching: bool) -> None:
             thread.start()
         time.sleep(WARM_UP)
         for _ in range(SECONDS):
-            held.append(memory(process=server.pid))
+            held.append(memory(server.pid))
             time.sleep(1)
         over.set()
         for thread in threads:

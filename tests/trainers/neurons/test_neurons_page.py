@@ -1,6 +1,5 @@
 """The page's parts that need no browser, and the picture. (tests/web/test_neurons.py opens the page.)"""
 
-import doctest
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,6 @@ from trainers.neurons.page import Excerpt, Page, draw
 
 TEXT = "a $x$\r\n\u732b\x1b e\n".encode() + b"\xff"
 SHOWN = "a $x$←↵\u732b\ufffd e↵\ufffd"
-
-
-def test_its_examples_hold() -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,0 +1,47 @@
+"""Text made safe to print: on a terminal, in an error, in a table and in a grid of characters."""
+
+import unicodedata
+
+REPLACEMENT = "\ufffd"
+# Unicode's Bidi_Control: these reorder the text that follows them.
+DIRECTIONS = {*map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
+GLYPHS = {"\n": "↵", "\r": "←", "\t": "⇥", " ": "␣", "": "∎"}
+
+
+def visible(text: str, keep: str = "") -> str:
+    r"""Replace characters that could control a terminal or reorder a line with U+FFFD, except those in `keep`.
+
+    >>> visible("a\x1b[31m\n", keep="\n")
+    'a�[31m\n'
+    """
+    hidden = {c for c in set(text) - set(keep) if unicodedata.category(c) == "Cc"} | DIRECTIONS
+    return "".join(REPLACEMENT if c in hidden else c for c in text)
+
+
+def one_line(text: str) -> str:
+    r"""Join the lines of a message, and make it `visible`.
+
+    >>> one_line("bad\n  token \x1b[31m")
+    'bad token �[31m'
+    """
+    return visible(" ".join(text.split()))
+
+
+def symbol_name(symbol: bytes, unit: str) -> str:
+    r"""Name of a vocabulary's symbol in a table, as Python escapes it; b"" is the end of a document.
+
+    >>> [symbol_name(symbol, "byte") for symbol in (b" ", b"\n", b"\xff")], symbol_name("é".encode(), "char")
+    (['space', '\\n', '\\xff'], 'é')
+    """
+    if symbol in (b"", b" "):
+        return "space" if symbol else "end"
+    return repr(symbol)[2:-1] if unit == "byte" else repr(symbol.decode())[1:-1]
+
+
+def glyph(character: str) -> str:
+    r"""Visible form, one column wide, of a character in a grid where lines must not break; "" is the end of a document.
+
+    >>> [glyph(c) for c in ("a", " ", "\n", "", "\x1b", "\udcff")]
+    ['a', '␣', '↵', '∎', '�', '�']
+    """
+    return GLYPHS.get(character, character if character.isprintable() else REPLACEMENT)

@@ -1,0 +1,25 @@
+"""Child processes whose failure is reported by the last line of their standard error."""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from common.errors import StageError
+
+
+def run(
+    command: Sequence[str], failure: str, cwd: Path | str | None = None, env: Mapping[str, str] | None = None
+) -> str:
+    """Run a command and return its standard output.
+
+    Raises StageError ("{failure}: {last line of standard error}") if its exit status is not 0.
+    """
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StageError(f"{failure}: {last_line(done.stderr)}")
+    return done.stdout
+
+
+def last_line(output: str) -> str:
+    """Last line of a process's output: for a Python traceback, the exception."""
+    return (output.strip().splitlines() or ["no message"])[-1]

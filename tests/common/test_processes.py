@@ -1,0 +1,23 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from common import processes
+from common.errors import StageError
+
+
+def test_output_is_returned(tmp_path: Path) -> None:
+    program = "import os; print(os.getcwd(), os.environ['A'])"
+    output = processes.run([sys.executable, "-c", program], "failed", cwd=tmp_path, env={"A": "b"})
+    assert output == f"{tmp_path} b\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [("raise ValueError('the reason')", "it failed: ValueError: the reason"), ("exit(3)", "it failed: no message")],
+)
+def test_failures_are_reported_by_their_last_line(program: str, message: str) -> None:
+    with pytest.raises(StageError) as error:
+        processes.run([sys.executable, "-c", program], "it failed")
+    assert str(error.value) == message
