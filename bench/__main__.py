@@ -14,24 +14,25 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="runs/NAME...")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
-@click.option(
-    "--readme", type=click.Path(path_type=Path), default=Path("README.md"), show_default=True, help="The page."
-)
-def results(runs: tuple[Path, ...], out: Path, readme: Path) -> None:
-    """Keeps finished runs' figures as results/NAME.json, and makes README.md's table of all that is kept.
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[runs/NAME]...")
+@click.option("--root", type=click.Path(path_type=Path), default=Path(), help="The folder of README.md.  [default: .]")
+def results(runs: tuple[Path, ...], root: Path) -> None:
+    """Keep finished runs' figures as results/NAME.json; rebuild the tables of README.md, docs/results.md and
+    docs/benchmarks.md.
 
     \b
     Example:
       python -m bench results runs/stdlib
     """
     with console.quiet():
-        from bench import results
+        from bench import pages, results
     for run in runs:
-        results.record(run, out)
-    results.put(readme, table := results.table(out))
-    console.out.print(table)
+        results.record(run, root / "results")
+    kept = results.read(root / "results")
+    results.put(root / "README.md", headlines := results.headlines(kept))
+    results.put(root / "docs/results.md", results.table(kept))
+    (root / "docs/benchmarks.md").write_text(pages.page(root / "results"), encoding="utf-8")
+    console.out.print(headlines)
 
 
 @cli.command()

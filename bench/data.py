@@ -74,7 +74,6 @@ def compare(size: int, rounds: int, scratch: Path, out: Path) -> None:
     medians = {
         name: Use(*(statistics.median(each) for each in zip(*found, strict=True))) for name, found in uses.items()
     }
-    console.out.print(table(size, what, medians, lanes))
     result: dict[str, Any] = {
         "format_version": 1,
         "corpus": {"what": what, "bytes": size, "sha256": sha256_file(text)},
@@ -88,6 +87,7 @@ def compare(size: int, rounds: int, scratch: Path, out: Path) -> None:
         **made_at,
     }
     write_json(out / "bench-data.json", result)
+    console.out.print(table(result))
 
 
 def corpus(scratch: Path, size: int) -> tuple[Path, str]:
@@ -173,10 +173,11 @@ def measure(command: list[str]) -> tuple[Use, str]:
     return Use(seconds, usage.ru_maxrss * 1024), said
 
 
-def table(size: int, what: str, uses: dict[str, Use], lanes: dict[str, float]) -> Table:
-    """The medians, for the terminal and README."""
-    base = uses["cat, sha256sum"].seconds
-    title = f"{size / MB:,.0f} MB of text ({what}); whole processes, medians; the rate also as a share of cat's"
+def table(result: dict[str, Any]) -> Table:
+    """The medians, and each rate as a share of cat's."""
+    uses = {name: Use(**use) for name, use in result["seconds_and_peak_bytes"].items()}
+    size, lanes, base = result["corpus"]["bytes"], result["lanes"], uses["cat, sha256sum"].seconds
+    title = f"{size / MB:,.0f} MB of text ({result['corpus']['what']}); whole processes, medians"
     shown = Table(title=title, title_justify="left", box=None)
     for column in ("", "seconds", "MB/s", "of cat", "peak MB"):
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
@@ -186,7 +187,7 @@ def table(size: int, what: str, uses: dict[str, Use], lanes: dict[str, float]) -
             cells = (f"{use.seconds:.1f}", f"{rate:,.0f}", f"{rate / (size / MB / base):.2f}", f"{use.peak / MB:,.0f}")
             shown.add_row(name, *cells)
     shown.caption = (
-        f"lanes, {LANES} x {WINDOW}: {lanes['tokens_per_second'] / 1e6:.0f} million tokens/s, "
+        f"lanes, {lanes['lanes']} x {lanes['window']}: {lanes['tokens_per_second'] / 1e6:.0f} million tokens/s, "
         f"{lanes['bytes'] / MB:.0f} MB above the imports;\n"
         f"first batch after {lanes['first_batch_s']:.2f} s at the first step of an epoch, "
         f"{lanes['last_batch_s']:.2f} s at the last"

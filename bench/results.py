@@ -14,16 +14,27 @@ from trainers import checkpoint, metrics
 from trainers.run import read_run
 
 BEGIN, END = "<!-- made by python -m bench results -->", "<!-- end -->"
-# In nats: what A. Karpathy, J. Johnson and L. Fei-Fei report (arXiv 1506.02078, table 1), and nanoGPT's README, of its
-# best and of its command for a CPU, three minutes. Of networks of the same size, or of that which stands beside it.
+# Published nats, and the model where it is of another size: A. Karpathy, J. Johnson and L. Fei-Fei (arXiv 1506.02078,
+# table 1), and nanoGPT's README, its best model and its three minutes on a CPU.
 PUBLISHED = {
-    "tinyshakespeare-best": "1.470 (10.65 M)",
-    "tinyshakespeare-nanogpt": "1.88",
-    "warpeace-1x64": "1.449",
-    "warpeace-1x128": "1.277",
-    "warpeace-2x128": "1.227",
-    "warpeace-2x192": "1.092 (2 x 512)",
-    "warpeace-2x240": "1.092 (2 x 512)",
+    "tinyshakespeare-best": ("1.470", "10.65 M"),
+    "tinyshakespeare-nanogpt": ("1.88", ""),
+    "warpeace-1x64": ("1.449", ""),
+    "warpeace-1x128": ("1.277", ""),
+    "warpeace-2x128": ("1.227", ""),
+    "warpeace-2x192": ("1.092", "2 x 512"),
+    "warpeace-2x240": ("1.092", "2 x 512"),
+}
+# README.md's rows.
+HEADLINES = {
+    "tinyshakespeare-nanogpt": "tinyshakespeare, three minutes",
+    "tinyshakespeare-best": "tinyshakespeare",
+    "warpeace-1x64": "War and Peace",
+    "warpeace-2x128": "War and Peace",
+    "warpeace-2x240": "War and Peace",
+    "linux": "Linux source",
+    "wikipedia-sample": "Wikipedia, a sample",
+    "stdlib": "Python's standard library",
 }
 
 
@@ -73,32 +84,50 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
     return result
 
 
-def table(folder: Path) -> str:
-    """README.md's table: a row a result of the folder. Raises StageError where it has none."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    rows = [row(one) for one in found if "judged" in one]
-    if not rows:
-        raise StageError(f"{folder} has no results of runs, for a table: run python -m bench results runs/NAME")
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Return the results of runs in a folder, by name. Raises StageError where there are none."""
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    if not (runs := [result for result in kept if "judged" in result]):
+        raise StageError(f"{folder} holds no results of runs: run python -m bench results runs/NAME")
+    return runs
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the table of docs/results.md, one row per result."""
     names = ["config", "split", "model, parameters", "read, millions", "val, nats", "test, nats (95 %)", "bits"]
     names += ["n-gram, nats", "published", "training", "machine", "date, commit, seed"]
-    return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *rows])
+    return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *map(row, results)])
+
+
+def headlines(results: list[dict[str, Any]]) -> str:
+    """Return the table of README.md, in bits per character."""
+    lines = ["| corpus | model | held-out bits per character | published |", "|---|---|---|---|"]
+    named = {result["name"]: result for result in results}
+    for name, corpus in HEADLINES.items():
+        if result := named.get(name):
+            model, (nats, size) = result["config"]["model"], PUBLISHED.get(name, ("", ""))
+            published = f"{float(nats) / math.log(2):.2f}" + (f" ({size})" if size else "") if nats else ""
+            shape = f"{model['cell'].upper()} {model['layers']} x {model['units']}"
+            lines.append(f"| {corpus} | {shape} | {result['nats'] / math.log(2):.2f} | {published} |")
+    return "\n".join(lines)
 
 
 def row(result: dict[str, Any]) -> str:
-    """A result as a row of README.md's table."""
+    """Return a result as a row of docs/results.md."""
     model, train = result["config"]["model"], result["config"]["train"]
     interval, counted = result["interval"], result["ngram_nats"]
+    published, size = PUBLISHED.get(result["name"], ("", ""))
     judged = f"{result['nats']:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
     minutes, seconds = divmod(round(result["training_seconds"]), 60)
     cells = [
-        f"[{result['name']}](configs/{result['name']}.toml)",
+        f"[{result['name']}](../configs/{result['name']}.toml)",
         result["split"],
         f"{model['cell'].upper()} {model['layers']} x {model['units']}, {result['parameters']:,}",
         f"{result['seen'] / 1e6:,.0f}",
         *([f"{result['val_nats']:.3f}", judged] if result["judged"] == "test" else [judged, ""]),
         f"{result['nats'] / math.log(2):.3f}",
         f"{counted:.3f}" if counted else "",
-        PUBLISHED.get(result["name"], ""),
+        published + (f" ({size})" if size else ""),
         f"{minutes}:{seconds:02} min",
         f"{result['machine']}, {train['precision']}",
         f"{result['date']}, {result['commit'][:7]}, {train['seed']}",
@@ -106,14 +135,14 @@ def row(result: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def put(readme: Path, table: str) -> None:
-    """Puts the table in the place of the one before it. Raises StageError where its marks are not there."""
-    text = readme.read_text(encoding="utf-8")
+def put(page: Path, table: str) -> None:
+    """Replace the table between a page's markers. Raises StageError where they are missing."""
+    text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise StageError(f"{readme} has no place for the table: it wants the lines {BEGIN} and {END}")
-    readme.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
+        raise StageError(f"{page} has no place for the table: add the lines {BEGIN} and {END}")
+    page.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 def _split(manifest: Manifest) -> str:

@@ -162,7 +162,7 @@ def _caption(result: dict[str, Any]) -> str:
         f"{name} to step {peer['warm_steps']}" for name, peer in result["peers"].items() if peer["warm_steps"] < 20
     )
     lines = [
-        "*: ours as it comes; it, and ours in the same precision (alike), is so many times as fast: "
+        "*: ours by default; it, and ours in the same precision (alike), is so many times as fast: "
         "medians of the rounds' ratios",
         "GFLOP/s: 6 FLOPs a character for each weight that it is multiplied by; rows that are gathered do not count",
         f"share: of the fastest large matrix product, {tops}",
@@ -170,7 +170,7 @@ def _caption(result: dict[str, Any]) -> str:
         "MB: the most memory that the process held",
     ]
     if (against := against_better_torch(result)) is not None:
-        lines.append(f"ours as it comes is {against:.2f} x as fast as the better of torch's")
+        lines.append(f"ours by default is {against:.2f} x as fast as the better of torch's")
     return "\n".join(lines)
 
 

@@ -28,6 +28,7 @@ CHATTER = re.compile(
     rb"|^INFO: Created TensorFlow Lite"
     rb"|^fully_quantize: "  # TensorFlow Lite's converter, on each int8 conversion
     rb"|^Unable to import IPython|^TFDV visualization APIs"  # useful only in a notebook
+    rb"|^WARNING:root:apitools not found"  # Beam, without Google Cloud's clients
 )
 
 

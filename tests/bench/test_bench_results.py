@@ -1,4 +1,4 @@
-"""A tiny run as results/NAME.json and as a row of the table in README.md."""
+"""A tiny run as results/NAME.json, and the pages that are built from such files."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import tensorflow as tf
 import tiny_run
 from click.testing import CliRunner
 
-from bench import results
+from bench import pages, results
 from bench.__main__ import cli
 from common.errors import StageError
 from common.files import write_json
@@ -73,26 +73,28 @@ def test_a_run_is_kept_with_all_that_a_figure_needs(trained: Path, tmp_path: Pat
     assert kept["training_seconds"] == pytest.approx(sum(row.get("seconds", 0) for row in metrics.read(trained)))
 
 
-def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:
+def test_the_tables_are_rebuilt_between_their_markers(tmp_path: Path) -> None:
     config = {"model": {"cell": "gru", "layers": 1, "units": 64}, "train": {"precision": "float32", "seed": 7}}
-    one = {"config": config, "split": "chars, 80/10/10, as char-rnn", "parameters": 43_604, "seen": 130_326_350}
-    one |= {"val_nats": 1.4567, "judged": "test", "nats": math.log(4), "interval": None, "ngram_nats": None}
-    one |= {"training_seconds": 125.6, "machine": "2 cores", "date": "2026-11-25", "commit": "0123456789abcdef"}
-    write_json(tmp_path / "b.json", one | {"name": "b"})
-    write_json(tmp_path / "a.json", one | {"name": "warpeace-1x64", "interval": [1.0, 2.0], "ngram_nats": 1.25})
-    write_json(tmp_path / "c.json", one | {"name": "c", "judged": "val", "interval": [1.0, 2.0]})
+    kept = {"config": config, "split": "chars, 80/10/10, as char-rnn", "parameters": 43_604, "seen": 130_326_350}
+    kept |= {"val_nats": 1.4567, "judged": "test", "nats": math.log(4), "interval": None, "ngram_nats": None}
+    kept |= {"training_seconds": 125.6, "machine": "2 cores", "date": "2026-11-25", "commit": "0123456789abcdef"}
+    write_json(tmp_path / "b.json", kept | {"name": "b"})
+    write_json(tmp_path / "a.json", kept | {"name": "warpeace-1x64", "interval": [1.0, 2.0], "ngram_nats": 1.25})
+    write_json(tmp_path / "c.json", kept | {"name": "c", "judged": "val", "interval": [1.0, 2.0]})
     write_json(tmp_path / "bench-train.json", {"name": "no run"})
-    rows = results.table(tmp_path).splitlines()
+    rows = results.table(results.read(tmp_path)).splitlines()
     assert rows[2:] == [
-        "| [warpeace-1x64](configs/warpeace-1x64.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 "
+        "| [warpeace-1x64](../configs/warpeace-1x64.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 "
         "| 1.457 | 1.386 (1.000 to 2.000) | 2.000 | 1.250 | 1.449 | 2:06 min | 2 cores, float32 "
         "| 2026-11-25, 0123456, 7 |",
-        "| [b](configs/b.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.457 | 1.386 | 2.000 |  |  "
-        "| 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
-        "| [c](configs/c.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.386 (1.000 to 2.000) |  "
-        "| 2.000 |  |  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
+        "| [b](../configs/b.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.457 | 1.386 | 2.000 |  "
+        "|  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
+        "| [c](../configs/c.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.386 (1.000 to 2.000) "
+        "|  | 2.000 |  |  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
     ]
     assert len({row.count("|") for row in rows}) == 1
+    short = results.headlines(results.read(tmp_path)).splitlines()
+    assert short[2:] == ["| War and Peace | GRU 1 x 64 | 2.00 | 2.09 |"]
     readme = tmp_path / "README.md"
     readme.write_text(f"Before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
     results.put(readme, "new\nrows")
@@ -110,16 +112,20 @@ def test_shares_below_a_percent_are_not_nothing(tmp_path: Path, make_data: Calla
     assert results._split(data) == "bytes, 99/0.5/0.5, the end is test"
 
 
-def test_no_results_are_no_table(tmp_path: Path) -> None:
+def test_a_folder_without_results_changes_no_page(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(before := f"{results.BEGIN}\nold\n{results.END}\n")
-    write_json(tmp_path / "bench-train.json", {"name": "no run"})
-    done = CliRunner().invoke(cli, ["results", "--out", str(tmp_path), "--readme", str(readme)])
+    write_json(tmp_path / "results/bench-train.json", {"name": "no run"})
+    done = CliRunner().invoke(cli, ["results", "--root", str(tmp_path)])
     assert isinstance(done.exception, StageError)
-    assert "has no results of runs" in str(done.exception)
+    assert "holds no results of runs" in str(done.exception)
     assert readme.read_text() == before
 
 
-def test_readme_has_the_table_of_what_is_kept() -> None:
+def test_the_pages_are_what_the_command_makes() -> None:
     root = Path(results.__file__).parent.parent
-    assert results.table(root / "results") in (root / "README.md").read_text(encoding="utf-8")
+    kept = results.read(root / "results")
+    assert results.headlines(kept) in (root / "README.md").read_text(encoding="utf-8")
+    assert len(results.headlines(kept).splitlines()) <= 2 + 8
+    assert results.table(kept) in (root / "docs/results.md").read_text(encoding="utf-8")
+    assert pages.page(root / "results") == (root / "docs/benchmarks.md").read_text(encoding="utf-8")

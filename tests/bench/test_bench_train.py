@@ -96,8 +96,8 @@ def test_the_table_is_about_the_default_precision() -> None:
     assert rows["ours, float32"] == ["4,000,000,000", "2.00 x", "4.0", "40.0%", *ends]
     assert rows["keras.layers.LSTM, fit"] == ["1,000,000,000", "4.00 x", "2.00 x", "1.0", "10.0%", *ends]
     assert rows["torch nn.LSTM, bfloat16"] == ["5,000,000,000", "1.60 x", "1.60 x", "5.0", "12.5%", *ends]
-    assert "ours as it comes is 1.60 x as fast as the better of torch's" in rows
-    assert "ours as it comes is 0.80 x as fast as the better of torch's" in printed(made_up("float32"))
+    assert "ours by default is 1.60 x as fast as the better of torch's" in rows
+    assert "ours by default is 0.80 x as fast as the better of torch's" in printed(made_up("float32"))
 
 
 def test_a_warm_up_that_was_cut_short_is_said() -> None:
