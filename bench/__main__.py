@@ -10,7 +10,7 @@ from common import console
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def cli() -> None:
-    """Measurements."""
+    """Measure speed, memory and quality, each beside its peers in the same run."""
 
 
 @cli.command()
@@ -40,15 +40,15 @@ def results(runs: tuple[Path, ...], root: Path) -> None:
 @click.option("--all", "every", is_flag=True, help="2x128, 2x256, 2x512, and 3x512 with 100 lanes x 100 characters.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 @click.option(
-    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each; medians are shown."
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; medians are shown."
 )
-@click.option("--seconds", type=click.FloatRange(0.1), default=5, show_default=True, help="The length of a turn.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=5, show_default=True, help="Length of a turn.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
 def train(sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds: float, out: Path) -> None:
-    """Training speed beside Keras, PyTorch, and the machine's own ceiling.
+    """Training speed beside Keras, PyTorch and the machine's ceiling.
 
-    All take turns in one run, four minutes a size. PyTorch's rows want torch installed beside the project: pip install
-    torch. Leave the machine alone meanwhile.
+    All take turns in one run, four minutes per size. PyTorch's rows need torch: pip install torch. Keep the machine
+    idle meanwhile.
 
     \b
     Examples:
@@ -58,7 +58,7 @@ def train(sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds
     from bench.train import SIZES, compare, gpu_of, size_named
 
     if every and sizes:
-        raise click.UsageError("--all names the sizes: leave --size out")
+        raise click.UsageError("--all names the sizes: omit --size")
     chosen = SIZES if every else [size_named(text) for text in sizes or ("2x128",)]
     if device == "gpu" and not gpu_of("tensorflow"):
         console.note("TensorFlow sees no GPU here: nothing is measured")
@@ -72,10 +72,9 @@ def train(sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds
 @click.option("--data", type=click.Path(path_type=Path), help="The data set. Default: data/NAME.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
 def clock(config: Path, data: Path | None, out: Path) -> None:
-    """What training reaches by the clock: a config's run, and PyTorch's nn.LSTM, with Adam and with Muon, for as long.
+    """Loss after equal training time: a config's run, and PyTorch's nn.LSTM with Adam and with Muon.
 
-    Wants torch installed beside the project: pip install torch. Some ten minutes as it comes. Leave the machine alone
-    meanwhile.
+    Needs torch: pip install torch. About ten minutes by default. Keep the machine idle meanwhile.
 
     \b
     Example:
@@ -90,8 +89,8 @@ def clock(config: Path, data: Path | None, out: Path) -> None:
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path), default=Path("configs/tinyshakespeare.toml"))
 @click.option("--data", type=click.Path(path_type=Path), help="The data set. Default: data/NAME.")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs in each precision.")
-@click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Of each run.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs per precision.")
+@click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Steps per run.")
 @click.option(
     "--set",
     "overrides",
@@ -103,9 +102,9 @@ def clock(config: Path, data: Path | None, out: Path) -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
 def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
-    """What bfloat16 costs: validation losses beside float32's, at equal steps, over some seeds.
+    """Validation loss in bfloat16 beside float32, at equal steps, over several seeds.
 
-    As it comes: six runs of a 2 x 128 model, some ten minutes on 2 cores.
+    By default: six runs of a 2 x 128 model, about ten minutes on 2 cores.
 
     \b
     Example:
@@ -120,12 +119,12 @@ def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path), default=Path("configs/stdlib.toml"))
 @click.option("--data", type=click.Path(path_type=Path), help="The data set. Default: data/NAME.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of each; medians are shown.")
-@click.option("--steps", type=click.IntRange(16), default=800, show_default=True, help="Of each training.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each; medians are shown.")
+@click.option("--steps", type=click.IntRange(16), default=800, show_default=True, help="Steps per training.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting of the config.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
 def scale(config: Path, data: Path | None, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
-    """What dividing costs: one replica, two replicas, two workers, all on this machine.
+    """Training speed of one replica, two replicas and two workers, all on this machine.
 
     \b
     Example:
@@ -141,17 +140,17 @@ def scale(config: Path, data: Path | None, rounds: int, steps: int, overrides: t
 @click.argument("config", type=click.Path(path_type=Path), default=Path("configs/stdlib.toml"))
 @click.option("--data", type=click.Path(path_type=Path), help="The data set. Default: data/NAME.")
 @click.option(
-    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each; medians are shown."
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; medians are shown."
 )
-@click.option("--steps", type=click.IntRange(1), default=2500, show_default=True, help="Of each turn.")
+@click.option("--steps", type=click.IntRange(1), default=2500, show_default=True, help="Steps per turn.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
 def watch(config: Path, data: Path | None, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
-    """What it costs to watch a run: reports, bar, TensorBoard, histograms, samples, callbacks.
+    """Cost of watching a run: reports, bar, TensorBoard, histograms, samples, callbacks.
 
-    As it comes: ten trainings of a minute and a half each on 2 cores. Leave the machine alone meanwhile.
+    By default: ten trainings of a minute and a half each on 2 cores. Keep the machine idle meanwhile.
 
     \b
     Example:
@@ -165,15 +164,15 @@ def watch(config: Path, data: Path | None, rounds: int, steps: int, overrides: t
 
 @cli.command()
 @click.option("--size", type=click.IntRange(1_000_000), default=474_000_000, show_default=True, help="Bytes of text.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of each; medians are shown.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each; medians are shown.")
 @click.option(
-    "--scratch", type=click.Path(path_type=Path), default=Path("data/bench"), show_default=True, help="Where."
+    "--scratch", type=click.Path(path_type=Path), default=Path("data/bench"), show_default=True, help="Its folder."
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
 def data(size: int, rounds: int, scratch: Path, out: Path) -> None:
-    """Ingest, validate and lanes at full scale, beside cat with sha256sum, and a dict in Python.
+    """Ingest, validate and lanes at full scale, beside cat with sha256sum and a Python dict.
 
-    The corpus is kernel source, where this machine's package manager has it: 5 GB of disk, some ten minutes.
+    The corpus is kernel source, if this machine's package manager has it: 5 GB of disk, about ten minutes.
 
     \b
     Example:
@@ -186,7 +185,7 @@ def data(size: int, rounds: int, scratch: Path, out: Path) -> None:
 
 @cli.group()
 def serve() -> None:
-    """The exported SavedModel: how fast it writes, how a server of it does under load, and for minutes."""
+    """The exported SavedModel."""
 
 
 SIZES_SERVED = click.option(
@@ -206,15 +205,15 @@ OUT = click.option(
 @cli.command()
 @SIZES_SERVED
 @click.option(
-    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each; medians are shown."
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; medians are shown."
 )
-@click.option("--seconds", type=click.FloatRange(0.01), default=1.5, show_default=True, help="The length of a turn.")
+@click.option("--seconds", type=click.FloatRange(0.01), default=1.5, show_default=True, help="Length of a turn.")
 @OUT
 def lite(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> None:
-    """Microseconds a character of a .tflite in every precision, beside the SavedModel and PyTorch.
+    """Microseconds per character of a .tflite in every precision, beside the SavedModel and PyTorch.
 
-    PyTorch's rows, eager and in its dynamic int8, want torch installed beside the project: pip install torch. Some two
-    minutes a size. Leave the machine alone meanwhile.
+    PyTorch's rows, eager and in dynamic int8, need torch: pip install torch. About two minutes per size. Keep the
+    machine idle meanwhile.
 
     \b
     Example:
@@ -234,7 +233,7 @@ def lite(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> None
 @click.option("--precision", default="int8-dynamic", show_default=True, help="The file to measure.")
 @OUT
 def browser(devices: Path, precision: str, out: Path) -> None:
-    """Characters a second of a model on its page in Chromium, with text, bars and colours; `lite` shows it.
+    """Characters per second of a model on its page in Chromium, with text, bars and colours; `lite` shows it.
 
     \b
     Example:
@@ -249,15 +248,15 @@ def browser(devices: Path, precision: str, out: Path) -> None:
 @serve.command()
 @SIZES_SERVED
 @click.option(
-    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each; medians are shown."
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; medians are shown."
 )
-@click.option("--seconds", type=click.FloatRange(0.01), default=3, show_default=True, help="The length of a turn.")
+@click.option("--seconds", type=click.FloatRange(0.01), default=3, show_default=True, help="Length of a turn.")
 @OUT
 def sampling(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> None:
-    """Microseconds a character: in a Session, beside PyTorch with the same weights, XLA, and memory.
+    """Microseconds per character in a Session, beside PyTorch with the same weights, XLA and memory.
 
-    One row and 16 of them, texts of 200 to 1,000 characters. All take turns in one run, some six minutes a size.
-    PyTorch's rows want torch installed beside the project: pip install torch. Leave the machine alone meanwhile.
+    One row and 16 rows, texts of 200 to 1,000 characters. All take turns in one run, about six minutes per size.
+    PyTorch's rows need torch: pip install torch. Keep the machine idle meanwhile.
 
     \b
     Example:

@@ -28,7 +28,7 @@ PEERS: dict[str, tuple[str, float | None]] = {
 
 
 def compare(config: Path, data: Path, out: Path) -> None:
-    """Prints a table and writes out/bench-clock-NAME.json: each one's loss on val, what it read, how long it trained.
+    """Print a table and write out/bench-clock-NAME.json: each one's loss on val, what it read, how long it trained.
 
     One after the other, each alone. Ours goes through the command line, as a user's does, in a folder that is taken
     away afterwards; its loss is that of its last step. Raises StageError where the code is not committed, where torch
@@ -65,7 +65,7 @@ def compare(config: Path, data: Path, out: Path) -> None:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """Each one's figures, for the terminal and README."""
+    """The figures, for the terminal and docs/benchmarks.md."""
     model = result["config"]["model"]
     shown = Table(title=f"{result['data']}, {model['layers']} x {model['units']}, by the clock", box=None)
     for column in ("", "nats on val", "read, millions", "seconds", "parameters"):

@@ -26,7 +26,7 @@ Curve = list[tuple[int, float]]  # step, and nats on val
 
 
 def compare(config: Path, data: Path, seeds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
-    """Prints a table and writes out/bench-precision.json: each run's validation losses after equally many steps.
+    """Print a table and write out/bench-precision.json: each run's validation losses after equally many steps.
 
     The runs go through the command line, as a user's do, in a folder that is taken away afterwards. Raises StageError
     where the code is not committed, or where a run fails or ends at another step.
@@ -73,7 +73,7 @@ def differences(losses: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The losses, for the terminal and README."""
+    """The losses, for the terminal and docs/benchmarks.md."""
     model = result["config"]["model"]
     title = f"{result['data']}, {model['layers']} x {model['units']}: nats on val after {result['steps']:,} steps"
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None)

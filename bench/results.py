@@ -1,4 +1,4 @@
-"""A finished run as one JSON file, with all that a figure needs beside it: config, data, machine, commit, date."""
+"""Finished runs as JSON files, with config, data, machine, commit and date; and the tables built from them."""
 
 import datetime
 import json
@@ -39,10 +39,10 @@ HEADLINES = {
 
 
 def record(folder: Path, out: Path) -> dict[str, Any]:
-    """Writes out/NAME.json for a run that has been trained, and evaluated on test, or on val where there is no test.
+    """Write out/NAME.json for a run that was trained, and evaluated on test, or on val if there is no test split.
 
     Machine, commit and date are those of the recording, so record on the machine and at the commit that trained.
-    Raises StageError where the evaluation is missing or of another checkpoint, and where the code is not committed.
+    Raises StageError if the evaluation is missing or of another checkpoint, or if the code is not committed.
     """
     run = read_run(folder)
     chosen = checkpoint.best(run)
@@ -146,7 +146,7 @@ def put(page: Path, table: str) -> None:
 
 
 def _split(manifest: Manifest) -> str:
-    """What of the text the model is judged by: its unit, the shares of train, val and test, and how they were cut."""
+    """Describe the split: its unit, the shares of train, val and test, and how they were cut."""
     tokens = {name: split.tokens for name, split in manifest.splits.items()}
     percents = [100 * part / sum(tokens.values()) for part in tokens.values()]
     shares = "/".join(f"{percent:.{0 if percent >= 1 else 1}f}" for percent in percents)

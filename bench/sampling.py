@@ -37,7 +37,7 @@ Turns = dict[int, dict[str, list[float]]]  # microseconds a step, by rows and pe
 
 
 def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
-    """Prints a table and writes out/bench-serve-sampling-LxH.json: medians, ratios, and every round.
+    """Print a table and write out/bench-serve-sampling-LxH.json: medians, ratios, and every round.
 
     A peer that is not installed is left out, and said to be. Raises StageError where the code is not committed, a peer
     fails, or has other logits than ours.
@@ -125,7 +125,7 @@ def better_torch(result: dict[str, Any], rows: int) -> float | None:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures, for the terminal and README."""
+    """The figures, for the terminal and docs/benchmarks.md."""
     work, bound = result["work"], result["bound"]
     title = f"{work['layers']} x {work['units']}, {work['vocabulary']} characters, texts of {work['lengths']}"
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))

@@ -34,7 +34,7 @@ REPORTS = 8  # of a turn; the first one holds the tracing, and does not count
 
 
 def compare(config: Path, data: Path, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
-    """Prints a table and writes out/bench-scale.json. Each turn is a training of `steps` steps by the command line.
+    """Print a table and write out/bench-scale.json. Each turn is a training of `steps` steps by the command line.
 
     Raises StageError where the code is not committed, or a training fails.
     """
@@ -65,7 +65,7 @@ def compare(config: Path, data: Path, rounds: int, steps: int, overrides: tuple[
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures, for the terminal and README."""
+    """The figures, for the terminal and docs/benchmarks.md."""
     model = result["config"]["model"]
     title = f"{model['layers']} x {model['units']}, {result['bytes_a_reduction'] / 1e6:.2f} MB a reduction"
     shown = Table(title=title, title_justify="left", box=None)

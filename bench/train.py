@@ -48,7 +48,7 @@ def size_named(text: str) -> Size:
 
 
 def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> None:
-    """Prints a table and writes out/bench-train-LxH.json (with -gpu): medians, ratios, and every round.
+    """Print a table and write out/bench-train-LxH.json (with -gpu): medians, ratios, and every round.
 
     The peers' processes stay alive and idle while another one runs. A peer that is not installed is left out, and said
     to be. Raises StageError where the code is not committed, or a peer fails.
@@ -124,7 +124,7 @@ def ceiling(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures, for the terminal and README."""
+    """The figures, for the terminal and docs/benchmarks.md."""
     work, default = result["work"], result["default_precision"]
     title = f"{work['layers']} x {work['units']}, {work['lanes']} lanes x {work['window']} characters, {work['device']}"
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))

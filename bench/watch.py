@@ -36,7 +36,7 @@ Turn = dict[str, Any]  # first: seconds to the end of the first stretch; stretch
 
 
 def compare(config: Path, data: Path, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
-    """Prints a table and writes out/bench-watch.json: seconds from one evaluation to the next, watched and bare.
+    """Print a table and write out/bench-watch.json: seconds from one evaluation to the next, watched and bare.
 
     Raises StageError where the code is not committed, where there are too few evaluations to tell, or a turn fails.
     """
@@ -76,7 +76,7 @@ def extra(turns: dict[str, list[Turn]]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures, for the terminal and README."""
+    """The figures, for the terminal and docs/benchmarks.md."""
     model, every = result["config"]["model"], result["config"]["train"]["evaluate_every"]
     title = f"{result['data']}, {model['layers']} x {model['units']}: seconds for {every:,} steps and their evaluation"
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None)
