@@ -1,13 +1,12 @@
 """The command line: python -m export savedmodel | label | query | tflite | run-lite | web | keras | show."""
 
-import math
 import os
-import secrets
 from pathlib import Path
 
 import click
 
 from common import console, options
+from export.client.query import query
 
 FOLDER = click.Path(path_type=Path)
 CAP = click.IntRange(1, 1 << 20)
@@ -218,93 +217,7 @@ def show(run: Path, served: Path | None, devices: Path | None) -> None:
     show_run(run, served or Path("served") / run.name, devices or Path("devices") / run.name)
 
 
-@cli.command()
-@click.option("--target", default="localhost:8500", show_default=True, metavar="HOST:PORT", help="The server's gRPC.")
-@click.option("--model", required=True, metavar="NAME", help="The server's name for the model.")
-@click.option("--version", type=click.IntRange(0), help="A version of it.  [default: the latest]")
-@click.option("--label", metavar="NAME", help="The version that bears this label.")
-@click.option("--prompt", default="", help="The text to continue, or to score.")
-@options.sampling
-@click.option(
-    "--seed",
-    type=options.SEED,
-    help="The same seed writes the same text.  [default: another each time, and told]",
-)
-@click.option("--stream/--no-stream", default=True, help="Show the text as it comes, or all at once.")
-@click.option("--score", is_flag=True, help="Tell how likely the prompt is, instead.")
-@click.option("--info", is_flag=True, help="Tell what the model says of itself, instead.")
-@click.option("--status", is_flag=True, help="Tell which versions and signatures there are, instead.")
-@click.option("--json", "as_json", is_flag=True, help="Answer in one line of JSON.")
-@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds that a call may take.")
-@click.option("--tls", is_flag=True, help="Over TLS; a --tls-... option says so too.")
-@click.option("--tls-root", type=FOLDER, metavar="PEM", help="Authorities to trust.  [default: the public ones]")
-@click.option("--tls-key", type=FOLDER, metavar="PEM", help="The client's own key, with --tls-cert.")
-@click.option("--tls-cert", type=FOLDER, metavar="PEM", help="The client's own certificate.")
-@click.option("--tls-name", metavar="NAME", help="The name in the server's certificate, where it is not its address.")
-def query(
-    target: str,
-    model: str,
-    version: int | None,
-    label: str | None,
-    prompt: str,
-    length: int,
-    temperature: float,
-    seed: int | None,
-    top_k: int,
-    top_p: float,
-    repetition_penalty: float,
-    stop: str,
-    stream: bool,
-    score: bool,
-    info: bool,
-    status: bool,
-    as_json: bool,
-    timeout: float,
-    tls: bool,
-    tls_root: Path | None,
-    tls_key: Path | None,
-    tls_cert: Path | None,
-    tls_name: str | None,
-) -> None:
-    """Asks a model that TF Serving serves.
-
-    Writes the text as it comes, in pieces of which each is a call.
-
-    \b
-    Examples:
-      python -m export query --model book --prompt "Once " --length 2000 --stop "THE END"
-      python -m export query --target serving.example:443 --tls --model book --status
-    """
-    if score + info + status > 1:
-        raise click.UsageError("of --score, --info and --status, one at a time")
-    for name, value in (("temperature", temperature), ("top-p", top_p), ("repetition-penalty", repetition_penalty)):
-        if not math.isfinite(value):
-            raise click.BadParameter(f"--{name} must be a finite number, got {value}")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC has to say comes back in the error
-    from common.settings import make
-    from export.client import query as ask
-
-    files = {"root_certificates": tls_root, "key": tls_key, "certificate": tls_cert, "server_name": tls_name}
-    trust = make(ask.Tls, files, "--tls-...") if tls or any(files.values()) else None
-    text = os.fsencode(prompt)  # as it was typed, whatever its encoding
-    with ask.Client(target, model, version=version, label=label, timeout=timeout, tls=trust) as client:
-        if score:
-            ask.score(client, text, as_json)
-        elif info:
-            ask.info(client, as_json)
-        elif status:
-            ask.status(client, as_json)
-        else:
-            sampling = ask.Sampling(
-                temperature=temperature,
-                seed=secrets.randbelow(1 << 31) if seed is None else seed,
-                top_k=top_k,
-                top_p=top_p,
-                repetition_penalty=repetition_penalty,
-                stop=os.fsencode(stop),
-            )
-            ask.write(client, text, length, sampling, stream=stream, as_json=as_json, tell_seed=seed is None)
-
+cli.add_command(query)
 
 if __name__ == "__main__":
     console.run(cli)

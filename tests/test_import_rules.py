@@ -140,7 +140,7 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         ("export.lite.runner export.lite.probe", {"ai_edge_litert"}),
         ("export.serve.package", {"tensorflow_serving"}),
         ("trainers.training.loop trainers.judging.evaluate trainers.info", {"tensorflow", "keras"}),
-        ("export.client.query", {"tensorflow_serving"}),  # and with it the client
+        ("export.client.client", {"tensorflow_serving"}),
         ("export.serve.saved_model export.serve.session", {"tensorflow", "keras", "tensorflow_serving"}),
     ],
 )

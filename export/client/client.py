@@ -1,11 +1,11 @@
-"""A client of the served model: text in, text out. Needs NumPy and gRPC, not TensorFlow.
+"""Client of a served model: text in, text out. Needs NumPy and gRPC, not TensorFlow.
 
     with Client("localhost:8500", "book") as client:
         print(client.generate("Once ", length=200, temperature=0.7).text)
         for text in client.stream("Once ", length=2000, stop="THE END"):
             print(text, end="", flush=True)
 
-Legend: P characters read, H units, V vocabulary.
+Shape suffixes: P characters read, H units, V vocabulary.
 """
 
 import codecs
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from common.errors import StageError, UsageError
 from common.types import Array
-from export.client.connection import Connection, ServingError, Signature, TensorInfo, Tls, Version
+from export.client.connection import Connection, ServingError, Signature, TensorInfo, Tls, VersionStatus
 
 __all__ = [
     "Carry",
@@ -28,31 +28,31 @@ __all__ = [
     "Continued",
     "Generated",
     "Neurons",
-    "Sampling",
-    "Score",
+    "SamplingOptions",
     "ServingError",
     "Signature",
     "Started",
     "TensorInfo",
+    "TextScore",
     "Tls",
-    "Version",
+    "VersionStatus",
 ]
 
 Floats = npt.NDArray[np.float32]
 Text = str | bytes
 Texts = list[str] | list[bytes] | list[Text]
 T = TypeVar("T")
-Each: TypeAlias = T | list[T]  # one for all rows, or one a row
+PerRow: TypeAlias = T | list[T]  # one value for all rows, or one per row
 
-FIRST_PIECE = 8  # characters: the beginning of a stream is to be seen at once
+FIRST_PIECE = 8  # characters: few, so that a stream starts at once
 
 
-class Sampling(TypedDict, total=False):
-    """How characters are drawn. The same seed writes the same text.
+class SamplingOptions(TypedDict, total=False):
+    """Sampling options of one text. The same seed writes the same text.
 
-    temperature: 0 takes the likeliest character, 1 is the model's own, more is bolder. top_k: draw from so many of the
-    likeliest (0: from all). top_p: from as few of the likeliest as have this probability together. repetition_penalty:
-    above 1, characters that were written are less likely to come again. stop: the text ends ahead of this string.
+    temperature: 0 is greedy, 1 is the model's own distribution. top_k: sample from this many of the likeliest
+    characters (0: all). top_p: sample from the fewest likeliest characters whose probabilities add up to this.
+    repetition_penalty: above 1, recent characters become less likely. stop: end the text before this string.
     """
 
     temperature: float
@@ -63,28 +63,28 @@ class Sampling(TypedDict, total=False):
     stop: Text
 
 
-class EachSampling(TypedDict, total=False):
-    """The same for several rows: one value for all, or a list with one a row."""
+class BatchSamplingOptions(TypedDict, total=False):
+    """Sampling options of several texts: one value for all, or a list with one per text."""
 
-    temperature: Each[float]
-    seed: Each[int]
-    top_k: Each[int]
-    top_p: Each[float]
-    repetition_penalty: Each[float]
-    stop: Each[str] | Each[bytes]
+    temperature: PerRow[float]
+    seed: PerRow[int]
+    top_k: PerRow[int]
+    top_p: PerRow[float]
+    repetition_penalty: PerRow[float]
+    stop: PerRow[str] | PerRow[bytes]
 
 
-DEFAULTS = Sampling(temperature=0.8, seed=1, top_k=0, top_p=1.0, repetition_penalty=1.0, stop="")
+DEFAULTS = SamplingOptions(temperature=0.8, seed=1, top_k=0, top_p=1.0, repetition_penalty=1.0, stop="")
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """New text alone, without its prompt.
+    """Generated text, without its prompt.
 
-    text: U+FFFD stands for what was not UTF-8. text_bytes: as drawn.
-    n_chars: how many characters (or bytes, where that is the model's unit) were written.
-    log_prob: nats, of the characters written, under the model itself.
-    finish_reason: "length", "stop", or "error: ...", and then there is no text.
+    text: with U+FFFD in place of invalid UTF-8. text_bytes: the bytes as drawn.
+    n_chars: characters written (bytes, if that is the model's unit).
+    log_prob: of the characters written, under the model itself, in nats.
+    finish_reason: "length", "stop", or "error: ...", with an empty text.
     """
 
     text: str
@@ -95,13 +95,13 @@ class Generated:
 
     @property
     def error(self) -> str:
-        """What is wrong with the row; empty where nothing is."""
+        """Error of the row; empty if there is none."""
         return _error(self.finish_reason)
 
 
 @dataclasses.dataclass(frozen=True)
 class Carry:
-    """Where a text stands, and the version of the model that brought it there: no other can go on from it."""
+    """State of a text, to resume it from. Only the model version that returned it can do so."""
 
     data: bytes
     version: int
@@ -109,9 +109,9 @@ class Carry:
 
 @dataclasses.dataclass(frozen=True)
 class Continued(Generated):
-    """A piece of text, and where it ends.
+    """A piece of text, and the state after it.
 
-    n_back: how many bytes at the end of the pieces before it turned out to be the stop's: they are none of the text.
+    n_back: bytes at the end of the earlier pieces that belong to the stop string: cut them off the text.
     """
 
     carry: Carry
@@ -119,11 +119,11 @@ class Continued(Generated):
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
-    """How likely a text is.
+class TextScore:
+    """Likelihood of a text under the model.
 
-    n_chars: how many characters were scored. error: what is wrong with the text; empty where nothing is.
-    log_probs: nats, of each character scored, where they were asked for.
+    n_chars: characters scored. error: empty if there is none.
+    log_probs: of each character, in nats, if requested.
     """
 
     nats: float
@@ -135,7 +135,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Started:
-    """Where a text stands after its prompt, and the logits_V of what comes next."""
+    """State after a prompt, and logits_V of the next character."""
 
     carry: Carry
     logits: Floats
@@ -144,7 +144,7 @@ class Started:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Neurons:
-    """What the units of a layer hold after each character that was read: h_PxH, and of an LSTM c_PxH."""
+    """Activations of a layer after each character: h_PxH, and for an LSTM c_PxH."""
 
     h: Floats
     n_chars: int
@@ -153,44 +153,46 @@ class Neurons:
 
 
 class Client(Connection):
-    """One model on one server, as text. Settings and errors are the Connection's.
+    """A served model as text functions. Arguments and errors are those of `Connection`.
 
-    Where one text is asked about, and the model refuses it, that is a StageError; of a list of texts the refused rows
-    come back with their `error` set, and the others are answered.
+    A single text that the model rejects raises StageError. In a list, rejected texts return with their `error` set, and
+    the others are answered.
     """
 
     @overload
-    def generate(self, prompt: Text = ..., length: int = ..., **sampling: Unpack[Sampling]) -> Generated: ...
+    def generate(self, prompt: Text = ..., length: int = ..., **sampling: Unpack[SamplingOptions]) -> Generated: ...
     @overload
-    def generate(self, prompt: Texts, length: Each[int] = ..., **sampling: Unpack[EachSampling]) -> list[Generated]: ...
-    def generate(self, prompt: Text | Texts = "", length: Each[int] = 500, **sampling: Any) -> Any:
-        """Continues a prompt by `length` characters, or a list of prompts in one call.
+    def generate(
+        self, prompt: Texts, length: PerRow[int] = ..., **sampling: Unpack[BatchSamplingOptions]
+    ) -> list[Generated]: ...
+    def generate(self, prompt: Text | Texts = "", length: PerRow[int] = 500, **sampling: Any) -> Any:
+        """Continue a prompt by `length` characters, or a list of prompts in one call.
 
-        sampling: see Sampling; of a list, each setting (and the length) is one for all, or a list too.
+        sampling: see SamplingOptions; for a list of prompts, each option and the length may be lists too.
         """
         inputs = {"prompt": prompt, "length": length, **_sampling(sampling)}
         answer, _ = self.predict("generate", _columns(prompt, inputs))
         return self._rows(prompt, Generated, "generate", answer)
 
     def stream(
-        self, prompt: Text = "", length: int = 500, *, piece: int = 128, **sampling: Unpack[Sampling]
+        self, prompt: Text = "", length: int = 500, *, piece: int = 128, **sampling: Unpack[SamplingOptions]
     ) -> Iterator[str]:
-        """The text that `generate` would write, as it comes: joined, the pieces are the same text.
+        """Stream the text of `generate`: the pieces, joined, are the same text.
 
-        piece: the characters that are asked for at a time, at most; the first pieces are shorter. Each is a call with a
-        deadline of its own, all to one version. `length` may be more than the model writes in one call.
+        piece: maximum characters per call; the first pieces are shorter. Each call has its own deadline, and all go to
+        one version. `length` may exceed the model's limit per call.
         """
         return _decoded(self.stream_bytes(prompt, length, piece=piece, **sampling))
 
     def stream_bytes(
-        self, prompt: Text = "", length: int = 500, *, piece: int = 128, **sampling: Unpack[Sampling]
+        self, prompt: Text = "", length: int = 500, *, piece: int = 128, **sampling: Unpack[SamplingOptions]
     ) -> Iterator[bytes]:
-        """The same as drawn: a character of UTF-8 may be cut between two pieces."""
+        """Stream the text as bytes. A UTF-8 character may be cut between two pieces."""
         settings = _sampling(sampling)
-        # What is wrong is to be known now, not later.
+        # Raise errors now, not at the first piece.
         _columns("", {"prompt": prompt, "length": length, "piece": piece, **settings})
         if piece < 1:
-            raise UsageError(f"a piece has one character or more, got {piece}")
+            raise UsageError(f"'piece' must be at least 1, got {piece}")
         return self._pieces(prompt, length, piece, settings)
 
     def _pieces(self, prompt: Text, length: int, piece: int, settings: dict[str, Any]) -> Iterator[bytes]:
@@ -199,74 +201,74 @@ class Client(Connection):
         while True:
             part = self.continue_(carry, prompt, min(size, length), **settings)
             text, length = held + part.text_bytes, length - size
-            over = length <= 0 or part.finish_reason == "stop"
-            end = len(text) - (part.n_back if over else _begun(text, stop))
+            finished = length <= 0 or part.finish_reason == "stop"
+            end = len(text) - (part.n_back if finished else _partial_stop(text, stop))
             if end:
                 yield text[:end]
-            if over:
+            if finished:
                 return
             held, carry, prompt, size = text[end:], part.carry, "", min(2 * size, piece)
 
     @overload
-    def score(self, text: Text, *, characters: bool = ...) -> Score: ...
+    def score(self, text: Text, *, characters: bool = ...) -> TextScore: ...
     @overload
-    def score(self, text: Texts, *, characters: bool = ...) -> list[Score]: ...
+    def score(self, text: Texts, *, characters: bool = ...) -> list[TextScore]: ...
     def score(self, text: Text | Texts, *, characters: bool = False) -> Any:
-        """How likely a text is from its beginning, or each of a list; with `characters`, each character as well."""
+        """Score a text from its beginning, or each of a list. characters: also return each character's log_probs."""
         signature = "score_chars" if characters else "score"
         answer, _ = self.predict(signature, _columns(text, {"text": text}))
-        return self._rows(text, Score, signature, answer)
+        return self._rows(text, TextScore, signature, answer)
 
     def start(self, prompt: Text = "") -> Started:
-        """Reads a prompt, for `continue_` to go on from, as often as is wanted."""
+        """Read a prompt once, for any number of `continue_` calls to resume from."""
         answer, version = self.predict("start", _columns(prompt, {"prompt": prompt}))
         return self._rows(prompt, Started, "start", answer, version)
 
     def continue_(
-        self, carry: Carry | None = None, prompt: Text = "", length: int = 500, **sampling: Unpack[Sampling]
+        self, carry: Carry | None = None, prompt: Text = "", length: int = 500, **sampling: Unpack[SamplingOptions]
     ) -> Continued:
-        """Goes on from a carry (None: with a fresh text) after reading `prompt`, and gives the one to go on from next.
+        """Resume from a carry (None: a new text) after reading `prompt`. Returns the next piece, with its carry.
 
-        With the same seed throughout, the pieces joined are what one `generate` writes, less the `n_back` bytes ahead
-        of a piece that a stop has ended. It is the carry's version that answers, whatever the latest is by then.
+        With one seed throughout, the pieces joined are the text of one `generate`, except that a stop also removes
+        `n_back` bytes from the pieces before it. The carry's version answers, even if a later one is loaded.
         """
         if not isinstance(carry, Carry | None):
-            raise UsageError(f"a carry is the one of a result, such as start(...).carry, got a {type(carry).__name__}")
+            raise UsageError(f"'carry' must be a result's, such as start(...).carry, got a {type(carry).__name__}")
         data, version = (carry.data, carry.version) if carry else (b"", None)
         inputs = {"carry_bytes": data, "prompt": prompt, "length": length, **_sampling(sampling)}
         answer, version = self.predict("continue", _columns(prompt, inputs), version)
         return self._rows(prompt, Continued, "continue", answer, version)
 
     def neurons(self, text: Text, layer: int = 0) -> Neurons:
-        """What the units of a layer (0 reads the characters) hold after each character of a text."""
+        """Return the activations of a layer after each character of a text. Layer 0 is next to the input."""
         answer, _ = self.predict("neurons", _columns(text, {"text": text, "layer": layer}))
         return self._rows(text, Neurons, "neurons", answer)
 
     def info(self) -> dict[str, Any]:
-        """What the model says of itself: vocabulary, unit, config, bits per character, limits, ..."""
+        """Return the model's own description: vocabulary, unit, config, bits per character, limits, ..."""
         answer, _ = self.predict("info", _columns("", {"ignored": ""}))
-        about: dict[str, Any] = json.loads(answer["info"][0])
-        return about
+        description: dict[str, Any] = json.loads(answer["info"][0])
+        return description
 
-    def _rows(self, asked: Any, kind: type, signature: str, answer: Mapping[str, Array], version: int = 0) -> Any:
-        """The rows of an answer as a kind of result: one, or a list where a list was asked. Raises StageError."""
+    def _rows(self, texts: Any, kind: type, signature: str, answer: Mapping[str, Array], version: int = 0) -> Any:
+        """Convert an answer to a result, or to a list of them for a list of texts. Raises StageError."""
         try:
-            count = len(asked) if isinstance(asked, list) else 1
+            count = len(texts) if isinstance(texts, list) else 1
             rows = [_row(kind, answer, b, version) for b in range(count)]
         except LookupError as error:
             raise StageError(
-                f"{self._where} answers '{signature}' without {error}: it was exported by something else than this "
+                f"the answer of {self._where} to '{signature}' has no {error}: export the model with this "
                 "release's python -m export savedmodel"
             ) from None
-        if isinstance(asked, list):
+        if isinstance(texts, list):
             return rows
         if rows[0].error:
-            raise StageError(f"{self._where} refuses: {rows[0].error}")
+            raise StageError(f"{self._where} rejects the request: {rows[0].error}")
         return rows[0]
 
 
 def _row(kind: type, answer: Mapping[str, Array], b: int, version: int) -> Any:
-    """Row b of an answer, as a dataclass whose fields bear the outputs' names; one with a default may be missing."""
+    """Convert row b of an answer to a dataclass by the outputs' names. Fields with a default may be missing."""
     length = answer["n_chars"][b] if "n_chars" in answer else None
     row: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
@@ -279,13 +281,13 @@ def _row(kind: type, answer: Mapping[str, Array], b: int, version: int) -> Any:
             if isinstance(value, bytes):
                 row[field.name] = value if field.name.endswith("_bytes") else value.decode()
             else:
-                row[field.name] = value.item() if value.ndim == 0 else value[:length]  # padded behind
+                row[field.name] = value.item() if value.ndim == 0 else value[:length]  # without the padding
     return kind(**row)
 
 
-def _error(said: str) -> str:
-    """What is wrong, where an output says so ("error: ..."), else nothing."""
-    reason, _, error = said.partition("error: ")
+def _error(output: str) -> str:
+    """Extract the message of "error: ..."; empty for any other output."""
+    reason, _, error = output.partition("error: ")
     return "" if reason else error
 
 
@@ -293,7 +295,7 @@ def _bytes(text: Text) -> bytes:
     return text if isinstance(text, bytes) else text.encode()
 
 
-# Every input of every signature, and the piece of a stream: its type, and what makes a value of it.
+# Type and conversion of every signature input, and of a stream's `piece`.
 INPUTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     **dict.fromkeys(("prompt", "text", "stop", "carry_bytes", "ignored"), (object, _bytes)),
     **dict.fromkeys(("length", "piece", "top_k", "layer"), (np.int32, operator.index)),
@@ -303,36 +305,36 @@ INPUTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
 
 
 def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of sampling, those not given by default. Raises UsageError for one that there is not."""
+    """Fill in the default sampling options. Raises UsageError for an unknown one."""
     unknown = sorted(set(given) - set(DEFAULTS))
     if unknown:
-        raise UsageError(f"no setting of sampling is called '{unknown[0]}'; there are: {', '.join(DEFAULTS)}")
+        raise UsageError(f"unknown sampling option '{unknown[0]}'; there are: {', '.join(DEFAULTS)}")
     return {**DEFAULTS, **given}
 
 
-def _columns(asked: Any, inputs: Mapping[str, Any]) -> dict[str, Array]:
-    """Inputs as arrays [B], where `asked` is one text (B = 1) or a list of B. Raises UsageError."""
-    if asked == []:
-        raise UsageError("a list of texts has one or more")
+def _columns(texts: Any, inputs: Mapping[str, Any]) -> dict[str, Array]:
+    """Convert inputs to arrays [B]. texts: a single text (B = 1) or a list of B. Raises UsageError."""
+    if texts == []:
+        raise UsageError("a list of texts must not be empty")
+    count = len(texts) if isinstance(texts, list) else 1
     columns: dict[str, Array] = {}
     for name, value in inputs.items():
         dtype, convert = INPUTS[name]
-        if isinstance(value, list) and not isinstance(asked, list):
-            raise UsageError(f"'{name}' is a list, so the text must be one too: a text for each")
-        if isinstance(value, list) and len(value) != len(asked):
-            raise UsageError(f"'{name}' must be one for all {len(asked)} texts, or one for each, got {len(value)}")
-        count = len(asked) if isinstance(asked, list) else 1
+        if isinstance(value, list) and not isinstance(texts, list):
+            raise UsageError(f"'{name}' is a list, so the texts must be a list of the same length")
+        if isinstance(value, list) and len(value) != count:
+            raise UsageError(f"'{name}' must have one value, or one for each of {count} texts, got {len(value)}")
         values = value if isinstance(value, list) else [value] * count
         try:
             with np.errstate(over="raise"):
-                columns[name] = np.array([convert(one) for one in values], dtype)
+                columns[name] = np.array([convert(element) for element in values], dtype)
         except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise UsageError(f"'{name}': {error}, got {value!r}") from None
     return columns
 
 
-def _begun(text: bytes, stop: bytes) -> int:
-    """How many bytes at the end of a text may be the beginning of a stop string."""
+def _partial_stop(text: bytes, stop: bytes) -> int:
+    """Length of the longest end of a text that may begin a stop string."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 

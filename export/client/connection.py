@@ -1,11 +1,12 @@
-"""A model on a TF Serving server, over gRPC: arrays in, arrays out, and what it means where nothing comes out.
+"""A connection to a model on TF Serving, over gRPC: arrays in, arrays out.
 
-Every call has a deadline. Where the server is out of reach, or its queue is full, gRPC makes the call again within it,
-after pauses that double. What remains is a ServingError, one line that says what to do.
+Every call has a deadline. While the server is unreachable or its queue is full, gRPC retries within the deadline, with
+exponential backoff. Any other failure is a ServingError: one line with the cause and the fix.
 """
 
 import dataclasses
 import json
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,8 @@ from pydantic import Field
 
 from common.errors import StageError, UsageError
 from common.settings import make, settings
+from common.types import Array
 from export.client.protos import (
-    Array,
     dtype_name,
     from_tensor,
     get_model_metadata_pb2,
@@ -31,11 +32,11 @@ from export.client.protos import (
     to_tensor,
 )
 
-LONGEST_DETAILS = 300  # characters of what a server says; its C++ may go on with a trace of the graph
+MAX_DETAILS = 300  # characters of a server's message; its C++ may append a trace of the graph
 
 
 class ServingError(StageError):
-    """A server that does not answer, or refuses. `code` is gRPC's."""
+    """A failed call. code: gRPC's status code."""
 
     def __init__(self, message: str, code: StatusCode):
         super().__init__(message)
@@ -44,11 +45,11 @@ class ServingError(StageError):
 
 @settings
 class Tls:
-    """How a client and a server come to trust each other. The files are PEM.
+    """TLS settings of a client. All files are PEM.
 
-    root_certificates: the authorities whose word the client takes for the server; None: the public ones.
-    key, certificate: the client's own, where the server wants to know it too.
-    server_name: the name that the server's certificate bears, where that is not its address.
+    root_certificates: authorities trusted to sign the server's certificate. Default: the public ones.
+    key, certificate: the client's, for servers that authenticate clients.
+    server_name: the name in the server's certificate, if it is not the server's address.
     """
 
     root_certificates: Path | None = None
@@ -61,25 +62,25 @@ class Tls:
             raise ValueError("a client's key and certificate go together: give both or neither")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What gRPC opens a channel with. Raises StageError for a file that cannot be read, or is no such PEM."""
+        """Load the files. Raises StageError for a file that cannot be read or is not PEM of its kind."""
         files = ((self.root_certificates, "CERTIFICATE"), (self.key, "PRIVATE KEY"), (self.certificate, "CERTIFICATE"))
         return grpc.ssl_channel_credentials(*(_pem(path, kind) if path else None for path, kind in files))
 
 
 def _pem(path: Path, kind: str) -> bytes:
-    """A file of PEM. Raises StageError where it holds nothing of the kind: gRPC would go on without."""
+    """Read a PEM file. Raises StageError if it contains none of this kind: gRPC would silently do without."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise StageError(f"the TLS file {path} cannot be read: {error.strerror}") from None
     if not re.search(f"-----BEGIN (?:[A-Z]+ )?{kind}-----".encode(), content):
-        raise StageError(f"the TLS file {path} is no PEM: it must hold a line -----BEGIN {kind}-----")
+        raise StageError(f"the TLS file {path} is not PEM: it must have a line -----BEGIN {kind}-----")
     return content
 
 
 @settings
 class ConnectionSettings:
-    """Which model, where, and how long to try."""
+    """Validated arguments of `Connection`."""
 
     target: str
     model: Annotated[str, Field(min_length=1)]
@@ -87,21 +88,21 @@ class ConnectionSettings:
     label: Annotated[str, Field(min_length=1)] | None
     timeout: Annotated[float, Field(gt=0)]
     tls: Tls | None
-    retries: Annotated[int, Field(ge=0, le=4)]  # gRPC makes no more than five attempts
+    retries: Annotated[int, Field(ge=0, le=4)]  # gRPC limits a call to five attempts
     max_message_bytes: Annotated[int, Field(gt=0, lt=1 << 31)]
 
     def __post_init__(self) -> None:
-        found = re.fullmatch(r"unix:.+|\S+:([0-9]{1,5})", self.target)
-        if not found or not 1 <= int(found[1] or 1) <= 65535:  # gRPC would try another port
+        match = re.fullmatch(r"unix:.+|\S+:([0-9]{1,5})", self.target)
+        if not match or not 1 <= int(match[1] or 1) <= 65535:  # gRPC would wrap the port around
             raise ValueError(
                 f"a target is host:port, such as localhost:8500, with a port of 1 to 65535, got {self.target!r}"
             )
         if self.version is not None and self.label is not None:
             raise ValueError("give a version or a label, not both")
 
-    def channel(self, further: Sequence[tuple[str, Any]]) -> grpc.Channel:
-        """A channel with these settings, and further options of gRPC's."""
-        again = {
+    def channel(self, extra_options: Sequence[tuple[str, Any]]) -> grpc.Channel:
+        """Open a channel with these settings and extra gRPC options."""
+        retry_policy = {
             "maxAttempts": self.retries + 1,
             "initialBackoff": "0.1s",
             "maxBackoff": "2s",
@@ -110,13 +111,13 @@ class ConnectionSettings:
         }
         config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
         if self.retries:
-            config["methodConfig"] = [{"name": [{}], "retryPolicy": again}]
+            config["methodConfig"] = [{"name": [{}], "retryPolicy": retry_policy}]
         options = [
             ("grpc.service_config", json.dumps(config)),
-            ("grpc.per_rpc_retry_buffer_size", self.max_message_bytes),  # else a large call is made once only
+            ("grpc.per_rpc_retry_buffer_size", self.max_message_bytes),  # by default, large calls are not retried
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", self.max_message_bytes),
-            *further,
+            *extra_options,
         ]
         if self.tls is None:
             return grpc.insecure_channel(self.target, options)
@@ -126,8 +127,8 @@ class ConnectionSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Version:
-    """A version of a model that a server knows. state: "AVAILABLE", "LOADING", ...; error: why it did not load."""
+class VersionStatus:
+    """Status of a model version on a server. state: "AVAILABLE", "LOADING", ...; error: why it did not load."""
 
     version: int
     state: str
@@ -136,7 +137,7 @@ class Version:
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """An input or an output: its type, and its shape, None where that is open."""
+    """An input or output: its type and shape. A dimension of any size is None, as is a shape of unknown rank."""
 
     dtype: str
     shape: tuple[int | None, ...] | None
@@ -144,7 +145,7 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What a signature takes and gives, by name."""
+    """Inputs and outputs of a signature, by name."""
 
     inputs: dict[str, TensorInfo]
     outputs: dict[str, TensorInfo]
@@ -153,13 +154,13 @@ class Signature:
 class Connection:
     """One model on one server. A context manager; threads may share it.
 
-    target: "host:port" of gRPC; where a name stands for several addresses ("dns:///name:port"), calls go round them.
-    model: the server's name for it. version or label: which one; else the latest.
-    timeout: seconds that a call may take, attempts and the pauses between them together.
-    retries: how often a call is made again while the server is unavailable, about 0.1, 0.2, 0.4 and 0.8 s later.
-    max_message_bytes: of an answer (those of `neurons` are large), and of a request.
-    channel_options: further ones of gRPC's, as (name, value).
-    Raises UsageError for settings that cannot be, StageError for a TLS file that cannot be read.
+    target: "host:port" of gRPC. If a name has several addresses ("dns:///name:port"), calls rotate over them.
+    model: its name on the server. version, label: select a version (give at most one). Default: the latest.
+    timeout: seconds per call, retries and the pauses between them included.
+    retries: attempts after the first while the server is unavailable, some 0.1, 0.2, 0.4 and 0.8 s apart.
+    max_message_bytes: limit of a request and of an answer (those of `neurons` are large).
+    channel_options: more gRPC options, as (name, value).
+    Raises UsageError for invalid settings, StageError for a TLS file that cannot be read.
     """
 
     def __init__(
@@ -183,7 +184,7 @@ class Connection:
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
     def close(self) -> None:
-        """Ends the connection, and with it a call that is under way."""
+        """Close the connection and cancel the calls in progress."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -197,38 +198,38 @@ class Connection:
     def predict(
         self, signature: str, inputs: Mapping[str, Array], version: int | None = None
     ) -> tuple[dict[str, Array], int]:
-        """A signature's outputs, and the version that gave them. version: instead of the connection's own."""
-        # No output_filter: a server that batches runs a call for a part of the outputs by itself, outside its batches.
+        """Run a signature. Returns its outputs and the version that answered. version: overrides the connection's."""
+        # No output_filter: a batching server runs filtered calls alone, outside its batches.
         request = predict_pb2.PredictRequest(model_spec=self._spec(version))
         request.model_spec.signature_name = signature
         for name, array in inputs.items():
             request.inputs[name].CopyFrom(to_tensor(array))
-        answer = self._ask(self._predictions.Predict, request)
+        answer = self._call(self._predictions.Predict, request)
         return {name: from_tensor(proto) for name, proto in answer.outputs.items()}, answer.model_spec.version.value
 
-    def status(self) -> list[Version]:
-        """The versions of the model that the server knows, the oldest first, and how each is."""
+    def status(self) -> list[VersionStatus]:
+        """Status of the model's versions on the server, oldest first."""
         request = get_model_status_pb2.GetModelStatusRequest(model_spec=model_pb2.ModelSpec(name=self.settings.model))
-        answer = self._ask(self._models.GetModelStatus, request)
+        answer = self._call(self._models.GetModelStatus, request)
         state = get_model_status_pb2.ModelVersionStatus.State.Name
         versions = [
-            Version(one.version, state(one.state), one.status.error_message if one.status.error_code else "")
-            for one in answer.model_version_status
+            VersionStatus(each.version, state(each.state), each.status.error_message if each.status.error_code else "")
+            for each in answer.model_version_status
         ]
-        return sorted(versions, key=lambda one: one.version)
+        return sorted(versions, key=operator.attrgetter("version"))
 
     def metadata(self) -> dict[str, Signature]:
-        """The model's signatures, by name."""
+        """Signatures of the model, by name."""
         request = get_model_metadata_pb2.GetModelMetadataRequest(
             model_spec=self._spec(), metadata_field=["signature_def"]
         )
-        answer = self._ask(self._predictions.GetModelMetadata, request)
-        found = get_model_metadata_pb2.SignatureDefMap()
-        answer.metadata["signature_def"].Unpack(found)
+        answer = self._call(self._predictions.GetModelMetadata, request)
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        answer.metadata["signature_def"].Unpack(signatures)
         return {
             name: Signature(_tensors(signature.inputs), _tensors(signature.outputs))
-            for name, signature in sorted(found.signature_def.items())
-            if not name.startswith("__saved_model_")  # TensorFlow's own, for its loader
+            for name, signature in sorted(signatures.signature_def.items())
+            if not name.startswith("__saved_model_")  # internal to TensorFlow's loader
         }
 
     def _spec(self, version: int | None = None) -> Any:
@@ -244,78 +245,73 @@ class Connection:
     def _where(self) -> str:
         return f"the model '{self.settings.model}' at {self.settings.target}"
 
-    def _ask(self, call: Callable[..., Any], request: Any) -> Any:
-        """Makes a call. Raises ServingError, and UsageError after `close`."""
+    def _call(self, method: Callable[..., Any], request: Any) -> Any:
+        """Make a call. Raises ServingError, and UsageError after `close`."""
         try:
-            return call(request, timeout=self.settings.timeout)
+            return method(request, timeout=self.settings.timeout)
         except grpc.RpcError as error:
             code, details = error.code(), " ".join((error.details() or "").split())
-            said = details if len(details) <= LONGEST_DETAILS else details[:LONGEST_DETAILS] + "..."
-            raise ServingError(f"{self._meaning(code, details, request.model_spec)} ({said})", code) from None
-        except ValueError:  # gRPC's, of a channel that is closed
+            shown = details if len(details) <= MAX_DETAILS else details[:MAX_DETAILS] + "..."
+            raise ServingError(f"{self._explain(code, details, request.model_spec)} ({shown})", code) from None
+        except ValueError:  # gRPC's, of a closed channel
             raise UsageError(f"the client of {self._where} is closed: make another") from None
 
-    def _meaning(self, code: StatusCode, details: str, spec: Any) -> str:
-        """What a failure means to who asked, and the way out. The wordings are TF Serving's and gRPC's."""
+    def _explain(self, code: StatusCode, details: str, spec: Any) -> str:
+        """Explain a failure and its fix. The phrases matched in `details` are TF Serving's and gRPC's."""
         target = self.settings.target
         match code:
             case StatusCode.UNAVAILABLE:
-                return self._unavailable(details)
+                return self._explain_unavailable(details)
             case StatusCode.DEADLINE_EXCEEDED:
                 limit = self.settings.timeout
-                return f"no answer from {target} within {limit:g} s: ask for fewer characters, or raise the timeout"
+                return f"no answer from {target} within {limit:g} s: request fewer characters, or raise the timeout"
             case StatusCode.NOT_FOUND:
-                return self._not_found(details, spec)
+                return self._explain_not_found(details, spec)
             case StatusCode.INVALID_ARGUMENT if "version label" in details:
                 return f"{self._where} has no label '{spec.version_label}': the server's model config file sets them"
             case StatusCode.FAILED_PRECONDITION | StatusCode.INVALID_ARGUMENT if "signature key" in details:
-                return (
-                    f"{self._where} has no signature '{spec.signature_name}'; there are: {', '.join(self.metadata())}"
-                )
+                signatures = ", ".join(self.metadata())
+                return f"{self._where} has no signature '{spec.signature_name}'; there are: {signatures}"
             case StatusCode.INVALID_ARGUMENT if "Task size" in details:
-                return f"{self._where} takes fewer rows in one call: send several"
+                return f"{self._where} takes fewer rows per call: send several"
             case StatusCode.INVALID_ARGUMENT:
-                return f"{self._where} refuses the request"
+                return f"{self._where} rejects the request"
             case StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:
-                return (
-                    f"a message between the client and {target} is too large: ask for fewer rows or characters, or "
-                    "raise max_message_bytes"
-                )
+                fix = "request fewer rows or characters, or raise max_message_bytes"
+                return f"a message between the client and {target} is too large: {fix}"
             case StatusCode.RESOURCE_EXHAUSTED:
-                return f"{target} is at its limits: ask again later"
+                return f"{target} is at its limits: try again later"
             case StatusCode.UNIMPLEMENTED:
-                return f"{target} speaks gRPC, but is no TF Serving"
+                return f"{target} speaks gRPC, but is not TF Serving"
             case _:
                 return f"{self._where} failed: {code.name}"
 
-    def _unavailable(self, details: str) -> str:
+    def _explain_unavailable(self, details: str) -> str:
         target = self.settings.target
         if "batch scheduling queue" in details:
-            return (
-                f"{target} is busy, its queue of batches is full: ask again later, or raise max_enqueued_batches in "
-                "the server's batching parameters"
-            )
+            fix = "try again later, or raise max_enqueued_batches in the server's batching parameters"
+            return f"{target} is busy, its batch queue is full: {fix}"
         if "HTTP/2" in details:
-            return f"{target} does not speak gRPC: that is port 8500 of TF Serving, unless set otherwise; 8501 is REST"
+            return f"{target} does not speak gRPC: TF Serving's default gRPC port is 8500; 8501 is REST"
         if self.settings.tls and any(word in details for word in ("andshake", "Verification", "Socket closed")):
             return (
-                f"TLS with {target} failed: check the root certificates, the name that the server's certificate bears, "
-                "whether it asks for the client's, and whether it speaks TLS at all"
+                f"TLS with {target} failed: check the root certificates, the name in the server's certificate, "
+                "whether it requires a client certificate, and whether it speaks TLS at all"
             )
         if "Socket closed" in details:
-            return f"{target} closes the connection: it may want TLS"
-        return f"no server answers at {target}: see that it is up, and that this is its port for gRPC (8500, not 8501)"
+            return f"{target} closed the connection: it may require TLS"
+        return f"no server answers at {target}: check that it is up, and that this is its gRPC port (8500, not 8501)"
 
-    def _not_found(self, details: str, spec: Any) -> str:
-        missing = f"{self.settings.target} serves no model '{spec.name}': give the name that it was started with"
+    def _explain_not_found(self, details: str, spec: Any) -> str:
+        unknown = f"{self.settings.target} serves no model '{spec.name}': use the name that it was started with"
         if not details.startswith("Servable not found"):
-            return missing
+            return unknown
         try:
-            known = [f"{one.version} ({one.state})" for one in self.status()]
+            versions = ", ".join(f"{status.version} ({status.state})" for status in self.status())
         except ServingError as error:
-            return missing if error.code == StatusCode.NOT_FOUND else f"{self._where} is not there"
+            return unknown if error.code == StatusCode.NOT_FOUND else f"{self._where} was not found"
         which = f"no version {spec.version.value}" if spec.HasField("version") else "no version that is ready"
-        return f"{self._where} has {which}; there are: {', '.join(known)}"
+        return f"{self._where} has {which}; there are: {versions}"
 
 
 def _tensors(infos: Mapping[str, Any]) -> dict[str, TensorInfo]:

@@ -1,6 +1,6 @@
-"""The messages of TF Serving's gRPC API, and NumPy arrays as its tensors.
+"""Messages of TF Serving's gRPC API, and conversion between its tensors and NumPy arrays.
 
-All without TensorFlow, whose import takes seconds.
+Works without importing TensorFlow, which takes seconds.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from common.types import Array
 
 @contextlib.contextmanager
 def _folder_of_tensorflow() -> Iterator[None]:
-    """For the block, `tensorflow` names TensorFlow's folder with nothing of it run, unless it is imported already.
+    """Make `tensorflow` an empty package at TensorFlow's folder for the block, unless it is imported already.
 
-    The generated modules want no more of it than tensorflow.core.*_pb2, plain messages, found below that folder.
-    Afterwards the name is free again: who imports TensorFlow later gets all of it, with these very messages.
+    The generated modules only need tensorflow.core.*_pb2: plain messages below that folder. Afterwards the name is free
+    again: a later import of TensorFlow is complete, and shares these messages.
     """
     spec = None if "tensorflow" in sys.modules else importlib.util.find_spec("tensorflow")
-    if spec is None:  # imported already, or not there: then the import below says so
+    if spec is None:  # already imported, or not installed: then the import below fails
         yield
         return
     sys.modules["tensorflow"] = importlib.util.module_from_spec(spec)
@@ -34,7 +34,7 @@ def _folder_of_tensorflow() -> Iterator[None]:
         del sys.modules["tensorflow"]
 
 
-# Never prediction_service_pb2 and model_service_pb2: these two fail under protobuf 6, and no message is in them.
+# prediction_service_pb2 and model_service_pb2 fail to import under protobuf 6; they contain no messages.
 with _folder_of_tensorflow():
     from tensorflow.core.framework import tensor_pb2, types_pb2
     from tensorflow_serving.apis import (
@@ -58,7 +58,7 @@ __all__ = [
     "to_tensor",
 ]
 
-# A tensor's type: the field that its values stand in where they are listed one by one, and NumPy's type.
+# Tensor type: the field that lists its values one by one, and NumPy's type.
 TYPES: dict[int, tuple[str, np.dtype[Any]]] = {
     types_pb2.DT_STRING: ("string_val", np.dtype(object)),  # of bytes
     types_pb2.DT_INT32: ("int_val", np.dtype("<i4")),
@@ -74,12 +74,12 @@ NAMES = {
 
 
 def dtype_name(number: int) -> str:
-    """A tensor's type as NumPy calls it; one that the client does not handle as TensorFlow does."""
+    """NumPy's name of a tensor type; TensorFlow's for types that the client does not support."""
     return NAMES.get(number) or str(types_pb2.DataType.Name(number))
 
 
 def to_tensor(array: Array) -> Any:
-    """A TensorProto of an array of int32, int64, float32 or (dtype object) bytes."""
+    """Convert an array of int32, int64, float32 or bytes (dtype object) to a TensorProto. Raises StageError."""
     number = next((number for number, (_, dtype) in TYPES.items() if dtype == array.dtype), None)
     if number is None:
         raise StageError(f"a tensor must be one of {', '.join(NAMES.values())}, got {array.dtype}")
@@ -94,7 +94,7 @@ def to_tensor(array: Array) -> Any:
 
 
 def from_tensor(proto: Any) -> Array:
-    """The array of a TensorProto, in whichever of its two forms the values come: packed, or listed one by one."""
+    """Convert a TensorProto to an array. Its values may be packed or listed one by one. Raises StageError."""
     if proto.dtype not in TYPES:
         raise StageError(f"a tensor must be one of {', '.join(NAMES.values())}, got {dtype_name(proto.dtype)}")
     field, dtype = TYPES[proto.dtype]
@@ -102,8 +102,8 @@ def from_tensor(proto: Any) -> Array:
     if proto.tensor_content:
         return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
     listed = list(getattr(proto, field))
-    # A list may end early: its last value stands for the rest, and where there is none, zero or nothing.
-    rest = listed[-1] if listed else b"" if dtype.hasobject else 0
-    flat = np.full(math.prod(shape), rest, dtype)
+    # A list may be shorter than the tensor: its last value fills the rest, or zero if it is empty.
+    fill = listed[-1] if listed else b"" if dtype.hasobject else 0
+    flat = np.full(math.prod(shape), fill, dtype)
     flat[: len(listed)] = listed
     return flat.reshape(shape)

@@ -1,79 +1,166 @@
-"""What `python -m export query` does: asks a served model, and shows what it says."""
+"""The commands `python -m export query text | score | info | status`: query a model that TF Serving serves."""
 
 import base64
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator
-from typing import Any
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from common import console
+import click
+
+from common import console, options
 from common.printable import visible
-from export.client.client import Client, Sampling, Tls
 
-__all__ = ["Client", "Sampling", "Tls", "info", "score", "status", "write"]
+if TYPE_CHECKING:  # at run time gRPC is imported by the command, so that --help is quick
+    from export.client.client import Client
+
+FILE = click.Path(path_type=Path)
+TARGET = ("target", "model", "version", "label", "timeout")
+TLS = ("root_certificates", "key", "certificate", "server_name")
+TARGET_OPTIONS = (
+    click.option("--target", default="localhost:8500", show_default=True, metavar="HOST:PORT", help="gRPC address."),
+    click.option("--model", required=True, metavar="NAME", help="The model's name on the server."),
+    click.option("--version", type=click.IntRange(0), help="Model version.  [default: the latest]"),
+    click.option("--label", metavar="NAME", help="Model version by its label, such as stable."),
+    click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds per call, retries included."),
+    click.option("--tls", is_flag=True, help="Connect over TLS; any other --tls-... option implies it."),
+    click.option("--tls-root", TLS[0], type=FILE, metavar="PEM", help="Trusted authorities.  [default: public ones]"),
+    click.option("--tls-key", TLS[1], type=FILE, metavar="PEM", help="Client key; needs --tls-cert."),
+    click.option("--tls-cert", TLS[2], type=FILE, metavar="PEM", help="Client certificate; needs --tls-key."),
+    click.option("--tls-name", TLS[3], metavar="NAME", help="Name in the server's certificate, if not its address."),
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 
 
-def write(
-    client: Client, prompt: bytes, length: int, sampling: Sampling, *, stream: bool, as_json: bool, tell_seed: bool
+def target_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that select a served model. The command receives a connected `Client` in their place."""
+
+    @functools.wraps(command)
+    def connected(**values: Any) -> None:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's log repeats what the error reports
+        from common.settings import make
+        from export.client.client import Client, Tls
+
+        target = {name: values.pop(name) for name in TARGET}
+        files = {name: values.pop(name) for name in TLS}
+        tls = make(Tls, files, "--tls-...") if values.pop("tls") or any(files.values()) else None
+        with Client(**target, tls=tls) as client:
+            command(client, **values)
+
+    for option in reversed(TARGET_OPTIONS):
+        connected = option(connected)
+    return connected
+
+
+@click.group()
+def query() -> None:
+    """Query a model that TF Serving serves."""
+
+
+@query.command()
+@target_options
+@click.option("--prompt", default="", help="Text to continue.")
+@options.sampling
+@click.option(
+    "--seed", type=options.SEED, help="The same seed writes the same text.  [default: random, printed on stderr]"
+)
+@click.option("--stream/--no-stream", default=True, help="Print the text as it arrives, or all at once.")
+@AS_JSON
+def text(
+    client: "Client", prompt: str, length: int, seed: int | None, stream: bool, as_json: bool, **sampling: Any
 ) -> None:
-    """Puts the prompt and what the model writes after it on standard output, as it comes or all at once.
+    """Write text: the prompt and its continuation.
 
-    As JSON, the new text alone. tell_seed: on standard error, for a text that may be wanted again.
+    The text is printed as it arrives. Each piece is one call.
+
+    \b
+    Example:
+      python -m export query text --model book --prompt "Once " --length 2000 --stop "THE END"
     """
+    for name in ("temperature", "top_p", "repetition_penalty"):
+        if not math.isfinite(sampling[name]):
+            raise click.BadParameter(f"--{name.replace('_', '-')} must be a finite number, got {sampling[name]}")
+    before = os.fsencode(prompt)  # the bytes as typed, whatever the locale
+    drawn = secrets.randbelow(1 << 31) if seed is None else seed
+    sampling |= {"seed": drawn, "stop": os.fsencode(sampling["stop"])}
     if as_json:
-        generated = client.generate(prompt, length, **sampling)
-        drawn = {"b64": base64.b64encode(generated.text_bytes).decode()}  # as TF Serving's REST puts bytes
-        put_json({**dataclasses.asdict(generated), "text_bytes": drawn, "seed": sampling["seed"]})
+        generated = client.generate(before, length, **sampling)
+        encoded = {"b64": base64.b64encode(generated.text_bytes).decode()}  # as in TF Serving's REST API
+        _print_json({**dataclasses.asdict(generated), "text_bytes": encoded, "seed": drawn})
         return
     pieces: Iterator[bytes]
     if not stream:
-        pieces = iter([client.generate(prompt, length, **sampling).text_bytes])
-    elif console.out.is_terminal:  # whole characters, so that none is shown as broken
-        pieces = (text.encode() for text in client.stream(prompt, length, **sampling))
+        pieces = iter([client.generate(before, length, **sampling).text_bytes])
+    elif console.out.is_terminal:  # whole characters: a terminal shows a cut one as broken
+        pieces = (piece.encode() for piece in client.stream(before, length, **sampling))
     else:
-        pieces = client.stream_bytes(prompt, length, **sampling)
-    console.write_pieces(_told(pieces, sampling["seed"]) if tell_seed else pieces, before=prompt)
+        pieces = client.stream_bytes(before, length, **sampling)
+    console.write_pieces(pieces if seed is not None else _noting_seed(pieces, drawn), before=before)
 
 
-def _told(pieces: Iterator[bytes], seed: int) -> Iterator[bytes]:
-    """The pieces, and the seed told once the first is there: a refusal is to be one line."""
-    for count, piece in enumerate(pieces):
-        if not count:
+def _noting_seed(pieces: Iterator[bytes], seed: int) -> Iterator[bytes]:
+    """Print the seed once the first piece has arrived, so that a refused request stays one line."""
+    for index, piece in enumerate(pieces):
+        if index == 0:
             console.note(f"seed {seed}")
         yield piece
 
 
-def score(client: Client, text: bytes, as_json: bool) -> None:
-    """Shows how likely the model finds a text."""
-    scored = client.score(text)
+@query.command()
+@target_options
+@click.option("--text", required=True, help="Text to score.")
+@AS_JSON
+def score(client: "Client", text: str, as_json: bool) -> None:
+    """Score a text: bits per character under the model.
+
+    \b
+    Example:
+      python -m export query score --model book --text "Once upon a time"
+    """
+    scored = client.score(os.fsencode(text))
     if as_json:
-        put_json({key: value for key, value in dataclasses.asdict(scored).items() if value is not None})
+        _print_json({key: value for key, value in dataclasses.asdict(scored).items() if value is not None})
         return
     unit = client.info()["unit"]
     console.out.print(f"{scored.bits_per_char:.3f} bits per {unit}: {scored.nats:.2f} nats over {scored.n_chars:,}")
 
 
-def info(client: Client, as_json: bool) -> None:
-    """Shows what the model says of itself."""
-    about = client.info()
-    put_json(about, indent=None if as_json else 2)
+@query.command()
+@target_options
+@AS_JSON
+def info(client: "Client", as_json: bool) -> None:
+    """Print the model's own description: vocabulary, config, scores, limits."""
+    _print_json(client.info(), indent=None if as_json else 2)
 
 
-def status(client: Client, as_json: bool) -> None:
-    """Shows the versions that the server knows, and the signatures of the one that would answer, if any is ready."""
+@query.command()
+@target_options
+@AS_JSON
+def status(client: "Client", as_json: bool) -> None:
+    """Print the model's versions and signatures.
+
+    \b
+    Example:
+      python -m export query status --target serving.example:443 --tls --model book
+    """
     versions = client.status()
     ready = any(version.state == "AVAILABLE" for version in versions)
     signatures = client.metadata() if ready else {}
     if as_json:
-        put_json([dataclasses.asdict(version) for version in versions])
+        _print_json([dataclasses.asdict(version) for version in versions])
         return
     for version in versions:
         console.out.print(visible(f"version {version.version}: {version.state} {version.error}".rstrip()))
     for name, signature in signatures.items():
-        takes, gives = ", ".join(signature.inputs), ", ".join(signature.outputs)
-        console.out.print(visible(f"{name}: {takes} -> {gives}"))
+        inputs, outputs = ", ".join(signature.inputs), ", ".join(signature.outputs)
+        console.out.print(visible(f"{name}: {inputs} -> {outputs}"))
 
 
-def put_json(value: Any, indent: int | None = None) -> None:
-    """One JSON value on standard output; on a terminal too, nothing of it can drive the terminal."""
+def _print_json(value: Any, indent: int | None = None) -> None:
+    """Print a JSON value. Its escapes keep control characters away from the terminal."""
     console.write_text(json.dumps(value, indent=indent).encode())

@@ -1,6 +1,6 @@
-"""What a model card tells of a version and its export.json does not: what only the run and its data know.
+"""Facts for the model card that only the run and its data record.
 
-served/NAME/1/assets.extra/facts.json       kept with the version, so that the card can be made again anywhere
+served/NAME/1/assets.extra/facts.json       kept with the version, so that the card can be regenerated anywhere
 """
 
 import importlib.metadata
@@ -18,7 +18,7 @@ TOOLS = ("tensorflow", "keras", "numpy")
 
 
 def facts_of(run: Run, chosen: Checkpoint) -> dict[str, Any]:
-    """What is known of a run's checkpoint, as JSON. `test` and `data` are None where it is not known."""
+    """Collect the facts about a run's checkpoint, as JSON. `test` and `data` are None if unknown."""
     return {
         "format_version": 1,
         "parameters": run.build().count_params(),
@@ -29,7 +29,7 @@ def facts_of(run: Run, chosen: Checkpoint) -> dict[str, Any]:
 
 
 def _test(run: Run, chosen: Checkpoint) -> dict[str, Any] | None:
-    """The score on the test split, where it was made of these weights."""
+    """Score on the test split, if these weights were evaluated on it."""
     try:
         report = json.loads((run.folder / "evaluation-test.json").read_text(encoding="utf-8"))
         inputs = {name: report["inputs"][name] for name in ("weights_sha256", "data_sha256")}
@@ -41,7 +41,7 @@ def _test(run: Run, chosen: Checkpoint) -> dict[str, Any] | None:
 
 
 def _data(run: Run) -> dict[str, Any] | None:
-    """The data set that the run learned from, where that still lies where it lay."""
+    """The run's data set, if it is still at its path and unchanged."""
     try:
         manifest = read_manifest(run.data)
     except StageError:
@@ -56,7 +56,7 @@ def _data(run: Run) -> dict[str, Any] | None:
         "files": len(manifest.sources),
         "bytes": sum(source.bytes for source in manifest.sources),
         "corpora": [
-            {name: found.get(name) for name in ("name", "licence", "address", "from", "text_sha256", "date")}
-            for found in manifest.provenance
+            {name: corpus.get(name) for name in ("name", "licence", "address", "from", "text_sha256", "date")}
+            for corpus in manifest.provenance
         ],
     }

@@ -1,12 +1,11 @@
-"""A SavedModel that a stock TF Serving binary runs: plain graph ops, no XLA, no custom op, no Python.
+"""Export a SavedModel that a stock TF Serving binary runs: plain graph ops, no XLA, no custom op, no Python.
 
-served/NAME/1/                                              a version, as TF Serving's base path wants it
-    saved_model.pb, variables/                              the graph and the weights
-    assets.extra/tf_serving_warmup_requests                 requests of each signature and batch size, which a server
-                                                            replays before its first caller waits for them
-    assets.extra/export.json                                what it was made from
+served/NAME/1/                                  a version below TF Serving's base path
+    saved_model.pb, variables/                  the graph and the weights
+    assets.extra/tf_serving_warmup_requests     requests of each signature and batch size, replayed at load
+    assets.extra/export.json                    the run, step, config and vocabulary that it was made from
 
-The signatures are told in export.serve.signatures.
+export.serve.signatures describes the signatures.
 """
 
 import dataclasses
@@ -30,8 +29,9 @@ from common.files import check_replaceable, read_json, whole_folder, write_json
 from common.processes import last_line
 from export.made import already_made, known, made_from
 from export.serve.facts import facts_of
-from export.serve.package import MADE_FROM, batch_sizes, model_name, write_package
-from export.serve.session import WARM_UP, unpacked
+from export.serve.labels import MADE_FROM
+from export.serve.package import batch_sizes, model_name, write_package
+from export.serve.session import WARM_UP, decode_output
 from export.serve.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
 from trainers.checkpoint import Checkpoint
@@ -39,10 +39,10 @@ from trainers.run import Run, read_run
 from trainers.sampling.rows import Limits
 from trainers.sampling.sampler import Sampler
 
-TOLERANCE = 1e-5  # of a number, or of its size where that is above 1
+TOLERANCE = 1e-5  # absolute for numbers up to 1, relative above
 
-# The ops that the signatures are made of: TensorFlow's own kernels for a CPU, which a stock server has linked in. What
-# is not among them (of XLA, cuDNN, Python, another runtime) is to be looked at before it may be exported.
+# Ops of the signatures, all with CPU kernels that a stock server links in. Check that a server has an op (XLA, cuDNN,
+# Python and other runtimes are missing there) before you add it.
 OPS = """
 Abs Add AddN AddV2 All Any ArgMax AsString AssignVariableOp BiasAdd Bitcast Cast ConcatV2 Const Cumsum DecodePaddedRaw
 DecodeRaw DisableCopyOnRead DivNoNan EnsureShape Equal Exp ExpandDims Fill FloorDiv FloorMod GatherV2 Greater
@@ -56,13 +56,13 @@ TensorListReserve TensorListSetItem TensorListStack Tile TopKV2 Transpose Unicod
 Unpack UpperBound VarHandleOp ZerosLike
 """
 
-Request = tuple[str, dict[str, list[Any]]]  # a signature, and its inputs
+Request = tuple[str, dict[str, list[Any]]]  # the signature, and its inputs
 
 
 def requests(served: Served) -> Iterator[Request]:
-    """What a written model is asked, and a server is warmed up with: each signature with each size of a batch.
+    """Requests that verify an export and warm a server up: each signature at each batch size.
 
-    Prompts of different lengths, one of them empty, share a batch; hot and cold rows too, with options and without.
+    A batch mixes prompts of different lengths, one of them empty, temperatures, and rows with and without options.
     """
     vocab, limits = served.sampler.vocab, served.sampler.limits
     prompts = [known(text, vocab) for text in (b"def ", b"", b"import os\nclass ")]
@@ -87,7 +87,7 @@ def requests(served: Served) -> Iterator[Request]:
 
 
 def info(run: Run, chosen: Checkpoint, limits: Limits) -> dict[str, Any]:
-    """What the signature `info` tells, as JSON."""
+    """Content of export.json, which the signature `info` returns."""
     origin = made_from(run, chosen)
     return {
         **origin,
@@ -99,11 +99,11 @@ def info(run: Run, chosen: Checkpoint, limits: Limits) -> dict[str, Any]:
 
 
 def export_saved_model(folder: Path, out: Path, version: int | None, force: bool, limits: Limits | None = None) -> None:
-    """Writes out/VERSION from a run's best checkpoint, proves it in a fresh process, and only then puts it in place.
+    """Export a run's best checkpoint to out/VERSION, and verify it in a fresh process before moving it into place.
 
-    version: None: the latest where the same model lies there, else the next. limits: None: the usual ones.
-    Raises StageError where that version is there already and was made from something else (unless `force`), or where
-    what the written model answers differs from the checkpoint.
+    version: default: the latest if it already holds this model, otherwise the next. limits: default: `Limits()`.
+    Raises StageError if the version exists and was made from something else (unless `force`), or if the exported model
+    answers differently from the checkpoint.
     """
     run = read_run(folder)
     chosen = checkpoint.best(run)
@@ -116,7 +116,7 @@ def export_saved_model(folder: Path, out: Path, version: int | None, force: bool
     target = out / str(version)
     check_replaceable(target, "saved_model.pb", "a SavedModel")
     if not force and already_made(target, MADE_FROM, about, f"--version {latest + 1}"):
-        write_package(out, version, facts_of(run, chosen))  # what a card tells may have come since
+        write_package(out, version, facts_of(run, chosen))  # an evaluation may be new
         return
     sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab, limits, frozen=True)
     served = Served(sampler, json.dumps(about, ensure_ascii=False))
@@ -126,13 +126,13 @@ def export_saved_model(folder: Path, out: Path, version: int | None, force: bool
     write_package(out, version, facts_of(run, chosen))
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     console.out.print(
-        f"{target}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB; a fresh process answers as the checkpoint "
-        f"does, in all {len(INPUTS)} signatures",
+        f"{target}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB; a fresh process gives the checkpoint's "
+        f"answers in all {len(INPUTS)} signatures",
     )
 
 
 def write_version(folder: Path, model: str, served: Served) -> None:
-    """Writes all that a server reads of a version. model: the name that it is asked by.
+    """Write all files of a version. model: its name on the server.
 
     Raises StageError for a graph that a stock server does not run.
     """
@@ -143,12 +143,12 @@ def write_version(folder: Path, model: str, served: Served) -> None:
 
 
 def latest_version(out: Path) -> int:
-    """The highest version that is there; 0 where there is none."""
+    """Highest version number below a base path; 0 if there is none."""
     return max((int(path.name) for path in out.glob("*") if path.name.isdigit()), default=0)
 
 
 def check_ops(folder: Path) -> None:
-    """Raises StageError where a written graph holds an op that is not among OPS, or is bound to a device."""
+    """Raise StageError if a written graph contains an op that is not in OPS, or is placed on a GPU."""
     read = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     graph = read.meta_graphs[0].graph_def
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
@@ -158,11 +158,11 @@ def check_ops(folder: Path) -> None:
     foreign |= {"a function for XLA" for attribute in attributes if attribute["_XlaMustCompile"].b}
     foreign |= {f"a device, {node.device}" for node in nodes if "GPU" in node.device}
     if foreign:
-        raise StageError(f"the graph holds what a stock server is not known to run: {', '.join(sorted(foreign))}")
+        raise StageError(f"the graph has ops that a stock server is not known to run: {', '.join(sorted(foreign))}")
 
 
 def write_warmup(path: Path, model: str, served: Served) -> None:
-    """Writes the requests that TF Serving replays when it loads the model, before the first caller waits for them."""
+    """Write the requests that TF Serving replays when it loads the model, so that the first caller does not wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for signature, inputs in requests(served):
@@ -175,43 +175,52 @@ def write_warmup(path: Path, model: str, served: Served) -> None:
 
 
 def prove(served: Served, folder: Path) -> None:
-    """Lets a fresh process answer the warm-up requests from the files alone, and compares with the checkpoint.
+    """Answer the warm-up requests in a fresh process from the files alone, and compare with the checkpoint's answers.
 
-    Raises StageError where a text differs at all, or a number by more than TOLERANCE.
+    Raises StageError if a text differs at all, or a number by more than TOLERANCE.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        answers = Path(scratch) / "answers.json"
-        command = [sys.executable, "-m", "export.serve.session", str(folder), str(answers)]
+        path = Path(scratch) / "answers.json"
+        command = [sys.executable, "-m", "export.serve.session", str(folder), str(path)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         model, limits = served.sampler.model, served.sampler.limits
-        reference = Served(Sampler(model, served.sampler.vocab, limits), served.info)
-        asked = [(signature, reference.answer(signature, inputs)) for signature, inputs in requests(reference)]
-        said = process.communicate()[1]
+        reference = Served(Sampler(model, served.sampler.vocab, limits), served.info)  # while the process starts
+        expected = [(signature, reference.answer(signature, inputs)) for signature, inputs in requests(reference)]
+        stderr = process.communicate()[1]
         if process.returncode:
-            raise StageError(f"the written SavedModel does not load in a fresh process: {last_line(said)}")
-        found = json.loads(answers.read_text(encoding="utf-8"))
-    if len(found) != len(asked):
-        raise StageError(f"the written SavedModel has {len(found)} warm-up requests, not {len(asked)}")
-    for (signature, expected), got in zip(asked, found, strict=True):
-        if got.keys() != expected.keys():
-            raise StageError(f"the written SavedModel's {signature} gives {', '.join(got)}, not {', '.join(expected)}")
-        for name, value in expected.items():
-            compare(f"{signature}.{name}", unpacked(got[name]), value)
+            raise StageError(f"the exported SavedModel does not load in a fresh process: {last_line(stderr)}")
+        answers = json.loads(path.read_text(encoding="utf-8"))
+    check_answers(answers, expected)
 
 
-def compare(what: str, got: np.ndarray, expected: np.ndarray) -> None:
-    """Raises StageError where an output of the written model is not the checkpoint's."""
-    if what.endswith("carry_bytes"):  # numbers, most of them
+def check_answers(answers: list[dict[str, Any]], expected: list[tuple[str, dict[str, np.ndarray]]]) -> None:
+    """Compare the answers of `export.serve.session` with the checkpoint's. Raises StageError if they differ."""
+    if len(answers) != len(expected):
+        raise StageError(f"the exported SavedModel has {len(answers)} warm-up requests, expected {len(expected)}")
+    for answer, (signature, outputs) in zip(answers, expected, strict=True):
+        if answer.keys() != outputs.keys():
+            names = f"{', '.join(answer)}, expected {', '.join(outputs)}"
+            raise StageError(f"the exported SavedModel's {signature} returns {names}")
+        for name, value in outputs.items():
+            compare(f"{signature}.{name}", decode_output(answer[name]), value)
+
+
+def compare(name: str, got: np.ndarray, expected: np.ndarray) -> None:
+    """Compare an output of the exported model with the checkpoint's. Raises StageError if they differ.
+
+    name: "signature.output".
+    """
+    if name.endswith("carry_bytes"):  # mostly float32
         got, expected = (np.array([np.frombuffer(row, np.float32) for row in rows]) for rows in (got, expected))
     if got.shape != expected.shape:
-        raise StageError(f"the written SavedModel's {what} is {got.shape}, the checkpoint's {expected.shape}")
+        raise StageError(f"the exported SavedModel's {name} is {got.shape}, the checkpoint's {expected.shape}")
     if expected.dtype.kind != "f":
         same = np.array_equal(got, expected)
         difference = "" if same else f": {got.tolist()[:3]} instead of {expected.tolist()[:3]}"
     else:
         off = np.abs(got - expected) / np.maximum(1, np.abs(expected))
-        near = (off <= TOLERANCE) & (np.abs(expected) >= np.finfo(np.float32).tiny)  # below it: a carry's whole numbers
+        near = (off <= TOLERANCE) & (np.abs(expected) >= np.finfo(np.float32).tiny)  # denormals are a carry's integers
         same = bool(np.all(near | (got.view(np.int32) == expected.view(np.int32))))
         difference = "" if same else f" by {np.max(off):.1g}; at most {TOLERANCE:g} is allowed"
     if not same:
-        raise StageError(f"the written SavedModel's {what} differs{difference}")
+        raise StageError(f"the exported SavedModel's {name} differs{difference}")

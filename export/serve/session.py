@@ -1,7 +1,7 @@
-"""Answers a SavedModel's warm-up requests from its files alone: python -m export.serve.session FOLDER ANSWERS.json
+"""Answer a SavedModel's warm-up requests from its files alone: python -m export.serve.session FOLDER ANSWERS.json
 
-Run as a process of its own by export.serve.saved_model. It loads the graph into a Session and replays the requests, as
-TF Serving's C++ does, so that nothing of the process that wrote the model, nor any of its Python, can help.
+export.serve.saved_model runs this in a fresh process. It loads the graph into a Session and replays the requests, as TF
+Serving's C++ does, so that neither the state of the exporting process nor the project's Python can mask an error.
 """
 
 import base64
@@ -18,7 +18,7 @@ WARM_UP = "assets.extra/tf_serving_warmup_requests"
 
 
 def answer(session: tf.compat.v1.Session, signature: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Runs one signature of a loaded SavedModel."""
+    """Run one signature of a loaded SavedModel."""
     return session.run(
         {name: tensor.name for name, tensor in signature.outputs.items()},
         {signature.inputs[name].name: values for name, values in inputs.items()},
@@ -26,28 +26,28 @@ def answer(session: tf.compat.v1.Session, signature: Any, inputs: dict[str, Any]
 
 
 def main(folder: str, answers: str) -> None:
-    """Answers every request of the warm-up file, in order."""
+    """Answer every request of the warm-up file, in order."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         signatures = tf.compat.v1.saved_model.load(session, ["serve"], folder).signature_def
-        found = []
+        replies = []
         for record in tf.compat.v1.io.tf_record_iterator(str(Path(folder) / WARM_UP)):
             request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
             inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
-            got = answer(session, signatures[request.model_spec.signature_name], inputs)
-            found.append({name: packed(value) for name, value in got.items()})
+            outputs = answer(session, signatures[request.model_spec.signature_name], inputs)
+            replies.append({name: encode_output(value) for name, value in outputs.items()})
     with open(answers, "w", encoding="utf-8") as file:
-        json.dump(found, file)
+        json.dump(replies, file)
 
 
-def packed(value: np.ndarray) -> dict[str, Any]:
-    """An output as JSON, which holds no bytes."""
+def encode_output(value: np.ndarray) -> dict[str, Any]:
+    """Encode an output as JSON, with its bytes in base64."""
     if value.dtype.kind == "O":
         return {"bytes": [base64.b64encode(row).decode() for row in value]}
     return {"dtype": value.dtype.name, "shape": value.shape, "data": base64.b64encode(value.tobytes()).decode()}
 
 
-def unpacked(value: dict[str, Any]) -> np.ndarray:
-    """The inverse of `packed`."""
+def decode_output(value: dict[str, Any]) -> np.ndarray:
+    """Decode what `encode_output` encoded."""
     if "bytes" in value:
         return np.array([base64.b64decode(row) for row in value["bytes"]] + [None], object)[:-1]
     return np.frombuffer(base64.b64decode(value["data"]), value["dtype"]).reshape(value["shape"])

@@ -1,18 +1,18 @@
-"""What a served model answers to: the signatures, by name. Every input has one entry a row [B], every output B rows.
+"""Signatures of a served model. Every input has one entry per row [B], every output B rows.
 
     serving_default   prompt, length, temperature, seed
                       -> text (valid UTF-8), text_bytes (as drawn), n_chars, log_prob, finish_reason
-    generate          and top_k, top_p, repetition_penalty, stop
+    generate          as serving_default, and top_k, top_p, repetition_penalty, stop
     score             text -> nats, n_chars, bits_per_char, error
-    score_chars       text -> log_probs [B, longest], and what score gives
+    score_chars       text -> log_probs [B, longest], and the outputs of score
     start             prompt -> carry_bytes, logits [B, vocabulary], error
-    continue          carry_bytes, and what generate takes
-                      -> what generate gives, carry_bytes, n_back (bytes of the stop at the end of earlier pieces)
+    continue          carry_bytes, and the inputs of generate
+                      -> the outputs of generate, carry_bytes, n_back (bytes of the stop at the end of earlier pieces)
     neurons           text, layer -> h [B, longest, units], c of an LSTM, n_chars, error
-    info              ignored (a batching server refuses a call without inputs) -> info (JSON)
+    info              ignored (a batching server rejects a call without inputs) -> info (JSON)
 
-finish_reason is length, stop (which the end of a document is too), or "error: …"; error is "error: …", or empty. A text
-without an answer is empty, a number 0. docs/serving.md documents each input.
+finish_reason is length, stop (also at the end of a document), or "error: …"; error is "error: …", or empty. In a row
+with an error, texts are empty and numbers 0. docs/serving.md documents the inputs.
 """
 
 import math
@@ -55,19 +55,19 @@ Answer = dict[str, tf.Tensor]
 
 
 class Served(tf.Module):
-    """The signatures over a model's weights, which a saved module holds as its sampler has laid them out.
+    """The signatures as a module to save; the weights are stored in the sampler's layout.
 
-    info: the JSON that `info` answers with.
+    info: the JSON that the signature `info` returns.
     """
 
     def __init__(self, sampler: Sampler, info: str):
         super().__init__(name="served")
         self.sampler, self.info = sampler, info
-        self.weights = tf.nest.flatten(sampler.weights)  # tracked: what variables/ will hold
+        self.weights = tf.nest.flatten(sampler.weights)  # tracked: the content of variables/
         self.functions = {name: self._traced(name) for name in INPUTS}
 
     def answer(self, signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Runs a signature on lists, without the detour over a file. Gives NumPy arrays."""
+        """Run a signature on lists, in this process. Returns NumPy arrays."""
         columns = (tf.constant(inputs[name], DTYPES[name]) for name in INPUTS[signature])
         return {name: value.numpy() for name, value in self.functions[signature](*columns).items()}
 
@@ -96,7 +96,7 @@ class Served(tf.Module):
 
     def _score_chars(self, text_B: tf.Tensor) -> Answer:
         log_prob_BxP, count_B, error_B = self.sampler.score(text_B)
-        nats_B = tf.abs(tf.reduce_sum(log_prob_BxP, axis=1))  # none is above 0; of nothing 0, not -0
+        nats_B = tf.abs(tf.reduce_sum(log_prob_BxP, axis=1))  # log-probabilities are at most 0; abs avoids -0
         bits_B = tf.math.divide_no_nan(nats_B, math.log(2) * tf.cast(count_B, tf.float32))
         return {
             "log_probs": log_prob_BxP,
@@ -111,13 +111,13 @@ class Served(tf.Module):
         return {**dict(zip("hc", states, strict=False)), "n_chars": count_B, "error": error_B}
 
     def _info(self, ignored_B: tf.Tensor) -> Answer:
-        # Rows above a call's most are empty: many of nothing would be gigabytes of this.
+        # Rows beyond the limit are empty, because copies of the JSON could take gigabytes.
         row_B = tf.range(tf.shape(ignored_B)[0])
         return {"info": tf.where(row_B < self.sampler.limits.rows, self.info, "")}
 
 
 def _written(written: Generated) -> Answer:
-    # A character cut in two, as a prompt may end within one, is U+FFFD in what must be valid.
+    # A cut character becomes U+FFFD: a prompt may end within one, and `text` must be valid UTF-8.
     text_B = tf.strings.unicode_transcode(written.text_bytes, "UTF-8", "UTF-8")
     answer = {"text": text_B, **written._asdict()}
     del answer["n_back"]

@@ -35,12 +35,12 @@ from export.client.client import (
     Client,
     Continued,
     Generated,
-    Score,
     ServingError,
     Signature,
     TensorInfo,
+    TextScore,
     Tls,
-    Version,
+    VersionStatus,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -151,7 +151,9 @@ def test_each_of_a_list_has_settings_of_its_own_and_a_bad_one_spoils_no_other(cl
     ]
     assert [row.error for row in got] == ["", error.removeprefix("error: "), ""]
     assert client.generate([b"ab"], 20, seed=[3]) == [client.generate("ab", 20, seed=3)]
-    with pytest.raises(StageError, match=r"the model 'fake' at \S+ refuses: the length must be 0 to 4096, got 5000"):
+    with pytest.raises(
+        StageError, match=r"the model 'fake' at \S+ rejects the request: the length must be 0 to 4096, got 5000"
+    ):
         client.generate("", 5000)
 
 
@@ -210,9 +212,9 @@ def test_pieces_by_hand(client: Client) -> None:
     started = client.start("ab")
     assert started.logits.tolist() == [0, 0, 1, 0]
     assert client.continue_(started.carry, length=12, seed=3).text_bytes == drawn
-    with pytest.raises(StageError, match="refuses: the prompt is too long"):
+    with pytest.raises(StageError, match="rejects the request: the prompt is too long"):
         client.start("a" * 5000)
-    with pytest.raises(StageError, match="refuses: the carry is another version's: 9"):
+    with pytest.raises(StageError, match="rejects the request: the carry is another version's: 9"):
         client.continue_(Carry(b"0:0:9", version))
 
 
@@ -247,13 +249,13 @@ def test_a_carry_is_answered_by_its_own_version(server: Server) -> None:
 def test_scores(client: Client) -> None:
     nats = 2 * np.log(2)
     one, other = client.score(["abc", "é"]), client.score("abc", characters=True)
-    assert one == [Score(pytest.approx(n * nats), n, 2.0, "") for n in (3, 2)]
-    assert other == Score(pytest.approx(3 * nats), 3, 2.0, "")
+    assert one == [TextScore(pytest.approx(n * nats), n, 2.0, "") for n in (3, 2)]
+    assert other == TextScore(pytest.approx(3 * nats), 3, 2.0, "")
     assert other.log_probs.tolist() == pytest.approx([-nats] * 3)
     rows = client.score(["abc", "e"], characters=True)
     assert [len(row.log_probs) for row in rows] == [3, 1]
     assert [row.error for row in client.score(["", "a"])] == ["nothing to score", ""]
-    with pytest.raises(StageError, match="refuses: nothing to score"):
+    with pytest.raises(StageError, match="rejects the request: nothing to score"):
         client.score("")
 
 
@@ -263,13 +265,13 @@ def test_neurons(client: Client) -> None:
     assert neurons.h.tolist() == [[110, 111, 112], [120, 121, 122]]
     assert neurons.c is not None
     assert neurons.c.tolist() == [[-110, -111, -112], [-120, -121, -122]]
-    with pytest.raises(StageError, match="refuses: there are layers 0 and 1"):
+    with pytest.raises(StageError, match="rejects the request: there are layers 0 and 1"):
         client.neurons("ab", 2)
 
 
 def test_what_server_and_model_say_of_themselves(client: Client) -> None:
     assert client.info() == {"format_version": 1, "unit": "byte", "version": 2, "limits": {"length": LONGEST}}
-    assert client.status() == [Version(1, "AVAILABLE", ""), Version(2, "AVAILABLE", "")]
+    assert client.status() == [VersionStatus(1, "AVAILABLE", ""), VersionStatus(2, "AVAILABLE", "")]
     signatures = client.metadata()
     assert set(signatures) == {
         *("serving_default", "generate", "continue", "start", "score", "score_chars", "neurons", "info", "total")
@@ -298,18 +300,18 @@ USAGE: list[tuple[Callable[[Client], object], str]] = [
     (lambda c: c.generate(None), "'prompt': 'NoneType' object has no attribute 'encode', got None"),  # type: ignore[call-overload]
     (
         lambda c: c.generate("", **TEMPERED),
-        "no setting of sampling is called 'temprature'; there are: temperature, seed",
+        "unknown sampling option 'temprature'; there are: temperature, seed",
     ),
-    (lambda c: c.generate("", seed=[1, 2]), "'seed' is a list, so the text must be one too"),  # type: ignore[call-overload]
-    (lambda c: c.generate(["", ""], seed=[1, 2, 3]), "'seed' must be one for all 2 texts, or one for each, got 3"),
-    (lambda c: c.stream(piece=0), "a piece has one character or more, got 0"),
+    (lambda c: c.generate("", seed=[1, 2]), "'seed' is a list, so the texts must be a list of the same length"),  # type: ignore[call-overload]
+    (lambda c: c.generate(["", ""], seed=[1, 2, 3]), "'seed' must have one value, or one for each of 2 texts, got 3"),
+    (lambda c: c.stream(piece=0), "'piece' must be at least 1, got 0"),
     (lambda c: c.stream(piece="x"), "'piece': 'str' object cannot be interpreted as an integer, got 'x'"),  # type: ignore[arg-type]
     (lambda c: c.stream(stop=None), "'stop': 'NoneType' object has no attribute 'encode', got None"),  # type: ignore[arg-type]
-    (lambda c: c.continue_("x"), r"a carry is the one of a result, such as start\(...\).carry, got a str"),  # type: ignore[arg-type]
+    (lambda c: c.continue_("x"), r"'carry' must be a result's, such as start\(...\).carry, got a str"),  # type: ignore[arg-type]
     (lambda c: c.generate(temperature=1e300), "'temperature': overflow encountered in cast, got 1e[+]300"),
     (lambda c: c.close() or c.status(), r"the client of the model 'fake' at \S+ is closed: make another"),  # type: ignore[func-returns-value]
     (lambda c: c.stream(length=0.5), "'length': 'float' object"),  # type: ignore[arg-type]
-    (lambda c: c.generate([]), "a list of texts has one or more"),
+    (lambda c: c.generate([]), "a list of texts must not be empty"),
     *(
         (
             lambda c, target=target: Client(target, "fake"),  # type: ignore[misc]
@@ -337,7 +339,7 @@ FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode
         {"model": "book"},
         Client.generate,
         StatusCode.NOT_FOUND,
-        r"{target} serves no model 'book': give the name that it was started with \(Servable not found for request: "
+        r"{target} serves no model 'book': use the name that it was started with \(Servable not found for request: "
         r"Latest\(book\)\)",
     ),
     (
@@ -376,7 +378,7 @@ FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode
         {},
         lambda client: client.predict("neurons", {"txt": ARRAY}),
         StatusCode.INVALID_ARGUMENT,
-        r"the model 'fake' at {target} refuses the request \(input size does not match signature: 1!=2 len\({{txt}}\) "
+        r"the model 'fake' at {target} rejects the request \(input size does not match signature: 1!=2 len\({{txt}}\) "
         r"!= len\({{layer,text}}\). Sent extra: {{txt}}. Missing but required: {{layer,text}}.\)",
     ),
     (
@@ -384,21 +386,21 @@ FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode
         {},
         lambda client: client.predict("score", {"txt": ARRAY}),
         StatusCode.INVALID_ARGUMENT,
-        r"refuses the request \(Signature input alias: text\(feed name: score_text:0\) not found in request",
+        r"rejects the request \(Signature input alias: text\(feed name: score_text:0\) not found in request",
     ),
     (
         "an input of another type",
         {},
         lambda client: client.predict("score", {"text": np.array([1], np.int64)}),
         StatusCode.INVALID_ARGUMENT,
-        r"refuses the request \(Expects arg\[0\] to be string but int64 is provided\)",
+        r"rejects the request \(Expects arg\[0\] to be string but int64 is provided\)",
     ),
     (
         "an answer too large",
         {"max_message_bytes": 2000},
         lambda client: client.neurons("a" * 100),
         StatusCode.RESOURCE_EXHAUSTED,
-        r"a message between the client and {target} is too large: ask for fewer rows or characters, or raise "
+        r"a message between the client and {target} is too large: request fewer rows or characters, or raise "
         r"max_message_bytes \(.*CLIENT: Received message larger than max \(\d+ vs. 2000\)\)",
     ),
 ]
@@ -426,7 +428,7 @@ def test_a_model_of_another_kind_is_named() -> None:
     client = Client("localhost:1", "fake")
     client.predict = lambda *inputs: ({"text": np.array([b"a"], object)}, 1)  # type: ignore[method-assign]
     with pytest.raises(
-        StageError, match=r"the model 'fake' at localhost:1 answers 'generate' without 'text_bytes': it was"
+        StageError, match=r"the answer of the model 'fake' at localhost:1 to 'generate' has no 'text_bytes': export"
     ):
         client.generate()
 
@@ -481,7 +483,7 @@ def test_no_call_takes_longer_than_it_may(fake: Path) -> None:
     weather = Weather(seconds=1.0)
     with serving(StandIn(fake), interceptors=[weather]) as target, Client(target, "fake", timeout=0.2) as client:
         begun = time.monotonic()
-        with pytest.raises(ServingError, match=rf"no answer from {target} within 0\.2 s: ask for fewer characters"):
+        with pytest.raises(ServingError, match=rf"no answer from {target} within 0\.2 s: request fewer characters"):
             client.generate()
         assert time.monotonic() - begun < 0.9
     with Client(target, "fake", timeout=0.5) as client:  # nobody is there by now, and the pauses take longer
@@ -509,7 +511,7 @@ def test_where_nobody_answers_it_says_so() -> None:
     with (
         Client("localhost:1", "fake", retries=0) as client,
         pytest.raises(
-            ServingError, match="no server answers at localhost:1: see that it is up, and that this is"
+            ServingError, match="no server answers at localhost:1: check that it is up, and that this is"
         ) as no,
     ):
         client.status()
@@ -519,12 +521,12 @@ def test_where_nobody_answers_it_says_so() -> None:
 def test_what_a_server_that_batches_refuses(fake: Path) -> None:
     rules = Batching(2, batch_timeout_micros=10_000_000, max_enqueued_batches=1, num_batch_threads=1)
     with serving(StandIn(fake, batching=rules)) as target, Client(target, "fake", retries=0) as client:
-        with pytest.raises(ServingError, match=r"takes fewer rows in one call: send several \(Task size 3 is larger"):
+        with pytest.raises(ServingError, match=r"takes fewer rows per call: send several \(Task size 3 is larger"):
             client.score(["a", "b", "c"])
         waiting = threading.Thread(target=client.score, args=("a",))
         waiting.start()
         time.sleep(0.3)
-        with pytest.raises(ServingError, match=f"{target} is busy, its queue of batches is full: ask again later, or"):
+        with pytest.raises(ServingError, match=f"{target} is busy, its batch queue is full: try again later, or"):
             client.score(["b", "c"])
         client.score("d")  # fills the batch that waits
         waiting.join(5)
@@ -572,7 +574,7 @@ def test_tls(fake: Path, pem: Path, tmp_path: Path, mutual: bool) -> None:
         for settings in untrusted:
             with pytest.raises(ServingError, match=f"TLS with {target} failed: check the root certificates"):
                 ask(Tls(**settings))
-        with pytest.raises(ServingError, match=f"{target} closes the connection: it may want TLS"):
+        with pytest.raises(ServingError, match=f"{target} closed the connection: it may require TLS"):
             ask(None)
     with pytest.raises(StageError, match=r"the TLS file \S+none.pem cannot be read: No such file"):
         ask(Tls(root_certificates=tmp_path / "none.pem"))
@@ -581,7 +583,7 @@ def test_tls(fake: Path, pem: Path, tmp_path: Path, mutual: bool) -> None:
         (Tls(key=cert, certificate=cert), "PRIVATE KEY"),
         (Tls(key=key, certificate=key), "CERTIFICATE"),
     ):
-        with pytest.raises(StageError, match=rf"the TLS file \S+.pem is no PEM: it must hold a line -----BEGIN {kind}"):
+        with pytest.raises(StageError, match=rf"TLS file \S+.pem is not PEM: it must have a line -----BEGIN {kind}"):
             ask(swapped)
 
 
@@ -594,9 +596,9 @@ def query(
 ) -> Callable[..., tuple[int, bytes, str]]:
     """Types `python -m export query`; gives the exit code, what was written, and what was said beside it."""
 
-    def type_it(*arguments: str) -> tuple[int, bytes, str]:
+    def type_it(command: str, *arguments: str) -> tuple[int, bytes, str]:
         where = ["--target", server.target, "--model", server.model]
-        monkeypatch.setattr(sys, "argv", ["export", "query", *where, *arguments])
+        monkeypatch.setattr(sys, "argv", ["export", "query", command, *where, *arguments])
         with pytest.raises(SystemExit) as exit:
             console.run(cli)
         written = capfdbinary.readouterr()
@@ -607,11 +609,11 @@ def query(
 
 def test_the_command_writes_the_text(query: Callable[..., tuple[int, bytes, str]]) -> None:
     text = b"ab" + written(3, b"ab", 100) + b"\n"
-    arguments = ("--prompt", "ab", "--length", "100", "--seed", "3")
+    arguments = ("text", "--prompt", "ab", "--length", "100", "--seed", "3")
     assert query(*arguments) == query(*arguments, "--no-stream") == (0, text, "")
     until = text.partition(b"THE")[0] + b"\n"
     assert query(*arguments, "--stop", "THE") == query(*arguments, "--stop", "THE", "--no-stream") == (0, until, "")
-    code, out, said = query("--length", "5")
+    code, out, said = query("text", "--length", "5")
     seed = int(said.removeprefix("seed "))
     assert (code, out) == (0, written(seed, b"", 5) + b"\n")
     code, out, said = query(*arguments, "--json", "--top-k", "7")
@@ -632,49 +634,50 @@ def test_a_terminal_gets_whole_characters(
 ) -> None:
     monkeypatch.setattr(console.out, "_force_terminal", True)
     begin = BOOK.index("あ".encode()) - 7  # so that the first piece, of 8 bytes, ends within it
-    code, out, said = query("--prompt", "\x1b[2J", "--length", "13", "--seed", str(begin - 4))
+    code, out, said = query("text", "--prompt", "\x1b[2J", "--length", "13", "--seed", str(begin - 4))
     assert (code, out.decode(), said) == (0, "\ufffd[2Jnaïve あい\n", "")
 
 
 def test_the_command_tells_about_model_and_text(query: Callable[..., tuple[int, bytes, str]]) -> None:
-    assert query("--score", "--prompt", "abc") == (0, b"2.000 bits per byte: 4.16 nats over 3\n", "")
-    score = json.loads(query("--score", "--prompt", "abc", "--json")[1])
+    assert query("score", "--text", "abc") == (0, b"2.000 bits per byte: 4.16 nats over 3\n", "")
+    score = json.loads(query("score", "--text", "abc", "--json")[1])
     assert score == {"nats": pytest.approx(4.158883), "n_chars": 3, "bits_per_char": 2.0, "error": ""}
     about = {"format_version": 1, "unit": "byte", "version": 1, "limits": {"length": LONGEST}}
-    code, out, said = query("--info", "--label", "stable")
+    code, out, said = query("info", "--label", "stable")
     assert (code, json.loads(out), said) == (0, about, "")
-    code, out, said = query("--status")
+    code, out, said = query("status")
     assert (code, said) == (0, "")
     assert out.startswith(b"version 1: AVAILABLE\nversion 2: AVAILABLE\ncontinue: carry_bytes, length, prompt")
     assert b"\ninfo: ignored -> info\n" in out
-    assert json.loads(query("--status", "--json")[1])[1] == {"version": 2, "state": "AVAILABLE", "error": ""}
+    assert json.loads(query("status", "--json")[1])[1] == {"version": 2, "state": "AVAILABLE", "error": ""}
 
 
 def test_no_signature_is_asked_for_while_no_version_is_ready(
     server: Server, monkeypatch: pytest.MonkeyPatch, query: Callable[..., tuple[int, bytes, str]]
 ) -> None:
-    monkeypatch.setattr(Client, "status", lambda _: [Version(1, "LOADING", ""), Version(2, "END", "no such file")])
+    monkeypatch.setattr(
+        Client, "status", lambda _: [VersionStatus(1, "LOADING", ""), VersionStatus(2, "END", "no such file")]
+    )
     told = b"version 1: LOADING\nversion 2: END no such file\n"
-    assert query("--status", "--label", "none") == (0, told, "")
+    assert query("status", "--label", "none") == (0, told, "")
 
 
 MISTAKES = [
-    (["--length", "5000", "--no-stream"], 1, "refuses: the length must be 0 to 4096, got 5000"),
-    (["--model", "book"], 1, "serves no model 'book'"),
-    (["--target", "localhost:1"], 1, "no server answers at localhost:1"),
-    (["--version", "7"], 1, "has no version 7; there are: 1 (AVAILABLE), 2 (AVAILABLE)"),
-    (["--version", "1", "--label", "x"], 2, "give a version or a label, not both"),
-    (["--score", "--info"], 2, "of --score, --info and --status, one at a time"),
-    (["--tls-key", "key.pem"], 2, "a client's key and certificate go together: give both or neither"),
-    (["--tls-root", "none.pem"], 1, "the TLS file none.pem cannot be read: No such file or directory"),
-    (["--timeout", "nan"], 2, "'timeout': input should be a finite number, got nan"),
-    (["--status", "--version", "7"], 1, "has no version 7; there are: 1 (AVAILABLE), 2 (AVAILABLE)"),
-    (["--status", "--label", "none", "--json"], 1, "has no label 'none'"),
-    (["--temperature", "nan"], 2, "--temperature must be a finite number, got nan"),
-    (["--temperature", "inf"], 2, "--temperature must be a finite number, got inf"),
-    (["--temperature", "1e300"], 2, "'temperature': overflow encountered in cast, got 1e+300"),
-    (["--top-p", "0"], 2, "0.0 is not in the range 0<x<=1"),
-    (["--top-p", "1.5"], 2, "1.5 is not in the range 0<x<=1"),
+    (["text", "--length", "5000", "--no-stream"], 1, "rejects the request: the length must be 0 to 4096, got 5000"),
+    (["text", "--model", "book"], 1, "serves no model 'book'"),
+    (["text", "--target", "localhost:1"], 1, "no server answers at localhost:1"),
+    (["text", "--version", "7"], 1, "has no version 7; there are: 1 (AVAILABLE), 2 (AVAILABLE)"),
+    (["text", "--version", "1", "--label", "x"], 2, "give a version or a label, not both"),
+    (["text", "--tls-key", "key.pem"], 2, "a client's key and certificate go together: give both or neither"),
+    (["text", "--tls-root", "none.pem"], 1, "the TLS file none.pem cannot be read: No such file or directory"),
+    (["text", "--timeout", "nan"], 2, "'timeout': input should be a finite number, got nan"),
+    (["status", "--version", "7"], 1, "has no version 7; there are: 1 (AVAILABLE), 2 (AVAILABLE)"),
+    (["status", "--label", "none", "--json"], 1, "has no label 'none'"),
+    (["text", "--temperature", "nan"], 2, "--temperature must be a finite number, got nan"),
+    (["text", "--temperature", "inf"], 2, "--temperature must be a finite number, got inf"),
+    (["text", "--temperature", "1e300"], 2, "'temperature': overflow encountered in cast, got 1e+300"),
+    (["text", "--top-p", "0"], 2, "0.0 is not in the range 0<x<=1"),
+    (["text", "--top-p", "1.5"], 2, "1.5 is not in the range 0<x<=1"),
 ]
 
 
@@ -690,7 +693,8 @@ def test_a_mistake_is_one_line(
 
 def test_ctrl_c_leaves_whole_lines(fake: Path) -> None:
     with serving(StandIn(fake), interceptors=[Weather(seconds=0.3)]) as target:
-        command = [sys.executable, "-m", "export", "query", "--target", target, "--model", "fake", "--seed", "1"]
+        command = [sys.executable, "-m", "export", "query", "text", "--target", target]
+        command += ["--model", "fake", "--seed", "1"]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
         first = process.stdout.read(8)

@@ -11,9 +11,9 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from common.errors import StageError
 from export.serve import saved_model
-from export.serve.package import read
+from export.serve.labels import read
 from export.serve.saved_model import export_saved_model
-from export.serve.session import answer, packed, unpacked
+from export.serve.session import answer, decode_output, encode_output
 from export.serve.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
 from trainers.run import read_run
@@ -117,12 +117,12 @@ def test_a_graph_that_a_stock_server_does_not_run_is_refused(served: Path, tmp_p
     assert sum(len(function.node_def) for function in written.meta_graphs[0].graph_def.library.function) > 1000
     written.meta_graphs[0].graph_def.library.function[0].node_def.add(name="foreign", op=foreign)
     (tmp_path / "saved_model.pb").write_bytes(written.SerializeToString())
-    with pytest.raises(StageError, match=rf"what a stock server is not known to run: {foreign}$"):
+    with pytest.raises(StageError, match=rf"ops that a stock server is not known to run: {foreign}$"):
         saved_model.check_ops(tmp_path)
     written.meta_graphs[0].graph_def.library.function[0].node_def.pop()
     written.meta_graphs[0].graph_def.library.function[0].attr["_XlaMustCompile"].b = True
     (tmp_path / "saved_model.pb").write_bytes(written.SerializeToString())
-    with pytest.raises(StageError, match=r"what a stock server is not known to run: a function for XLA$"):
+    with pytest.raises(StageError, match=r"ops that a stock server is not known to run: a function for XLA$"):
         saved_model.check_ops(tmp_path)
 
 
@@ -220,6 +220,6 @@ def test_answers_are_compared_to_the_last_text_and_the_fifth_digit() -> None:
 
 def test_outputs_survive_json() -> None:
     for value in (np.array([b"", b"\xff\0"], object), np.float32([[1, np.nan]]), np.zeros((0, 3), np.int32)):
-        back = unpacked(json.loads(json.dumps(packed(value))))
+        back = decode_output(json.loads(json.dumps(encode_output(value))))
         assert (back.dtype, back.shape) == (value.dtype, value.shape)
         np.testing.assert_array_equal(back, value)

@@ -1,8 +1,6 @@
 """Whether the served model is right: real exports, in a Session and behind a server, against the model's own calls."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,12 @@ from served_models import LIMITS, Exported, Model, Row, Slow, random_model, writ
 from serving_stand_in import Loaded
 
 from common.errors import StageError
-from export.client.client import Client, Generated, query
+from export.client.client import Client, Generated
+from export.client.query import query
 from export.serve.saved_model import MADE_FROM
 from export.serve.signatures import INPUTS
 from pipeline.vocab import Vocab
 
-ROOT = Path(__file__).parents[3]
 ASCII = Vocab("char", tuple(chr(code).encode() for code in (10, *range(32, 123))))
 
 
@@ -281,7 +279,7 @@ def test_the_client_gets_what_the_files_say(model: Exported, client: Client, rng
     )
     assert got == [generated(one) for one in model.ask("generate", rows)]
     assert [one.error for one in got] == ["", "length: 0 to 200, got 201", ""]
-    with pytest.raises(StageError, match=r"refuses: length: 0 to 200, got 201$"):
+    with pytest.raises(StageError, match=r"rejects the request: length: 0 to 200, got 201$"):
         client.generate("Zoë", 201)
     text = model.text(rng, 40)
     score, expected = client.score(text, characters=True), model.one("score_chars", text=text)
@@ -324,19 +322,19 @@ def test_a_stream_is_the_text_of_one_call(model: Exported, client: Client, rng: 
 @pytest.mark.parametrize(("stop", "message"), [("o" * 70, "stop: at most 64 characters"), ("q", "stop: 'q' is not")])
 def test_a_stream_refuses_what_one_call_refuses(client: Client, stop: str, message: str) -> None:
     for ask in (client.generate, client.continue_, lambda **settings: list(client.stream(**settings))):
-        with pytest.raises(StageError, match=f"refuses: {message}"):
+        with pytest.raises(StageError, match=f"rejects the request: {message}"):
             ask(length=5, stop=stop)
 
 
 @of_documents
-def test_query_shows_what_the_client_gets(model: Exported, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    target = client.settings.target
-    command = [sys.executable, "-m", "export", "query", "--target", target, "--model", model.base.name]
-    asked = ["--prompt", "Zoë", "--length", "40", "--temperature", "0.7", "--seed", "5"]
-    done = subprocess.run([*command, *asked], cwd=ROOT, capture_output=True, check=False, timeout=60)
-    expected = client.generate("Zoë", 40, temperature=0.7, seed=5)
-    assert (done.stdout, done.stderr) == ("Zoë".encode() + expected.text_bytes + b"\n", b"")
-    query.score(client, b"Zo", as_json=False)
-    score = client.score("Zo")
-    told = f"{score.bits_per_char:.3f} bits per {model.vocab.unit}: {score.nats:.2f} nats over 2\n"
-    assert capsys.readouterr().out == told
+def test_query_prints_what_the_client_gets(
+    model: Exported, client: Client, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    where = ["--target", client.settings.target, "--model", model.base.name]
+    options = ["--prompt", "Zoë", "--length", "40", "--temperature", "0.7", "--seed", "5"]
+    query.main(["text", *where, *options], standalone_mode=False)
+    expected, score = client.generate("Zoë", 40, temperature=0.7, seed=5), client.score("Zo")
+    assert capfdbinary.readouterr() == ("Zoë".encode() + expected.text_bytes + b"\n", b"")
+    query.main(["score", *where, "--text", "Zo"], standalone_mode=False)
+    line = f"{score.bits_per_char:.3f} bits per {model.vocab.unit}: {score.nats:.2f} nats over 2\n"
+    assert capfdbinary.readouterr().out == line.encode()

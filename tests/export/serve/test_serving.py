@@ -24,7 +24,7 @@ from common.files import write_json
 from export.__main__ import cli
 from export.made import made_from
 from export.serve import card as card_module
-from export.serve import package as serving
+from export.serve import labels, package
 from export.serve.card import cell
 from export.serve.facts import facts_of
 from export.serve.package import batch_sizes, host_name, relabel, write_package
@@ -67,15 +67,15 @@ FACTS = {
     },
     "tools": {"python": "3.11.7", "tensorflow": "2.21.0"},
 }
-PACKAGE = {"models.config", *serving.TEMPLATES}
+PACKAGE = {labels.MODELS, *package.TEMPLATES}
 
 
 def version_at(base: Path, version: int, **about: object) -> None:
     """A version as far as the package looks at it."""
-    for name in serving.OF_A_VERSION:
+    for name in labels.VERSION_FILES:
         (base / str(version) / name).parent.mkdir(parents=True, exist_ok=True)
         (base / str(version) / name).write_bytes(b"")
-    write_json(base / str(version) / serving.MADE_FROM, ABOUT | about)
+    write_json(base / str(version) / labels.MADE_FROM, ABOUT | about)
 
 
 def exported(base: Path, *versions: int) -> Path:
@@ -114,8 +114,8 @@ def test_the_first_version_is_stable_a_later_one_canary_and_the_next_waits(
     exported(base, 5)  # servers would refuse to move a label to what they have not loaded
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2, 5)
     assert capsys.readouterr().err.splitlines() == [
-        f"{base}: stable is 1, canary is 2, 5 is loaded besides",
-        f"when servers have loaded 5: python -m export label {base} canary=5",
+        f"{base}: stable is 1, canary is 2, 5 is loaded without a label",
+        f"once servers have loaded 5: python -m export label {base} canary=5",
     ]
     relabel(base, ["canary=5"])
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 5}, 1, 2, 5)
@@ -167,9 +167,9 @@ def test_labels_move_and_what_they_leave_stays_loaded(
 
 
 REFUSED = [
-    (["stable=9"], StageError, r"9 is no whole version, it has no saved_model\.pb; there are: 1, 2, 3$"),
-    (["stable=4"], StageError, r"4 is no whole version, it has no variables/variables\.index; there are: 1, 2, 3$"),
-    (["stable=3"], StageError, r"first python -m export label \S+ 3, and when servers have it, stable=3$"),
+    (["stable=9"], StageError, r"9 is incomplete, saved_model\.pb is missing; complete versions: 1, 2, 3$"),
+    (["stable=4"], StageError, r"4 is incomplete, variables/variables\.index is missing; complete versions: 1, 2, 3$"),
+    (["stable=3"], StageError, r"first run python -m export label \S+ 3, and once servers have loaded it, stable=3$"),
     (["blue="], StageError, r"has no label blue to remove: stable is 1, canary is 2$"),
     (["stable="], UsageError, r"^stable cannot be removed"),
     (["canary=1", "canary=2"], UsageError, r"canary is given twice$"),
@@ -200,7 +200,7 @@ def test_a_label_whose_version_is_gone_can_be_moved(tmp_path: Path) -> None:
     (base / "1" / "saved_model.pb").unlink()
     version_at(base, 2)
     with pytest.raises(
-        StageError, match=r"stable of \S+ is version 1, which has no saved_model\.pb; there are: 2; move"
+        StageError, match=r"stable of \S+ is version 1, whose saved_model\.pb is missing; complete versions: 2; move"
     ):
         write_package(base, 2, FACTS)
     relabel(base, ["stable=2"])
@@ -214,7 +214,7 @@ def test_where_there_is_nothing_to_label_it_says_so(tmp_path: Path) -> None:
         relabel(tmp_path, ["stable=1"])
     for broken in ("model_config_list {", "model_config_list {}", "\xff"):
         (tmp_path / "models.config").write_text(broken, encoding="latin-1")
-        with pytest.raises(StageError, match=r"models\.config is broken \(.+\): remove it, and export again$"):
+        with pytest.raises(StageError, match=r"models\.config is corrupted \(.+\): remove it, and export again$"):
             relabel(tmp_path, ["stable=1"])
 
 
@@ -222,7 +222,7 @@ def test_the_command_moves_labels_and_shows_them(tmp_path: Path) -> None:
     base = exported(tmp_path / "plays", 1, 2)
     for changes in (["stable=2", "canary="], []):
         done = CliRunner().invoke(cli, ["label", str(base), *changes], catch_exceptions=False)
-        assert done.output == f"{base}: stable is 2, 1 is loaded besides\n"
+        assert done.output == f"{base}: stable is 2, 1 is loaded without a label\n"
         assert config(base) == expected_config("plays", {"stable": 2}, 1, 2)
 
 
@@ -234,7 +234,7 @@ def test_the_same_inputs_make_the_same_bytes_and_a_failure_changes_none(
     assert set(files(one)) == PACKAGE
     for text in files(one).values():
         assert "Made by the export, which overwrites it." in text.splitlines()[0]
-    monkeypatch.setattr(serving, "table", lambda versions: {}[0])
+    monkeypatch.setattr(package, "table", lambda versions: {}[0])
     before = files(one)
     with pytest.raises(KeyError):
         relabel(one, ["stable=2"])
@@ -377,20 +377,20 @@ def test_kubernetes_objects_fit_their_schemas_and_each_other(tmp_path: Path) -> 
     import kubernetes_validate  # its schemas, of every release since 1.25
 
     base = exported(tmp_path / "plays", 1)
-    found = kubernetes(base)
-    for one in found.values():
+    assert len((base / "kubernetes.yaml").read_text().splitlines()) <= 80
+    objects = kubernetes(base)
+    for each in objects.values():
         for release in ("1.30", "1.37"):
-            kubernetes_validate.validate(one, release, strict=True)
+            kubernetes_validate.validate(each, release, strict=True)
     name = "char-rnn-plays"
-    kinds = [f"{kind} {name}" for kind in ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy")]
-    assert set(found) == {*kinds, f"Service {name}-pods"}
+    assert set(objects) == {f"Deployment {name}", f"Service {name}"}
     labels = {"app.kubernetes.io/name": "char-rnn", "app.kubernetes.io/instance": name}
-    spec = found[f"Deployment {name}"]["spec"]
+    spec = objects[f"Deployment {name}"]["spec"]
     assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"] == labels
-    assert found[f"Service {name}"]["spec"]["selector"] == found[f"Service {name}-pods"]["spec"]["selector"] == labels
-    assert found[f"PodDisruptionBudget {name}"]["spec"] == {"minAvailable": 1, "selector": {"matchLabels": labels}}
-    assert found[f"NetworkPolicy {name}"]["spec"]["podSelector"] == {"matchLabels": labels}
-    assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    service = objects[f"Service {name}"]["spec"]
+    assert service["selector"] == labels
+    assert service["clusterIP"] == "None"  # headless: gRPC clients see every pod
+    assert service["ports"] == [{"name": "grpc", "port": 8500}, {"name": "rest", "port": 8501}]
     pod = spec["template"]["spec"]
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": name, "readOnly": True}
     assert pod["securityContext"] == {
@@ -490,14 +490,14 @@ def test_any_name_of_a_folder_is_safe_in_every_file(folder: str, tmp_path: Path)
     name, host = NAMES[folder]
     assert config(base) == expected_config(name, {"stable": 1}, 1)
     assert re.fullmatch(host, host_name(base))
-    assert len(host_name(base) + "-pods") <= 63
+    assert len(host_name(base)) <= 63
     server = yaml.safe_load((base / "compose.yaml").read_text())
     assert server["name"] == host_name(base)
     assert server["services"]["serving"]["volumes"][0]["target"] == f"/models/{name}"
-    found = kubernetes(base)
-    assert {one["metadata"]["name"] for one in found.values()} == {host_name(base), f"{host_name(base)}-pods"}
-    pod = found[f"Deployment {host_name(base)}"]["spec"]["template"]["spec"]["containers"][0]
-    assert pod["args"] == server["services"]["serving"]["command"] == serving.flags(name, 64)
+    objects = kubernetes(base)
+    assert {each["metadata"]["name"] for each in objects.values()} == {host_name(base)}
+    pod = objects[f"Deployment {host_name(base)}"]["spec"]["template"]["spec"]["containers"][0]
+    assert pod["args"] == server["services"]["serving"]["command"] == package.flags(name, 64)
     assert pod["readinessProbe"]["httpGet"]["path"] == f"/v1/models/{name}/labels/stable/metadata"
     lines = (base / "MODEL_CARD.md").read_text().splitlines()
     assert lines[1] == f"# {cell(folder)}"
@@ -527,8 +527,8 @@ def test_the_card_tells_of_every_version_that_is_served(tmp_path: Path) -> None:
         "vocabulary": ["256 bytes"] * 2,
         "on validation": ["1.803 bits a byte (1.250 nats)", "2.885 bits a byte (2.000 nats)"],
         "on test": ["2.164 bits a byte (1.500 nats), over 98,765", "not evaluated"],
-        "data": ["plays: train 1,003,854, val 55,770 bytes; validated", "not at hand when this was exported"],
-        "sources": ["shake&#124;speare, from https://example.com/in_put.txt, 2026-11-23", "not known"],
+        "data": ["plays: train 1,003,854, val 55,770 bytes; validated", "not available at export"],
+        "sources": ["shake&#124;speare, from https://example.com/in_put.txt, 2026-11-23", "unknown"],
         "licence of the sources": [
             "shake&#124;speare: &#60;b&#62;public&#60;/b&#62; domain",
             "not recorded with the data",
@@ -602,7 +602,7 @@ def test_data_that_is_gone_or_another_by_now_is_not_told_of(run: Path, tmp_path:
         assert facts_of(dataclasses.replace(opened, **other), chosen)["data"] is None
 
 
-@pytest.mark.parametrize("module", [serving, card_module])
+@pytest.mark.parametrize("module", [package, card_module])
 def test_docstrings_are_true(module: ModuleType) -> None:
     found = doctest.testmod(module)
     assert (found.failed, found.attempted) == (0, 1)

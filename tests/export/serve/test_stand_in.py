@@ -19,7 +19,7 @@ from serving_batching import Batching
 from serving_stand_in import StandIn, labels_of, serving
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
-from export.client.client import Client, Score
+from export.client.client import Client, TextScore
 
 ROOT = Path(__file__).parents[3]
 
@@ -107,8 +107,8 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
     return answers
 
 
-def scores(*lengths: int) -> list[Score]:
-    return [Score(float(np.float32(2 * np.log(2) * n)), n, 2.0, "") for n in lengths]
+def scores(*lengths: int) -> list[TextScore]:
+    return [TextScore(float(np.float32(2 * np.log(2) * n)), n, 2.0, "") for n in lengths]
 
 
 def texts(*lengths: int) -> list[str]:
