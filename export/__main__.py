@@ -14,26 +14,26 @@ CAP = click.IntRange(1, 1 << 20)
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def cli() -> None:
-    """A trained run to the forms in which it is used."""
+    """Export a trained run: TF Serving, devices, browsers, Keras."""
 
 
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--out", type=FOLDER, help="TF Serving's base path. Default: served/NAME.")
-@click.option("--version", type=click.IntRange(1), help="The version to write below it.  [default: the next one]")
-@click.option("--force", is_flag=True, help="Replace that version (without --version: the latest).")
-@click.option("--most-length", type=CAP, default=4096, show_default=True, help="Characters that a row may ask for.")
-@click.option("--most-prompt", type=CAP, default=4096, show_default=True, help="Characters that it may give to read.")
+@click.option("--out", type=FOLDER, help="TF Serving's base path.  [default: served/NAME]")
+@click.option("--version", type=click.IntRange(1), help="Version to write.  [default: the next]")
+@click.option("--force", is_flag=True, help="Overwrite that version (without --version: the latest).")
+@click.option("--most-length", type=CAP, default=4096, show_default=True, help="Characters to write per row, at most.")
+@click.option("--most-prompt", type=CAP, default=4096, show_default=True, help="Characters of a row's prompt, at most.")
 @click.option(
-    "--most-rows", type=click.IntRange(1, 1024), default=64, show_default=True, help="Rows of a call, and of a batch."
+    "--most-rows", type=click.IntRange(1, 1024), default=64, show_default=True, help="Rows per call and batch, at most."
 )
 def savedmodel(
     run: Path, out: Path | None, version: int | None, force: bool, most_length: int, most_prompt: int, most_rows: int
 ) -> None:
-    """Writes a SavedModel for TF Serving, and what a server is started with.
+    """Export a SavedModel for TF Serving, with the files that start a server.
 
-    The run's best checkpoint, proven by a fresh process that answers from the files alone. What callers may ask for at
-    most is part of the graph. Where the latest version holds the same model, nothing is made.
+    Exports the run's best checkpoint, and verifies it in a fresh process that reads the files alone. The limits are
+    part of the graph. If the latest version already holds the same model, nothing is written.
 
     \b
     Example:
@@ -50,15 +50,15 @@ def savedmodel(
 @click.argument("base", type=FOLDER, metavar="served/NAME")
 @click.argument("changes", nargs=-1, metavar="[LABEL=VERSION|LABEL=|VERSION]...")
 def label(base: Path, changes: tuple[str, ...]) -> None:
-    """Says which version of a model is stable, which is canary.
+    """Label the versions of a model: stable, canary.
 
-    LABEL=VERSION moves a label, LABEL= removes it, VERSION has servers load a version without a label; without any, the
-    labels are shown. Servers that run read it within seconds. Versions that were labelled until now stay loaded until
-    the next change, so that going back is quick.
+    LABEL=VERSION moves a label, LABEL= removes it, VERSION makes servers load a version without a label. Without
+    arguments, the labels are printed. Running servers follow within seconds. Versions that were labelled until now stay
+    loaded until the next change, so that going back is quick.
 
     \b
     Example:
-      python -m export label served/stdlib stable=2           # promote, or back with stable=1
+      python -m export label served/stdlib stable=2           # promote; go back with stable=1
     """
     with console.quiet():
         from export.serve.package import relabel
@@ -67,27 +67,28 @@ def label(base: Path, changes: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--out", type=FOLDER, help="The folder to make. Default: devices/NAME.")
+@click.option("--out", type=FOLDER, help="Output folder.  [default: devices/NAME]")
 @click.option(
     "--precision",
     default="float32,float16,int8-dynamic,int8-full",
     show_default=True,
     metavar="NAME,...",
-    help="What to make, a file each.",
+    help="Precisions, one file each.",
 )
 @click.option(
     "--allow",
     multiple=True,
     metavar="PRECISION=BITS",
-    help="Let it lose so many bits a character; may be repeated.  [default: 0.0001, 0.001, 0.02, 0.05]",
+    help="Accepted loss in bits per character; may be repeated.  [default: 0.0001, 0.001, 0.02, 0.05]",
 )
-@click.option("--data", type=FOLDER, help="The data set, where it has moved since training.")
-@click.option("--force", is_flag=True, help="Replace it where another model lies there.")
+@click.option("--data", type=FOLDER, help="The data set, if it was moved after training.")
+@click.option("--force", is_flag=True, help="Overwrite a different model.")
 def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], data: Path | None, force: bool) -> None:
-    """Writes a .tflite for devices, in every precision.
+    """Export .tflite files for devices, one per precision.
 
-    The run's best checkpoint as one step, carry in and out, and as 16 steps at once. Each file is measured on up to
-    100,000 characters of held-out text, on the runtime that devices have; one that loses more than it may is refused.
+    Exports the run's best checkpoint as one step, with the carry in and out, and as 16 steps at once. Each file is
+    measured on up to 100,000 characters of held-out text, with the runtime of devices; a file that loses more than
+    accepted is rejected.
     int8-full is calibrated on the validation split.
 
     \b
@@ -110,16 +111,16 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
 
 @cli.command()
 @click.argument("file", type=FOLDER, metavar="FILE")
-@click.option("--prompt", default="", help="The text to continue; none starts as after a newline.")
+@click.option("--prompt", default="", help="Text to continue.  [default: start as after a newline]")
 @options.sampling
 @click.option(
     "--seed",
     type=options.SEED,
     default=1,
     show_default=True,
-    help="The same seed writes the same text, and in float32 that of `trainers sample`.",
+    help="The same seed writes the same text; in float32, that of `trainers sample`.",
 )
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the runtime.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtime.")
 def run_lite(
     file: Path,
     prompt: str,
@@ -132,7 +133,7 @@ def run_lite(
     stop: str,
     threads: int,
 ) -> None:
-    """Writes text with a .tflite, as a device does: no TensorFlow.
+    """Write text with a .tflite as a device does, without TensorFlow.
 
     \b
     Example:
@@ -141,21 +142,21 @@ def run_lite(
     from export.lite.runner import LiteModel, Sampling
 
     sampling = Sampling(temperature, seed, top_k, top_p, repetition_penalty, os.fsencode(stop))
-    text = os.fsencode(prompt)  # as it was typed, whatever its encoding
+    text = os.fsencode(prompt)  # the bytes as typed, whatever the locale
     console.write_pieces(LiteModel(file, threads).stream(text, length, sampling), before=text)
 
 
 @cli.command()
 @click.argument("folders", type=FOLDER, metavar="devices/NAME...", nargs=-1, required=True)
-@click.option("--out", type=FOLDER, help="The folder to make. Default: site/NAME, of several models site/all.")
-@click.option("--force", is_flag=True, help="Replace it where another page lies there.")
-@click.option("--serve", is_flag=True, help="Then serve it on this machine, to look at it, until Ctrl-C.")
+@click.option("--out", type=FOLDER, help="Output folder.  [default: site/NAME; site/all for several models]")
+@click.option("--force", is_flag=True, help="Overwrite a different page.")
+@click.option("--serve", is_flag=True, help="Then serve it on this machine until Ctrl-C.")
 @click.option("--port", type=click.IntRange(0, 65535), help="With --serve; 0: any.  [default: 8000]")
 def web(folders: tuple[Path, ...], out: Path | None, force: bool, serve: bool, port: int | None) -> None:
-    """Writes a page in which a browser runs the models.
+    """Export a page that runs the models in the browser.
 
-    A static folder for any web server and any path on it; it needs no server behind it, and none at all once it has
-    been opened. LiteRT.js is fetched by npm the first time. Each model comes in every precision that its folder has.
+    The output is a static folder for any web server and path; once opened, the page works offline. npm fetches
+    LiteRT.js the first time. Each model is included in every precision that its folder has.
 
     \b
     Examples:
@@ -163,7 +164,7 @@ def web(folders: tuple[Path, ...], out: Path | None, force: bool, serve: bool, p
       python -m export web devices/stdlib devices/names --out site/both
     """
     if port is not None and not serve:
-        raise click.UsageError("--port goes with --serve")
+        raise click.UsageError("--port requires --serve")
     from export.web.build import export_page
     from export.web.build import serve as show
 
@@ -175,26 +176,26 @@ def web(folders: tuple[Path, ...], out: Path | None, force: bool, serve: bool, p
 
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--out", type=FOLDER, help="The folder to make. Default: exported/NAME.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="The rows of every call.")
-@click.option("--force", is_flag=True, help="Replace it where another model lies there.")
+@click.option("--out", type=FOLDER, help="Output folder.  [default: exported/NAME]")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows of every call.")
+@click.option("--force", is_flag=True, help="Overwrite a different model.")
 def keras(run: Path, out: Path | None, batch: int, force: bool) -> None:
-    """Writes a .keras file of stock layers.
+    """Export a .keras file of stock layers.
 
-    The run's best checkpoint, proven by a fresh process that has Keras, but not this project. Its layers are stateful:
-    a call goes on where the one before it ended. They cannot start afresh inside a window: where the data are
-    documents, begin a window at the end of each, and reset the layers ahead of it.
+    Exports the run's best checkpoint, and verifies it in a fresh process that has Keras but not this project. Its
+    layers are stateful: each call resumes from the previous one. They cannot reset inside a window: for data made of
+    documents, start a new window at the end of each, and reset the layers before it.
 
     \b
     Example:
       python -m export keras runs/stdlib --out exported/stdlib
     \b
-    And in any Python that has Keras, with ids as model.json tells them:
+    Then in any Python that has Keras, with the ids of model.json:
       model = keras.models.load_model("exported/stdlib/model.keras")
       logits = model.predict(np.array([list(b"def ")]))     # [batch, length, vocabulary]
       for layer in model.layers:
           if hasattr(layer, "reset_states"):
-              layer.reset_states()                          # another text
+              layer.reset_states()                          # start another text
     """
     with console.quiet():
         from export.keras_model import export_keras
@@ -203,10 +204,10 @@ def keras(run: Path, out: Path | None, batch: int, force: bool) -> None:
 
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--served", type=FOLDER, help="The SavedModel's base path. Default: served/NAME.")
-@click.option("--devices", type=FOLDER, help="The .tflite's folder. Default: devices/NAME.")
+@click.option("--served", type=FOLDER, help="TF Serving's base path.  [default: served/NAME]")
+@click.option("--devices", type=FOLDER, help="Folder of the .tflite files.  [default: devices/NAME]")
 def show(run: Path, served: Path | None, devices: Path | None) -> None:
-    """Shows what a run came to, and what it writes.
+    """Print a run's results, exports and samples.
 
     \b
     Example:

@@ -1,11 +1,11 @@
-"""A .keras file of stock layers alone: whoever has Keras loads it, without this project.
+"""Export a .keras file of stock layers, which Keras loads without this project.
 
 exported/NAME/model.keras      ids (int, [batch, any length]) -> logits (float32, [batch, length, V]); the recurrent
-                               layers are stateful: a call goes on where the one before it ended
-exported/NAME/model.json       the vocabulary and what the file was made from
+                               layers are stateful: each call resumes from the previous one
+exported/NAME/model.json       the vocabulary, and the run that the file was made from
 
-A stock layer cannot start afresh inside a window. Where the data are documents, a window must begin at the end of each,
-and the layers be reset ahead of it.
+A stock layer cannot reset its state inside a window. For data made of documents, start a new window at the end of each
+document, and reset the layers before it.
 """
 
 import sys
@@ -22,9 +22,9 @@ from trainers import checkpoint
 from trainers.model.char_rnn import CharRNN
 from trainers.run import read_run
 
-WINDOWS = (7, 1, 5)  # lengths of the windows that the proof reads one after the other
+WINDOWS = (7, 1, 5)  # lengths of the consecutive windows in the proof
 
-# A user's program, and all that the fresh process runs.
+# The program of the fresh process: what a user of the file would write.
 LOAD = """
 import sys
 import keras
@@ -38,9 +38,9 @@ np.save(logits_path, np.concatenate([model.predict(window, verbose=0) for window
 
 
 def stock_model(model: CharRNN, batch: int) -> keras.Model:
-    """The model as a functional one with the same weights: ids [batch, T] -> logits [batch, T, V], stateful."""
+    """Build a stateful functional model with the same weights: ids [batch, T] -> logits [batch, T, V]."""
     ids = keras.Input((None,), batch_size=batch, dtype="int32", name="ids")
-    # Keras's own operation: its CategoryEncoding layer refuses a window of one.
+    # Not CategoryEncoding: that layer rejects windows of length one.
     y = model.embedding(ids) if model.embedding else keras.ops.one_hot(ids, model.vocab_size)
     for index, layer in enumerate(model.rnns):
         stateful = type(layer).from_config({**layer.get_config(), "return_state": False, "stateful": True})
@@ -51,12 +51,12 @@ def stock_model(model: CharRNN, batch: int) -> keras.Model:
 
 
 def export_keras(folder: Path, out: Path, batch: int, force: bool) -> None:
-    """Writes out/model.keras from a run's best checkpoint, proves it in a fresh process that has Keras but not this
-    project, and only then puts it in place.
+    """Export a run's best checkpoint to out/model.keras, and verify it in a fresh process, which has Keras but not this
+    project, before moving it into place.
 
-    batch: the rows of every call; a stateful layer wants to know.
-    Raises StageError where `out` is there already and was made from something else (unless `force`), or where the file
-    does not load, or its logits differ from the checkpoint's.
+    batch: rows of every call, which stateful layers fix.
+    Raises StageError if `out` exists and was made from something else (unless `force`), or if the file does not load or
+    its logits differ from the checkpoint's.
     """
     run = read_run(folder)
     chosen = checkpoint.best(run)
@@ -72,21 +72,21 @@ def export_keras(folder: Path, out: Path, batch: int, force: bool) -> None:
     size = (out / "model.keras").stat().st_size
     console.out.print(
         f"{out / 'model.keras'}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB, stock layers only; its logits in "
-        f"a fresh process are the checkpoint's to {LOGITS_TOLERANCE:g}",
+        f"a fresh process match the checkpoint's to {LOGITS_TOLERANCE:g}",
     )
 
 
 def prove(folder: Path, model: CharRNN, batch: int) -> None:
-    """Raises StageError unless Keras alone loads the file and gives the model's logits over windows one after the
-    other, in which the state shows."""
+    """Load the file with Keras alone, and compare its logits with the model's over consecutive windows, which carry the
+    state. Raises StageError if it does not load or they differ."""
     ids_BxT = np.random.default_rng(0).integers(0, model.vocab_size, (batch, sum(WINDOWS)))
     with tempfile.TemporaryDirectory() as scratch:
         ids, logits = Path(scratch) / "ids.npy", Path(scratch) / "logits.npy"
         np.save(ids, ids_BxT)
         arguments = [str(path) for path in ((folder / "model.keras").absolute(), ids, logits, *WINDOWS)]
-        # -I: neither this folder nor PYTHONPATH, so that nothing of the project can help.
+        # -I: ignore this folder and PYTHONPATH, so that the project cannot be imported.
         command = [sys.executable, "-I", "-c", LOAD, *arguments]
-        processes.run(command, "the written .keras does not load in a fresh process", cwd=scratch)
-        got_BxTxV = np.load(logits)
+        processes.run(command, "the exported .keras does not load in a fresh process", cwd=scratch)
+        actual_BxTxV = np.load(logits)
     expected_BxTxV, _ = model(ids_BxT, model.initial_carry(batch))
-    check_logits(float(np.max(np.abs(got_BxTxV - expected_BxTxV))), "the written .keras")
+    check_logits(float(np.max(np.abs(actual_BxTxV - expected_BxTxV))), "the exported .keras")

@@ -1,5 +1,4 @@
-"""What the exports share: what a model was made from, whether it lies there already, how near its logits must be, and
-prompts to ask it."""
+"""Shared by the exports: the origin of a model, reuse of an existing export, the tolerance of logits, test prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ LOGITS_TOLERANCE = 1e-4
 
 
 def made_from(run: Run, chosen: Checkpoint) -> dict[str, Any]:
-    """What a model is made from, as the JSON that lies with it says."""
+    """Describe the run and checkpoint that a model is made from, as the JSON written beside it."""
     return {
         "format_version": 1,
         "run": run.folder.name,
@@ -29,25 +28,26 @@ def made_from(run: Run, chosen: Checkpoint) -> dict[str, Any]:
 
 
 def already_made(target: Path, about: str, origin: dict[str, Any], way_out: str) -> bool:
-    """Whether the same model lies in `target`, whose file `about` says what it was made from; says so if it does.
+    """Check whether `target` already holds the same model, and print a note if so.
 
-    Raises StageError where another model lies there.
+    about: the JSON file in `target` that describes its origin.
+    Raises StageError if it holds a different model.
     """
     if not target.exists() or not any(target.iterdir()):
         return False
-    found = read_json(target / about)
-    if {**found, **origin} != found:
-        raise StageError(f"{target} is full: another model lies there; give {way_out} or --force")
+    existing = read_json(target / about)
+    if {**existing, **origin} != existing:
+        raise StageError(f"{target} already holds a different model: pass {way_out} or --force")
     console.note(f"{target} is already made from step {origin['step']} of {origin['run']}")
     return True
 
 
-def check_logits(difference: float, what: str) -> None:
-    """Raises StageError where a written model's logits are further from the checkpoint's than LOGITS_TOLERANCE."""
+def check_logits(difference: float, name: str) -> None:
+    """Raise StageError if an exported model's logits differ from the checkpoint's by more than LOGITS_TOLERANCE."""
     if not difference <= LOGITS_TOLERANCE:
-        raise StageError(f"{what}'s logits differ by {difference:.1g}; at most {LOGITS_TOLERANCE:g} is allowed")
+        raise StageError(f"{name}'s logits differ by {difference:.1g}; at most {LOGITS_TOLERANCE:g} is allowed")
 
 
 def known(text: bytes, vocab: Vocab) -> bytes:
-    """As much of a text as a vocabulary has, and where it has none of it, its own first symbols."""
+    """Drop unknown symbols from a text. If none is left, return the vocabulary's first symbols."""
     return vocab.decode(vocab.encode_known(text, keep_unknown=False).ids) or vocab.decode(range(min(8, vocab.size)))

@@ -1,4 +1,4 @@
-"""Small models as they are served, asked row by row; and what they should answer, worked out slowly."""
+"""Small served models, queried row by row, and a slow reference for their answers."""
 
 import fcntl
 import functools
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 Columns = dict[str, npt.NDArray[Any]]
 
 LIMITS = Limits(length=200, prompt=300, rows=64, pictured=64)
-TIMEOUT = 60.0  # seconds: what takes longer hangs
+TIMEOUT = 60.0  # seconds
 DEFAULTS: Row = {
     "prompt": b"",
     "length": 20,
@@ -45,16 +45,16 @@ DEFAULTS: Row = {
 
 
 def columns(signature: str, rows: list[Row]) -> Columns:
-    """The inputs of a signature; what a row does not say stands in DEFAULTS."""
-    found: Columns = {}
+    """Inputs of a signature from rows; DEFAULTS fills in what a row leaves out."""
+    inputs: Columns = {}
     for name in INPUTS[signature]:
-        found[name] = np.empty(len(rows), DTYPES[name].as_numpy_dtype)
-        found[name][:] = [row.get(name, DEFAULTS[name]) for row in rows]
-    return found
+        inputs[name] = np.empty(len(rows), DTYPES[name].as_numpy_dtype)
+        inputs[name][:] = [row.get(name, DEFAULTS[name]) for row in rows]
+    return inputs
 
 
-class Model:
-    """A model that answers, in this process."""
+class ServedModel:
+    """Signatures that run in this process."""
 
     def __init__(self, sampler: Sampler):
         self.sampler, self.vocab, self.net, self.served = sampler, sampler.vocab, sampler.model, Served(sampler, "")
@@ -62,21 +62,21 @@ class Model:
     def run(self, signature: str, inputs: Columns) -> Columns:
         return self.served.answer(signature, inputs)
 
-    def ask(self, signature: str, rows: list[Row]) -> list[Row]:
-        """The outputs, a row each."""
+    def query(self, signature: str, rows: list[Row]) -> list[Row]:
+        """Run a signature. Returns one dictionary of outputs per row."""
         outputs = self.run(signature, columns(signature, rows))
         assert {len(column) for column in outputs.values()} == {len(rows)}
         return [{name: column[index] for name, column in outputs.items()} for index in range(len(rows))]
 
-    def one(self, signature: str, **row: Any) -> Row:
-        return self.ask(signature, [row])[0]
+    def query_row(self, signature: str, **row: Any) -> Row:
+        return self.query(signature, [row])[0]
 
     def text(self, rng: np.random.Generator, most: int) -> bytes:
-        """Up to so many characters of the vocabulary."""
+        """Random text of at most `most` characters."""
         return self.vocab.decode(rng.integers(0, self.vocab.size, rng.integers(0, most + 1)))
 
     def row(self, rng: np.random.Generator, longest: int = LIMITS.length) -> Row:
-        """A request of `generate` at random."""
+        """A random request of `generate`."""
         return {
             "prompt": self.text(rng, LIMITS.prompt if rng.random() < 0.1 else 20),
             "length": rng.integers(0, longest + 1),
@@ -89,101 +89,104 @@ class Model:
         }
 
 
-class Exported(Model):
-    """The files of an export, which a Session runs, as a server does."""
+class ExportedModel(ServedModel):
+    """Files of an export, run in a Session as a server does."""
 
     def __init__(self, sampler: Sampler, base: Path):
         super().__init__(sampler)
         self.base, self.files = base, Loaded(base / "1")
 
     def run(self, signature: str, inputs: Columns) -> Columns:
-        there = self.files.signatures[signature]
-        outputs = sorted(there.outputs)
-        feeds = {there.inputs[name].name: column for name, column in inputs.items()}
-        found = self.files.run(feeds, [there.outputs[name].name for name in outputs], TIMEOUT)
-        return dict(zip(outputs, found, strict=True))
+        definition = self.files.signatures[signature]
+        names = sorted(definition.outputs)
+        feeds = {definition.inputs[name].name: column for name, column in inputs.items()}
+        arrays = self.files.run(feeds, [definition.outputs[name].name for name in names], TIMEOUT)
+        return dict(zip(names, arrays, strict=True))
 
 
 @functools.cache
-def exported(run: Path) -> Exported:
-    """A run as `python -m export savedmodel` writes it, without the proof: that takes a process, and is tested."""
+def exported(run: Path) -> ExportedModel:
+    """Export a run as `python -m export savedmodel` does, but without the proof, which has a test of its own.
+
+    All workers of the test run share the export.
+    """
     base = run.parent / "served" / run.name
     with (run.parent / "export.lock").open("w") as lock, mock.patch.object(saved_model, "prove"):
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the run is shared by the workers of the test run, and so is this
+        fcntl.flock(lock, fcntl.LOCK_EX)
         saved_model.export_saved_model(run, base, version=1, force=False, limits=LIMITS)
     opened = read_run(run)
-    return Exported(Sampler(checkpoint.load_model(opened), opened.vocab, LIMITS), base)
+    return ExportedModel(Sampler(checkpoint.load_model(opened), opened.vocab, LIMITS), base)
 
 
-def random_model(vocab: Vocab, seed: int = 4, **config: Any) -> Model:
-    """Random weights, large enough that the text is varied, and depends on all that came before."""
+def random_model(vocab: Vocab, seed: int = 4, **config: Any) -> ServedModel:
+    """A model with random weights, large enough for varied text that depends on everything before it."""
     net = CharRNN(ModelConfig(**config), vocab.size, seed)
     random = np.random.default_rng(seed)
     net.set_weights([(2 if w.ndim > 1 else 1) * (w + 0.1 * random.normal(size=w.shape)) for w in net.get_weights()])
-    return Model(Sampler(net, vocab, LIMITS, frozen=True))
+    return ServedModel(Sampler(net, vocab, LIMITS, frozen=True))
 
 
-# What the model says, from its own calls.
+# The reference: the model's own calls, one character each.
 
 
-class Slow:
-    """A model's own calls, a character each."""
+class ReferenceLoop:
+    """Calls the model for one character at a time."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: ServedModel):
         self.net, self.vocab = model.net, model.vocab
         self.call = tf.function(model.net.call)
 
     def read(self, ids: npt.ArrayLike, carry: Any = None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """The logits_TxV after each id, and the carry_TxLxSxH; what ends a document is read from an empty one."""
-        nothing = self.net.initial_carry(1)
-        carry, logits, carries = nothing if carry is None else carry, [], []
-        for one in np.asarray(ids, np.int32):
-            before = nothing if one == self.vocab.end_id else carry
-            (after,), carry = self.call(tf.constant([[one]]), before)
+        """Return logits_TxV and carry_TxLxSxH after each id. An id that ends a document resets the carry first."""
+        empty = self.net.initial_carry(1)
+        carry, logits, carries = empty if carry is None else carry, [], []
+        for id_ in np.asarray(ids, np.int32):
+            before = empty if id_ == self.vocab.end_id else carry
+            (after,), carry = self.call(tf.constant([[id_]]), before)
             logits.append(after[0])
             carries.append(carry[0])
         return np.array(logits), np.array(carries)
 
 
-class Told(NamedTuple):
+class Continuation(NamedTuple):
     text: bytes
     log_prob: float
     reason: bytes
 
 
-def written_slowly(slow: Slow, row: Row) -> Told:
-    """What `generate` should write, in the order of Hugging Face's generate, with the same random numbers."""
-    row, vocab = {**DEFAULTS, **row}, slow.vocab
+def reference_text(reference: ReferenceLoop, row: Row) -> Continuation:
+    """Compute the answer of `generate`, in the order of Hugging Face's generate, with the same random numbers."""
+    row, vocab = {**DEFAULTS, **row}, reference.vocab
     warm, stop = draw.sharpness(tf.constant([row["temperature"]], tf.float32)), vocab.encode(row["stop"]).tolist()
     seed, zero = tf.constant([row["seed"]], tf.int64), tf.constant([0], tf.int64)
     uniforms = draw.uniforms(seed, zero, warm, tf.constant(max(int(row["length"]), 1))).numpy()[:, 0]
-    logits, carries = slow.read(vocab.prompt_ids(row["prompt"]))
+    logits, carries = reference.read(vocab.prompt_ids(row["prompt"]))
     seen: list[int] = vocab.encode(row["prompt"]).tolist()
     written: list[int] = []
     log_probs: list[float] = []
     kept, reason = 0, b"length"
     while len(written) < row["length"]:
         now = logits[-1].astype(np.float64)
-        one = choose_slowly(now, [*seen, *written][-MEMORY:], row, float(uniforms[len(written)]))
-        log_probs.append(now[one] - np.log(np.sum(np.exp(now - now.max()))) - now.max())
-        written.append(one)
+        drawn = reference_choice(now, [*seen, *written][-MEMORY:], row, float(uniforms[len(written)]))
+        log_probs.append(now[drawn] - np.log(np.sum(np.exp(now - now.max()))) - now.max())
+        written.append(drawn)
         kept = len(written)
         if stop and written[-len(stop) :] == stop:
             kept, reason = kept - len(stop), b"stop"
             break
-        if one == vocab.end_id:
+        if drawn == vocab.end_id:
             kept, reason = kept - 1, b"stop"
             break
-        logits, carries = slow.read([one], tf.constant(carries[-1:]))
-    return Told(vocab.decode(written[:kept]), float(np.sum(log_probs[:kept])), reason)
+        logits, carries = reference.read([drawn], tf.constant(carries[-1:]))
+    return Continuation(vocab.decode(written[:kept]), float(np.sum(log_probs[:kept])), reason)
 
 
-def choose_slowly(logits: npt.NDArray[Any], recent: list[int], row: Row, uniform: float) -> int:
-    """Penalty, temperature, top-k, top-p, and where the uniform number falls."""
+def reference_choice(logits: npt.NDArray[Any], recent: list[int], row: Row, uniform: float) -> int:
+    """Choose an id by penalty, temperature, top-k, top-p and a uniform random number."""
     penalty, top_p = row["repetition_penalty"], np.float32(row["top_p"])
     scaled = logits.copy()
-    for one in set(recent):
-        scaled[one] = scaled[one] / penalty if scaled[one] > 0 else scaled[one] * penalty
+    for id_ in set(recent):
+        scaled[id_] = scaled[id_] / penalty if scaled[id_] > 0 else scaled[id_] * penalty
     if row["temperature"] == 0:
         return int(np.argmax(scaled))
     scaled /= row["temperature"]
@@ -194,6 +197,6 @@ def choose_slowly(logits: npt.NDArray[Any], recent: list[int], row: Row, uniform
     p /= p.sum()
     if top_p < 1:
         order = order[np.cumsum(p) - p < top_p]
-    left = np.sort(order)  # the uniform number falls among ids in their own order
+    left = np.sort(order)  # the distribution is over ids in ascending order
     weights = np.exp(scaled[left] - scaled.max())
     return int(left[np.searchsorted(np.cumsum(weights), uniform * weights.sum(), side="right")])

@@ -24,17 +24,19 @@ def load(run: Path) -> checkpoint.CharRNN:
 
 @pytest.fixture(scope="module")
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder, exported as the command does it, its proof in a fresh process included."""
+    """A folder exported as by the command, proof in a fresh process included."""
     out = tmp_path_factory.mktemp("exported") / "tiny"
     export_keras(run, out, BATCH, force=False)
     return out
 
 
-def test_the_file_holds_stock_layers_and_gives_the_checkpoints_logits(run: Path, exported: Path) -> None:
+def test_the_file_has_stock_layers_and_the_checkpoints_logits(run: Path, exported: Path) -> None:
     loaded, model = keras.models.load_model(exported / "model.keras"), load(run)
     assert {type(operation).__module__.split(".")[0] for operation in loaded.operations} == {"keras"}
     names = [operation.name for operation in loaded.operations]
-    assert re.fullmatch(r"ids one_hot(_\d+)? lstm_0 lstm_1 logits", " ".join(names))  # Keras numbers its ops a process
+    assert re.fullmatch(
+        r"ids one_hot(_\d+)? lstm_0 lstm_1 logits", " ".join(names)
+    )  # Keras numbers its ops per process
     ids = np.random.default_rng(1).integers(0, 256, (BATCH, 20))
     expected, _ = model(ids, model.initial_carry(BATCH))
     for _ in range(2):
@@ -55,7 +57,7 @@ def test_every_cell_is_exported(other_run: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.concatenate(pieces, 1), expected, atol=1e-5)
 
 
-def test_the_proof_has_nothing_of_this_project(tmp_path: Path) -> None:
+def test_the_proof_cannot_import_this_project(tmp_path: Path) -> None:
     program = "import trainers" + LOAD
     done = subprocess.run(
         [sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
@@ -63,27 +65,27 @@ def test_the_proof_has_nothing_of_this_project(tmp_path: Path) -> None:
     assert done.stderr.strip().endswith("No module named 'trainers'")
 
 
-def test_a_file_of_another_model_is_not_passed(run: Path, exported: Path) -> None:
+def test_the_proof_rejects_a_file_of_another_model(run: Path, exported: Path) -> None:
     other = load(run)
     other.dense.bias.assign_add(0.001 * tf.one_hot(7, 256))
-    with pytest.raises(StageError, match=r"the written \.keras's logits differ by 0\.001"):
+    with pytest.raises(StageError, match=r"the exported \.keras's logits differ by 0\.001"):
         prove(exported, other, BATCH)
 
 
-def test_what_keras_alone_does_not_load_is_not_put_in_place(
+def test_a_file_that_keras_alone_cannot_load_is_not_moved_into_place(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keras_model, "stock_model", lambda model, batch: model)  # a class of this project
-    with pytest.raises(StageError, match=r"the written \.keras does not load in a fresh process: .*CharRNN"):
+    with pytest.raises(StageError, match=r"the exported \.keras does not load in a fresh process: .*CharRNN"):
         export_keras(run, tmp_path / "tiny", BATCH, force=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_folder_is_refused_and_the_same_model_is_not_made_again(
+def test_another_models_folder_is_rejected_and_the_same_model_is_kept(
     run: Path, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export_keras(run, exported, BATCH, force=False)
     assert "is already made from" in capsys.readouterr().err
     assert json.loads((exported / "model.json").read_text())["vocab"]["unit"] == "byte"
-    with pytest.raises(StageError, match=r"tiny is full: another model lies there; give another --out or --force$"):
+    with pytest.raises(StageError, match=r"tiny already holds a different model: pass another --out or --force$"):
         export_keras(run, exported, BATCH + 1, force=False)

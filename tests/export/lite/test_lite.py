@@ -334,7 +334,7 @@ def test_a_full_folder_is_refused_and_the_same_model_is_not_made_again(
     with pytest.raises(StageError, match=r"other/float16\.tflite is gone: give --force to make all anew, or another"):
         export_lite(run, other, EVERY, data=None, force=False)
     (other / "model.json").write_text(json.dumps({**whole, "step": 1}))
-    with pytest.raises(StageError, match=r"other is full: another model lies there; give another --out or --force$"):
+    with pytest.raises(StageError, match=r"other already holds a different model: pass another --out or --force$"):
         export_lite(run, other, EVERY, data=None, force=False)
     (other / "model.json").write_text(json.dumps({**whole, "files": {"float16": whole["files"]["float16"]}}))
     with pytest.raises(StageError, match=r"other has float16, not float32: give --force to make all anew, or another"):

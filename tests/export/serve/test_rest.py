@@ -79,14 +79,14 @@ def test_the_card_shows_a_body_that_is_answered(run: Path) -> None:
     check(model, body)
 
 
-def check(model: served_models.Exported, body: dict[str, Any]) -> None:
+def check(model: served_models.ExportedModel, body: dict[str, Any]) -> None:
     signature = body.get("signature_name", "serving_default")
     asked = columns(body)
     assert asked.keys() == set(INPUTS[signature])
     for name, values in asked.items():
         assert all(isinstance(one, JSON_TYPES[DTYPES[name].name]) for one in values), name
     rows = [dict(zip(asked, map(value, row), strict=True)) for row in zip(*asked.values(), strict=True)]
-    found = model.ask(signature, rows)
+    found = model.query(signature, rows)
     for row, one in zip(rows, found, strict=True):
         assert (one["finish_reason"], one["n_chars"]) == (b"length", min(row["length"], served_models.LIMITS.length))
         back = json.loads(json.dumps(told(one)))

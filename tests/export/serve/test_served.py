@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import served_models
 import serving
-from served_models import LIMITS, Exported, Model, Row, Slow, random_model, written_slowly
+from served_models import LIMITS, ExportedModel, ReferenceLoop, Row, ServedModel, random_model, reference_text
 from serving_stand_in import Loaded
 
 from common.errors import StageError
@@ -31,17 +31,17 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="module")
-def tiny(run: Path) -> Exported:
+def tiny(run: Path) -> ExportedModel:
     return served_models.exported(run)
 
 
 @pytest.fixture(scope="module")
-def names(documents_run: Path) -> Exported:
+def names(documents_run: Path) -> ExportedModel:
     return served_models.exported(documents_run)
 
 
 @pytest.fixture(scope="module", params=["bytes", "documents"])
-def model(request: pytest.FixtureRequest, tiny: Exported, names: Exported) -> Exported:
+def model(request: pytest.FixtureRequest, tiny: ExportedModel, names: ExportedModel) -> ExportedModel:
     """Bytes, without an end; and characters, with documents that end and an id for the unknown."""
     return {"bytes": tiny, "documents": names}[request.param]
 
@@ -52,11 +52,11 @@ of_documents = pytest.mark.parametrize("model", ["documents"], indirect=True)
 # One signature against another.
 
 
-def test_what_is_written_has_the_probability_that_score_finds(model: Exported, rng: np.random.Generator) -> None:
+def test_what_is_written_has_the_probability_that_score_finds(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [{**model.row(rng), "prompt": b""} for _ in range(64)]
-    written = model.ask("generate", rows)
+    written = model.query("generate", rows)
     texts = [{"text": one["text_bytes"]} for one in written]
-    scores, characters = model.ask("score", texts), model.ask("score_chars", texts)
+    scores, characters = model.query("score", texts), model.query("score_chars", texts)
     for one, score, each in zip(written, scores, characters, strict=True):
         n = one["n_chars"]
         assert (score["error"], score["n_chars"], each["n_chars"]) == (b"", n, n)
@@ -69,23 +69,23 @@ def test_what_is_written_has_the_probability_that_score_finds(model: Exported, r
     assert not np.signbit([score["nats"] for score in scores]).any(), "nothing has 0 nats, not -0"
 
 
-def test_in_pieces_the_text_is_the_one_of_a_single_call(model: Exported, rng: np.random.Generator) -> None:
+def test_in_pieces_the_text_is_the_one_of_a_single_call(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [model.row(rng, longest=60) for _ in range(64)]
     for row in rows[:48]:  # a model of names ends most of them at once, unless it is this warm
         row |= {"temperature": 8.0, "top_k": 0, "top_p": 1.0}
-    plain = model.ask("generate", [{**row, "stop": b""} for row in rows])
+    plain = model.query("generate", [{**row, "stop": b""} for row in rows])
     for row, one in zip(rows, plain, strict=True):  # stops of some characters, most of which will come
         ids = model.vocab.encode(one["text_bytes"])
         start = rng.integers(0, max(len(ids) - 2, 1))
         if rng.random() < 0.7:
             row["stop"] = model.vocab.decode(ids[start : start + rng.integers(1, 7)])
-    whole = model.ask("generate", rows)
+    whole = model.query("generate", rows)
     texts, log_probs, backs, over = [b""] * 64, np.zeros(64), np.zeros(64, int), [False] * 64
     going = [{**row, "left": row["length"]} for row in rows]
     while not all(over):
         left = [index for index in range(64) if not over[index]]
         asked = [{**going[index], "length": min(going[index]["left"], rng.integers(0, 5))} for index in left]
-        for index, request, piece in zip(left, asked, model.ask("continue", asked), strict=True):
+        for index, request, piece in zip(left, asked, model.query("continue", asked), strict=True):
             texts[index] += piece["text_bytes"]
             log_probs[index] += piece["log_prob"]
             backs[index] = piece["n_back"]
@@ -100,11 +100,11 @@ def test_in_pieces_the_text_is_the_one_of_a_single_call(model: Exported, rng: np
     assert sum(one["finish_reason"] == b"stop" for one in whole) > 10
 
 
-def test_start_and_continue_are_generate(model: Exported, rng: np.random.Generator) -> None:
+def test_start_and_continue_are_generate(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [model.row(rng) for _ in range(32)]
-    started = model.ask("start", rows)
+    started = model.query("start", rows)
     after = [{**row, "prompt": b"", "carry_bytes": one["carry_bytes"]} for row, one in zip(rows, started, strict=True)]
-    for one, expected in zip(model.ask("continue", after), model.ask("generate", rows), strict=True):
+    for one, expected in zip(model.query("continue", after), model.query("generate", rows), strict=True):
         assert one["n_back"] == 0
         same = {name: one[name] for name in expected}
         np.testing.assert_allclose(same.pop("log_prob"), expected.pop("log_prob"), rtol=1e-5, atol=1e-6)
@@ -113,10 +113,10 @@ def test_start_and_continue_are_generate(model: Exported, rng: np.random.Generat
     for row in rows:
         ids = model.vocab.encode(row["prompt"])
         row["cut"] = len(model.vocab.decode(ids[: len(ids) // 2])) if row["prompt"] else 0
-    first = model.ask("start", [{"prompt": row["prompt"][: row["cut"]]} for row in rows if row["cut"]])
+    first = model.query("start", [{"prompt": row["prompt"][: row["cut"]]} for row in rows if row["cut"]])
     rest = [{"prompt": row["prompt"][row["cut"] :], "length": 0} for row in rows if row["cut"]]
     rest = [{**row, "carry_bytes": one["carry_bytes"]} for row, one in zip(rest, first, strict=True)]
-    halves = [one["carry_bytes"] for one in model.ask("continue", rest)]
+    halves = [one["carry_bytes"] for one in model.query("continue", rest)]
     wholes = [one["carry_bytes"] for row, one in zip(rows, started, strict=True) if row["cut"]]
     for half, one in zip(halves, wholes, strict=True):
         np.testing.assert_allclose(*(np.frombuffer(carry, np.float32)[68:] for carry in (half, one)), atol=1e-6)
@@ -124,10 +124,10 @@ def test_start_and_continue_are_generate(model: Exported, rng: np.random.Generat
 
 
 def test_text_is_what_was_drawn_as_utf_8_and_counted_in_the_models_unit(
-    model: Exported, rng: np.random.Generator
+    model: ExportedModel, rng: np.random.Generator
 ) -> None:
     rows = [{**model.row(rng), "temperature": 5.0} for _ in range(64)]
-    for row, one in zip(rows, model.ask("generate", rows), strict=True):
+    for row, one in zip(rows, model.query("generate", rows), strict=True):
         text = one["text"].decode()
         assert text == one["text_bytes"].decode(errors="replace")
         assert one["n_chars"] == (len(text) if model.vocab.unit == "char" else len(one["text_bytes"]))
@@ -137,17 +137,17 @@ def test_text_is_what_was_drawn_as_utf_8_and_counted_in_the_models_unit(
             assert row["stop"] not in one["text_bytes"]
 
 
-def test_a_stop_begins_neither_in_the_prompt_nor_ahead_of_the_text(model: Exported) -> None:
+def test_a_stop_begins_neither_in_the_prompt_nor_ahead_of_the_text(model: ExportedModel) -> None:
     for prompt in (b"Zo", b""):
         some = [{"prompt": prompt, "seed": seed, "length": 9, "temperature": 2.0} for seed in range(20)]
-        written = zip(some, model.ask("generate", some), strict=True)
+        written = zip(some, model.query("generate", some), strict=True)
         row, expected = next((row, one) for row, one in written if one["n_chars"] > 1)
         first = model.vocab.decode(model.vocab.encode(expected["text_bytes"])[:1])
         before = prompt[-1:] or b"\n"
-        got = model.one("generate", **row, stop=before + first)
+        got = model.query_row("generate", **row, stop=before + first)
         assert (got["text"], got["finish_reason"]) == (expected["text"], expected["finish_reason"])
-        started = model.one("start", prompt=prompt)["carry_bytes"]
-        got = model.one("continue", **{**row, "prompt": b""}, carry_bytes=started, stop=before + first)
+        started = model.query_row("start", prompt=prompt)["carry_bytes"]
+        got = model.query_row("continue", **{**row, "prompt": b""}, carry_bytes=started, stop=before + first)
         assert (got["text"], got["n_back"]) == (expected["text"], 0)
 
 
@@ -155,7 +155,7 @@ def test_a_stop_begins_neither_in_the_prompt_nor_ahead_of_the_text(model: Export
 
 
 @pytest.fixture(scope="module", params=["lstm, bytes", "lstm, documents", "gru", "rnn"])
-def cell(request: pytest.FixtureRequest, tiny: Exported, names: Exported) -> Model:
+def cell(request: pytest.FixtureRequest, tiny: ExportedModel, names: ExportedModel) -> ServedModel:
     """Every kind of cell, with what goes with it."""
     if request.param == "gru":
         return random_model(ASCII, cell="gru", units=5, layers=3, embedding=4, layer_norm=True)
@@ -164,13 +164,15 @@ def cell(request: pytest.FixtureRequest, tiny: Exported, names: Exported) -> Mod
     return {"lstm, bytes": tiny, "lstm, documents": names}[request.param]
 
 
-def test_logits_scores_and_neurons_are_those_of_the_models_own_calls(cell: Model, rng: np.random.Generator) -> None:
+def test_logits_scores_and_neurons_are_those_of_the_models_own_calls(
+    cell: ServedModel, rng: np.random.Generator
+) -> None:
     texts = [b"", *(cell.text(rng, 40) for _ in range(7))]
     if cell.vocab.end_id is not None:
         texts[-1] = cell.vocab.decode([1, 2, cell.vocab.end_id, 3, cell.vocab.end_id, 4])
-    slow, states = Slow(cell), cell.net.cell.states
-    started = cell.ask("start", [{"prompt": text} for text in texts])
-    scored = cell.ask("score_chars", [{"text": text} for text in texts])
+    slow, states = ReferenceLoop(cell), cell.net.cell.states
+    started = cell.query("start", [{"prompt": text} for text in texts])
+    scored = cell.query("score_chars", [{"text": text} for text in texts])
     for text, start, score in zip(texts, started, scored, strict=True):
         logits, carries = slow.read(cell.vocab.prompt_ids(text))
         np.testing.assert_allclose(start["logits"], logits[-1], atol=1e-5)
@@ -183,7 +185,7 @@ def test_logits_scores_and_neurons_are_those_of_the_models_own_calls(cell: Model
         expected[: len(own)] = log_probs[np.arange(len(own)), own]
         np.testing.assert_allclose(score["log_probs"], expected, atol=1e-5)
     for layer in range(cell.net.config.layers):
-        looked = cell.ask("neurons", [{"text": text, "layer": layer} for text in texts])
+        looked = cell.query("neurons", [{"text": text, "layer": layer} for text in texts])
         for text, one in zip(texts, looked, strict=True):
             own = cell.vocab.encode(text).astype(int)
             _, carries = slow.read([cell.vocab.start_id, *own])
@@ -198,34 +200,34 @@ def test_logits_scores_and_neurons_are_those_of_the_models_own_calls(cell: Model
                 np.testing.assert_allclose(one[name], expected, atol=1e-5)
 
 
-def test_a_window_at_once_gives_the_same_logits(model: Exported, rng: np.random.Generator) -> None:
+def test_a_window_at_once_gives_the_same_logits(model: ExportedModel, rng: np.random.Generator) -> None:
     for text in (model.text(rng, 60) for _ in range(4)):
         ids = model.vocab.prompt_ids(text).astype(np.int32)[None]
         resets = ids == model.vocab.end_id if model.vocab.end_id is not None else None
         logits, _ = model.net(ids, model.net.initial_carry(1), reset_BxT=resets)
-        np.testing.assert_allclose(model.one("start", prompt=text)["logits"], logits[0, -1], atol=1e-5)
+        np.testing.assert_allclose(model.query_row("start", prompt=text)["logits"], logits[0, -1], atol=1e-5)
 
 
-def test_what_is_drawn_is_what_a_slow_loop_draws(cell: Model, rng: np.random.Generator) -> None:
+def test_what_is_drawn_is_what_a_slow_loop_draws(cell: ServedModel, rng: np.random.Generator) -> None:
     rows = [cell.row(rng, longest=90) for _ in range(16)]
     rows += [{**cell.row(rng, longest=90), "temperature": warm, "stop": b""} for warm in (0.0, 0.0, 1.0, 1.0)]
     rows += [{"prompt": cell.text(rng, 80), "length": 90, "repetition_penalty": 4.0, "seed": 2}]
-    slow = Slow(cell)
-    for row, one in zip(rows, cell.ask("generate", rows), strict=True):
-        expected = written_slowly(slow, row)
+    slow = ReferenceLoop(cell)
+    for row, one in zip(rows, cell.query("generate", rows), strict=True):
+        expected = reference_text(slow, row)
         assert (one["text_bytes"], one["finish_reason"]) == (expected.text, expected.reason), row
         np.testing.assert_allclose(one["log_prob"], expected.log_prob, rtol=1e-4, atol=1e-5)
 
 
-def test_the_plain_signature_is_generate_without_options(model: Exported, rng: np.random.Generator) -> None:
+def test_the_plain_signature_is_generate_without_options(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [{name: model.row(rng)[name] for name in ("prompt", "length", "temperature", "seed")} for _ in range(16)]
-    for one, expected in zip(model.ask("serving_default", rows), model.ask("generate", rows), strict=True):
+    for one, expected in zip(model.query("serving_default", rows), model.query("generate", rows), strict=True):
         np.testing.assert_allclose(one.pop("log_prob"), expected.pop("log_prob"), rtol=1e-5)
         assert one == expected
 
 
-def test_info_tells_what_the_model_is(model: Exported) -> None:
-    one, other = (json.loads(row["info"]) for row in model.ask("info", [{}, {"ignored": b"\xff"}]))
+def test_info_tells_what_the_model_is(model: ExportedModel) -> None:
+    one, other = (json.loads(row["info"]) for row in model.query("info", [{}, {"ignored": b"\xff"}]))
     assert one == other
     written = json.loads((model.base / "1" / MADE_FROM).read_text(encoding="utf-8"))
     assert one == written
@@ -242,7 +244,7 @@ def test_info_tells_what_the_model_is(model: Exported) -> None:
 # The client, over a server.
 
 
-def test_the_fake_model_has_the_signatures_of_an_export(tiny: Exported, fake: Path) -> None:
+def test_the_fake_model_has_the_signatures_of_an_export(tiny: ExportedModel, fake: Path) -> None:
     def types(files: Loaded, name: str) -> list[dict[str, int]]:
         sides = (files.signatures[name].inputs, files.signatures[name].outputs)
         return [{alias: info.dtype for alias, info in side.items()} for side in sides]
@@ -252,7 +254,7 @@ def test_the_fake_model_has_the_signatures_of_an_export(tiny: Exported, fake: Pa
 
 
 @pytest.fixture(scope="module")
-def client(model: Exported) -> Iterator[Client]:
+def client(model: ExportedModel) -> Iterator[Client]:
     with serving.served(model.base, model.base.name) as server, Client(*server) as client:
         yield client
 
@@ -270,23 +272,23 @@ def generated(one: Row) -> Generated:
 
 
 @of_documents
-def test_the_client_gets_what_the_files_say(model: Exported, client: Client, rng: np.random.Generator) -> None:
+def test_the_client_gets_what_the_files_say(model: ExportedModel, client: Client, rng: np.random.Generator) -> None:
     row = {"prompt": "Zoë".encode(), "length": 30, "seed": 5, "temperature": 0.7, "repetition_penalty": 1.2}
-    assert client.generate("Zoë", 30, **sampling(row)) == generated(model.one("generate", **row))
+    assert client.generate("Zoë", 30, **sampling(row)) == generated(model.query_row("generate", **row))
     rows = [row, {**row, "length": LIMITS.length + 1}, {**row, "seed": 6, "prompt": b""}]
     got = client.generate(
         [row["prompt"] for row in rows], [row["length"] for row in rows], **{**sampling(row), "seed": [5, 5, 6]}
     )
-    assert got == [generated(one) for one in model.ask("generate", rows)]
+    assert got == [generated(one) for one in model.query("generate", rows)]
     assert [one.error for one in got] == ["", "length: 0 to 200, got 201", ""]
     with pytest.raises(StageError, match=r"rejects the request: length: 0 to 200, got 201$"):
         client.generate("Zoë", 201)
     text = model.text(rng, 40)
-    score, expected = client.score(text, characters=True), model.one("score_chars", text=text)
+    score, expected = client.score(text, characters=True), model.query_row("score_chars", text=text)
     assert (score.nats, score.n_chars, score.error) == (expected["nats"], expected["n_chars"], "")
     np.testing.assert_array_equal(score.log_probs, expected["log_probs"])
     started = client.start(row["prompt"])
-    np.testing.assert_array_equal(started.logits, model.one("start", prompt=row["prompt"])["logits"])
+    np.testing.assert_array_equal(started.logits, model.query_row("start", prompt=row["prompt"])["logits"])
     whole, carry, pieces = client.generate("Zoë", 30, **sampling(row)), started.carry, b""
     for length in (3, 0, 20, 7):
         part = client.continue_(carry, "", length, **sampling(row))
@@ -294,13 +296,13 @@ def test_the_client_gets_what_the_files_say(model: Exported, client: Client, rng
         if part.finish_reason == "stop":
             break
     assert pieces == whole.text_bytes
-    seen, expected = client.neurons("Zoë", 1), model.one("neurons", text="Zoë".encode(), layer=1)
+    seen, expected = client.neurons("Zoë", 1), model.query_row("neurons", text="Zoë".encode(), layer=1)
     np.testing.assert_array_equal(seen.h, expected["h"])
     np.testing.assert_array_equal(seen.c, expected["c"])
-    assert client.info()["weights_sha256"] == json.loads(model.one("info")["info"])["weights_sha256"]
+    assert client.info()["weights_sha256"] == json.loads(model.query_row("info")["info"])["weights_sha256"]
 
 
-def test_a_stream_is_the_text_of_one_call(model: Exported, client: Client, rng: np.random.Generator) -> None:
+def test_a_stream_is_the_text_of_one_call(model: ExportedModel, client: Client, rng: np.random.Generator) -> None:
     stopped = 0
     for _ in range(12):
         row = {**model.row(rng), "temperature": 3.0}
@@ -328,7 +330,7 @@ def test_a_stream_refuses_what_one_call_refuses(client: Client, stop: str, messa
 
 @of_documents
 def test_query_prints_what_the_client_gets(
-    model: Exported, client: Client, capfdbinary: pytest.CaptureFixture[bytes]
+    model: ExportedModel, client: Client, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     where = ["--target", client.settings.target, "--model", model.base.name]
     options = ["--prompt", "Zoë", "--length", "40", "--temperature", "0.7", "--seed", "5"]

@@ -9,7 +9,7 @@ import served_models
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from served_models import Exported, Model, Row, random_model
+from served_models import ExportedModel, Row, ServedModel, random_model
 
 from export.serve.signatures import INPUTS
 from pipeline.vocab import Vocab, byte_vocab
@@ -56,12 +56,12 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="module")
-def both(run: Path, documents_run: Path) -> dict[str, Exported]:
+def both(run: Path, documents_run: Path) -> dict[str, ExportedModel]:
     return {"bytes": served_models.exported(run), "documents": served_models.exported(documents_run)}
 
 
 @pytest.fixture(scope="module", params=["bytes", "documents"])
-def model(request: pytest.FixtureRequest, both: dict[str, Exported]) -> Exported:
+def model(request: pytest.FixtureRequest, both: dict[str, ExportedModel]) -> ExportedModel:
     """Bytes, without an end; and characters, with documents that end and an id for the unknown."""
     return both[request.param]
 
@@ -91,10 +91,10 @@ def bad_requests(unit: str) -> list[tuple[Row, str]]:
     return [*bad, *no_utf_8("prompt"), *no_utf_8("stop")]
 
 
-def bad_carries(model: Exported, other: Exported) -> list[bytes]:
+def bad_carries(model: ExportedModel, other: ExportedModel) -> list[bytes]:
     """Junk, carries that were changed, and one of another model, all but the first of the right size."""
-    carry = model.one("continue", prompt=model.text(np.random.default_rng(1), 9), length=9)["carry_bytes"]
-    assert len(carry) == len(other.one("start")["carry_bytes"])
+    carry = model.query_row("continue", prompt=model.text(np.random.default_rng(1), 9), length=9)["carry_bytes"]
+    assert len(carry) == len(other.query_row("start")["carry_bytes"])
 
     def changed(word: int, value: Any) -> bytes:
         words = np.frombuffer(carry, np.asarray(value).dtype).copy()
@@ -104,7 +104,15 @@ def bad_carries(model: Exported, other: Exported) -> list[bytes]:
     states = [np.float32(x) for x in (NAN, INF, -INF, 3e38, -3e38)]
     ids = [np.int32(x) for x in (model.vocab.size, -2 - model.vocab.size, LEAST, MOST)]
     return [
-        *(b"junk", b"\0", carry[:-1], carry[1:], carry + b"\0", bytes(len(carry)), other.one("start")["carry_bytes"]),
+        *(
+            b"junk",
+            b"\0",
+            carry[:-1],
+            carry[1:],
+            carry + b"\0",
+            bytes(len(carry)),
+            other.query_row("start")["carry_bytes"],
+        ),
         *(changed(HEAD, state) for state in states),
         *(changed(len(carry) // 4 - 1, state) for state in states[:3]),
         *(changed(4, one) for one in ids),
@@ -131,13 +139,13 @@ def same(one: Row, expected: Row) -> bool:
 # A row's answer is its own.
 
 
-def test_a_row_is_answered_alone_as_it_is_among_others(model: Exported, rng: np.random.Generator) -> None:
+def test_a_row_is_answered_alone_as_it_is_among_others(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [model.row(rng) for _ in range(200)]
-    alone = [model.ask("generate", [row])[0] for row in rows]
+    alone = [model.query("generate", [row])[0] for row in rows]
     bad = [{**model.row(rng), **change} for change, _ in bad_requests(model.vocab.unit)]
     company = [*enumerate(rows), *((None, bad[i]) for i in rng.integers(0, len(bad), 24))]
     for batch in np.array_split(rng.permutation(len(company)), len(company) // 32):
-        answers = model.ask("generate", [company[i][1] for i in batch])
+        answers = model.query("generate", [company[i][1] for i in batch])
         for (index, row), one in zip((company[i] for i in batch), answers, strict=True):
             if index is None:
                 assert one["finish_reason"].startswith(b"error: ")
@@ -163,11 +171,11 @@ def test_a_row_goes_the_same_way_to_the_last_bit(name: str, rng: np.random.Gener
     vocab, config = MODELS[name]
     model = random_model(vocab, **config)
     rows = [{**model.row(rng, longest=40), "stop": b""} for _ in range(32)]
-    together = model.ask("continue", rows)
+    together = model.query("continue", rows)
     for index in rng.integers(0, 32, 6):
         company = [rows[i] for i in rng.permutation(32)[: rng.integers(1, 31)]]
-        assert same(model.one("continue", **rows[index]), together[index]), rows[index]
-        assert same(model.ask("continue", [*company, rows[index]])[-1], together[index]), rows[index]
+        assert same(model.query_row("continue", **rows[index]), together[index]), rows[index]
+        assert same(model.query("continue", [*company, rows[index]])[-1], together[index]), rows[index]
     assert len({one["text"] for one in together}) > 10, "the texts are varied"
 
 
@@ -197,12 +205,14 @@ def test_temperatures_are_the_same_wherever_their_row_stands(rng: np.random.Gene
     np.testing.assert_array_equal(np.concatenate([sharpness(some) for some in np.split(warm, 200)]), sharpness(warm))
 
 
-def test_scores_and_states_do_not_depend_on_the_rows_beside_them(model: Exported, rng: np.random.Generator) -> None:
+def test_scores_and_states_do_not_depend_on_the_rows_beside_them(
+    model: ExportedModel, rng: np.random.Generator
+) -> None:
     texts = [{"text": model.text(rng, 60), "layer": rng.integers(0, 2)} for _ in range(32)]
     for signature in ("score_chars", "neurons"):
-        together = model.ask(signature, texts)
+        together = model.query(signature, texts)
         for row, one in zip(texts, together, strict=True):
-            alone, n = model.one(signature, **row), one["n_chars"]
+            alone, n = model.query_row(signature, **row), one["n_chars"]
             for output in one.keys() & {"log_probs", "h", "c"}:
                 np.testing.assert_allclose(alone[output][:n], one[output][:n], rtol=1e-5, atol=1e-6)
                 assert not np.any(one[output][n:])
@@ -214,19 +224,19 @@ def test_scores_and_states_do_not_depend_on_the_rows_beside_them(model: Exported
 
 @pytest.mark.parametrize("signature", ["generate", "continue"])
 def test_a_bad_row_says_what_is_wrong_and_its_mates_are_answered(
-    model: Exported, both: dict[str, Exported], signature: str, rng: np.random.Generator
+    model: ExportedModel, both: dict[str, ExportedModel], signature: str, rng: np.random.Generator
 ) -> None:
     bad = bad_requests(model.vocab.unit)
     if signature == "continue":
         (other,) = (one for one in both.values() if one is not model)
         bad += [({"carry_bytes": carry}, FRESH) for carry in bad_carries(model, other)]
     good = [model.row(rng, longest=40) for _ in range(16)]
-    expected = model.ask(signature, good)
+    expected = model.query(signature, good)
     for group in (bad[start : start + 40] for start in range(0, len(bad), 40)):
         mixed = [(i, row, "") for i, row in enumerate(good)]
         mixed += [(None, {**good[0], **change}, what) for change, what in group]
         mixed = [mixed[i] for i in rng.permutation(len(mixed))]
-        answers = model.ask(signature, [row for _, row, _ in mixed])
+        answers = model.query(signature, [row for _, row, _ in mixed])
         for (index, _, what), one in zip(mixed, answers, strict=True):
             if index is None:
                 assert one["finish_reason"].decode() == f"error: {what}"
@@ -235,7 +245,7 @@ def test_a_bad_row_says_what_is_wrong_and_its_mates_are_answered(
                 assert same(one, expected[index])
 
 
-def test_of_several_problems_the_first_is_told(model: Exported) -> None:
+def test_of_several_problems_the_first_is_told(model: ExportedModel) -> None:
     changes: list[tuple[Row, str]] = [
         ({"carry_bytes": b"junk"}, FRESH),
         ({"length": -1}, "length: "),
@@ -247,13 +257,13 @@ def test_of_several_problems_the_first_is_told(model: Exported) -> None:
         ({"prompt": b"\xff" * 3000}, "prompt: "),
     ]
     rows = [dict(item for change, _ in changes[first:] for item in change.items()) for first in range(len(changes))]
-    for one, (_, what) in zip(model.ask("continue", rows), changes, strict=True):
+    for one, (_, what) in zip(model.query("continue", rows), changes, strict=True):
         assert one["finish_reason"].decode().startswith(f"error: {what}")
         nothing("continue", one)
 
 
 @pytest.mark.parametrize("signature", ["score", "score_chars", "neurons", "start"])
-def test_a_text_that_cannot_be_read_says_so_and_leaves_the_others_alone(model: Exported, signature: str) -> None:
+def test_a_text_that_cannot_be_read_says_so_and_leaves_the_others_alone(model: ExportedModel, signature: str) -> None:
     name, most = ("prompt", 300) if signature == "start" else ("text", 64 if signature == "neurons" else 300)
     unit = model.vocab.unit
     bad = texts_too_long(unit, name, most)
@@ -262,8 +272,8 @@ def test_a_text_that_cannot_be_read_says_so_and_leaves_the_others_alone(model: E
         bad += [({"layer": n, name: b"Zo"}, f"layer: 0 to 1, got {n}") for n in (-1, 2, LEAST, MOST)]
         bad += [({"layer": 2, name: b"\xff" * 3000}, "layer: 0 to 1, got 2")]
     good = [{name: "Zoë".encode()}, {name: b""}, {name: "あ\nЗ".encode()}]
-    expected = model.ask(signature, good)
-    answers = model.ask(signature, [good[0], *(row for row, _ in bad), *good[1:]])
+    expected = model.query(signature, good)
+    answers = model.query(signature, [good[0], *(row for row, _ in bad), *good[1:]])
     for one, mate in zip([answers[0], *answers[-2:]], expected, strict=True):
         for output, value in mate.items():
             if isinstance(value, np.ndarray):  # as long as the longest row of the batch
@@ -278,7 +288,7 @@ def test_a_text_that_cannot_be_read_says_so_and_leaves_the_others_alone(model: E
 def test_what_is_outside_the_vocabulary_is_named() -> None:
     characters, some = random_model(FEW, units=4), random_model(Vocab("byte", (b"\n", b"a", b"b")), units=4)
     rows = [{"text": text} for text in ("ab!é".encode(), b"a\xff", "\U0010fffd".encode(), b"", b"abc\x00", b"ab")]
-    assert [one["error"].decode() for one in characters.ask("score", rows)] == [
+    assert [one["error"].decode() for one in characters.query("score", rows)] == [
         "error: text: '!' is not in the model's vocabulary; see info",
         "error: text: not UTF-8, which a text of characters must be",
         "error: text: '\U0010fffd' is not in the model's vocabulary; see info",
@@ -287,7 +297,7 @@ def test_what_is_outside_the_vocabulary_is_named() -> None:
         "",
     ]
     rows = [{"text": text} for text in (b"abc", b"", b"\n\xff\x00", b"ab\n")]
-    assert [one["error"].decode() for one in some.ask("score", rows)] == [
+    assert [one["error"].decode() for one in some.query("score", rows)] == [
         "error: text: byte 99 is not in the model's vocabulary; see info",
         "",
         "error: text: byte 255 is not in the model's vocabulary; see info",
@@ -296,12 +306,12 @@ def test_what_is_outside_the_vocabulary_is_named() -> None:
 
 
 @pytest.mark.parametrize("signature", INPUTS)
-def test_calls_of_no_rows_and_of_too_many(model: Exported, signature: str) -> None:
-    assert model.ask(signature, []) == []
-    (full,) = {one.get("error", one.get("finish_reason")) for one in model.ask(signature, [{"length": 1}] * 64)}
+def test_calls_of_no_rows_and_of_too_many(model: ExportedModel, signature: str) -> None:
+    assert model.query(signature, []) == []
+    (full,) = {one.get("error", one.get("finish_reason")) for one in model.query(signature, [{"length": 1}] * 64)}
     assert full in (None, b"", b"length", b"stop")
     for rows in (65, 500):
-        answers = model.ask(signature, [{}] * rows)
+        answers = model.query(signature, [{}] * rows)
         if signature == "info":  # which has nowhere to put an error
             assert [one["info"] == b"" for one in answers] == [False] * 64 + [True] * (rows - 64)
             continue
@@ -311,7 +321,7 @@ def test_calls_of_no_rows_and_of_too_many(model: Exported, signature: str) -> No
 
 
 @pytest.mark.parametrize("signature", [name for name in INPUTS if len(INPUTS[name]) > 1])
-def test_columns_of_different_lengths_are_an_error_of_the_server(model: Exported, signature: str) -> None:
+def test_columns_of_different_lengths_are_an_error_of_the_server(model: ExportedModel, signature: str) -> None:
     for name in INPUTS[signature]:
         for rows in (0, 1, 3):
             columns = served_models.columns(signature, [{}] * 2)
@@ -320,7 +330,7 @@ def test_columns_of_different_lengths_are_an_error_of_the_server(model: Exported
                 model.run(signature, columns)
 
 
-def test_settings_at_their_ends_are_answered(model: Exported) -> None:
+def test_settings_at_their_ends_are_answered(model: ExportedModel) -> None:
     """Among them products that are no longer float32: an infinity would fail the call, its mates included."""
     tiny, huge = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
     seen = model.vocab.decode(range(model.vocab.size))[-200:] if model.vocab.unit == "byte" else "ZАЗnaëаĐnоr".encode()
@@ -333,9 +343,9 @@ def test_settings_at_their_ends_are_answered(model: Exported) -> None:
     ]
     plain, seeds = {"length": 40, "prompt": b"Zo"}, [0, -1, 2**63 - 1, -(2**63)]
     rows += [{**plain, "seed": seed} for seed in seeds]
-    expected = model.one("generate", **plain)
+    expected = model.query_row("generate", **plain)
     for group in (rows[start : start + 63] for start in range(0, len(rows), 63)):
-        *answers, mate = model.ask("generate", [*group, plain])
+        *answers, mate = model.query("generate", [*group, plain])
         assert same(mate, expected)
         for row, one in zip(group, answers, strict=True):
             well_formed("generate", row, one)
@@ -363,9 +373,9 @@ VALUES = {
 }
 
 
-def carries(model: Model) -> st.SearchStrategy[bytes]:
+def carries(model: ServedModel) -> st.SearchStrategy[bytes]:
     """Some of the model's own, whole and with four bytes of anything put into them, and anything."""
-    real = [one["carry_bytes"] for one in model.ask("start", [{}, {"prompt": b"Zo"}, {"prompt": b"a" * 99}])]
+    real = [one["carry_bytes"] for one in model.query("start", [{}, {"prompt": b"Zo"}, {"prompt": b"a" * 99}])]
     patched = st.builds(
         lambda carry, word, put: carry[: 4 * word] + put + carry[4 * word + 4 :],
         st.sampled_from(real),
@@ -398,29 +408,29 @@ def well_formed(signature: str, row: Row, one: Row) -> None:
         assert np.all(one.get("log_probs", 0) <= 0)
 
 
-def check_anything(model: Exported, signature: str, examples: int) -> None:
+def check_anything(model: ExportedModel, signature: str, examples: int) -> None:
     values = {**VALUES, "carry_bytes": carries(model)}
     row = st.fixed_dictionaries({name: values[name] for name in INPUTS[signature]})
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(rows=st.lists(row, max_size=5))
     def check(rows: list[Row]) -> None:
-        answers = model.ask(signature, rows)  # anything that a server would fail on is raised here
+        answers = model.query(signature, rows)  # anything that a server would fail on is raised here
         for one, asked in zip(answers, rows, strict=True):
             well_formed(signature, asked, one)
         given_out = [one["carry_bytes"] for one in answers if one.get("carry_bytes")]
-        for one in model.ask("continue", [{"carry_bytes": carry, "length": 1} for carry in given_out]):
+        for one in model.query("continue", [{"carry_bytes": carry, "length": 1} for carry in given_out]):
             assert one["finish_reason"] in (b"length", b"stop"), "its own carry is taken back"
 
     check()
 
 
 @pytest.mark.parametrize("signature", INPUTS)
-def test_whatever_is_asked_is_answered(model: Exported, signature: str) -> None:
+def test_whatever_is_asked_is_answered(model: ExportedModel, signature: str) -> None:
     check_anything(model, signature, 25)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signature", INPUTS)
-def test_whatever_is_asked_is_answered_a_thousand_times(model: Exported, signature: str) -> None:
+def test_whatever_is_asked_is_answered_a_thousand_times(model: ExportedModel, signature: str) -> None:
     check_anything(model, signature, 1500)

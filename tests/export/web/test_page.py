@@ -180,7 +180,7 @@ SERVE = "import sys; from pathlib import Path; from export.web.build import serv
 
 def test_a_port_is_one_to_serve_at(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["web", str(tmp_path / "one"), "--port", "8001"])
-    assert (done.exit_code, done.output.splitlines()[-1]) == (2, "Error: --port goes with --serve")
+    assert (done.exit_code, done.output.splitlines()[-1]) == (2, "Error: --port requires --serve")
 
 
 def test_it_is_served_with_its_policy_and_ctrl_c_ends_it(tmp_path: Path) -> None:
