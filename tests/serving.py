@@ -1,8 +1,7 @@
-"""The server that the tests ask: the one that TF_SERVING_TARGET names, a tensorflow_model_server of their own, or the
-stand-in for it.
+"""The server under test: the one at TF_SERVING_TARGET, a tensorflow_model_server started here, or the stand-in.
 
-TF_SERVING_TARGET=host:port must serve, under the name `fake`, what `python tests/export/fake_model.py BASE` writes: all
-versions, the first with the label `stable` (CONFIG below). Other models it does not have: the stand-in serves those.
+TF_SERVING_TARGET=host:port must serve the model that `python tests/export/fake_model.py BASE` writes, as `fake`, in all
+versions, the first with the label `stable` (CONFIG below). The stand-in serves all other models.
 """
 
 import contextlib
@@ -29,21 +28,21 @@ CONFIG = """model_config_list {{ config {{
 """
 
 
-class Server(NamedTuple):
+class Endpoint(NamedTuple):
     target: str
     model: str
 
 
 def kind() -> str:
-    """What `served` will ask."""
+    """Describe the server that `served` starts or uses."""
     return f"the server at {TARGET}" if TARGET else BINARY or "tests/serving_stand_in.py, no TF Serving was found"
 
 
 @contextlib.contextmanager
-def served(base: Path, name: str = "fake") -> Iterator[Server]:
-    """A model in all its versions, version 1 with the label `stable`."""
+def served(base: Path, name: str = "fake") -> Iterator[Endpoint]:
+    """Serve all versions of a model, version 1 with the label `stable`."""
     if TARGET and name == "fake":
-        yield Server(TARGET, name)
+        yield Endpoint(TARGET, name)
     elif BINARY:
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -53,8 +52,8 @@ def served(base: Path, name: str = "fake") -> Iterator[Server]:
         settings = [f"--port={port}", f"--model_config_file={config}"]
         process = subprocess.Popen([BINARY, *settings, "--allow_version_labels_for_unavailable_models=true"])
         try:
-            wait_for(Server(f"localhost:{port}", name))
-            yield Server(f"localhost:{port}", name)
+            wait_for(Endpoint(f"localhost:{port}", name))
+            yield Endpoint(f"localhost:{port}", name)
         finally:
             process.terminate()
             process.wait()
@@ -62,11 +61,11 @@ def served(base: Path, name: str = "fake") -> Iterator[Server]:
         from serving_stand_in import StandIn, serving
 
         with serving(StandIn(base, name, labels={"stable": 1})) as target:
-            yield Server(target, name)
+            yield Endpoint(target, name)
 
 
-def wait_for(server: Server) -> None:
-    """Returns once the server has loaded the model."""
+def wait_for(server: Endpoint) -> None:
+    """Wait until the server has loaded the model."""
     until = time.monotonic() + STARTS_WITHIN
     with Client(server.target, server.model) as client:
         while time.monotonic() < until:

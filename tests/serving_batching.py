@@ -1,4 +1,4 @@
-"""The rules by which TF Serving joins calls to batches, after its source: for tests/serving_stand_in.py."""
+"""TF Serving's batching rules, after its source, for tests/serving_stand_in.py."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ from grpc import StatusCode
 Run = Callable[[dict[str, Any], float | None], list[Any]]  # arrays by the tensors' names, seconds -> outputs
 
 
-class Refused(Exception):  # noqa: N818 as a server says no
+class Refused(Exception):  # noqa: N818 an answer of the server
     def __init__(self, code: StatusCode, message: str):
         super().__init__(message)
         self.code = code
@@ -26,7 +26,7 @@ class Refused(Exception):  # noqa: N818 as a server says no
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """The server's batching parameters, and its values for those that are not given."""
+    """The server's batching parameters, with its defaults."""
 
     max_batch_size: int = 1000
     batch_timeout_micros: int = 0
@@ -35,16 +35,16 @@ class Batching:
     allowed_batch_sizes: tuple[int, ...] = ()
     enable_large_batch_splitting: bool = False
     max_execution_batch_size: int = 0  # with splitting; 0: max_batch_size
-    pad_variable_length_inputs: bool = False  # known, so that a file may name it; true is not stood in for
+    pad_variable_length_inputs: bool = False  # accepted in files; true is not implemented
 
     @property
     def largest(self) -> int:
-        """Rows of one run of the graph, at most."""
+        """Maximum rows per run of the graph."""
         return (self.enable_large_batch_splitting and self.max_execution_batch_size) or self.max_batch_size
 
     @classmethod
     def read(cls, path: Path) -> "Batching":
-        """A file as --batching_parameters_file takes it: `max_batch_size { value: 32 }`, `allowed_batch_sizes: 8`."""
+        """Read a file of --batching_parameters_file: `max_batch_size { value: 32 }`, `allowed_batch_sizes: 8`."""
         text = re.sub(r"#.*", "", path.read_text())
         entries = re.findall(r"(\w+)\s*(?::|\{\s*value\s*:)\s*(\w+)\s*\}?", text)
         sizes = tuple(int(value) for name, value in entries if name == "allowed_batch_sizes")
@@ -54,7 +54,7 @@ class Batching:
 
 @dataclasses.dataclass
 class Task:
-    """A call, or a part of one, that waits in a batch."""
+    """A call, or a part of it, that waits in a batch."""
 
     inputs: dict[str, Any]
     rows: int
@@ -63,7 +63,7 @@ class Task:
 
 
 class Queue:
-    """The batches of one signature that wait; the last is open."""
+    """Waiting batches of one signature; the last is open."""
 
     def __init__(self, run: Run):
         self.run, self.batches, self.opened = run, deque[list[Task]]([[]]), 0.0
@@ -74,11 +74,11 @@ class Queue:
 
 
 class Batcher:
-    """Calls of the same signature are joined to one run of the graph, and its outputs are divided among them."""
+    """Joins calls of the same signature to one run of the graph, and splits its outputs among them."""
 
     def __init__(self, rules: Batching):
         self.rules, self.queues, self.changed = rules, dict[Any, Queue](), threading.Condition()
-        self.ran: list[int] = []  # the rows of every run, padding included
+        self.ran: list[int] = []  # rows of every run, padding included
         for _ in range(rules.num_batch_threads):
             threading.Thread(target=self._work, daemon=True).start()
 
@@ -127,7 +127,7 @@ class Batcher:
         return tasks
 
     def _due(self) -> tuple[Queue | None, float | None]:
-        """A queue whose first batch can be run, else how long until one can."""
+        """Return a queue whose first batch is due, or else the seconds until one is."""
         soonest = None
         for queue in self.queues.values():
             left = queue.opened + self.rules.batch_timeout_micros / 1e6 - time.monotonic()
@@ -157,7 +157,7 @@ class Batcher:
     def _outputs(self, run: Run, batch: list[Task]) -> list[list[Any]]:
         rows = sum(task.rows for task in batch)
         padded = next((size for size in self.rules.allowed_batch_sizes if size >= rows), rows)
-        # What fills a batch up is the first row of its last call.
+        # A batch is padded with the first row of its last call.
         filler = [{name: array[:1] for name, array in batch[-1].inputs.items()}] * (padded - rows)
         parts = [*(task.inputs for task in batch), *filler]
         for part in parts:

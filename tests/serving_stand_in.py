@@ -1,10 +1,9 @@
-"""A stand-in for tensorflow_model_server, where no binary of it is to be had: python tests/serving_stand_in.py BASE
+"""A stand-in for tensorflow_model_server, for machines without it: python tests/serving_stand_in.py BASE
 
-It is not TF Serving, and its speed says nothing of TF Serving's. What they share is what a client and a model notice:
-the API over gRPC; a graph that a Session runs from its files alone, as the server's C++ loader does; versions by folder
-number, and labels; the codes and wordings of refusals; the rules of batching. All of it follows the server's source.
-What it lacks: REST, warm-up, config files of models: it serves one, in all the versions that lie there, with the labels
-that models.config beside them gives.
+It is not TF Serving, and its speed is not TF Serving's. It shares what clients and models notice: the gRPC API; a graph
+that a Session runs from its files alone, as the server's C++ loader does; versions by folder number, and labels; the
+codes and messages of errors; the rules of batching. All of it follows the server's source. It lacks REST, warm-up and
+model config files: it serves one model, in every version below its base path, with the labels of its models.config.
 """
 
 import argparse
@@ -38,7 +37,7 @@ LISTED = {"string": "string_val", "int32": "int_val", "int64": "int64_val", "flo
 
 
 class Loaded:
-    """A version of a model: its graph in a Session, and its signatures."""
+    """A loaded version of a model: its graph in a Session, and its signatures."""
 
     def __init__(self, folder: Path):
         with tf.Graph().as_default():
@@ -49,12 +48,12 @@ class Loaded:
         options = tf.compat.v1.RunOptions(timeout_in_ms=0 if timeout is None else max(1, int(timeout * 1000)))
         try:
             return self._session.run(list(fetches), inputs, options=options)
-        except (TypeError, ValueError) as error:  # a shape that Python looks at before the graph does
+        except (TypeError, ValueError) as error:  # a shape that Python checks before the graph does
             raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
 def answered(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of a service whose errors reach the caller as the server would put them."""
+    """Decorate a service method so that its errors reach the caller in the server's form."""
 
     def answer(self: "StandIn", request: Any, context: grpc.ServicerContext) -> Any:
         try:
@@ -69,7 +68,7 @@ def answered(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
-    """One model below its base path, in all its versions."""
+    """Serves all versions of the model at a base path."""
 
     def __init__(
         self, base: Path, name: str = "", labels: dict[str, int] | None = None, batching: Batching | None = None
@@ -80,10 +79,10 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         self.poll()
 
     def poll(self) -> None:
-        """Loads the versions that have come, and forgets those that have gone, as the server does every second."""
-        there = {int(path.name): path for path in self.base.iterdir() if path.name.isdigit()}
-        kept = {version: loaded for version, loaded in self.versions.items() if version in there}
-        self.versions = kept | {version: Loaded(there[version]) for version in sorted(there.keys() - kept.keys())}
+        """Load new versions and unload removed ones, as the server does every second."""
+        folders = {int(path.name): path for path in self.base.iterdir() if path.name.isdigit()}
+        kept = {version: loaded for version, loaded in self.versions.items() if version in folders}
+        self.versions = kept | {version: Loaded(folders[version]) for version in sorted(folders.keys() - kept.keys())}
         self.labels = labels_of(self.base / "models.config") if self.given is None else self.given
 
     def _find(self, spec: Any) -> tuple[int, Loaded]:
@@ -120,8 +119,10 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
             return loaded.run(arrays, fetches, timeout)
 
         timeout = context.time_remaining()
-        timeout = timeout if timeout is not None and timeout < 1e6 else None  # a call without a deadline has centuries
-        if self.batcher is None or wanted:  # a part of the outputs makes another signature, which has no queue
+        timeout = (
+            timeout if timeout is not None and timeout < 1e6 else None
+        )  # calls without a deadline have centuries left
+        if self.batcher is None or wanted:  # a filtered call counts as another signature, without a queue
             outputs = run(inputs, timeout)
         else:
             outputs = self.batcher((version, name), run, inputs, timeout)
@@ -163,7 +164,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
 
 
 def labels_of(path: Path) -> dict[str, int]:
-    """The labels that a model config file gives; none where there is no such file."""
+    """Read the labels of a model config file; none if there is no file."""
     if not path.is_file():
         return {}
     config = text_format.Parse(path.read_text(encoding="utf-8"), model_server_config_pb2.ModelServerConfig())
@@ -171,7 +172,7 @@ def labels_of(path: Path) -> dict[str, int]:
 
 
 def feeds(signature: Any, given: Any) -> dict[str, Any]:
-    """The arrays of a request by the names of the graph's tensors. Refuses what the signature does not ask for."""
+    """Convert a request's inputs to arrays by tensor name. Raises Refused if they do not match the signature."""
     if len(given) != len(signature.inputs):
         extra, missing = set(given) - set(signature.inputs), set(signature.inputs) - set(given)
         sizes = f"{len(given)}!={len(signature.inputs)} len({braced(given)}) != len({braced(signature.inputs)})"
@@ -199,7 +200,7 @@ def type_name(number: int) -> str:
 
 
 def listed(array: Any) -> Any:
-    """A tensor with its values one by one, as the server answers; TensorFlow's Python would pack them."""
+    """Convert an array to a tensor with listed values, as the server sends; TensorFlow's Python would pack them."""
     dtype = tf.as_dtype(array.dtype) if array.dtype != object else tf.string
     proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=tf.TensorShape(array.shape).as_proto())
     getattr(proto, LISTED[type_name(proto.dtype)]).extend(array.ravel().tolist())
@@ -213,7 +214,7 @@ def serving(
     credentials: grpc.ServerCredentials | None = None,
     interceptors: Sequence[grpc.ServerInterceptor] = (),
 ) -> Iterator[str]:
-    """Answers on a port of this machine for the block; gives "localhost:port"."""
+    """Serve on a port of this machine for the block. Yields "localhost:port"."""
     unlimited = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
@@ -234,12 +235,12 @@ def serving(
 def main() -> None:
     about = "A stand-in for tensorflow_model_server. Prints its port."
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("base", type=Path, help="the model's base path, with a folder a version")
-    parser.add_argument("--port", type=int, default=0, help="of gRPC; 0: any that is free")
+    parser.add_argument("base", type=Path, help="the model's base path, with one folder per version")
+    parser.add_argument("--port", type=int, default=0, help="gRPC port; 0: any free port")
     parser.add_argument("--model-name", default="", help="default: the base path's name")
-    parser.add_argument("--batching", nargs="?", const="", metavar="FILE", help="batch calls, by these parameters")
+    parser.add_argument("--batching", nargs="?", const="", metavar="FILE", help="batch calls, with these parameters")
     options = parser.parse_args()
-    tf.get_logger().setLevel("ERROR")  # that the Session's loader is deprecated
+    tf.get_logger().setLevel("ERROR")  # hides that the Session's loader is deprecated
     batching = None
     if options.batching is not None:
         batching = Batching.read(Path(options.batching)) if options.batching else Batching()

@@ -14,7 +14,7 @@ TEXT = b"def spam(eggs):\n    return eggs * 2\n\n\n" * 10
 
 
 def trained(folder: Path, manifest: Manifest, model: dict[str, Any], total: int) -> Path:
-    """A run on the data set `data` beside its folder, of so many steps."""
+    """Train a run for `total` steps on the data set `data` beside its folder."""
     import tensorflow as tf
 
     from pipeline.lanes import windows_per_epoch
@@ -27,16 +27,16 @@ def trained(folder: Path, manifest: Manifest, model: dict[str, Any], total: int)
     config = RunConfig.from_tables(model, train, "test")
     data = folder.parent / "data"
     run = open_run(Run(folder, config, manifest.vocab, data, manifest.data_sha256))
-    an_epoch = windows_per_epoch(manifest.split("train").tokens, 4, 5)
+    epoch_steps = windows_per_epoch(manifest.split("train").tokens, 4, 5)
     devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
     with hold(run, chief=True):
-        Training(run, manifest, devices, an_epoch, total).go()
+        Training(run, manifest, devices, epoch_steps, total).go()
     return folder
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
-    """A small run, trained for a few steps: 2 layers of 9 units."""
+    """A small run over bytes, trained for a few steps: 2 layers of 9 units."""
 
     def make(folder: Path) -> None:
         manifest = make_data(folder / "data", 1000, train=TEXT, val=TEXT[:100])
@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manif
 
 @pytest.fixture(scope="session")
 def documents_run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
-    """The same of names in characters: a document is a line, and U+FFFD stands for the unknown."""
+    """The same over characters: names, one document per line, with U+FFFD for unknown characters."""
 
     def make(folder: Path) -> None:
         text = "Анна\nZoë\nĐorđe\nあい\n".encode() * 10
@@ -69,7 +69,7 @@ OTHERS = {
 def other_run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]
 ) -> Path:
-    """Runs of the other cells, with an embedding and norms, over an odd number of characters, a few steps old."""
+    """Small runs of the other cells, with embedding and norms, over an odd number of characters."""
 
     def make(folder: Path) -> None:
         manifest = make_data(folder / "data", 50, char_vocab(Counter(TEXT.decode())), train=TEXT, val=TEXT[:100])
@@ -81,13 +81,17 @@ def other_run(
 @pytest.fixture(scope="session")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base path of the fake model, versions 1 and 2."""
-    import fake_model
 
-    return fake_model.write(tmp_path_factory.mktemp("served") / "fake", 1, 2)
+    def make(folder: Path) -> None:
+        import fake_model
+
+        fake_model.write(folder / "fake", 1, 2)
+
+    return once(tmp_path_factory, "fake", make) / "fake"
 
 
 @pytest.fixture(scope="session")
-def server(fake: Path) -> Iterator[serving.Server]:
-    """TF Serving, or what stands in for it (pytest's report ends with which), with the fake model."""
+def server(fake: Path) -> Iterator[serving.Endpoint]:
+    """A server of the fake model: TF Serving, or the stand-in. pytest's last line reports which."""
     with serving.served(fake) as server:
         yield server

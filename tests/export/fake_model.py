@@ -1,8 +1,8 @@
-"""A model that one can work out by heart, with the signatures of a real export: python tests/export/fake_model.py BASE
+"""A predictable model with the signatures of a real export: python tests/export/fake_model.py BASE
 
-It writes BOOK over and over, a byte a character, from byte `seed` on after an empty prompt, and one byte further on for
-each byte of prompt. Temperature and the like change nothing but log_prob. A negative seed makes lines documents: the
-text stops at the end of one. A carry is read:drawn:version, of which `drawn` are the bytes in which a stop may begin.
+It repeats BOOK, one byte per character, starting at byte `seed` plus the length of the prompt. Sampling options change
+only log_prob. With a negative seed, lines are documents: the text stops at the end of a line. A carry is
+read:drawn:version, where `drawn` counts the bytes in which a stop may begin.
 """
 
 import json
@@ -17,7 +17,7 @@ CELLS, WIDTH = 4, 3
 
 
 def written(seed: int, prompt: bytes, length: int) -> bytes:
-    """What the model writes, without stop strings: this, in Python."""
+    """Compute the model's text in Python, without stop strings."""
     start = (seed + len(prompt)) % len(BOOK)
     return (BOOK * (1 + (start + length) // len(BOOK)))[start : start + length]
 
@@ -32,14 +32,14 @@ FURTHER = {**spec(tf.int32, "top_k"), **spec(tf.float32, "top_p", "repetition_pe
 
 
 class Fake(tf.Module):
-    """version: tells versions apart, by log_prob's thousands, and in the carry."""
+    """version: is part of info and of the carry."""
 
     def __init__(self, version: int):
         super().__init__()
         self.version = version
 
         def draw(read, drawn, length, temperature, seed, top_k, top_p, repetition_penalty, stop):
-            """Text from where `read` bytes and `drawn` further ones have led to; n_back; the bytes passed in all."""
+            """Return the text after `read` and `drawn` bytes, n_back, and the count of bytes passed."""
             stop = tf.where(seed < 0, "\n", stop)
             back = tf.minimum(drawn, tf.maximum(length_of(stop) - 1, 0))
             start = tf.math.floormod(tf.cast(seed, tf.int32) + read + drawn - back, len(BOOK))
@@ -112,7 +112,7 @@ class Fake(tf.Module):
             return {**outputs, "carry_bytes": state(read, drawn + passed), "n_back": n_back}
 
         def scored(text):
-            """Two bits a byte, whatever the text."""
+            """Two bits per byte for any text."""
             nats = 2 * tf.math.log(2.0) * tf.cast(length_of(text), tf.float32)
             empty = tf.where(text == "", "error: nothing to score", "")
             bits = tf.where(text == "", 0.0, 2.0)
@@ -145,7 +145,7 @@ class Fake(tf.Module):
 
         @tf.function(input_signature=list(spec(tf.string, "text").values()))
         def total(text):
-            """One number for all rows: a signature that cannot be batched."""
+            """Return one number for all rows: a signature that cannot be batched."""
             return {"bytes": tf.reduce_sum(length_of(text))[None]}
 
         self.functions = {
@@ -162,7 +162,7 @@ class Fake(tf.Module):
 
 
 def write(base: Path, *versions: int) -> Path:
-    """Saves the model's versions below a base path."""
+    """Save versions of the model below a base path."""
     for version in versions:
         fake = Fake(version)
         tf.saved_model.save(fake, str(base / str(version)), signatures=fake.functions)

@@ -1,4 +1,4 @@
-"""Whether the served model is right: real exports, in a Session and behind a server, against the model's own calls."""
+"""Answers of exported models, in a Session and behind a server, compared with the model's own calls."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ ASCII = Vocab("char", tuple(chr(code).encode() for code in (10, *range(32, 123))
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """Fresh inputs at each run; the seed is printed with a failure."""
+    """Different inputs at each run; a failure prints the seed."""
     seed = int(np.random.default_rng().integers(2**31))
     print(f"rng seed {seed}")
     return np.random.default_rng(seed)
@@ -42,17 +42,17 @@ def names(documents_run: Path) -> ExportedModel:
 
 @pytest.fixture(scope="module", params=["bytes", "documents"])
 def model(request: pytest.FixtureRequest, tiny: ExportedModel, names: ExportedModel) -> ExportedModel:
-    """Bytes, without an end; and characters, with documents that end and an id for the unknown."""
+    """A model of bytes without documents; and one of characters with documents and an id for unknown characters."""
     return {"bytes": tiny, "documents": names}[request.param]
 
 
 of_documents = pytest.mark.parametrize("model", ["documents"], indirect=True)
 
 
-# One signature against another.
+# Signatures compared with each other.
 
 
-def test_what_is_written_has_the_probability_that_score_finds(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_generated_text_has_the_probability_of_its_score(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [{**model.row(rng), "prompt": b""} for _ in range(64)]
     written = model.query("generate", rows)
     texts = [{"text": one["text_bytes"]} for one in written]
@@ -66,15 +66,15 @@ def test_what_is_written_has_the_probability_that_score_finds(model: ExportedMod
         assert not each["log_probs"][n:].any()
         assert {name: each[name] for name in score} == score
     assert sum(one["n_chars"] for one in written) > 40
-    assert not np.signbit([score["nats"] for score in scores]).any(), "nothing has 0 nats, not -0"
+    assert not np.signbit([score["nats"] for score in scores]).any(), "an empty text has 0 nats, not -0"
 
 
-def test_in_pieces_the_text_is_the_one_of_a_single_call(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_pieces_join_to_the_text_of_a_single_call(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [model.row(rng, longest=60) for _ in range(64)]
-    for row in rows[:48]:  # a model of names ends most of them at once, unless it is this warm
+    for row in rows[:48]:  # a model of names ends most texts at once at lower temperatures
         row |= {"temperature": 8.0, "top_k": 0, "top_p": 1.0}
     plain = model.query("generate", [{**row, "stop": b""} for row in rows])
-    for row, one in zip(rows, plain, strict=True):  # stops of some characters, most of which will come
+    for row, one in zip(rows, plain, strict=True):  # stops of some characters, most of which occur
         ids = model.vocab.encode(one["text_bytes"])
         start = rng.integers(0, max(len(ids) - 2, 1))
         if rng.random() < 0.7:
@@ -96,11 +96,11 @@ def test_in_pieces_the_text_is_the_one_of_a_single_call(model: ExportedModel, rn
         assert text[: len(text) - back] == one["text_bytes"]
         if not back:
             np.testing.assert_allclose(log_prob, one["log_prob"], rtol=1e-5, atol=1e-5)
-    assert any(backs), "stops have straddled pieces"
+    assert any(backs), "some stops straddle pieces"
     assert sum(one["finish_reason"] == b"stop" for one in whole) > 10
 
 
-def test_start_and_continue_are_generate(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_start_and_continue_give_the_text_of_generate(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [model.row(rng) for _ in range(32)]
     started = model.query("start", rows)
     after = [{**row, "prompt": b"", "carry_bytes": one["carry_bytes"]} for row, one in zip(rows, started, strict=True)]
@@ -109,7 +109,7 @@ def test_start_and_continue_are_generate(model: ExportedModel, rng: np.random.Ge
         same = {name: one[name] for name in expected}
         np.testing.assert_allclose(same.pop("log_prob"), expected.pop("log_prob"), rtol=1e-5, atol=1e-6)
         assert same == expected
-    # A prompt in two parts, the second of which continue reads.
+    # A prompt in two parts: start reads the first, continue the second.
     for row in rows:
         ids = model.vocab.encode(row["prompt"])
         row["cut"] = len(model.vocab.decode(ids[: len(ids) // 2])) if row["prompt"] else 0
@@ -123,9 +123,7 @@ def test_start_and_continue_are_generate(model: ExportedModel, rng: np.random.Ge
         assert half[: 4 * 68] == one[: 4 * 68]
 
 
-def test_text_is_what_was_drawn_as_utf_8_and_counted_in_the_models_unit(
-    model: ExportedModel, rng: np.random.Generator
-) -> None:
+def test_text_is_valid_utf_8_and_counted_in_the_models_unit(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [{**model.row(rng), "temperature": 5.0} for _ in range(64)]
     for row, one in zip(rows, model.query("generate", rows), strict=True):
         text = one["text"].decode()
@@ -137,7 +135,7 @@ def test_text_is_what_was_drawn_as_utf_8_and_counted_in_the_models_unit(
             assert row["stop"] not in one["text_bytes"]
 
 
-def test_a_stop_begins_neither_in_the_prompt_nor_ahead_of_the_text(model: ExportedModel) -> None:
+def test_a_stop_cannot_begin_in_the_prompt(model: ExportedModel) -> None:
     for prompt in (b"Zo", b""):
         some = [{"prompt": prompt, "seed": seed, "length": 9, "temperature": 2.0} for seed in range(20)]
         written = zip(some, model.query("generate", some), strict=True)
@@ -151,12 +149,15 @@ def test_a_stop_begins_neither_in_the_prompt_nor_ahead_of_the_text(model: Export
         assert (got["text"], got["n_back"]) == (expected["text"], 0)
 
 
-# Against the model's own calls.
+# Compared with the model's own calls.
 
 
-@pytest.fixture(scope="module", params=["lstm, bytes", "lstm, documents", "gru", "rnn"])
+@pytest.fixture(
+    scope="module",
+    params=["lstm, bytes", "lstm, documents", "gru", pytest.param("rnn", marks=pytest.mark.slow)],
+)
 def cell(request: pytest.FixtureRequest, tiny: ExportedModel, names: ExportedModel) -> ServedModel:
-    """Every kind of cell, with what goes with it."""
+    """Every cell, with embedding and norms where it supports them."""
     if request.param == "gru":
         return random_model(ASCII, cell="gru", units=5, layers=3, embedding=4, layer_norm=True)
     if request.param == "rnn":
@@ -164,9 +165,7 @@ def cell(request: pytest.FixtureRequest, tiny: ExportedModel, names: ExportedMod
     return {"lstm, bytes": tiny, "lstm, documents": names}[request.param]
 
 
-def test_logits_scores_and_neurons_are_those_of_the_models_own_calls(
-    cell: ServedModel, rng: np.random.Generator
-) -> None:
+def test_logits_scores_and_neurons_match_the_models_own_calls(cell: ServedModel, rng: np.random.Generator) -> None:
     texts = [b"", *(cell.text(rng, 40) for _ in range(7))]
     if cell.vocab.end_id is not None:
         texts[-1] = cell.vocab.decode([1, 2, cell.vocab.end_id, 3, cell.vocab.end_id, 4])
@@ -200,7 +199,7 @@ def test_logits_scores_and_neurons_are_those_of_the_models_own_calls(
                 np.testing.assert_allclose(one[name], expected, atol=1e-5)
 
 
-def test_a_window_at_once_gives_the_same_logits(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_a_whole_window_gives_the_same_logits(model: ExportedModel, rng: np.random.Generator) -> None:
     for text in (model.text(rng, 60) for _ in range(4)):
         ids = model.vocab.prompt_ids(text).astype(np.int32)[None]
         resets = ids == model.vocab.end_id if model.vocab.end_id is not None else None
@@ -208,7 +207,7 @@ def test_a_window_at_once_gives_the_same_logits(model: ExportedModel, rng: np.ra
         np.testing.assert_allclose(model.query_row("start", prompt=text)["logits"], logits[0, -1], atol=1e-5)
 
 
-def test_what_is_drawn_is_what_a_slow_loop_draws(cell: ServedModel, rng: np.random.Generator) -> None:
+def test_generated_text_matches_the_reference_loop(cell: ServedModel, rng: np.random.Generator) -> None:
     rows = [cell.row(rng, longest=90) for _ in range(16)]
     rows += [{**cell.row(rng, longest=90), "temperature": warm, "stop": b""} for warm in (0.0, 0.0, 1.0, 1.0)]
     rows += [{"prompt": cell.text(rng, 80), "length": 90, "repetition_penalty": 4.0, "seed": 2}]
@@ -219,14 +218,14 @@ def test_what_is_drawn_is_what_a_slow_loop_draws(cell: ServedModel, rng: np.rand
         np.testing.assert_allclose(one["log_prob"], expected.log_prob, rtol=1e-4, atol=1e-5)
 
 
-def test_the_plain_signature_is_generate_without_options(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_serving_default_is_generate_without_options(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [{name: model.row(rng)[name] for name in ("prompt", "length", "temperature", "seed")} for _ in range(16)]
     for one, expected in zip(model.query("serving_default", rows), model.query("generate", rows), strict=True):
         np.testing.assert_allclose(one.pop("log_prob"), expected.pop("log_prob"), rtol=1e-5)
         assert one == expected
 
 
-def test_info_tells_what_the_model_is(model: ExportedModel) -> None:
+def test_info_describes_the_model(model: ExportedModel) -> None:
     one, other = (json.loads(row["info"]) for row in model.query("info", [{}, {"ignored": b"\xff"}]))
     assert one == other
     written = json.loads((model.base / "1" / MADE_FROM).read_text(encoding="utf-8"))
@@ -241,7 +240,7 @@ def test_info_tells_what_the_model_is(model: ExportedModel) -> None:
     np.testing.assert_allclose(one["bits_per_char"], one["val_nats"] / np.log(2))
 
 
-# The client, over a server.
+# The client, with a server.
 
 
 def test_the_fake_model_has_the_signatures_of_an_export(tiny: ExportedModel, fake: Path) -> None:
@@ -260,7 +259,7 @@ def client(model: ExportedModel) -> Iterator[Client]:
 
 
 def sampling(row: Row) -> dict[str, Any]:
-    """What the client takes of a request, as Python's numbers."""
+    """Sampling options of a request, as Python numbers."""
     names = ("temperature", "seed", "top_k", "top_p", "repetition_penalty", "stop")
     values = {name: row[name] for name in names if name in row}
     return {name: value if isinstance(value, bytes) else np.asarray(value).item() for name, value in values.items()}
@@ -272,7 +271,9 @@ def generated(one: Row) -> Generated:
 
 
 @of_documents
-def test_the_client_gets_what_the_files_say(model: ExportedModel, client: Client, rng: np.random.Generator) -> None:
+def test_the_client_gets_the_answers_of_the_files(
+    model: ExportedModel, client: Client, rng: np.random.Generator
+) -> None:
     row = {"prompt": "Zoë".encode(), "length": 30, "seed": 5, "temperature": 0.7, "repetition_penalty": 1.2}
     assert client.generate("Zoë", 30, **sampling(row)) == generated(model.query_row("generate", **row))
     rows = [row, {**row, "length": LIMITS.length + 1}, {**row, "seed": 6, "prompt": b""}]
@@ -302,7 +303,7 @@ def test_the_client_gets_what_the_files_say(model: ExportedModel, client: Client
     assert client.info()["weights_sha256"] == json.loads(model.query_row("info")["info"])["weights_sha256"]
 
 
-def test_a_stream_is_the_text_of_one_call(model: ExportedModel, client: Client, rng: np.random.Generator) -> None:
+def test_a_stream_joins_to_the_text_of_one_call(model: ExportedModel, client: Client, rng: np.random.Generator) -> None:
     stopped = 0
     for _ in range(12):
         row = {**model.row(rng), "temperature": 3.0}
@@ -322,7 +323,7 @@ def test_a_stream_is_the_text_of_one_call(model: ExportedModel, client: Client, 
 
 @of_documents
 @pytest.mark.parametrize(("stop", "message"), [("o" * 70, "stop: at most 64 characters"), ("q", "stop: 'q' is not")])
-def test_a_stream_refuses_what_one_call_refuses(client: Client, stop: str, message: str) -> None:
+def test_a_stream_rejects_what_one_call_rejects(client: Client, stop: str, message: str) -> None:
     for ask in (client.generate, client.continue_, lambda **settings: list(client.stream(**settings))):
         with pytest.raises(StageError, match=f"rejects the request: {message}"):
             ask(length=5, stop=stop)

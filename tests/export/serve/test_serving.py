@@ -71,7 +71,7 @@ PACKAGE = {labels.MODELS, *package.TEMPLATES}
 
 
 def version_at(base: Path, version: int, **about: object) -> None:
-    """A version as far as the package looks at it."""
+    """Write the files of a version that the package reads."""
     for name in labels.VERSION_FILES:
         (base / str(version) / name).parent.mkdir(parents=True, exist_ok=True)
         (base / str(version) / name).write_bytes(b"")
@@ -95,15 +95,15 @@ def config(base: Path) -> ModelServerConfig:
 
 def expected_config(name: str, labels: dict[str, int], *versions: int) -> ModelServerConfig:
     expected = ModelServerConfig()
-    one = expected.model_config_list.config.add()
-    one.name, one.base_path, one.model_platform = name, f"/models/{name}", "tensorflow"
-    one.model_version_policy.specific.versions.extend(versions)
+    model = expected.model_config_list.config.add()
+    model.name, model.base_path, model.model_platform = name, f"/models/{name}", "tensorflow"
+    model.model_version_policy.specific.versions.extend(versions)
     for label, version in labels.items():
-        one.version_labels[label] = version
+        model.version_labels[label] = version
     return expected
 
 
-def test_the_first_version_is_stable_a_later_one_canary_and_the_next_waits(
+def test_the_first_version_is_stable_the_second_canary_and_the_next_unlabelled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = exported(tmp_path / "plays", 1)
@@ -111,7 +111,7 @@ def test_the_first_version_is_stable_a_later_one_canary_and_the_next_waits(
     exported(base, 2)
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2)
     capsys.readouterr()
-    exported(base, 5)  # servers would refuse to move a label to what they have not loaded
+    exported(base, 5)  # servers reject a label on a version that they have not loaded
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2, 5)
     assert capsys.readouterr().err.splitlines() == [
         f"{base}: stable is 1, canary is 2, 5 is loaded without a label",
@@ -126,11 +126,11 @@ def test_an_export_unloads_nothing(tmp_path: Path) -> None:
     relabel(base, ["stable=2"])
     exported(base, 3, 4)
     assert config(base) == expected_config("plays", {"stable": 2, "canary": 2}, 1, 2, 3, 4)
-    relabel(base, ["stable=1"])  # back: it is still there
+    relabel(base, ["stable=1"])  # back: it is still loaded
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2, 3, 4)
 
 
-def test_a_version_that_is_exported_again_changes_no_label(tmp_path: Path) -> None:
+def test_exporting_a_version_again_changes_no_label(tmp_path: Path) -> None:
     base = exported(tmp_path / "plays", 1, 2)
     relabel(base, ["canary="])
     before = files(base)
@@ -142,21 +142,21 @@ def test_a_version_that_is_exported_again_changes_no_label(tmp_path: Path) -> No
 
 
 STEPS = [
-    # after exports of 1 and 2: what is asked, one call after the other; the labels; the versions that are loaded
+    # after exports of 1 and 2: the calls, the labels after them, the loaded versions
     ([["stable=2"]], {"stable": 2, "canary": 2}, [1, 2]),
     ([["stable=2"], ["stable=1"]], {"stable": 1, "canary": 2}, [1, 2]),
     ([["stable=2", "canary="]], {"stable": 2}, [1, 2]),
     ([["stable=2", "canary="], ["stable=2"]], {"stable": 2}, [2]),
     ([["canary="], ["canary=3"]], {"stable": 1, "canary": 3}, [1, 3]),
     ([["3"]], {"stable": 1, "canary": 2}, [1, 2, 3]),
-    ([["3"], ["stable=2"]], {"stable": 2, "canary": 2}, [1, 2, 3]),  # 3 is newer than all that have a label
+    ([["3"], ["stable=2"]], {"stable": 2, "canary": 2}, [1, 2, 3]),  # 3 is newer than all labelled versions
     ([["3"], ["canary=3"], ["stable=3"]], {"stable": 3, "canary": 3}, [1, 3]),
     ([["blue-1=3"]], {"stable": 1, "canary": 2, "blue-1": 3}, [1, 2, 3]),
 ]
 
 
 @pytest.mark.parametrize(("calls", "labels", "versions"), STEPS)
-def test_labels_move_and_what_they_leave_stays_loaded(
+def test_versions_stay_loaded_when_their_labels_move(
     calls: list[list[str]], labels: dict[str, int], versions: list[int], tmp_path: Path
 ) -> None:
     base = exported(tmp_path / "plays", 1, 2)
@@ -182,7 +182,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "error", "match"), REFUSED)
-def test_what_cannot_be_served_is_refused_and_nothing_changes(
+def test_invalid_changes_are_rejected_and_change_nothing(
     changes: list[str], error: type[Exception], match: str, tmp_path: Path
 ) -> None:
     base = exported(tmp_path / "plays", 1, 2)
@@ -195,7 +195,7 @@ def test_what_cannot_be_served_is_refused_and_nothing_changes(
     assert files(base) == before
 
 
-def test_a_label_whose_version_is_gone_can_be_moved(tmp_path: Path) -> None:
+def test_the_label_of_a_deleted_version_can_be_moved(tmp_path: Path) -> None:
     base = exported(tmp_path / "plays", 1)
     (base / "1" / "saved_model.pb").unlink()
     version_at(base, 2)
@@ -207,7 +207,7 @@ def test_a_label_whose_version_is_gone_can_be_moved(tmp_path: Path) -> None:
     assert config(base) == expected_config("plays", {"stable": 2}, 2)
 
 
-def test_where_there_is_nothing_to_label_it_says_so(tmp_path: Path) -> None:
+def test_labelling_without_a_model_fails(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="there is no model in"):
         relabel(tmp_path / "none", ["stable=1"])
     with pytest.raises(StageError, match=r"has no models\.config: export a model to it first$"):
@@ -218,7 +218,7 @@ def test_where_there_is_nothing_to_label_it_says_so(tmp_path: Path) -> None:
             relabel(tmp_path, ["stable=1"])
 
 
-def test_the_command_moves_labels_and_shows_them(tmp_path: Path) -> None:
+def test_the_command_moves_and_prints_labels(tmp_path: Path) -> None:
     base = exported(tmp_path / "plays", 1, 2)
     for changes in (["stable=2", "canary="], []):
         done = CliRunner().invoke(cli, ["label", str(base), *changes], catch_exceptions=False)
@@ -226,22 +226,22 @@ def test_the_command_moves_labels_and_shows_them(tmp_path: Path) -> None:
         assert config(base) == expected_config("plays", {"stable": 2}, 1, 2)
 
 
-def test_the_same_inputs_make_the_same_bytes_and_a_failure_changes_none(
+def test_packages_are_reproducible_and_a_failure_changes_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other = exported(tmp_path / "a" / "plays", 1, 2), exported(tmp_path / "b" / "plays", 1, 2)
-    assert files(one) == files(other)
-    assert set(files(one)) == PACKAGE
-    for text in files(one).values():
+    base, other = exported(tmp_path / "a" / "plays", 1, 2), exported(tmp_path / "b" / "plays", 1, 2)
+    assert files(base) == files(other)
+    assert set(files(base)) == PACKAGE
+    for text in files(base).values():
         assert "Made by the export, which overwrites it." in text.splitlines()[0]
     monkeypatch.setattr(package, "table", lambda versions: {}[0])
-    before = files(one)
+    before = files(base)
     with pytest.raises(KeyError):
-        relabel(one, ["stable=2"])
-    assert files(one) == before
+        relabel(base, ["stable=2"])
+    assert files(base) == before
 
 
-# What session_bundle_config.proto and monitoring_config.proto of TF Serving say, which no package brings.
+# From TF Serving's session_bundle_config.proto and monitoring_config.proto, which no package contains.
 BATCHING = {
     "max_batch_size": "Int64Value",
     "batch_timeout_micros": "Int64Value",
@@ -252,7 +252,7 @@ BATCHING = {
 
 
 def message(name: str) -> Any:
-    """An empty message of that name, of a description that is made here."""
+    """Create an empty message of that name, from a descriptor built here."""
     pool, field = descriptor_pool.DescriptorPool(), descriptor_pb2.FieldDescriptorProto
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     file = descriptor_pb2.FileDescriptorProto(name="serving.proto", package="serving", syntax="proto3")
@@ -276,14 +276,14 @@ def message(name: str) -> Any:
 
 
 @pytest.mark.parametrize(("rows", "sizes"), [(64, [1, 2, 4, 8, 16, 32, 64]), (48, [1, 2, 4, 8, 16, 32, 48]), (1, [1])])
-def test_batches_have_as_many_rows_as_a_call_of_every_version_may(rows: int, sizes: list[int], tmp_path: Path) -> None:
+def test_batches_have_the_smallest_row_limit_of_the_versions(rows: int, sizes: list[int], tmp_path: Path) -> None:
     base = exported(tmp_path / "plays", 1)
     version_at(base, 2, limits={"length": 10, "rows": rows})
     write_package(base, 2, FACTS)
-    found = text_format.Parse((base / "batching_params.pbtxt").read_text(), message("BatchingParameters"))
-    assert MessageToDict(found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True) == {
+    parameters = text_format.Parse((base / "batching_params.pbtxt").read_text(), message("BatchingParameters"))
+    assert MessageToDict(parameters, preserving_proto_field_name=True, always_print_fields_with_no_presence=True) == {
         "max_batch_size": str(rows),
-        "allowed_batch_sizes": [],  # nothing is filled up: an empty call would have no row for it
+        "allowed_batch_sizes": [],  # no padding: an empty call has no row to copy
         "batch_timeout_micros": "2000",
         "num_batch_threads": "1",
         "max_enqueued_batches": "10",
@@ -295,11 +295,11 @@ def test_batches_have_as_many_rows_as_a_call_of_every_version_may(rows: int, siz
     assert batch_sizes(rows) == sizes
 
 
-def test_figures_are_where_prometheus_is_told_to_read_them(tmp_path: Path) -> None:
+def test_prometheus_reads_the_configured_path(tmp_path: Path) -> None:
     base = exported(tmp_path / "plays", 1)
-    found = text_format.Parse((base / "monitoring.config").read_text(), message("MonitoringConfig"))
+    monitoring = text_format.Parse((base / "monitoring.config").read_text(), message("MonitoringConfig"))
     path = "/monitoring/prometheus/metrics"
-    assert MessageToDict(found) == {"prometheusConfig": {"enable": True, "path": path}}
+    assert MessageToDict(monitoring) == {"prometheusConfig": {"enable": True, "path": path}}
     pod = kubernetes(base)["Deployment char-rnn-plays"]["spec"]["template"]["metadata"]["annotations"]
     assert pod == {"prometheus.io/scrape": "true", "prometheus.io/port": "8501", "prometheus.io/path": path}
 
@@ -323,13 +323,13 @@ FLAGS = [
 STABLE = "/v1/models/plays/labels/stable/metadata"
 
 
-def test_compose_starts_the_server_that_the_folder_describes(tmp_path: Path) -> None:
+def test_compose_starts_the_server_of_the_folder(tmp_path: Path) -> None:
     base = exported(tmp_path / "plays", 1)
-    found = yaml.safe_load((base / "compose.yaml").read_text())
-    check = found["services"]["serving"]["healthcheck"].pop("test")
+    compose = yaml.safe_load((base / "compose.yaml").read_text())
+    check = compose["services"]["serving"]["healthcheck"].pop("test")
     assert check[:3] == ["CMD", "bash", "-c"]
     assert f"GET {STABLE} HTTP" in check[3]
-    assert found == {
+    assert compose == {
         "name": "char-rnn-plays",
         "services": {
             "serving": {
@@ -368,12 +368,12 @@ def test_compose_starts_the_server_that_the_folder_describes(tmp_path: Path) -> 
 
 
 def kubernetes(base: Path) -> dict[str, Any]:
-    """The objects by kind and name."""
-    found = list(yaml.safe_load_all((base / "kubernetes.yaml").read_text()))
-    return {f"{one['kind']} {one['metadata']['name']}": one for one in found}
+    """Objects of kubernetes.yaml by kind and name."""
+    objects = yaml.safe_load_all((base / "kubernetes.yaml").read_text())
+    return {f"{each['kind']} {each['metadata']['name']}": each for each in objects}
 
 
-def test_kubernetes_objects_fit_their_schemas_and_each_other(tmp_path: Path) -> None:
+def test_kubernetes_objects_match_their_schemas_and_each_other(tmp_path: Path) -> None:
     import kubernetes_validate  # its schemas, of every release since 1.25
 
     base = exported(tmp_path / "plays", 1)
@@ -416,7 +416,7 @@ def test_kubernetes_objects_fit_their_schemas_and_each_other(tmp_path: Path) -> 
 
 @contextlib.contextmanager
 def tf_serving(state: str) -> Iterator[int]:
-    """A server that answers as TF Serving does whose model plays has one version, stable, in that state; its port."""
+    """Serve TF Serving's answers for a model `plays` whose one version, stable, is in `state`. Yields the port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -447,21 +447,21 @@ def tf_serving(state: str) -> Iterator[int]:
 
 
 def healthy(base: Path, port: int) -> bool:
-    """What the health check in compose.yaml says, run by bash as a container would, of a server on that port."""
+    """Run the health check of compose.yaml in bash, as a container would, against a server on `port`."""
     test = yaml.safe_load((base / "compose.yaml").read_text())["services"]["serving"]["healthcheck"]["test"]
-    assert "$" not in test[3]  # compose would put a variable there
+    assert "$" not in test[3]  # compose would substitute a variable
     command = [*test[1:3], test[3].replace("/8501 ", f"/{port} ")]
     return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
 
 
-def test_the_health_check_tells_a_server_that_can_be_asked(tmp_path: Path) -> None:
+def test_the_health_check_passes_only_if_the_stable_version_answers(tmp_path: Path) -> None:
     base = exported(tmp_path / "plays", 1)
-    found = {}
+    results = {}
     for state in ("AVAILABLE", "LOADING", "END"):
         with tf_serving(state) as port:
-            found[state] = healthy(base, port)
-    found["nobody there"] = healthy(base, port)
-    assert found == {"AVAILABLE": True, "LOADING": False, "END": False, "nobody there": False}
+            results[state] = healthy(base, port)
+    results["no server"] = healthy(base, port)
+    assert results == {"AVAILABLE": True, "LOADING": False, "END": False, "no server": False}
     with tf_serving("AVAILABLE") as port:
         assert not healthy(exported(tmp_path / "other", 1), port)
 
@@ -483,7 +483,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("folder", NAMES)
-def test_any_name_of_a_folder_is_safe_in_every_file(folder: str, tmp_path: Path) -> None:
+def test_any_folder_name_is_safe_in_every_file(folder: str, tmp_path: Path) -> None:
     base = tmp_path / folder
     version_at(base, 1)
     write_package(base, 1, FACTS)
@@ -510,11 +510,11 @@ def test_no_two_folders_share_a_host_name() -> None:
 
 def card(base: Path) -> dict[str, list[str]]:
     rows = [line for line in (base / "MODEL_CARD.md").read_text().splitlines() if line.startswith("|")]
-    cells = [[one.strip() for one in row.strip("|").split("|")] for row in rows]
-    return {what: values for what, *values in cells}
+    cells = [[text.strip() for text in row.strip("|").split("|")] for row in rows]
+    return {name: values for name, *values in cells}
 
 
-def test_the_card_tells_of_every_version_that_is_served(tmp_path: Path) -> None:
+def test_the_card_describes_every_served_version(tmp_path: Path) -> None:
     base = exported(tmp_path / "plays", 1)
     version_at(base, 2, val_nats=2.0, step=7, limits=None)
     write_package(base, 2, FACTS | {"test": None, "data": None})
@@ -541,20 +541,20 @@ def test_the_card_tells_of_every_version_that_is_served(tmp_path: Path) -> None:
     assert "curl -s localhost:8501/v1/models/plays/labels/stable:predict" in (base / "MODEL_CARD.md").read_text()
 
 
-def test_a_card_learns_what_comes_later_and_forgets_nothing(tmp_path: Path) -> None:
+def test_a_card_gains_new_facts_and_keeps_old_ones(tmp_path: Path) -> None:
     base = exported(tmp_path / "plays", 1)
     whole = card(base)
     write_package(base, 1, FACTS | {"test": None, "data": None, "tools": {"python": "4"}})
     assert card(base) == whole
     write_package(base, 1, FACTS | {"test": {"nats": 0.5, "bits": 0.7, "targets": 10}})
     assert card(base) == whole | {"on test": ["0.721 bits a byte (0.500 nats), over 10"]}
-    exported(tmp_path / "moved", 7)  # facts lie with the version, wherever it is brought
+    exported(tmp_path / "moved", 7)  # facts stay with a version that is moved
     (base / "1").rename(tmp_path / "moved" / "8")
     relabel(tmp_path / "moved", ["canary=8"])
     assert card(tmp_path / "moved")["on test"][1] == "0.721 bits a byte (0.500 nats), over 10"
 
 
-def test_facts_are_those_of_the_run_and_its_data(run: Path, tmp_path: Path) -> None:
+def test_facts_describe_the_run_and_its_data(run: Path, tmp_path: Path) -> None:
     opened = read_run(run)
     chosen = checkpoint.best(opened)
     facts = facts_of(opened, chosen)
@@ -595,7 +595,7 @@ def test_facts_are_those_of_the_run_and_its_data(run: Path, tmp_path: Path) -> N
     assert shown["weights, SHA-256"] == [checkpoint.weights_sha256(chosen)]
 
 
-def test_data_that_is_gone_or_another_by_now_is_not_told_of(run: Path, tmp_path: Path) -> None:
+def test_missing_or_changed_data_have_no_facts(run: Path, tmp_path: Path) -> None:
     opened = read_run(run)
     chosen = checkpoint.best(opened)
     for other in ({"data": tmp_path / "gone"}, {"data_sha256": "0"}):
@@ -603,6 +603,6 @@ def test_data_that_is_gone_or_another_by_now_is_not_told_of(run: Path, tmp_path:
 
 
 @pytest.mark.parametrize("module", [package, card_module])
-def test_docstrings_are_true(module: ModuleType) -> None:
-    found = doctest.testmod(module)
-    assert (found.failed, found.attempted) == (0, 1)
+def test_docstring_examples_run(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert (result.failed, result.attempted) == (0, 1)

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from fake_model import written
 from grpc import StatusCode
-from serving import CONFIG, Server
+from serving import CONFIG, Endpoint
 from serving_batching import Batching
 from serving_stand_in import StandIn, labels_of, serving
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def stub(server: Server) -> Iterator[Any]:
+def stub(server: Endpoint) -> Iterator[Any]:
     with grpc.insecure_channel(server.target) as channel:
         yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
@@ -237,6 +237,7 @@ def test_the_servers_file_of_parameters_is_read(tmp_path: Path) -> None:
         Batching.read(file)
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_process(fake: Path, tmp_path: Path) -> None:
     command = [sys.executable, "tests/serving_stand_in.py", str(fake), "--model-name", "book", "--batching"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
