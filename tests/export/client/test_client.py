@@ -1,4 +1,4 @@
-"""The client, against a real gRPC server: TF Serving or what stands in for it, with a model known by heart."""
+"""The client with a gRPC server, TF Serving or the stand-in, and a predictable model."""
 
 import base64
 import datetime
@@ -67,7 +67,7 @@ TENSORS = [
 
 
 @pytest.mark.parametrize("array", TENSORS, ids=lambda array: f"{array.dtype}{array.shape}")
-def test_arrays_are_tensors_as_tensorflow_makes_them(array: Any) -> None:
+def test_tensors_match_tensorflows(array: Any) -> None:
     for got in (
         tf.make_ndarray(protos.to_tensor(array)),
         protos.from_tensor(protos.to_tensor(array)),
@@ -76,7 +76,7 @@ def test_arrays_are_tensors_as_tensorflow_makes_them(array: Any) -> None:
         assert (got.dtype, got.shape, got.tolist()) == (array.dtype, array.shape, array.tolist())
 
 
-def test_a_list_of_values_may_end_early() -> None:
+def test_the_last_listed_value_fills_a_tensor() -> None:
     proto = tf.make_tensor_proto([1.0, 2.0, 3.0, 4.0])
     proto.tensor_content = b""
     assert protos.from_tensor(proto).tolist() == [0, 0, 0, 0]
@@ -87,7 +87,7 @@ def test_a_list_of_values_may_end_early() -> None:
     assert protos.from_tensor(words).tolist() == [b"a", b"a", b"a"]
 
 
-def test_another_type_of_tensor_is_refused() -> None:
+def test_unsupported_tensor_types_are_rejected() -> None:
     with pytest.raises(StageError, match="one of string, int32, int64, float32, got DT_BOOL"):
         protos.from_tensor(tf.make_tensor_proto([True]))
     with pytest.raises(StageError, match="one of string, int32, int64, float32, got float64"):
@@ -141,7 +141,7 @@ def test_a_prompt_is_continued(client: Client) -> None:
     assert client.generate().text_bytes == written(1, b"", 500)
 
 
-def test_each_of_a_list_has_settings_of_its_own_and_a_bad_one_spoils_no_other(client: Client) -> None:
+def test_each_text_of_a_list_has_its_own_settings_and_error(client: Client) -> None:
     got = client.generate(["ab", "é", ""], [20, LONGEST + 1, 5], seed=[3, 4, 5], temperature=0.5, stop=["", "", "s"])
     error = f"error: the length must be 0 to 4096, got {LONGEST + 1}"
     first, third = written(3, b"ab", 20), written(5, b"", 5).partition(b"s")[0]
@@ -168,7 +168,7 @@ SLOW = [(1, 0), (1, 40), (7, 0), (7, 1), (128, 1), (128, 40)]
 @pytest.mark.parametrize(
     "stop", ["", "THE END", "END", "THE THE", ".\nÄ", "あ", "\n", "Zoë' — naïve あい words; THE E"]
 )
-def test_a_stream_is_what_one_call_writes(client: Client, piece: int, stop: str, seed: int) -> None:
+def test_a_stream_joins_to_the_text_of_one_call(client: Client, piece: int, stop: str, seed: int) -> None:
     for length in (0, 1, 46, 150):
         whole = client.generate("", length, seed=seed, stop=stop)
         pieces = list(client.stream("", length, seed=seed, stop=stop, piece=piece))
@@ -177,7 +177,7 @@ def test_a_stream_is_what_one_call_writes(client: Client, piece: int, stop: str,
         assert all(pieces)
 
 
-def test_a_stream_comes_in_growing_pieces_and_goes_beyond_one_calls_limit(client: Client) -> None:
+def test_a_stream_has_growing_pieces_and_may_exceed_the_limit_of_one_call(client: Client) -> None:
     pieces = list(client.stream_bytes("x", LONGEST + 500, seed=2))
     assert [len(piece) for piece in pieces] == [8, 16, 32, 64] + [128] * 34 + [124]
     assert b"".join(pieces) == written(2, b"x", LONGEST + 500)
@@ -185,16 +185,16 @@ def test_a_stream_comes_in_growing_pieces_and_goes_beyond_one_calls_limit(client
 
 
 @pytest.mark.parametrize(("settings", "end"), [({"seed": 1, "stop": "THE END"}, b"THE END"), ({"seed": -9}, b"\n")])
-def test_nothing_is_asked_for_behind_the_end(fake: Path, settings: dict[str, Any], end: bytes) -> None:
-    """Of a document, where the seed is negative."""
-    weather = Weather()
-    with serving(StandIn(fake), interceptors=[weather]) as target, Client(target, "fake") as client:
+def test_a_stream_makes_no_call_after_the_end(fake: Path, settings: dict[str, Any], end: bytes) -> None:
+    """A negative seed ends the text at the end of a document."""
+    faults = FaultInjector()
+    with serving(StandIn(fake), interceptors=[faults]) as target, Client(target, "fake") as client:
         text = b"".join(client.stream_bytes("", 10_000, **settings))
     assert text == written(settings["seed"], b"", 10_000).partition(end)[0]
-    assert weather.calls == next(n for n in range(1, 9) if 8 * (2**n - 1) >= len(text + end))
+    assert faults.calls == next(n for n in range(1, 9) if 8 * (2**n - 1) >= len(text + end))
 
 
-def test_a_stream_stays_with_the_version_that_began_it(fake: Path, tmp_path: Path) -> None:
+def test_a_stream_stays_with_its_first_version(fake: Path, tmp_path: Path) -> None:
     base = tmp_path / "fake"
     shutil.copytree(fake / "1", base / "1")
     stand_in = StandIn(base)
@@ -207,7 +207,7 @@ def test_a_stream_stays_with_the_version_that_began_it(fake: Path, tmp_path: Pat
         assert first + b"".join(pieces) == written(1, b"", 200)
 
 
-def test_pieces_by_hand(client: Client) -> None:
+def test_continue_resumes_from_a_carry(client: Client) -> None:
     begun = client.continue_(prompt="ab", length=5, seed=3)
     drawn = written(3, b"ab", 12)
     version = begun.carry.version
@@ -232,10 +232,10 @@ def test_pieces_by_hand(client: Client) -> None:
         (b"0:8:2", "", 9, (b"", 6, "stop", b"0:9:2")),
         (b"0:1:2", "", 9, (b" ", 0, "stop", b"0:9:2")),
         (b"0:9:2", "", 4, (b" of ", 0, "length", b"0:13:2")),
-        (b"0:4:2", "E", 4, (b" END", 0, "length", b"5:4:2")),  # no stop begins ahead of a prompt
+        (b"0:4:2", "E", 4, (b" END", 0, "length", b"5:4:2")),  # a stop cannot begin before a prompt
     ],
 )
-def test_pieces_tell_how_much_of_a_stop_is_in_earlier_ones(
+def test_n_back_counts_the_bytes_of_a_stop_in_earlier_pieces(
     client: Client, carry: bytes, prompt: str, length: int, expected: tuple[bytes, int, str, bytes]
 ) -> None:
     seed = BOOK.index(b"THE END") - 2
@@ -243,7 +243,7 @@ def test_pieces_tell_how_much_of_a_stop_is_in_earlier_ones(
     assert (part.text_bytes, part.n_back, part.finish_reason, part.carry.data) == expected
 
 
-def test_a_carry_is_answered_by_its_own_version(server: Endpoint) -> None:
+def test_the_version_of_a_carry_answers(server: Endpoint) -> None:
     with Client(*server, version=1) as old, Client(*server) as latest:
         carry = old.continue_(length=5).carry
         assert carry == Carry(b"0:5:1", 1)
@@ -254,8 +254,8 @@ def test_a_carry_is_answered_by_its_own_version(server: Endpoint) -> None:
 
 def test_scores(client: Client) -> None:
     nats = 2 * np.log(2)
-    one, other = client.score(["abc", "é"]), client.score("abc", characters=True)
-    assert one == [TextScore(pytest.approx(n * nats), n, 2.0, "") for n in (3, 2)]
+    rows, other = client.score(["abc", "é"]), client.score("abc", characters=True)
+    assert rows == [TextScore(pytest.approx(n * nats), n, 2.0, "") for n in (3, 2)]
     assert other == TextScore(pytest.approx(3 * nats), 3, 2.0, "")
     assert other.log_probs.tolist() == pytest.approx([-nats] * 3)
     rows = client.score(["abc", "e"], characters=True)
@@ -275,7 +275,7 @@ def test_neurons(client: Client) -> None:
         client.neurons("ab", 2)
 
 
-def test_what_server_and_model_say_of_themselves(client: Client) -> None:
+def test_info_status_and_metadata(client: Client) -> None:
     assert client.info() == {"format_version": 1, "unit": "byte", "version": 2, "limits": {"length": LONGEST}}
     assert client.status() == [VersionStatus(1, "AVAILABLE", ""), VersionStatus(2, "AVAILABLE", "")]
     signatures = client.metadata()
@@ -294,7 +294,7 @@ def test_what_server_and_model_say_of_themselves(client: Client) -> None:
     )
 
 
-# What goes wrong.
+# Errors.
 
 TEMPERED: dict[str, Any] = {"temprature": 1.0}
 USAGE: list[tuple[Callable[[Client], object], str]] = [
@@ -333,7 +333,9 @@ USAGE: list[tuple[Callable[[Client], object], str]] = [
 
 
 @pytest.mark.parametrize(("ask", "message"), USAGE, ids=[message[:30] for _, message in USAGE])
-def test_what_cannot_be_asked_is_refused_at_once(client: Client, ask: Callable[[Client], object], message: str) -> None:
+def test_invalid_arguments_are_rejected_before_the_call(
+    client: Client, ask: Callable[[Client], object], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         ask(client)
 
@@ -413,7 +415,7 @@ FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode
 
 
 @pytest.mark.parametrize(("what", "settings", "ask", "code", "message"), FAILURES, ids=[row[0] for row in FAILURES])
-def test_a_failure_says_what_to_do(
+def test_a_failure_explains_the_fix(
     server: Endpoint,
     what: str,
     settings: dict[str, Any],
@@ -430,7 +432,7 @@ def test_a_failure_says_what_to_do(
     assert "\n" not in str(failure.value)
 
 
-def test_a_model_of_another_kind_is_named() -> None:
+def test_a_foreign_models_answer_is_an_error() -> None:
     client = Client("localhost:1", "fake")
     client.predict = lambda *inputs: ({"text": np.array([b"a"], object)}, 1)  # type: ignore[method-assign]
     with pytest.raises(
@@ -439,8 +441,8 @@ def test_a_model_of_another_kind_is_named() -> None:
         client.generate()
 
 
-class Weather(grpc.ServerInterceptor):
-    """Stands in front of a server: counts the calls, answers the first ones itself, and takes its time."""
+class FaultInjector(grpc.ServerInterceptor):
+    """Counts calls, fails the first ones with the given codes, and delays the others."""
 
     def __init__(self, first: tuple[StatusCode, ...] = (), seconds: float = 0):
         self.first, self.seconds, self.calls = first, seconds, 0
@@ -451,14 +453,14 @@ class Weather(grpc.ServerInterceptor):
             time.sleep(self.seconds)
             return continuation(details)
         code = self.first[self.calls - 1]
-        return grpc.unary_unary_rpc_method_handler(lambda request, context: context.abort(code, "the weather"))
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: context.abort(code, "injected fault"))
 
 
 @pytest.mark.parametrize(
     ("first", "settings", "text", "calls", "code"),
     [
         ((StatusCode.UNAVAILABLE,) * 2, {}, "abc", 3, None),
-        ((StatusCode.UNAVAILABLE,) * 2, {}, "abc" * 200_000, 3, None),  # more than gRPC makes again unless told to
+        ((StatusCode.UNAVAILABLE,) * 2, {}, "abc" * 200_000, 3, None),  # more than gRPC retries by default
         ((StatusCode.UNAVAILABLE,) * 2, {"retries": 1}, "abc", 2, StatusCode.UNAVAILABLE),
         ((StatusCode.UNAVAILABLE,) * 2, {"retries": 0}, "abc", 1, StatusCode.UNAVAILABLE),
         ((StatusCode.UNAVAILABLE,) * 9, {}, "abc", 5, StatusCode.UNAVAILABLE),
@@ -466,7 +468,7 @@ class Weather(grpc.ServerInterceptor):
         ((StatusCode.INTERNAL,) * 2, {}, "abc", 1, StatusCode.INTERNAL),
     ],
 )
-def test_only_what_is_unavailable_is_asked_again(
+def test_only_unavailable_servers_are_retried(
     fake: Path,
     first: tuple[StatusCode, ...],
     settings: dict[str, Any],
@@ -474,46 +476,49 @@ def test_only_what_is_unavailable_is_asked_again(
     calls: int,
     code: StatusCode | None,
 ) -> None:
-    weather = Weather(first)
-    with serving(StandIn(fake), interceptors=[weather]) as target, Client(target, "fake", **settings) as client:
+    faults = FaultInjector(first)
+    with serving(StandIn(fake), interceptors=[faults]) as target, Client(target, "fake", **settings) as client:
         if code is None:
             assert client.score(text).n_chars == len(text)
         else:
-            with pytest.raises(ServingError, match="the weather") as failure:
+            with pytest.raises(ServingError, match="injected fault") as failure:
                 client.score(text)
             assert failure.value.code == code
-    assert weather.calls == calls
+    assert faults.calls == calls
 
 
-def test_no_call_takes_longer_than_it_may(fake: Path) -> None:
-    weather = Weather(seconds=1.0)
-    with serving(StandIn(fake), interceptors=[weather]) as target, Client(target, "fake", timeout=0.2) as client:
+def test_no_call_exceeds_its_deadline(fake: Path) -> None:
+    faults = FaultInjector(seconds=1.0)
+    with serving(StandIn(fake), interceptors=[faults]) as target, Client(target, "fake", timeout=0.2) as client:
         begun = time.monotonic()
         with pytest.raises(ServingError, match=rf"no answer from {target} within 0\.2 s: request fewer characters"):
             client.generate()
         assert time.monotonic() - begun < 0.9
-    with Client(target, "fake", timeout=0.5) as client:  # nobody is there by now, and the pauses take longer
+    with Client(target, "fake", timeout=0.5) as client:  # the server has stopped; the pauses alone exceed the deadline
         begun = time.monotonic()
         with pytest.raises(ServingError):
             client.generate()
         assert time.monotonic() - begun < 0.9
 
 
-def test_calls_go_round_the_addresses(fake: Path) -> None:
-    each, stand_in = (Weather(), Weather()), StandIn(fake)
-    with serving(stand_in, interceptors=[each[0]]) as one, serving(stand_in, interceptors=[each[1]]) as other:
-        ports = [target.rpartition(":")[2] for target in (one, other)]
+def test_calls_rotate_over_the_addresses(fake: Path) -> None:
+    injectors, stand_in = (FaultInjector(), FaultInjector()), StandIn(fake)
+    with (
+        serving(stand_in, interceptors=[injectors[0]]) as first,
+        serving(stand_in, interceptors=[injectors[1]]) as second,
+    ):
+        ports = [target.rpartition(":")[2] for target in (first, second)]
         with Client(f"ipv4:127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}", "fake") as client:
             until = time.monotonic() + 20
-            while not all(weather.calls for weather in each) and time.monotonic() < until:
-                client.status()  # the first calls come before both are connected
-            before = [weather.calls for weather in each]
+            while not all(faults.calls for faults in injectors) and time.monotonic() < until:
+                client.status()  # the first calls may precede the second connection
+            before = [faults.calls for faults in injectors]
             for _ in range(6):
                 client.status()
-    assert [weather.calls - count for weather, count in zip(each, before, strict=True)] == [3, 3]
+    assert [faults.calls - count for faults, count in zip(injectors, before, strict=True)] == [3, 3]
 
 
-def test_where_nobody_answers_it_says_so() -> None:
+def test_an_unreachable_server_is_an_error() -> None:
     with (
         Client("localhost:1", "fake", retries=0) as client,
         pytest.raises(
@@ -524,7 +529,7 @@ def test_where_nobody_answers_it_says_so() -> None:
     assert no.value.code == StatusCode.UNAVAILABLE
 
 
-def test_what_a_server_that_batches_refuses(fake: Path) -> None:
+def test_errors_of_a_batching_server(fake: Path) -> None:
     rules = Batching(2, batch_timeout_micros=10_000_000, max_enqueued_batches=1, num_batch_threads=1)
     with serving(StandIn(fake, batching=rules)) as target, Client(target, "fake", retries=0) as client:
         with pytest.raises(ServingError, match=r"takes fewer rows per call: send several \(Task size 3 is larger"):
@@ -534,7 +539,7 @@ def test_what_a_server_that_batches_refuses(fake: Path) -> None:
         time.sleep(0.3)
         with pytest.raises(ServingError, match=f"{target} is busy, its batch queue is full: try again later, or"):
             client.score(["b", "c"])
-        client.score("d")  # fills the batch that waits
+        client.score("d")  # fills the waiting batch
         waiting.join(5)
         assert not waiting.is_alive()
 
@@ -544,7 +549,7 @@ def test_what_a_server_that_batches_refuses(fake: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key and a certificate, signed by itself, for serving.test, as key.pem and cert.pem."""
+    """A self-signed key and certificate for serving.test, as key.pem and cert.pem."""
     folder = tmp_path_factory.mktemp("pem")
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "serving.test")])
@@ -600,7 +605,7 @@ def test_tls(fake: Path, pem: Path, tmp_path: Path, mutual: bool) -> None:
 def query(
     server: Endpoint, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> Callable[..., tuple[int, bytes, str]]:
-    """Types `python -m export query`; gives the exit code, what was written, and what was said beside it."""
+    """Run `python -m export query`. Returns the exit code, standard output and standard error."""
 
     def type_it(command: str, *arguments: str) -> tuple[int, bytes, str]:
         where = ["--target", server.target, "--model", server.model]
@@ -613,16 +618,16 @@ def query(
     return type_it
 
 
-def test_the_command_writes_the_text(query: Callable[..., tuple[int, bytes, str]]) -> None:
+def test_query_text_writes_the_text(query: Callable[..., tuple[int, bytes, str]]) -> None:
     text = b"ab" + written(3, b"ab", 100) + b"\n"
     arguments = ("text", "--prompt", "ab", "--length", "100", "--seed", "3")
     assert query(*arguments) == query(*arguments, "--no-stream") == (0, text, "")
     until = text.partition(b"THE")[0] + b"\n"
     assert query(*arguments, "--stop", "THE") == query(*arguments, "--stop", "THE", "--no-stream") == (0, until, "")
-    code, out, said = query("text", "--length", "5")
-    seed = int(said.removeprefix("seed "))
+    code, out, err = query("text", "--length", "5")
+    seed = int(err.removeprefix("seed "))
     assert (code, out) == (0, written(seed, b"", 5) + b"\n")
-    code, out, said = query(*arguments, "--json", "--top-k", "7")
+    code, out, err = query(*arguments, "--json", "--top-k", "7")
     drawn = written(3, b"ab", 100)
     assert json.loads(out) == {
         "text": drawn.decode(errors="replace"),
@@ -632,7 +637,7 @@ def test_the_command_writes_the_text(query: Callable[..., tuple[int, bytes, str]
         "finish_reason": "length",
         "seed": 3,
     }
-    assert (code, said, out.count(b"\n")) == (0, "", 1)
+    assert (code, err, out.count(b"\n")) == (0, "", 1)
 
 
 def test_a_terminal_gets_whole_characters(
@@ -640,32 +645,32 @@ def test_a_terminal_gets_whole_characters(
 ) -> None:
     monkeypatch.setattr(console.out, "_force_terminal", True)
     begin = BOOK.index("あ".encode()) - 7  # so that the first piece, of 8 bytes, ends within it
-    code, out, said = query("text", "--prompt", "\x1b[2J", "--length", "13", "--seed", str(begin - 4))
-    assert (code, out.decode(), said) == (0, "\ufffd[2Jnaïve あい\n", "")
+    code, out, err = query("text", "--prompt", "\x1b[2J", "--length", "13", "--seed", str(begin - 4))
+    assert (code, out.decode(), err) == (0, "\ufffd[2Jnaïve あい\n", "")
 
 
-def test_the_command_tells_about_model_and_text(query: Callable[..., tuple[int, bytes, str]]) -> None:
+def test_query_score_info_and_status(query: Callable[..., tuple[int, bytes, str]]) -> None:
     assert query("score", "--text", "abc") == (0, b"2.000 bits per byte: 4.16 nats over 3\n", "")
     score = json.loads(query("score", "--text", "abc", "--json")[1])
     assert score == {"nats": pytest.approx(4.158883), "n_chars": 3, "bits_per_char": 2.0, "error": ""}
     about = {"format_version": 1, "unit": "byte", "version": 1, "limits": {"length": LONGEST}}
-    code, out, said = query("info", "--label", "stable")
-    assert (code, json.loads(out), said) == (0, about, "")
-    code, out, said = query("status")
-    assert (code, said) == (0, "")
+    code, out, err = query("info", "--label", "stable")
+    assert (code, json.loads(out), err) == (0, about, "")
+    code, out, err = query("status")
+    assert (code, err) == (0, "")
     assert out.startswith(b"version 1: AVAILABLE\nversion 2: AVAILABLE\ncontinue: carry_bytes, length, prompt")
     assert b"\ninfo: ignored -> info\n" in out
     assert json.loads(query("status", "--json")[1])[1] == {"version": 2, "state": "AVAILABLE", "error": ""}
 
 
-def test_no_signature_is_asked_for_while_no_version_is_ready(
+def test_query_status_prints_no_signatures_while_no_version_is_ready(
     server: Endpoint, monkeypatch: pytest.MonkeyPatch, query: Callable[..., tuple[int, bytes, str]]
 ) -> None:
     monkeypatch.setattr(
         Client, "status", lambda _: [VersionStatus(1, "LOADING", ""), VersionStatus(2, "END", "no such file")]
     )
-    told = b"version 1: LOADING\nversion 2: END no such file\n"
-    assert query("status", "--label", "none") == (0, told, "")
+    expected = b"version 1: LOADING\nversion 2: END no such file\n"
+    assert query("status", "--label", "none") == (0, expected, "")
 
 
 MISTAKES = [
@@ -688,26 +693,26 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES, ids=[" ".join(row[0]) for row in MISTAKES])
-def test_a_mistake_is_one_line(
+def test_an_error_is_one_line(
     query: Callable[..., tuple[int, bytes, str]], arguments: list[str], code: int, message: str
 ) -> None:
-    got, out, said = query(*arguments)
-    assert (got, out, said.count("\n")) == (code, b"", 1), said
-    assert said.startswith("error: ")
-    assert message in said
+    got, out, err = query(*arguments)
+    assert (got, out, err.count("\n")) == (code, b"", 1), err
+    assert err.startswith("error: ")
+    assert message in err
 
 
-def test_ctrl_c_leaves_whole_lines(fake: Path) -> None:
-    with serving(StandIn(fake), interceptors=[Weather(seconds=0.3)]) as target:
+def test_ctrl_c_ends_the_output_with_a_newline(fake: Path) -> None:
+    with serving(StandIn(fake), interceptors=[FaultInjector(seconds=0.3)]) as target:
         command = [sys.executable, "-m", "export", "query", "text", "--target", target]
         command += ["--model", "fake", "--seed", "1"]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
         first = process.stdout.read(8)
         process.send_signal(signal.SIGINT)
-        out, said = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=20)
     assert process.returncode == 130
     text, end = (first + out)[:-1], (first + out)[-1:]
     assert (text, end) == (written(1, b"", len(text)), b"\n")
     assert len(text) < 500
-    assert said.decode().strip() == "error: stopped"
+    assert err.decode().strip() == "error: stopped"
