@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import served_models
 from grpc import StatusCode
-from served_models import Columns, Exported, Row, columns
+from served_models import Columns, ExportedModel, Row, columns
 
 from common.errors import StageError
 from common.machine import memory
@@ -31,10 +31,10 @@ BATCH_MATE = "from different tasks have different shapes"  # TF Serving refuses 
 Request = tuple[str, Columns, Columns | None]  # signature, inputs, the checkpoint's answer; None: must be refused
 
 
-def valid(model: Exported) -> list[Request]:
+def valid(model: ExportedModel) -> list[Request]:
     """Requests of every signature, some with invalid rows, and the checkpoint's answers."""
     rng = np.random.default_rng(0)
-    carry = model.one("start", prompt=b"def ")["carry_bytes"]
+    carry = model.query_row("start", prompt=b"def ")["carry_bytes"]
     invalid: list[Row] = [{}] * 8 + [{"length": -1, "carry_bytes": b"short", "layer": 99}, {"temperature": np.nan}]
 
     def row() -> Row:
