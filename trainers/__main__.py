@@ -14,7 +14,7 @@ FOLDER = click.Path(path_type=Path)
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def cli() -> None:
-    """A data set to a model: train it, judge it, let it write."""
+    """Train a model on a data set, evaluate it, and sample text from it."""
 
 
 @cli.command()
@@ -25,14 +25,14 @@ def cli() -> None:
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
 )
 @click.option("--replicas", type=click.IntRange(1), help="GPUs to use, or logical CPUs. Default: all GPUs, else 1.")
-@click.option("--unvalidated", is_flag=True, help="Train on data that `pipeline validate` has not passed.")
-@click.option("--verify", is_flag=True, help="First read all of the data, and compare it with its checksums.")
-@click.option("--init-from", type=FOLDER, metavar="runs/OTHER", help="Begin with the best weights of another run.")
+@click.option("--unvalidated", is_flag=True, help="Train on data that has not passed `pipeline validate`.")
+@click.option("--verify", is_flag=True, help="Check the data against its checksums first.")
+@click.option("--init-from", type=FOLDER, metavar="runs/OTHER", help="Start from the best weights of another run.")
 @click.option(
     "--allow",
     multiple=True,
     metavar="SECTION.KEY",
-    help="Go on with this setting changed, or with other `data`.",
+    help="Resume with this setting changed, or with other `data`.",
 )
 def train(
     config: Path,
@@ -45,10 +45,10 @@ def train(
     init_from: Path | None,
     allow: tuple[str, ...],
 ) -> None:
-    """Trains the model of a config.
+    """Train the model of a config.
 
-    A run that was stopped goes on from its last checkpoint: the same command does both. Ctrl-C and SIGTERM save one
-    first. Where TF_CONFIG names several workers, start the same command on each.
+    The same command resumes an interrupted run from its last checkpoint. Ctrl-C and SIGTERM save a checkpoint first. If
+    TF_CONFIG lists several workers, run the same command on each.
 
     \b
     Examples:
@@ -65,7 +65,7 @@ def train(
 
         from trainers.training import loop
 
-        tf.config.list_physical_devices()  # where TensorFlow says that it found no GPU
+        tf.config.list_physical_devices()  # TensorFlow reports here that it found no GPU
     data, out = data or Path("data") / config.stem, out or Path("runs") / config.stem
     loop.train(settings, data, out, loop.Options(replicas, unvalidated, verify, init_from, allow))
 
@@ -213,9 +213,9 @@ def neurons(
 
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--prompt", default="", help="The text to continue; none starts as after a newline.")
+@click.option("--prompt", default="", help="The text to continue; by default, as after a newline.")
 @options.sampling
-@click.option("--seed", type=options.SEED, default=1, show_default=True, help="The same seed writes the same text.")
+@click.option("--seed", type=options.SEED, default=1, show_default=True, help="The same seed gives the same text.")
 def sample(
     run: Path,
     prompt: str,
@@ -227,7 +227,7 @@ def sample(
     repetition_penalty: float,
     stop: str,
 ) -> None:
-    """Writes text with a run's best checkpoint.
+    """Write text with a run's best checkpoint.
 
     \b
     Example:
@@ -236,8 +236,8 @@ def sample(
     with console.quiet():
         from trainers.sampling.sampler import sample_run
     if not all(map(math.isfinite, (temperature, top_p, repetition_penalty))):
-        raise click.BadParameter("a temperature, --top-p and --repetition-penalty are finite numbers")
-    start, end = os.fsencode(prompt), os.fsencode(stop)  # as they were typed, whatever their encoding
+        raise click.BadParameter("--temperature, --top-p and --repetition-penalty must be finite")
+    start, end = os.fsencode(prompt), os.fsencode(stop)  # the bytes as typed, in any encoding
     pieces = sample_run(run, start, length, temperature, seed, top_k, top_p, repetition_penalty, end)
     console.write_pieces(pieces, before=start)
 
@@ -245,7 +245,7 @@ def sample(
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 def info(run: Path) -> None:
-    """Shows what a run is, and how far it has come.
+    """Show a run's settings and progress.
 
     \b
     Example:

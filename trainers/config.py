@@ -1,4 +1,4 @@
-"""The settings of a model and of its training, checked when they are made."""
+"""The settings of a model and of its training, checked at construction."""
 
 import dataclasses
 from pathlib import Path
@@ -14,86 +14,78 @@ from common.settings import make, read_config, settings
 class ModelConfig:
     """A stack of recurrent layers between characters and logits."""
 
-    cell: Literal["lstm", "gru", "rnn"] = "lstm"  # rnn: the plain one, a tanh
-    # H, the cells of a layer. On a CPU rather 240 or 272 than 256: it trained slower than either (bench/LOG.md).
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"  # rnn: a plain tanh
+    # H, units per layer. On a CPU prefer 240 or 272 to 256, which trained slower than either (bench/LOG.md).
     units: int = Field(128, gt=0)
     layers: int = Field(2, gt=0)  # L
-    embedding: int = Field(0, ge=0)  # E, numbers that stand for a character, learned; 0: one-hot, V numbers
-    dropout: float = Field(0.0, ge=0, lt=1)  # the share of a layer's outputs hidden from the next layer while training
-    output_dropout: float = Field(0.0, ge=0, lt=1)  # and of the last layer's from the logits; char-rnn: as dropout
-    variational_dropout: bool = False  # the same outputs at every step of a window (Gal & Ghahramani 2016)
-    layer_norm: bool = False  # normalizes what each layer gives to the next, and the last one to the logits
+    embedding: int = Field(0, ge=0)  # E, units of a learned embedding; 0: one-hot
+    dropout: float = Field(0.0, ge=0, lt=1)  # between layers
+    output_dropout: float = Field(0.0, ge=0, lt=1)  # between the last layer and the logits; char-rnn: same as dropout
+    variational_dropout: bool = False  # one mask per window (Gal & Ghahramani 2016)
+    layer_norm: bool = False  # normalize each layer's output
 
     def __post_init__(self) -> None:
         if self.dropout and self.layers == 1:
             raise ValueError(
-                f"dropout lies between layers, so it needs 2 of them or more, got dropout={self.dropout}, layers=1: "
-                "output_dropout lies behind the last"
+                f"dropout applies between layers and needs at least 2, got dropout={self.dropout}, layers=1; "
+                "output_dropout applies after the last"
             )
         if self.variational_dropout and not (self.dropout or self.output_dropout):
-            raise ValueError(
-                "variational_dropout says which outputs dropout hides, so it needs dropout or output_dropout above 0, "
-                "got neither"
-            )
+            raise ValueError("variational_dropout needs dropout or output_dropout above 0, got neither")
 
 
 @settings
 class TrainConfig:
-    """How a model is trained. Lanes x window characters are seen a step."""
+    """How to train a model. A step reads lanes x window characters."""
 
-    lanes: int = Field(50, gt=0)  # B, the streams read side by side, over all replicas and workers: the batch
-    window: int = Field(50, gt=0)  # T, the characters that gradients flow back through (truncated BPTT)
-    epochs: float = Field(1.0, gt=0)  # passes over the train split; a fraction is allowed
+    lanes: int = Field(50, gt=0)  # B, parallel streams over all replicas and workers: the batch size
+    window: int = Field(50, gt=0)  # T, characters per step, through which gradients flow back (truncated BPTT)
+    epochs: float = Field(1.0, gt=0)  # passes over the train split; may be a fraction
 
-    # Keras's own; the essay's is rmsprop. muon: matrices from units to units go by their momentum made orthogonal
-    # (Jordan 2024; Liu et al. 2025), all else by adam at the same rate: half the steps, each up to a third longer.
+    # From keras.optimizers; the essay used rmsprop. muon orthogonalizes the updates of unit-to-unit matrices (Jordan
+    # 2024; Liu et al. 2025) and leaves everything else to adam: half the steps, each up to a third longer.
     optimizer: Literal["adam", "adamw", "muon", "rmsprop", "sgd"] = "adam"
-    learning_rate: float = Field(0.002, gt=0)  # at its highest
-    # From there: constant; exponential or cosine, down to `decay` times as much at the last step; char-rnn: times
-    # `decay` at the start of each epoch from `decay_after` on (char-rnn's own are 0.97 and 10).
+    learning_rate: float = Field(0.002, gt=0)  # the peak
+    # After the peak: constant; exponential or cosine, falling to `decay` times the peak at the last step; char-rnn:
+    # multiplied by `decay` at the start of each epoch from the tenth on (char-rnn's decay is 0.97).
     schedule: Literal["constant", "exponential", "cosine", "char-rnn"] = "constant"
     decay: float = Field(1.0, gt=0, le=1)
-    decay_after: int = Field(10, ge=0)  # epochs
-    warmup: int = Field(0, ge=0)  # steps over which the learning rate first rises from 0, in a straight line
-    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
-    weight_decay: float = Field(0.0, ge=0)  # taken off the kernels a step, as a share of them, times the learning rate
-    clip: float = Field(5.0, gt=0)  # the largest global norm of the gradient, or the largest value in it
+    warmup: int = Field(0, ge=0)  # steps over which the learning rate first rises linearly from 0
+    weight_decay: float = Field(0.0, ge=0)  # of the kernels, per step, times the learning rate
+    clip: float = Field(5.0, gt=0)  # the gradient's largest global norm, or its largest value
     clip_by: Literal["norm", "value"] = "norm"
 
-    patience: int = Field(0, ge=0)  # evaluations in a row without a better one that end the training; 0: none does
-    diverged: float = Field(3.0, gt=1)  # the train loss, as a multiple of the lowest so far, that ends it in an error
-    seed: int = Field(1, ge=0, lt=2**31)  # of the initial weights and of dropout
-    # Of the layers' products on a CPU; all else is float32. auto: bfloat16 where the processor multiplies it.
+    patience: int = Field(0, ge=0)  # evaluations without improvement that end training; 0: never
+    seed: int = Field(1, ge=0, lt=2**31)  # for initial weights and dropout
+    # The type of the layers' products on a CPU; all else is float32. auto: bfloat16 where the processor supports it.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
-    report_every: int = Field(100, gt=0)  # steps from one line of metrics.jsonl to the next
-    evaluate_every: int = Field(500, gt=0)  # steps from one validation, sample and checkpoint to the next
-    checkpoint_minutes: float = Field(10.0, gt=0)  # the longest time between checkpoints
-    keep: int = Field(2, gt=0)  # the last checkpoints that stay on disk; the best by validation stays besides
-    sample: int = Field(
-        200, ge=0
-    )  # characters that the model writes at each evaluation, and early on, to show how it comes on
-    histograms: bool = False  # of gradients and gates, for TensorBoard, at each evaluation
-    # Keras callbacks: {name = "CSVLogger", filename = "log.csv"}; one of your own as name = "module:Class". What Keras
-    # calls an epoch is here the stretch from one evaluation to the next.
+    report_every: int = Field(100, gt=0)  # steps between lines of metrics.jsonl
+    evaluate_every: int = Field(500, gt=0)  # steps between validations, each with a sample and a checkpoint
+    checkpoint_minutes: float = Field(10.0, gt=0)  # between checkpoints, at most
+    keep: int = Field(2, gt=0)  # recent checkpoints to keep on disk, besides the best by validation
+    sample: int = Field(200, ge=0)  # characters to write at each evaluation and a few times early on, to show progress
+    histograms: bool = False  # log gradients and gates to TensorBoard at each evaluation
+    # Keras callbacks: {name = "CSVLogger", filename = "log.csv"}, or your own as name = "module:Class". Their epoch is
+    # the interval between two evaluations.
     callbacks: list[dict[str, Any]] = Field(default_factory=list)
 
     def __post_init__(self) -> None:
         if (self.schedule == "constant") != (self.decay == 1):
             raise ValueError(
-                "a falling learning rate has a schedule and a decay below 1, a constant one neither, got "
+                "a schedule needs a decay below 1, and a constant learning rate a decay of 1, got "
                 f"schedule={self.schedule}, decay={self.decay}"
             )
         if self.optimizer == "adamw" and not self.weight_decay:
-            raise ValueError("adamw is adam with weight decay, so it needs weight_decay above 0, got weight_decay=0.0")
+            raise ValueError("adamw needs weight_decay above 0, got weight_decay=0.0")
         for callback in self.callbacks:
             if not isinstance(callback.get("name"), str):
-                raise ValueError(f"a callback is a table with a name, such as name = 'CSVLogger', got {callback}")
+                raise ValueError(f"a callback needs a name, such as name = 'CSVLogger', got {callback}")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What a run is made from: enough to make it again."""
+    """All settings of a run."""
 
     model: ModelConfig
     train: TrainConfig
@@ -103,7 +95,7 @@ class RunConfig:
 
     @classmethod
     def from_tables(cls, model: dict[str, Any], train: dict[str, Any], where: str) -> "RunConfig":
-        """Raises UsageError naming `where` and the setting that breaks its rule."""
+        """Raises UsageError with `where` and the invalid setting."""
         return cls(
             model=make(ModelConfig, model, f"{where} [model]"),
             train=make(TrainConfig, train, f"{where} [train]"),
@@ -111,12 +103,12 @@ class RunConfig:
 
     @classmethod
     def read(cls, path: Path, overrides: tuple[str, ...] = ()) -> "RunConfig":
-        """Reads the [model] and [train] sections of a TOML config, with `section.setting=value` overrides.
+        """Read the [model] and [train] sections of a TOML config, with `section.setting=value` overrides.
 
-        Raises UsageError for an unknown section or setting, a wrong type, or a value out of its bounds.
+        Raises UsageError for an unknown section or setting, a wrong type, or a value out of range.
         """
         tables = read_config(path, overrides)
         for override in overrides:
             if not override.strip().startswith(("model.", "train.")):
-                raise UsageError(f"--set changes [model] and [train] here, got '{override}': data is made by ingest")
+                raise UsageError(f"--set changes [model] and [train] here, got '{override}': not [data]")
         return cls.from_tables(tables["model"], tables["train"], str(path))

@@ -23,32 +23,32 @@ from pipeline.vocab import Vocab
 from trainers.config import RunConfig
 from trainers.model.char_rnn import CharRNN
 
-FORMAT_VERSION = 2  # of run.json and checkpoint.json
+FORMAT_VERSION = 3  # of run.json and checkpoint.json
 
 
-# What lengthens or observes the same run. Everything else makes it another one.
+# Settings that may change on resume: they extend or observe a run without changing what it computes.
 FREE = (
-    *("evaluate_every", "report_every", "checkpoint_minutes", "keep", "patience", "diverged"),
+    *("evaluate_every", "report_every", "checkpoint_minutes", "keep", "patience"),
     *("sample", "histograms", "callbacks"),
 )
-# What the shapes of weights, slots and carry follow from: it cannot be changed under way, whatever is asked for.
-FIXED = ("train.lanes", "train.optimizer", "train.momentum", "model.")
-CHANGEABLE = ("model.dropout", "model.output_dropout", "model.variational_dropout")  # of the latter
+# Settings that determine the shapes of weights, optimizer slots and carry. Not even --allow may change them.
+FIXED = ("train.lanes", "train.optimizer", "model.")
+CHANGEABLE = ("model.dropout", "model.output_dropout", "model.variational_dropout")  # exceptions to FIXED
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What run.json says: all that is needed to build the model again, and the data that it learned from."""
+    """The content of run.json: all that is needed to rebuild the model, and its training data."""
 
     folder: Path
     config: RunConfig
     vocab: Vocab
     data: Path
     data_sha256: str
-    init_from: str = ""  # the run whose weights it began with, and their hash
+    init_from: str = ""  # the run whose weights it started from, and their hash
 
     def build(self, precision: str | None = None) -> CharRNN:
-        """The model with its first weights. precision: of its products, by default as it is trained."""
+        """The model with its initial weights. precision: of its products; by default the training precision."""
         train = self.config.train
         return CharRNN(self.config.model, self.vocab.size, train.seed, precision or train.precision)
 
@@ -64,11 +64,11 @@ class Run:
 
 
 def open_run(run: Run, allow: tuple[str, ...] = ()) -> Run:
-    """The run as it is to go on: with its precision settled, and with what it began from.
+    """The run to start or resume, with its precision resolved. Writes nothing.
 
-    allow: what may be another than it was begun with: "data", or a setting as "train.clip".
-    Raises StageError where the folder holds something else, or a run that was begun with another vocabulary, data or
-    config, showing what differs. Writes nothing.
+    allow: differences to accept on resume: "data", or a setting such as "train.clip".
+    Raises StageError if the folder contains something else, or a run with another vocabulary, data or config; the
+    message lists the differences.
     """
     if not (run.folder / "run.json").exists():
         check_replaceable(run.folder, "run.json", "a run")
@@ -80,7 +80,7 @@ def open_run(run: Run, allow: tuple[str, ...] = ()) -> Run:
 
 
 def _precise(run: Run, precision: Literal["auto", "float32", "bfloat16"]) -> Run:
-    """The run with the precision that "auto" stands for."""
+    """The run with `precision` in place of "auto"."""
     train = run.config.train
     if train.precision != "auto":
         return run
@@ -89,45 +89,43 @@ def _precise(run: Run, precision: Literal["auto", "float32", "bfloat16"]) -> Run
 
 
 def _check_same(before: Run, run: Run, allow: tuple[str, ...]) -> None:
-    """Raises StageError where `run` would go on with a run that is another one."""
-    folder, way_out = run.folder, "give another --out"
+    """Raises StageError if `run` differs from the run `before` that it would resume."""
+    folder, way_out = run.folder, "pass another --out"
     if before.vocab.sha256 != run.vocab.sha256:
         raise StageError(
-            f"the checkpoints of {folder} are of another vocabulary ({before.vocab.size} {before.vocab.unit}s) than "
-            f"{run.data} ({run.vocab.size} {run.vocab.unit}s); give the data that it was trained on, or another --out"
+            f"the checkpoints in {folder} have another vocabulary ({before.vocab.size} {before.vocab.unit}s) than "
+            f"{run.data} ({run.vocab.size} {run.vocab.unit}s): pass its training data, or another --out"
         )
     if before.init_from != run.init_from:
-        begun = before.init_from or "new weights"
-        raise StageError(f"{folder} was begun from {begun}, not from {run.init_from}; {way_out}")
+        source = before.init_from or "new weights"
+        raise StageError(f"{folder} was started from {source}, not from {run.init_from}: {way_out}")
     changes = {"data": (before.data_sha256[:12], run.data_sha256[:12])}
-    # Without a fall of the learning rate that is laid out over all steps, more epochs only lengthen the run.
+    # Unless the learning rate depends on the total number of steps, more epochs only extend the run.
     free = {f"train.{name}" for name in FREE}
     free |= {"train.epochs"} if run.config.train.schedule in ("constant", "char-rnn") else set()
     for section in ("model", "train"):
-        old, new = (dataclasses.asdict(getattr(one.config, section)) for one in (before, run))
+        old, new = (dataclasses.asdict(getattr(each.config, section)) for each in (before, run))
         changes |= {f"{section}.{name}": (old[name], new[name]) for name in old if f"{section}.{name}" not in free}
     known = {*changes, *free}
     changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
     unknown = sorted(set(allow) - known)
     if unknown:
-        raise UsageError(
-            f"--allow {unknown[0]}: there is no such setting; here {', '.join(changes) or 'nothing'} differs"
-        )
+        raise UsageError(f"--allow {unknown[0]}: unknown setting; {', '.join(changes) or 'nothing'} differs here")
     shown = {name: f"{name} {old} -> {new}" for name, (old, new) in changes.items()}
     fixed = [name for name in changes if name.startswith(FIXED) and name not in CHANGEABLE]
     if fixed:
-        raise StageError(f"{folder} cannot go on with another {fixed[0]} ({shown[fixed[0]]}): {way_out}")
+        raise StageError(f"{folder} cannot resume with another {fixed[0]} ({shown[fixed[0]]}): {way_out}")
     refused = [text for name, text in shown.items() if name not in allow]
     if refused:
-        asked = " ".join(f"--allow {name}" for name in changes)
-        raise StageError(f"{folder} was begun with other settings ({'; '.join(refused)}): {way_out}, or say {asked}")
+        flags = " ".join(f"--allow {name}" for name in changes)
+        raise StageError(f"{folder} has other settings ({'; '.join(refused)}): {way_out}, or {flags}")
 
 
 def read_run(folder: Path) -> Run:
-    """Reads run.json. Raises StageError where there is none, or it cannot be read."""
+    """Read run.json. Raises StageError if it is missing or invalid."""
     path = folder / "run.json"
     if not path.is_file():
-        raise StageError(f"there is no run in {folder} (no run.json): make one with python -m trainers train CONFIG")
+        raise StageError(f"no run in {folder} (run.json is missing): train one with python -m trainers train CONFIG")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["format_version"] != FORMAT_VERSION:
@@ -138,24 +136,20 @@ def read_run(folder: Path) -> Run:
         vocab, data = Vocab.from_json(value["vocab"]), Path(value["data"])
         return Run(folder, config, vocab, data, value["data_sha256"], value["init_from"])
     except (KeyError, TypeError, UsageError, ValueError) as error:
-        raise StageError(f"{path} is broken ({type(error).__name__}: {error})") from None
+        raise StageError(f"{path} is corrupted ({type(error).__name__}: {error})") from None
 
 
 def data_of(run: Run, data: Path | None) -> tuple[Path, Manifest]:
-    """Where the data that a run was trained on lies, and its manifest. data: where, if it has moved.
+    """The folder of a run's training data, and its manifest. data: its new folder, if it has moved.
 
-    Raises StageError where it is not there, or is other data.
+    Raises StageError if the folder is missing or contains other data.
     """
     data = data or run.data
     if not data.is_dir():
-        raise StageError(
-            f"the data that {run.folder} was trained on is not in {data}: say with --data where it lies now"
-        )
+        raise StageError(f"the training data of {run.folder} is not in {data}: pass its folder with --data")
     manifest = read_manifest(data)
     if manifest.data_sha256 != run.data_sha256:
-        raise StageError(
-            f"{data} is not the data that {run.folder} was trained on: its held-out text may have been seen"
-        )
+        raise StageError(f"{data} is not the training data of {run.folder}: the run may have seen its held-out text")
     return data, manifest
 
 
@@ -166,10 +160,10 @@ def default_precision() -> Literal["float32", "bfloat16"]:
 
 @contextlib.contextmanager
 def hold(run: Run, chief: bool) -> Iterator[None]:
-    """For the block, no other process may train the run; what one that was killed left behind is removed. Of several
-    workers the chief holds it for all.
+    """Lock the run for training, write run.json and remove what a killed process left. With several workers the chief
+    locks it for all.
 
-    Raises StageError where another process holds it.
+    Raises StageError if another process holds the lock.
     """
     if not chief:
         yield

@@ -234,7 +234,7 @@ MISTAKES = [
         "a checkpoint of another vocabulary",
         "trainers train configs/tiny.toml --data data/abc",
         1,
-        "are of another vocabulary",
+        "have another vocabulary",
     ),
     ("a full version folder", "export savedmodel runs/tiny --out served/full --version 1", 1, "served/full/1 is full"),
     (
@@ -269,9 +269,9 @@ MISTAKES = [
     ),
     ("no device model", "export run-lite text.py", 1, "text.py is corrupted or was not exported by this project"),
     ("a temperature for a device", "export run-lite text.py --temperature nan", 2, "temperature: a finite number"),
-    ("no number", "trainers sample runs/tiny --temperature nan", 2, "are finite numbers"),
-    ("data that has moved", "trainers evaluate runs/tiny --data data/gone", 1, "say with --data where it lies now"),
-    ("no such run", "trainers sample runs/none", 1, "there is no run in runs/none"),
+    ("no number", "trainers sample runs/tiny --temperature nan", 2, "must be finite"),
+    ("data that has moved", "trainers evaluate runs/tiny --data data/gone", 1, "pass its folder with --data"),
+    ("no such run", "trainers sample runs/none", 1, "no run in runs/none"),
     ("no such command", "trainers tarin", 2, "No such command 'tarin'"),
     ("an option's value", "trainers sample runs/tiny --temperature warm", 2, "'warm' is not a valid float"),
     (

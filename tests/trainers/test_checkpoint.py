@@ -1,4 +1,4 @@
-"""A run's folder; and that a run that was stopped goes on as if it had not been."""
+"""A run's folder, its checkpoints, and that a resumed run ends like an uninterrupted one."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tiny_run import AN_EPOCH, TEXT, interrupted, tiny_config, tiny_training
 
 from common.errors import StageError, Stopped, UsageError
@@ -26,6 +27,7 @@ from trainers.training.loop import Options, Training
 from trainers.training.loop import train as train_command
 from trainers.training.optimizer import make_optimizer
 from trainers.training.score import Score
+from trainers.training.step import Totals
 
 On = Callable[..., Devices]
 
@@ -41,6 +43,16 @@ def opened(folder: Path, data: Path, config: RunConfig, *allow: str, init_from: 
     return open_run(Run(folder, config, manifest.vocab, data, manifest.data_sha256, init_from), allow)
 
 
+def untrained(one: Training) -> Training:
+    """Replace the training step by constant losses, where only the loop around it is under test."""
+
+    def train(_: object, carry: object, first: object, count: tf.Tensor) -> tuple[Totals, object]:
+        return Totals(tf.fill([int(count)], 30.0), tf.fill([int(count)], 12), tf.ones([int(count)])), carry
+
+    one.steps.train = train  # type: ignore[method-assign]
+    return one
+
+
 def result(one: Training) -> list[np.ndarray]:
     """Everything that training changes."""
     return [
@@ -54,12 +66,12 @@ def result(one: Training) -> list[np.ndarray]:
     ("before", "after", "end", "optimizer"),
     [
         ((1, 2), (1, 2), "newline", "adam"),
-        ((2, 1), (2, 1), None, "muon"),
         ((2, 1), (1, 1), "newline", "muon"),
-        ((1, 1), (2, 1), None, "adam"),
+        pytest.param((2, 1), (2, 1), None, "muon", marks=pytest.mark.slow),
+        pytest.param((1, 1), (2, 1), None, "adam", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_goes_on_as_if_it_had_not_stopped(
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
     tmp_path: Path,
     make_data: Callable[..., Manifest],
     on: On,
@@ -90,7 +102,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
     assert rows[0][-1]["val_nats"] < rows[0][0]["val_nats"]
 
 
-def test_a_loaded_model_is_the_trained_one(tmp_path: Path, data: Path, on: On) -> None:
+def test_load_model_returns_the_trained_weights(tmp_path: Path, data: Path, on: On) -> None:
     one = tiny_training(tmp_path / "run", data, on(), total=10)
     one.go()
     run = read_run(tmp_path / "run")
@@ -101,7 +113,7 @@ def test_a_loaded_model_is_the_trained_one(tmp_path: Path, data: Path, on: On) -
     assert np.abs(run.build().get_weights()[0] - one.steps.model.get_weights()[0]).max() > 0, "nothing was trained"
 
 
-def test_the_last_and_the_best_are_kept(tmp_path: Path, data: Path, on: On) -> None:
+def test_the_last_and_the_best_checkpoints_are_kept(tmp_path: Path, data: Path, on: On) -> None:
     one = tiny_training(tmp_path / "run", data, on(), total=10, keep=2)
     for step, nats in ((1, 3.0), (2, 2.0), (3, 2.5), (4, 2.4), (5, 2.3)):
         one.state.save(one.run, step, nats)
@@ -109,7 +121,7 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path, data: Path, on: On) -> N
     assert checkpoint.best(one.run).step == 2
 
 
-def test_a_checkpoint_cut_short_in_writing_is_not_seen(
+def test_an_unfinished_checkpoint_is_ignored(
     tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = tiny_training(tmp_path / "run", data, on(), total=10)
@@ -125,7 +137,7 @@ def test_a_checkpoint_cut_short_in_writing_is_not_seen(
     assert [path.name for path in (one.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
 
 
-def test_what_a_kill_left_behind_is_swept_away(tmp_path: Path, data: Path, on: On) -> None:
+def test_leftovers_of_a_kill_are_removed(tmp_path: Path, data: Path, on: On) -> None:
     one = tiny_training(tmp_path / "run", data, on(), total=10)
     one.state.save(one.run, 1, 3.0)
     (one.run.folder / "checkpoints" / ".step-00000002.partial-x").mkdir()
@@ -133,38 +145,40 @@ def test_what_a_kill_left_behind_is_swept_away(tmp_path: Path, data: Path, on: O
         assert [path.name for path in (one.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, data: Path, on: On, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_corrupted_checkpoint_is_reported(
+    tmp_path: Path, data: Path, on: On, capsys: pytest.CaptureFixture[str]
+) -> None:
     one = tiny_training(tmp_path / "run", data, on(), total=10)
     saved = one.state.save(one.run, 1, 3.0)
     path = saved.folder / "state.data-00000-of-00001"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(StageError, match=r"step-00000001 is damaged"):
+    with pytest.raises(StageError, match=r"step-00000001 is corrupted"):
         checkpoint.load_model(one.run)
     about = (saved.folder / "checkpoint.json").read_text()
-    for broken in ("", "{}", about.replace('"format_version": 2', '"format_version": 9')):
+    for broken in ("", "{}", about.replace('"format_version": 3', '"format_version": 9')):
         (saved.folder / "checkpoint.json").write_text(broken)
         with pytest.raises(StageError, match=r"has no checkpoint yet"):
             checkpoint.best(one.run)
-        assert "step-00000001 is damaged" in capsys.readouterr().err
+        assert "step-00000001 is corrupted" in capsys.readouterr().err
     shutil.rmtree(saved.folder)
     with pytest.raises(StageError, match=r"has no checkpoint yet: train it with"):
         checkpoint.load_model(one.run)
 
 
-def test_a_checkpoint_of_another_structure_is_damage(tmp_path: Path, data: Path, on: On) -> None:
+def test_a_checkpoint_of_another_model_is_corrupted(tmp_path: Path, data: Path, on: On) -> None:
     one = tiny_training(tmp_path / "run", data, on(), total=10)
     saved = one.state.save(one.run, 1, 3.0)
     deeper = RunConfig.from_tables({"units": 8, "layers": 3}, {"lanes": 4, "window": 3, "precision": "float32"}, "test")
     other = Training(dataclasses.replace(one.run, config=deeper), read_manifest(data), on(), AN_EPOCH, 10)
-    with pytest.raises(StageError, match=r"step-00000001 is damaged"):
+    with pytest.raises(StageError, match=r"step-00000001 is corrupted"):
         other.state.restore(saved)
 
 
-def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, data: Path, on: On) -> None:
+def test_a_checkpoint_of_another_vocabulary_is_rejected(tmp_path: Path, data: Path, on: On) -> None:
     one = tiny_training(tmp_path / "run", data, on(), total=10)
     saved = one.state.save(one.run, 1, 3.0)
     with pytest.raises(
-        StageError, match=r"are of another vocabulary \(256 bytes\) than .*data \(2 bytes\); give the data"
+        StageError, match=r"have another vocabulary \(256 bytes\) than .*data \(2 bytes\): pass its training data"
     ):
         open_run(dataclasses.replace(one.run, vocab=Vocab("byte", (b"a", b"b"))))
     about = json.loads((saved.folder / "checkpoint.json").read_text())
@@ -173,7 +187,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, data: Pat
         checkpoint.load_model(one.run)
 
 
-def test_the_carry_starts_empty_at_each_epoch_and_goes_on_within(
+def test_the_carry_is_reset_at_each_epoch_only(
     tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, empty = tiny_training(tmp_path / "run", data, on(), total=32), []
@@ -189,18 +203,18 @@ def test_the_carry_starts_empty_at_each_epoch_and_goes_on_within(
     assert len(empty) > 3, "several calls an epoch"
 
 
-def test_what_was_reported_after_the_last_checkpoint_is_taken_back(tmp_path: Path, data: Path, on: On) -> None:
-    tiny_training(tmp_path / "run", data, on(), total=10).go()
+def test_resuming_drops_reports_after_the_last_checkpoint(tmp_path: Path, data: Path, on: On) -> None:
+    untrained(tiny_training(tmp_path / "run", data, on(), total=10)).go()
     path = tmp_path / "run" / "metrics.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"step": 15, "val_nats": 1.0}\n{"step": 2')  # killed before checkpoint 15, inside a line
-    rest = tiny_training(tmp_path / "run", data, on(), total=15)
+    rest = untrained(tiny_training(tmp_path / "run", data, on(), total=15))
     rest.go()
     assert [row["step"] for row in metrics.read(rest.run.folder) if "val_nats" in row] == [0, 5, 10, 15]
     assert path.read_text().startswith(whole)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
+def test_a_nan_loss_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
     one = tiny_training(tmp_path / "run", data, on(), total=20)
     one.state.save(one.run, 5, 3.0)
     one.steps.model.dense.bias.assign(np.full(256, np.nan, np.float32))
@@ -212,8 +226,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, data: Path, on: 
     assert [c.step for c in checkpoint.checkpoints(one.run)] == [5, 10]
 
 
-def test_a_loss_far_above_its_lowest_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=20, learning_rate=300.0, clip=1e9, diverged=1.5)
+def test_a_diverged_loss_stops_the_run(tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "DIVERGED", 1.5)
+    one = tiny_training(tmp_path / "run", data, on(), total=20, learning_rate=300.0, clip=1e9)
     with pytest.raises(
         StageError,
         match=r"the loss rose to \d+\.\d+ nats from \d+\.\d+ before step 5; the checkpoint of step 0 is whole",
@@ -222,23 +237,23 @@ def test_a_loss_far_above_its_lowest_stops_the_run(tmp_path: Path, data: Path, o
     assert checkpoint.best(one.run).val_nats < 6, "what is kept is from before"
 
 
-def test_evaluations_that_bring_nothing_end_the_run(
+def test_patience_ends_the_run(
     tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     losses = iter([5.0, 3.0, 4.0, 2.0, 2.5, 2.0, 1.0])
     monkeypatch.setattr(loop, "evaluate", lambda *_: Score(next(losses), 1))
-    parts = [tiny_training(tmp_path / "run", data, on(), total=60, patience=2)]
+    parts = [untrained(tiny_training(tmp_path / "run", data, on(), total=60, patience=2))]
     with pytest.raises(Stopped):
         interrupted(parts[0], 12).go()  # after 5, 3 and 4: what was seen so far counts when it goes on
-    parts.append(tiny_training(tmp_path / "run", data, on(), total=60, patience=2))
+    parts.append(untrained(tiny_training(tmp_path / "run", data, on(), total=60, patience=2)))
     parts[1].go()
     assert [row["val_nats"] for row in metrics.evaluations(parts[1].run.folder)] == [5.0, 3.0, 4.0, 2.0, 2.5, 2.0]
-    assert "ended at step 25 of 60 by 2 evaluations without a better one" in capsys.readouterr().err
-    assert loop.done(parts[1].run, 60) == "25: 2 evaluations brought no better one"
+    assert "ended at step 25 of 60 by 2 evaluations without improvement" in capsys.readouterr().err
+    assert loop.done(parts[1].run, 60) == "25: 2 evaluations without improvement"
     assert checkpoint.best(parts[1].run).step == 15
 
 
-def test_a_run_begins_with_the_weights_of_another(
+def test_init_from_copies_the_weights_of_another_run(
     tmp_path: Path, data: Path, on: On, make_data: Callable[..., Manifest]
 ) -> None:
     before = tiny_training(tmp_path / "before", data, on(), total=5)
@@ -253,7 +268,7 @@ def test_a_run_begins_with_the_weights_of_another(
         optimizer = make_optimizer(theirs.config.train, 1, 1, model.trainable_variables, model.inner_kernels)
         given = dataclasses.replace(source, run=theirs, chosen=State(model, optimizer, 4).save(theirs, 7, 2.0))
         mine, fresh = (CharRNN(model.config, 4, seed=9) for _ in range(2))
-        given.hand_on(mine, vocab)
+        given.copy_to(mine, vocab)
         old = [ord("\n"), ord("a"), ord("x")]
         for weight, theirs_, new in zip(mine.weights, model.weights, fresh.weights, strict=True):
             value, source_, begun = (x.numpy() for x in (weight, theirs_, new))
@@ -264,16 +279,16 @@ def test_a_run_begins_with_the_weights_of_another(
             value, source_, begun = (np.moveaxis(x, axis, 0) for x in (value, source_, begun))
             np.testing.assert_array_equal(value[:3], source_[old])
             np.testing.assert_array_equal(value[3], begun[3])
-    with pytest.raises(StageError, match=r"before has model.units=8, this run 6: they must agree"):
+    with pytest.raises(StageError, match=r"before has model.units=8, this run 6: they must be equal"):
         source.check(ModelConfig(units=6, layers=2, dropout=0.2))
 
 
-def test_one_process_trains_a_run(tmp_path: Path) -> None:
+def test_only_one_process_may_train_a_run(tmp_path: Path) -> None:
     with exclusive(tmp_path), pytest.raises(StageError, match="another process is using"), exclusive(tmp_path):
         pass
 
 
-def test_other_data_or_settings_are_refused_unless_allowed(
+def test_other_data_or_settings_are_rejected_unless_allowed(
     tmp_path: Path, data: Path, make_data: Callable[..., Manifest]
 ) -> None:
     def begin(name: str, config: RunConfig) -> Path:
@@ -284,21 +299,21 @@ def test_other_data_or_settings_are_refused_unless_allowed(
     folder = begin("run", tiny_config())
     assert opened(folder, data, longer := tiny_config(epochs=9.0, keep=7)).config == longer
     make_data(tmp_path / "other", 1000, train=TEXT[1:], val=TEXT[:101])
-    with pytest.raises(StageError, match=r"other settings \(data \w{12} -> \w{12}\): give another --out, or say --al"):
+    with pytest.raises(StageError, match=r"other settings \(data \w{12} -> \w{12}\): pass another --out, or --allow"):
         opened(folder, tmp_path / "other", tiny_config())
     assert opened(folder, tmp_path / "other", tiny_config(), "data").data == tmp_path / "other"
     changed = tiny_config(clip=1.0, seed=2)
-    both = r"\(train.clip 5.0 -> 1.0; train.seed 1 -> 2\): .*say --allow train.clip --allow train.seed$"
+    both = r"\(train.clip 5.0 -> 1.0; train.seed 1 -> 2\): .*or --allow train.clip --allow train.seed$"
     with pytest.raises(StageError, match=both):
         opened(folder, data, changed)
     with pytest.raises(StageError, match=r"\(train.seed 1 -> 2\)"):
         opened(folder, data, changed, "train.clip")
     assert opened(folder, data, changed, "train.clip", "train.seed").config == changed
-    with pytest.raises(UsageError, match=r"--allow train.clap: there is no such setting; here train.clip, train.seed"):
+    with pytest.raises(UsageError, match=r"--allow train.clap: unknown setting; train.clip, train.seed differs"):
         opened(folder, data, changed, "train.clap")
-    with pytest.raises(StageError, match=r"cannot go on with another train.lanes \(train.lanes 4 -> 2\): give another"):
+    with pytest.raises(StageError, match=r"cannot resume with another train.lanes \(train.lanes 4 -> 2\): pass"):
         opened(folder, data, tiny_config(lanes=2), "train.lanes")
-    with pytest.raises(StageError, match=r"was begun from new weights, not from x at step 3"):
+    with pytest.raises(StageError, match=r"was started from new weights, not from x at step 3"):
         opened(folder, data, tiny_config(), init_from="x at step 3")
     # With a learning rate that falls over all steps, their number is part of the schedule.
     decay = begin("decay", tiny_config(schedule="cosine", decay=0.5))
@@ -306,30 +321,29 @@ def test_other_data_or_settings_are_refused_unless_allowed(
         opened(decay, data, tiny_config(schedule="cosine", decay=0.5, epochs=2.0))
 
 
-def test_an_allowed_rate_is_the_one_that_is_used(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=5)
+def test_an_allowed_learning_rate_is_used(tmp_path: Path, data: Path, on: On) -> None:
+    one = untrained(tiny_training(tmp_path / "run", data, on(), total=5))
     with hold(one.run, chief=True):
         one.go()
     run = opened(tmp_path / "run", data, tiny_config(learning_rate=0.25), "train.learning_rate")
-    other = Training(run, read_manifest(data), on(), AN_EPOCH, 8)
-    other.go()
+    untrained(Training(run, read_manifest(data), on(), AN_EPOCH, 8)).go()
     rates = [row["learning_rate"] for row in metrics.read(run.folder) if "learning_rate" in row]
     np.testing.assert_allclose(rates, [0.01, 0.01, 0.25, 0.25])  # after 3, 5; 6 and 8 steps
 
 
-def test_a_run_that_was_stopped_before_its_last_validation_is_not_done(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=7)
+def test_a_run_stopped_before_its_last_validation_is_not_done(tmp_path: Path, data: Path, on: On) -> None:
+    one = untrained(tiny_training(tmp_path / "run", data, on(), total=7))
     with pytest.raises(Stopped):
         interrupted(one, 7).go()
     assert checkpoint.checkpoints(one.run)[-1].val_nats is None
     assert loop.done(one.run, 7) == ""
-    tiny_training(tmp_path / "run", data, on(), total=7).go()
+    untrained(tiny_training(tmp_path / "run", data, on(), total=7)).go()
     assert checkpoint.best(one.run).step == 7
     assert loop.done(one.run, 7) == "7 of 7"
 
 
-def test_a_gradient_that_is_no_number_is_not_saved(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=20)
+def test_a_nan_gradient_is_not_saved(tmp_path: Path, data: Path, on: On) -> None:
+    one = untrained(tiny_training(tmp_path / "run", data, on(), total=20))
     train = one.steps.train
 
     def spy(batches: object, carry: object, first: object, count: object) -> object:
@@ -342,16 +356,14 @@ def test_a_gradient_that_is_no_number_is_not_saved(tmp_path: Path, data: Path, o
     assert checkpoint.checkpoints(one.run)[-1].step == 5
 
 
-def test_a_text_learned_by_heart_is_no_divergence(
-    tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop, "evaluate", lambda *_: Score(50.0, 1))  # however far validation lies above training
-    one = tiny_training(tmp_path / "run", data, on(), total=10)
+def test_overfitting_is_not_divergence(tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "evaluate", lambda *_: Score(50.0, 1))  # however far validation is above training
+    one = untrained(tiny_training(tmp_path / "run", data, on(), total=10))
     one.go()
     assert [row["val_nats"] for row in metrics.evaluations(one.run.folder)] == [50.0] * 3
 
 
-def test_precision_is_settled_once(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_precision_is_resolved_once(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainers.run.default_precision", lambda: "bfloat16")
     run = opened(tmp_path / "run", data, tiny_config(precision="auto"))
     assert run.config.train.precision == "bfloat16"
@@ -362,7 +374,7 @@ def test_precision_is_settled_once(tmp_path: Path, data: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "json", "gone"])
-def test_a_damaged_last_checkpoint_is_named_and_passed_over(
+def test_a_corrupted_last_checkpoint_is_reported_and_skipped(
     tmp_path: Path, data: Path, on: On, damage: str, capsys: pytest.CaptureFixture[str], rng: np.random.Generator
 ) -> None:
     one = tiny_training(tmp_path / "run", data, on(), total=10)
@@ -382,32 +394,34 @@ def test_a_damaged_last_checkpoint_is_named_and_passed_over(
     assert (found.step, found.since) == (5, Since(1.5, 3, 0.25))
     for a, b in zip(one.steps.model.get_weights(), first, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert "step-00000010 is damaged (" in capsys.readouterr().err
+    assert "step-00000010 is corrupted (" in capsys.readouterr().err
     names = [path.name for path in (one.run.folder / "checkpoints").iterdir()]
     assert sorted(names) == ["damaged-step-00000010", "step-00000005"]
     (found.folder / "checkpoint.json").write_text("")
     for _ in range(2):  # the second time they have been put aside
-        with pytest.raises(StageError, match=r"no checkpoint of .*run is whole: remove the run, or give another --out"):
+        with pytest.raises(
+            StageError, match=r"all checkpoints of .*run are corrupted: remove the run, or pass another --out"
+        ):
             one.state.restore_last(one.run)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "there is no run in"),
-        ("{", "is broken"),
+        (None, "no run in"),
+        ("{", "is corrupted"),
         ('{"format_version": 9}', "has format_version 9"),
-        ("{}", "is broken"),
+        ("{}", "is corrupted"),
     ],
 )
-def test_what_is_no_run_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+def test_an_invalid_run_is_rejected(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(StageError, match=message):
         read_run(tmp_path)
 
 
-def test_data_that_cannot_be_trained_on_is_refused_before_a_run_is_made(tmp_path: Path, data: Path) -> None:
+def test_unusable_data_is_rejected_before_the_run_is_created(tmp_path: Path, data: Path) -> None:
     with pytest.raises(StageError, match=r"has not been validated: run python -m pipeline validate .*--unvalidated$"):
         train_command(tiny_config(), data, tmp_path / "run")
     with pytest.raises(

@@ -12,7 +12,7 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_sections_and_overrides_fill_the_dataclasses(tmp_path: Path) -> None:
+def test_sections_and_overrides_set_the_fields(tmp_path: Path) -> None:
     path = write(tmp_path, "[data]\nsource = ['x']\n[model]\nunits = 64\n[train]\nlanes = 8\nlearning_rate = 1\n")
     config = RunConfig.read(path, ("train.lanes=4", "train.precision=bfloat16", "model.dropout=0.25"))
     assert (config.model.units, config.model.layers, config.model.dropout) == (64, 2, 0.25)
@@ -20,7 +20,7 @@ def test_sections_and_overrides_fill_the_dataclasses(tmp_path: Path) -> None:
     assert RunConfig.from_tables(**config.to_json(), where="again") == config
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(AttributeError):
         TrainConfig().lanes = 3  # type: ignore[misc]
 
@@ -38,26 +38,30 @@ def test_settings_do_not_change() -> None:
         ("[train]\nlanes = 2.5", "", "'lanes': input should be a valid integer, got 2.5"),
         ("[train]\nlanes = true", "", "'lanes': input should be a valid integer, got True"),
         ("[train]\nprecision = 'half'", "", "'precision': input should be 'auto', 'float32' or 'bfloat16', got 'half'"),
-        ("[model]\nlayers = 1\ndropout = 0.1", "", "dropout lies between layers, so it needs 2 of them or more, got"),
+        (
+            "[model]\nlayers = 1\ndropout = 0.1",
+            "",
+            "dropout applies between layers and needs at least 2, got",
+        ),
         ("[model]\ncell = 'tanh'", "", "'cell': input should be 'lstm', 'gru' or 'rnn', got 'tanh'"),
         ("[model]\nembedding = -1", "", "'embedding': input should be greater than or equal to 0, got -1"),
         (
             "[model]\nvariational_dropout = true",
             "",
-            "variational_dropout says which outputs dropout hides, so it needs",
+            "variational_dropout needs dropout or output_dropout above 0, got neither",
         ),
         (
             "[train]\ndecay = 0.5",
             "",
-            "[train]: a falling learning rate has a schedule and a decay below 1, a constant one neither, got "
+            "[train]: a schedule needs a decay below 1, and a constant learning rate a decay of 1, got "
             "schedule=constant, decay=0.5",
         ),
-        ("[train]\nschedule = 'cosine'", "", "a decay below 1, a constant one neither, got schedule=cosine, decay=1.0"),
-        ("[train]\noptimizer = 'adamw'", "", "adamw is adam with weight decay, so it needs weight_decay above 0, got"),
+        ("[train]\nschedule = 'cosine'", "", "a constant learning rate a decay of 1, got schedule=cosine, decay=1.0"),
+        ("[train]\noptimizer = 'adamw'", "", "adamw needs weight_decay above 0, got weight_decay=0.0"),
         (
             "[[train.callbacks]]\nmonitor = 'x'",
             "",
-            "a callback is a table with a name, such as name = 'CSVLogger', got",
+            "a callback needs a name, such as name = 'CSVLogger', got",
         ),
         ("[train]\nepochs = inf", "", "'epochs': input should be a finite number, got inf"),
         ("", "data.unit=byte", "--set changes [model] and [train] here, got 'data.unit=byte'"),
@@ -69,7 +73,7 @@ def test_settings_do_not_change() -> None:
         ("", "train.lane=3", "unknown setting 'lane' (did you mean 'lanes'?)"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, text: str, override: str, message: str) -> None:
+def test_invalid_configs_are_rejected(tmp_path: Path, text: str, override: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UsageError) as error:
         RunConfig.read(path, (override,) if override else ())
@@ -77,6 +81,6 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, override: str, messag
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_config_is_named(tmp_path: Path) -> None:
+def test_a_missing_config_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"config file .*b\.toml not found"):
         RunConfig.read(tmp_path / "b.toml")

@@ -1,4 +1,4 @@
-"""The recurrent cells: one time step of each, its gradient, and how Keras lays out its weights.
+"""The recurrent cells: a time step of each, its gradient, and its weights in Keras's layout.
 
     lstm   keras.layers.LSTM        z = x W + b + h R;  i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o)
                                     g = tanh(z_c);  c' = f c + i g;  h' = o tanh(c')
@@ -7,10 +7,10 @@
     rnn    keras.layers.SimpleRNN   h' = tanh(x W + b + h R)
 
 The LSTM is that of Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; the GRU that of Cho et al.
-2014 with the reset gate after the product, as cuDNN has it and Keras by default.
+2014 with the reset gate after the product, as in cuDNN and by default in Keras.
 
-Legend: B lanes, I inputs, H units, G gate columns (4 H, 3 H, H). A state is the tuple of what a cell
-carries from step to step, each BxH: (h, c) for the LSTM, (h,) for the others; h is the output.
+Legend: B lanes, I inputs, H units, G gate columns (4 H, 3 H, H). A state is a tuple of BxH tensors that a cell
+carries from step to step: (h, c) for the LSTM, (h,) for the others; h is the output.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,12 @@ import tensorflow as tf
 
 State = tuple[tf.Tensor, ...]
 Kept = tuple[tf.Tensor, ...]  # BxH each
-Infer = Callable[[tf.Tensor, tf.Tensor, State], State]  # of z, h R and the state before
+Infer = Callable[[tf.Tensor, tf.Tensor, State], State]  # from z, h R and the previous state
 
-_sigmoid_grad, _tanh_grad = tf.raw_ops.SigmoidGrad, tf.raw_ops.TanhGrad  # dy y (1 - y) and dy (1 - y y), one op each
+_sigmoid_grad, _tanh_grad = (
+    tf.raw_ops.SigmoidGrad,
+    tf.raw_ops.TanhGrad,
+)  # dy y (1 - y) and dy (1 - y y), a single op each
 
 
 class Weights(NamedTuple):
@@ -31,37 +34,37 @@ class Weights(NamedTuple):
 
     kernel_IxG: tf.Tensor
     bias_G: tf.Tensor
-    recurrent: tuple[tf.Tensor, ...]  # the kernel R_HxG and, where the cell has one, the recurrent product's own bias_G
+    recurrent: tuple[tf.Tensor, ...]  # the kernel R_HxG and, for the GRU, the bias_G of the recurrent product
 
 
 class Cell(Protocol):
-    """One kind of layer. A step is made of the projected input z = x W + b and the recurrent product h R (+ b_r)."""
+    """A kind of layer. A step combines the projected input z = x W + b and the recurrent product h R (+ b_r)."""
 
     layer: type[keras.Layer]  # the stock layer that owns the weights
-    states: int  # S: how many tensors it carries
-    kept: int  # how many tensors, BxH each, `forward` keeps for `backward`
-    apart: bool  # whether the recurrent product enters the step apart from z: then it has a gradient of its own
+    states: int  # S, tensors in its state
+    kept: int  # tensors, BxH each, that `forward` saves for `backward`
+    apart: bool  # whether the recurrent product has another gradient than z
 
     def weights(self, layer: Any) -> Weights:
-        """Reads a built Keras layer's weights. Gradients flow back to the layer's variables."""
+        """Read a built Keras layer's weights. Gradients flow back to its variables."""
 
     def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Kept]:
-        """The state after the step, and what its gradient needs."""
+        """The state after the step, and the tensors that its gradient needs."""
 
     def backward(self, after: State, kept: Kept) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
-        """From the gradients of the state after the step to those of z, of h R (the same tensor, unless `apart`) and of
-        the state before it, h R aside; None where there is none."""
+        """The gradients of z, of h R (the same tensor, unless `apart`) and of the state before the step apart from h R,
+        None where zero, from those of the state after it."""
 
     def look(self, kept: Kept) -> dict[str, tf.Tensor]:
-        """What a step held, of what it kept: its gates by their names, and of an LSTM c."""
+        """A step's gates by name, and an LSTM's c, from the tensors it kept."""
 
     def fold(self, w: Weights) -> Weights:
-        """The weights that `infer` takes: what `forward` multiplies its sums by is in them."""
+        """The weights for `infer`, multiplied by the factors that `forward` applies to its sums."""
 
     def inference(self, units: int) -> Infer:
-        """`forward` with folded weights, in fewer ops and with no thought of a gradient. Gives the next state.
+        """`forward` with folded weights, in fewer ops and without a gradient; it returns the next state.
 
-        To be made outside the loop that calls it: it holds constants, which a loop would make anew in every turn.
+        Create it outside the loop that calls it: a loop would rebuild its constants every turn.
         """
 
 
@@ -83,7 +86,7 @@ class Lstm:
     def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Kept]:
         _, c_prev_BxH = before
         H = c_prev_BxH.shape[-1]
-        # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: one tanh over all gates takes less than three sigmoids, and no slices.
+        # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: one tanh over all gates is faster than three sigmoids.
         half_G = self._half(H)
         i, f, o, g = tf.split(tf.tanh((z_BxG + hr_BxG) * half_G) * half_G + (1 - half_G), 4, axis=1)
         c_BxH = f * c_prev_BxH + i * g
@@ -123,7 +126,7 @@ class Lstm:
 
 
 class Gru:
-    """Gate columns z, r, h, as in Keras. The reset gate weighs the recurrent product, so that one stands apart."""
+    """Gate columns z, r, h, as in Keras. The reset gate scales the recurrent product, so its gradient is separate."""
 
     layer = keras.layers.GRU
     states, kept, apart = 1, 5, True
@@ -162,7 +165,7 @@ class Gru:
         H = units
 
         def infer(z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> State:
-            # Unlike sigmoid's, tanh's rounding does not depend on where in the batch a row stands.
+            # Unlike sigmoid's, tanh's rounding does not depend on a row's position in the batch.
             gates = tf.tanh(z_BxG[:, : 2 * H] + hr_BxG[:, : 2 * H]) * 0.5 + 0.5
             z, r = tf.split(gates, 2, axis=1)
             g = tf.tanh(z_BxG[:, 2 * H :] + r * hr_BxG[:, 2 * H :])
@@ -172,7 +175,7 @@ class Gru:
 
 
 class Rnn:
-    """The plain one: a single tanh."""
+    """A plain tanh."""
 
     layer = keras.layers.SimpleRNN
     states, kept, apart = 1, 1, False

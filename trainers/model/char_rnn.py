@@ -1,8 +1,8 @@
 """The model: (ids, carry) -> (logits, carry). The carry is an argument and a result, never hidden in a layer.
 
 Legend: B lanes, T time steps, L layers, S states of a cell, H units, E numbers of an embedding, G gate columns, V
-vocabulary. carry_BxLxSxH holds the state of every layer, one row a lane: h (index 0) and, of an LSTM, c (index 1). It
-splits, gathers, is saved and is sent over a wire as any other batch does.
+vocabulary. carry_BxLxSxH contains the state of every layer, one row per lane: h (index 0) and, for an LSTM, c
+(index 1). It can be split, gathered, saved and sent like any other batch.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ from trainers.config import ModelConfig
 from trainers.model import recurrence
 from trainers.model.cells import CELLS, Cell, State, Weights
 
-States = list[State]  # of each layer: the carry, taken apart
-Masks = Sequence[tf.Tensor | None]  # of what each layer gives, or None where nothing of it is hidden; empty: of none
-Recur = Callable[..., tuple[tf.Tensor, State]]  # trainers.model.recurrence.recur, or what takes its place
+States = list[State]  # per layer: the carry, unstacked
+Masks = Sequence[tf.Tensor | None]  # per layer, of its output; None: no dropout; empty: none in any layer
+Recur = Callable[..., tuple[tf.Tensor, State]]  # trainers.model.recurrence.recur, or a replacement
 
 
 def split_carry(carry_BxLxSxH: tf.Tensor) -> States:
-    """The carry as a state a layer."""
+    """The carry as one state per layer."""
     return [tuple(tf.unstack(state_BxSxH, axis=1)) for state_BxSxH in tf.unstack(carry_BxLxSxH, axis=1)]
 
 
@@ -35,11 +35,10 @@ def join_carry(states: States) -> tf.Tensor:
 class CharRNN(keras.Model):
     """L recurrent layers of H units between ids (one-hot, or an embedding of E numbers) and a dense layer to logits.
 
-    The layers are stock Keras ones: their weights, names and, but for what comes first, initial values (orthogonal
-    recurrent kernels, an LSTM's forget bias 1) are what any Keras user expects. With `layer_norm` a LayerNormalization
-    follows each, ahead of dropout; the state goes on without it. How they are run is chosen here: through cuDNN where
-    a GPU is visible, else by the loop of trainers.model.recurrence, which is several times faster on a CPU, and which
-    alone can start afresh inside a window.
+    The layers are stock Keras layers with their usual weights, names and initial values (orthogonal recurrent kernels,
+    an LSTM's forget bias 1), except in the first kernel. With `layer_norm` a LayerNormalization follows each, before
+    dropout; the state is not normalized. They run through cuDNN on a GPU, else in trainers.model.recurrence's loop,
+    which is several times faster on a CPU, and which alone can start a document inside a window.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 1, precision: str = "float32"):
@@ -47,14 +46,14 @@ class CharRNN(keras.Model):
         self.config, self.vocab_size, self.seed = config, vocab_size, seed
         self.matmul_dtype = tf.as_dtype(precision)
         self.use_stock_layers = bool(tf.config.list_logical_devices("GPU"))
-        seeds = iter(range(1000 * seed, 1000 * seed + 1000))  # every initial value is a function of the one seed
+        seeds = iter(range(1000 * seed, 1000 * seed + 1000))  # one seed determines every initial value
 
         def initializer(kind: type[keras.Initializer], **settings: float) -> keras.Initializer:
             return kind(seed=next(seeds), **settings)
 
-        # Gates start with unit variance. A one-hot input picks one row of the first kernel: its fan-in is 1, not V, so
-        # the row has unit variance; Glorot's rule counts V inputs, starts 20 times smaller, and learns far more slowly.
-        # An embedding's row has it instead, and the kernel after it keeps it, with variance 1 / E, by Lecun's rule.
+        # Gates start with unit variance. A one-hot input selects a row of the first kernel, so the fan-in is 1, not V,
+        # and rows get unit variance; Glorot's rule would start 20 times smaller and learn far more slowly. With an
+        # embedding its rows have unit variance, and Lecun's rule (variance 1 / E) keeps it through the kernel.
         if config.embedding:
             first = initializer(keras.initializers.LecunNormal)
             rows = initializer(keras.initializers.RandomNormal, stddev=1.0)
@@ -88,11 +87,11 @@ class CharRNN(keras.Model):
 
     @property
     def cell(self) -> Cell:
-        """What the layers are made of."""
+        """The cell of the layers."""
         return CELLS[self.config.cell]
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` makes the same model from, weights aside: model.save and load_model go through it."""
+        """The arguments from which `from_config` rebuilds the model, without weights, for model.save and load_model."""
         return {
             "config": dataclasses.asdict(self.config),
             "vocab_size": self.vocab_size,
@@ -105,11 +104,11 @@ class CharRNN(keras.Model):
         return cls(**{**config, "config": ModelConfig(**config["config"])})
 
     def initial_carry(self, lanes: int | tf.Tensor) -> tf.Tensor:
-        """Zeros, carry_BxLxSxH: what a text starts from."""
+        """The carry_BxLxSxH of an empty text: zeros."""
         return tf.zeros([lanes, self.config.layers, self.cell.states, self.config.units])
 
     def vocab_axis(self, weight: keras.Variable) -> int | None:
-        """The axis of a weight that has an entry a symbol of the vocabulary; None where none has."""
+        """The axis of a weight that has one entry per symbol; None if there is none."""
         first = self.embedding.embeddings if self.embedding else self.rnns[0].cell.kernel
         return {first.path: 0, self.dense.kernel.path: 1, self.dense.bias.path: 0}.get(weight.path)
 
@@ -142,10 +141,10 @@ class CharRNN(keras.Model):
         masks: Masks = (),
         reset_BxT: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Gives logits_BxTxV (of the character after each id) and the carry after the window. T must be static.
+        """logits_BxTxV of the character after each id, and the carry after the window. T must be static.
 
-        masks: from `dropout_masks` while training; none otherwise.
-        reset: the ids (bool) that are read from an empty carry, as if the text began with them; None: none is.
+        masks: from `dropout_masks` while training.
+        reset: whether to empty the carry before an id (bool); None: never.
         """
         ids_BxT, states = tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLxSxH)
         if self.use_stock_layers and reset_BxT is None:
@@ -157,42 +156,41 @@ class CharRNN(keras.Model):
     def inside(
         self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, reset_BxT: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-        """What a call gives, in float32, and all that every layer held after each id, BxTxH each; arguments as in a
-        call.
+        """The results of `call`, in float32, and the states and gates of every layer after each id, BxTxH each.
 
         By layer and name: lstm_0/h, c, input, forget, output, candidate; gru_0/h, update, reset, candidate; rnn_0/h,
-        state, which of this one is h.
+        state (equal to h).
         """
-        found: dict[str, tf.Tensor] = {}
+        values: dict[str, tf.Tensor] = {}
         names = iter(layer.name for layer in self.rnns)
 
         def recur(cell: Cell, z_TxBxG: tf.Tensor, state: State, recurrent: Any, _: tf.DType, keep: Any) -> Any:
             y_TxBxH, after, held = recurrence.watch(cell, z_TxBxG, state, recurrent, keep)
             layer = next(names)
             held = {"h": y_TxBxH, **held}
-            found.update({f"{layer}/{name}": tf.transpose(x, [1, 0, 2]) for name, x in held.items()})
+            values.update({f"{layer}/{name}": tf.transpose(x, [1, 0, 2]) for name, x in held.items()})
             return y_TxBxH, after
 
         ids_BxT, states = tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLxSxH)
         y_BxTxH, states = self._run_loop(ids_BxT, states, (), reset_BxT, tf.float32, recur)
-        return self._logits(y_BxTxH), join_carry(states), found
+        return self._logits(y_BxTxH), join_carry(states), values
 
     def gates(
         self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, reset_BxT: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
-        """The gates of `inside` alone; of the plain RNN, its state."""
-        found = self.inside(ids_BxT, carry_BxLxSxH, reset_BxT)[2]
-        return {name: x for name, x in found.items() if not name.endswith(("/h", "/c"))}
+        """The gates from `inside`; for the plain RNN, its state."""
+        values = self.inside(ids_BxT, carry_BxLxSxH, reset_BxT)[2]
+        return {name: x for name, x in values.items() if not name.endswith(("/h", "/c"))}
 
     def _logits(self, y_BxTxH: tf.Tensor) -> tf.Tensor:
-        """What the dense layer gives, float32, its product in the precision of all others."""
+        """The dense layer's output in float32, multiplied in the precision of the other products."""
         B, T = tf.shape(y_BxTxH)[0], y_BxTxH.shape[1]
         y_NxH = tf.reshape(y_BxTxH, [-1, self.config.units])
         logits_NxV = recurrence.matmul(y_NxH, self.dense.kernel, self.matmul_dtype) + self.dense.bias
         return tf.reshape(logits_NxV, [B, T, self.vocab_size])
 
     def _normed(self, index: int, y: tf.Tensor) -> tf.Tensor:
-        """What layer `index` gives to the one above it."""
+        """The output of layer `index`, normalized if the model has layer_norm."""
         return self.norms[index](y) if self.norms else y
 
     def _first(self, w: Weights, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -206,7 +204,7 @@ class CharRNN(keras.Model):
         rows_VxE = tf.convert_to_tensor(self.embedding.embeddings)
         if self.vocab_size > recurrence.TABLE:
             return lambda ids: recurrence.project(look_up(rows_VxE)(ids), w, dtype)
-        # A small vocabulary is projected once, instead of every character of the window.
+        # Project a small vocabulary once rather than every character of the window.
         return look_up(recurrence.matmul(rows_VxE, w.kernel_IxG, dtype) + w.bias_G)
 
     def _run_stock(self, ids_BxT: tf.Tensor, states: States, masks: Masks) -> tuple[tf.Tensor, States]:

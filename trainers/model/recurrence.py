@@ -4,13 +4,13 @@
     loop     a graph loop for the CPU with a hand-written gradient: this file's `recur`
     step     a single time step for sampling and export: trainers.sampling.stepper
 
-What differs from cell to cell stands in trainers.model.cells; this file is what they share.
+trainers.model.cells contains what differs between cells; this file what they share.
 
-Where a text of documents comes to a new one inside a window, the state is multiplied by `keep` = 0 before the step,
-else by 1. cuDNN has no such thing, so the loop serves these.
+Before a step that starts a new document the state is multiplied by `keep` = 0, else by 1. cuDNN cannot do that, so such
+windows use the loop.
 
-Legend: T time steps, B lanes, I inputs, V vocabulary, H units, G gate columns, K columns, N rows. A
-state is a tuple of BxH, h first.
+Legend: T time steps, B lanes, I inputs, V vocabulary, H units, G gate columns, K columns, N rows. A state is a tuple of
+BxH tensors, h first.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ import tensorflow as tf
 
 from trainers.model.cells import Cell, State, Weights
 
-UNROLL = 10  # steps a turn: fewer leave the loop's own cost in sight, more only lengthen the first trace
-TABLE = 2048  # the largest vocabulary that is projected whole, rather than the rows that a window reads
+UNROLL = 10  # steps per turn of the loop: with fewer its overhead shows, more only lengthen the first trace
+TABLE = 2048  # largest vocabulary to project once as a whole; beyond, each window projects the rows it reads
 
 Recurrent = tuple[tf.Tensor, ...]  # trainers.model.cells.Weights.recurrent
 
@@ -32,8 +32,7 @@ def matmul(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 def look_up(table_VxK: tf.Tensor, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """The rows of a float32 table, in `dtype` [*ids.shape, K]: one-hot inputs times the table, gathered instead of
-    multiplied out."""
+    """The rows of a float32 table by id, in `dtype` [*ids.shape, K]: the product of one-hot inputs and the table."""
     V, K = table_VxK.shape
 
     @tf.custom_gradient
@@ -48,7 +47,7 @@ def look_up(table_VxK: tf.Tensor, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 def project(x: tf.Tensor, w: Weights, dtype: tf.DType) -> tf.Tensor:
-    """x W + b, of x [..., I] in one product. Gives z [..., G], in `dtype`."""
+    """z = x W + b in one product, [..., G] in `dtype`, for x [..., I]."""
     lengths = [tf.shape(x)[axis] for axis in range(len(x.shape) - 1)]
     x_NxI = tf.cast(tf.reshape(x, [-1, x.shape[-1]]), dtype)
     z_NxG = tf.nn.bias_add(tf.matmul(x_NxI, tf.cast(w.kernel_IxG, dtype)), tf.cast(w.bias_G, dtype))
@@ -65,13 +64,13 @@ def recur(
 ) -> tuple[tf.Tensor, State]:
     """The recurrence over a window from a state. T must be static.
 
-    keep: float32, 0 at the steps that start from an empty state, else 1; without it, none does.
-    Gives h_TxBxH in the dtype of z, and the state after the window in float32; products run in `dtype`.
+    keep: float32, 0 at the steps that start from an empty state, else 1; by default none does.
+    Returns h_TxBxH in the dtype of z, and the state after the window in float32; products run in `dtype`.
 
-    The gradient is written out because tf.while_loop's own stacks every intermediate of every step; this one keeps h as
-    the products want it and what the cell asks for, and multiplies the recurrent kernel's gradient once, after the
-    loop, over all steps. What is kept of a step stays an array element of its own: nothing is joined or cut but h and
-    dz, for in a small layer such copies cost as much as the products.
+    The gradient is written by hand because that of tf.while_loop stacks every intermediate of every step. This one
+    saves h in the products' dtype and what the cell needs, and computes the recurrent kernel's gradient in one product
+    after the loop. Saved tensors stay separate array elements; only h and dz are joined, as in a small layer such
+    copies cost as much as the products.
     """
 
     @tf.custom_gradient
@@ -94,23 +93,23 @@ def recur(
 def watch(
     cell: Cell, z_TxBxG: tf.Tensor, before: State, recurrent: Recurrent, keep_TxBx1: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, State, dict[str, tf.Tensor]]:
-    """`recur` in float32, and what every step held by the cell's names for it (`Cell.look`), each TxBxH."""
+    """`recur` in float32, and the gates of every step by name (`Cell.look`), TxBxH each."""
     after, hs, kept = _forward(cell, z_TxBxG, before, recurrent, keep_TxBx1, tf.float32)
     return hs.stack()[1:], after, cell.look(tuple(array.stack() for array in kept))
 
 
 def _recurrent(recurrent: Recurrent, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
-    """h -> h R, with its bias where it has one."""
+    """h -> h R, plus its bias if there is one."""
     r_HxG, *bias = recurrent
     product = _product(r_HxG, dtype)
     return (lambda h_BxH: product(h_BxH) + bias[0]) if bias else product
 
 
 def _product(b_KxN: tf.Tensor, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
-    """a -> a b for many a of few rows, in `dtype`, the result in float32. b is laid out once, for all of them."""
+    """a -> a b for many a of few rows, multiplied in `dtype`, the result in float32. b is prepared once for all."""
     if dtype == tf.float32:
         return lambda a_MxK: tf.matmul(a_MxK, b_KxN)
-    b_NxK = tf.cast(tf.transpose(b_KxN), dtype)  # oneDNN multiplies few rows of bfloat16 faster by it
+    b_NxK = tf.cast(tf.transpose(b_KxN), dtype)  # oneDNN is faster this way for few rows of bfloat16
     return lambda a_MxK: tf.cast(tf.matmul(tf.cast(a_MxK, dtype), b_NxK, transpose_b=True), tf.float32)
 
 
@@ -119,7 +118,7 @@ def _array(size: int, dtype: tf.DType) -> tf.TensorArray:
 
 
 def _kept(state: State, keep_TxBx1: tf.Tensor | None, t: Any) -> State:
-    """A state, or its gradient, zero in the lanes that start afresh at step t."""
+    """A state, or its gradient, zero in the lanes that start a document at step t."""
     return state if keep_TxBx1 is None else tuple(x_BxH * keep_TxBx1[t] for x_BxH in state)
 
 

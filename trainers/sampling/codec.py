@@ -1,4 +1,4 @@
-"""Text to ids and back in graph ops, as pipeline.vocab does it in NumPy: a bad row is named, and its mates go on.
+"""Text to ids and back in graph ops, like pipeline.vocab in NumPy: an invalid row reports its problem, the others run.
 
 Legend: B rows, P ids of the longest row, N ids.
 """
@@ -11,43 +11,43 @@ from pipeline.vocab import Vocab
 
 
 class Ids(NamedTuple):
-    """Texts as ids. A row that has a problem is empty."""
+    """Texts as ids. An invalid row is empty."""
 
-    ids_BxP: tf.Tensor  # int32; what is behind a row's length stands for nothing
+    ids_BxP: tf.Tensor  # int32; padding follows each row's length
     length_B: tf.Tensor
-    problem_B: tf.Tensor  # string: what is wrong with the row; empty where nothing is
+    problem_B: tf.Tensor  # string; empty for a valid row
 
 
 def first_problem(*checks: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-    """problem_B of (bad_B, what it is_B) in order of importance; empty where none is bad."""
+    """problem_B: the first of (invalid_B, message_B) that applies to a row; empty if none does."""
     problem_B = tf.zeros_like(checks[0][0], tf.string)
-    for bad_B, what_B in reversed(checks):
-        problem_B = tf.where(bad_B, what_B, problem_B)
+    for invalid_B, message_B in reversed(checks):
+        problem_B = tf.where(invalid_B, message_B, problem_B)
     return problem_B
 
 
 def named(problem_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """A problem that was found before, as a check."""
+    """An earlier problem as a check for `first_problem`."""
     return problem_B != "", problem_B
 
 
 class Codec:
-    """A vocabulary's two directions."""
+    """Encodes and decodes with a vocabulary."""
 
     def __init__(self, vocab: Vocab):
         self.vocab = vocab
         self._written = [symbol for symbol in vocab.symbols if symbol]
 
     def encode(self, text_B: tf.Tensor, most: int, name: str, exact: bool = False) -> Ids:
-        """The ids of the texts themselves, at most so many a row. `name`: of the input, for the problems.
+        """Encode texts of at most `most` ids per row. name: of the input, for the messages.
 
-        What is outside the vocabulary becomes its id for the unknown; without one, or where the text is to be taken
-        `exact`ly, it is a problem, as is what is not UTF-8 where the unit is the character.
+        Symbols outside the vocabulary become its unknown id; without one, or with `exact`, they are a problem, as is
+        invalid UTF-8 in a text of characters.
         """
         unit = "bytes" if self.vocab.unit == "byte" else "characters"
-        widest = 1 if self.vocab.unit == "byte" else 4  # bytes of a unit
+        widest = 1 if self.vocab.unit == "byte" else 4  # bytes per unit
         size_B = tf.strings.length(text_B)
-        large_B = size_B > most * widest  # so many bytes are not even looked at
+        large_B = size_B > most * widest  # certainly too long: not even decoded
         read = self._encode_bytes if self.vocab.unit == "byte" else self._encode_characters
         ids_BxP, length_B, broken_B, strange_B, what_B = read(tf.where(large_B, "", text_B))
         if self.vocab.unknown_id is not None and not exact:
@@ -62,9 +62,9 @@ class Codec:
         return Ids(ids_BxP, tf.where(problem_B == "", length_B, 0), problem_B)
 
     def begin(self, encoded: Ids, fresh_B: tf.Tensor) -> Ids:
-        """Puts the id that a text starts after before the rows that are `fresh`: the end of a document, else a newline.
+        """Prepend the start id to the `fresh` rows: the end of a document, else a newline.
 
-        Vocab.prompt_ids, in graph ops, leaves it away where there is no end of documents and the text is not empty.
+        Vocab.prompt_ids omits it before a non-empty text if the vocabulary has no end of documents; so do callers here.
         """
         start_B = [[0, 0], [1, 0]], [[0, 0], [0, 1]]
         ahead_BxP, behind_BxP = (tf.pad(encoded.ids_BxP, pad, constant_values=self.vocab.start_id) for pad in start_B)
@@ -83,12 +83,12 @@ class Codec:
         return tf.maximum(ids_BxP, 0), length_B, tf.zeros_like(length_B, tf.bool), _any(outside_BxP), what_B
 
     def _encode_characters(self, text_B: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        broken_B = tf.strings.unicode_transcode(text_B, "UTF-8", "UTF-8") != text_B  # puts U+FFFD for what is no UTF-8
+        broken_B = tf.strings.unicode_transcode(text_B, "UTF-8", "UTF-8") != text_B  # replaces invalid UTF-8 by U+FFFD
         codes = tf.strings.unicode_decode(tf.where(broken_B, "", text_B), "UTF-8")
         length_B = tf.cast(codes.row_lengths(), tf.int32)
         codes_BxP = codes.to_tensor(-1, shape=[-1, tf.maximum(tf.reduce_max(length_B), 1)])
         codes_BxP = tf.ensure_shape(codes_BxP, [text_B.shape[0], None])
-        known_V = tf.constant([ord(symbol.decode()) for symbol in self._written])  # in order: so are the ids
+        known_V = tf.constant([ord(symbol.decode()) for symbol in self._written])  # sorted, like the ids
         flat_N = tf.reshape(codes_BxP, [-1])
         ids_N = tf.minimum(tf.searchsorted(known_V, flat_N), len(self._written) - 1)
         strange_BxP = tf.reshape((tf.gather(known_V, ids_N) != flat_N) & (flat_N >= 0), tf.shape(codes_BxP))
@@ -100,7 +100,7 @@ class Codec:
         return ids_BxP, length_B, broken_B, _any(strange_BxP), what_B
 
     def decode(self, ids_BxN: tf.Tensor, length_B: tf.Tensor) -> tf.Tensor:
-        """The symbols of the first `length` ids of each row, as strings of bytes."""
+        """Decode the first `length` ids of each row to byte strings."""
         real_BxN = tf.sequence_mask(length_B, tf.shape(ids_BxN)[1])
         symbols_BxN = tf.gather(tf.constant(self.vocab.symbols), ids_BxN)
         return tf.strings.reduce_join(tf.where(real_BxN, symbols_BxN, ""), axis=1)

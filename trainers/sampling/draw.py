@@ -1,7 +1,7 @@
-"""Drawing a character from logits, a row at a time its own way: temperature, top-k, top-p, repetition penalty.
+"""Drawing a character from logits, with per-row temperature, top-k, top-p and repetition penalty.
 
-In the order of Hugging Face's generate: the penalty on the logits, then temperature, then top-k, then top-p among what
-is left. Plain ops, whose every row depends on that row alone.
+In the order of Hugging Face's generate: the penalty on the logits, then temperature, then top-k, then top-p among the
+rest. Plain ops; each row depends on itself alone.
 
 Legend: B rows, V vocabulary, N characters to draw, M characters remembered.
 """
@@ -13,36 +13,36 @@ import tensorflow as tf
 
 Cumulate = Callable[[tf.Tensor], tf.Tensor]
 
-# Some of TensorFlow's functions round the numbers at the end of a tensor, too few for an instruction that takes so many
-# at once, otherwise than the others: exp, 1 / x, rsqrt, sigmoid; tanh, sqrt and x / y do not. A row is to be drawn the
-# same wherever it stands, so V is a multiple of this throughout.
+# TensorFlow's exp, 1 / x, rsqrt and sigmoid (not tanh, sqrt and x / y) round the last elements of a tensor differently
+# if they do not fill a vector register. A row must be drawn alike anywhere in the batch, so V is always a multiple of
+# the register's width.
 AT_ONCE = 16
-NEVER = -1e30  # a logit of what is not drawn
+NEVER = -1e30  # a logit that is never drawn
 
-GREEDY = 1e-3  # temperatures below this take the likeliest character, with nothing left to chance
-SHARPEST = 1e20  # what logits are multiplied by then: of two that differ at all, one is nothing beside the other
-FLATTEST = 1e-20  # and what at least: of any two, both are as likely; only NEVER remains
-LARGEST = 1e18  # what a penalty may make of a logit: times SHARPEST, it is still a number
-TRIANGLE = 512  # the largest vocabulary that is cumulated by a product: tf.cumsum takes several times as long
+GREEDY = 1e-3  # temperatures below this take the likeliest character
+SHARPEST = 1e20  # the factor of the logits then: any difference becomes decisive
+FLATTEST = 1e-20  # the smallest factor: all logits become equal, except NEVER
+LARGEST = 1e18  # bound of a penalised logit: finite even times SHARPEST
+TRIANGLE = 512  # largest vocabulary to cumulate by a matrix product, several times as fast as tf.cumsum
 
 
 def sharpness(temperature_B: tf.Tensor) -> tf.Tensor:
-    """What the logits are multiplied by: 1 / temperature, FLATTEST at least, or SHARPEST where that is below GREEDY."""
+    """The factor of the logits: 1 / temperature, at least FLATTEST, or SHARPEST at temperatures below GREEDY."""
     warm_B = temperature_B >= GREEDY
-    one_by_B = 1 / tf.cast(tf.where(warm_B, temperature_B, 1), tf.float64)  # in float32 it rounds as its place has it
+    one_by_B = 1 / tf.cast(tf.where(warm_B, temperature_B, 1), tf.float64)  # float32 would round by position
     return tf.where(warm_B, tf.maximum(tf.cast(one_by_B, tf.float32), FLATTEST), SHARPEST)
 
 
 def uniforms(seed_B: tf.Tensor, drawn_B: tf.Tensor, sharpness_B: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """What chance decides with, uniform_NxB, in [0, 1): of each row's own sequence, the `count` numbers after the first
-    `drawn`. Where a row is greedy, zeros.
+    """Random numbers, uniform_NxB in [0, 1): the `count` numbers of each row's sequence after the first `drawn`. Zeros
+    for greedy rows.
 
-    seed, drawn: int64. The sequence is Philox's under the seed as its key, which begins anywhere at no cost.
+    seed, drawn: int64. The sequence is Philox with the seed as its key, which can start at any position for free.
     """
 
     def row(inputs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         seed, drawn = inputs
-        block = tf.cast(drawn // 4, tf.uint64)  # a step of Philox's counter makes four numbers
+        block = tf.cast(drawn // 4, tf.uint64)  # Philox makes four numbers per counter step
         numbers = tf.raw_ops.StatelessRandomUniformV2(
             shape=[count + 3], key=tf.bitcast(seed, tf.uint64)[None], counter=tf.stack([block, 0]), alg=1
         )
@@ -53,7 +53,7 @@ def uniforms(seed_B: tf.Tensor, drawn_B: tf.Tensor, sharpness_B: tf.Tensor, coun
 
 
 def cumulation(V: int) -> Cumulate:
-    """The sums of the first 1, 2, … V numbers of each row, as a function. To be made outside the loop that calls it."""
+    """A function that computes each row's cumulative sums. Create it outside the loop that calls it."""
     if V > TRIANGLE:
         return lambda x_BxV: tf.cumsum(x_BxV, axis=1)
     ones_VxV = tf.linalg.band_part(tf.ones([V, V]), 0, -1)
@@ -61,11 +61,11 @@ def cumulation(V: int) -> Cumulate:
 
 
 def choose(scaled_BxV: tf.Tensor, uniform_Bx1: tf.Tensor, cumulate: Cumulate) -> tf.Tensor:
-    """Draws ids_B from softmax(scaled): where `uniform` falls in the cumulated probabilities; at 0, the first id that
-    has any."""
+    """Draw ids_B from softmax(scaled) by inverting the cumulative distribution at `uniform`; 0 gives the first id with
+    any probability."""
     below_BxV = scaled_BxV - tf.reduce_max(scaled_BxV, axis=1, keepdims=True)
     cumulated_BxV = cumulate(tf.exp(below_BxV))
-    # The largest uniform float32, 1 - 2**-23, times the whole is less than the whole: what has no weight is not drawn.
+    # The largest uniform float32 is 1 - 2**-23; times the total it is below the total: weight 0 is never drawn.
     falls_Bx1 = uniform_Bx1 * cumulated_BxV[:, -1:]
     return tf.reshape(tf.raw_ops.UpperBound(sorted_inputs=cumulated_BxV, values=falls_Bx1), [-1])
 
@@ -76,8 +76,8 @@ def log_probability(logits_BxV: tf.Tensor, ids_B: tf.Tensor) -> tf.Tensor:
 
 
 def penalised(logits_BxV: tf.Tensor, recent_BxM: tf.Tensor, penalty_B: tf.Tensor) -> tf.Tensor:
-    """Makes the ids in `recent` (-1: none) less likely: their logits are divided by the penalty, or multiplied where
-    negative (Keskar et al. 2019, CTRL, section 4.1)."""
+    """Penalise the ids in `recent` (-1: none): divide their logits by the penalty, or multiply negative ones by it
+    (Keskar et al. 2019, CTRL, section 4.1)."""
     seen_BxV = tf.reduce_max(tf.one_hot(recent_BxM, logits_BxV.shape[1]), axis=1) > 0
     penalty_Bx1 = penalty_B[:, None]
     changed_BxV = tf.where(logits_BxV > 0, logits_BxV / penalty_Bx1, logits_BxV * penalty_Bx1)
@@ -85,8 +85,8 @@ def penalised(logits_BxV: tf.Tensor, recent_BxM: tf.Tensor, penalty_B: tf.Tensor
 
 
 def narrowed(scaled_BxV: tf.Tensor, top_k_B: tf.Tensor, top_p_B: tf.Tensor) -> tf.Tensor:
-    """The logits with -inf where they are not among the `top_k` largest (0: all are), or not among the fewest that
-    have `top_p` of their probability between them. What is as likely as the last that stays, stays."""
+    """Set all logits to -inf but the `top_k` largest (0: all) and, of those, the fewest whose probabilities sum to
+    `top_p`. Ties with the last one kept are kept."""
     V = scaled_BxV.shape[1]
     sorted_BxV = tf.sort(scaled_BxV, axis=1, direction="DESCENDING")
     few_B = tf.clip_by_value(tf.where(top_k_B == 0, V, top_k_B), 1, V)

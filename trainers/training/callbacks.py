@@ -1,8 +1,8 @@
-"""Keras callbacks, from a config or a caller, driven from our own loop.
+"""Keras callbacks, from a config or a caller, driven by our own loop.
 
-What Keras calls an epoch is here the stretch from one evaluation to the next: a real epoch of a large text may last for
-days. The logs hold loss, val_loss (nats a character), bits, val_bits, gradient_norm, learning_rate and per_second.
-A run that goes on begins with new callbacks: what they remembered is not kept. Each worker has its own, as with `fit`.
+A callback's epoch is the interval between two evaluations, as an epoch of a large text may take days. The logs contain
+loss, val_loss (nats per target), bits, val_bits, gradient_norm, learning_rate and per_second. A resumed run starts with
+new callbacks; their state is not saved. Each worker has its own, as with `fit`.
 """
 
 import importlib
@@ -14,18 +14,20 @@ import keras
 from common.errors import UsageError
 from trainers.config import TrainConfig
 
-# They set the optimizer's learning rate, which has to be a plain number for that.
+# They set the optimizer's learning rate, which must then be a variable.
 RATE_CHANGERS = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 
 
 def make_callbacks(config: TrainConfig) -> list[keras.callbacks.Callback]:
-    """The callbacks that a config names. Raises UsageError for one that there is not, that refuses its settings, or
-    that would change a learning rate that the config has laid out already."""
+    """Create the config's callbacks.
+
+    Raises UsageError for an unknown one, for invalid arguments, or for one that sets a scheduled learning rate.
+    """
     made = [_make(table) for table in config.callbacks]
     for callback in made:
         if isinstance(callback, RATE_CHANGERS) and (config.schedule != "constant" or config.warmup):
             raise UsageError(
-                f"[train] callbacks: {type(callback).__name__} changes the learning rate, so it wants a constant one, "
+                f"[train] callbacks: {type(callback).__name__} sets the learning rate, so it needs a constant one, "
                 f"got schedule={config.schedule}, warmup={config.warmup}"
             )
     return made
@@ -38,7 +40,7 @@ def _make(table: dict[str, Any]) -> keras.callbacks.Callback:
         found = getattr(importlib.import_module(module) if module else keras.callbacks, kind, None)
         if found is None:
             known = "" if module else f", which has {', '.join(n for n in dir(keras.callbacks) if n[0].isupper())}"
-            raise UsageError(f"[train] callbacks: there is no '{kind}' in {module or 'keras.callbacks'}{known}")
+            raise UsageError(f"[train] callbacks: no '{kind}' in {module or 'keras.callbacks'}{known}")
         made = found(**settings)
     except (AttributeError, ImportError, TypeError, ValueError) as error:
         raise UsageError(f"[train] callbacks: '{name}' cannot be made ({type(error).__name__}: {error})") from None
@@ -48,21 +50,20 @@ def _make(table: dict[str, Any]) -> keras.callbacks.Callback:
 
 
 class Driver:
-    """Calls callbacks at the moments at which `fit` would. Its epoch is a stretch of `every` steps, the last may be
-    shorter."""
+    """Calls callbacks as `fit` would. An epoch is an interval of `every` steps; the last may be shorter."""
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model, total: int, every: int):
         model.stop_training = False
         self.model, self.every, self.any = model, every, bool(callbacks)
         params = {"epochs": -(-total // every), "steps": every, "verbose": 0}
         self.list = keras.callbacks.CallbackList(list(callbacks), model=model, **params)
-        self._begun = -1  # the stretch that is open
+        self._begun = -1  # the interval that has begun
 
     def begin(self) -> None:
         self.list.on_train_begin()
 
     def steps(self, step: int, nats: list[float]) -> None:
-        """Steps that were made, `step` with the last of them: the loss of each."""
+        """Report finished steps up to `step`: the loss of each."""
         first = step - len(nats)
         self._open(first)
         for index, loss in enumerate(nats if self.any else (), start=first % self.every):
@@ -70,12 +71,12 @@ class Driver:
             self.list.on_train_batch_end(index, {"loss": loss})
 
     def evaluating(self, step: int) -> None:
-        """A validation after `step` steps begins."""
-        self._open(step - 1)  # a run may go on just there
+        """Report the start of the validation after `step` steps."""
+        self._open(step - 1)  # in case the run resumed here
         self.list.on_test_begin()
 
     def evaluated(self, step: int, train: dict[str, Any], val: dict[str, Any]) -> None:
-        """It has ended, and the stretch with it: its last report on training, and its validation."""
+        """Report its end, and the end of the interval, with the last train report and the validation."""
         loss = {"loss": val["val_nats"], "bits": val["val_bits"]}
         self.list.on_test_end(loss)
         logs = {"loss": train["train_nats"], "bits": train["train_bits"]}
@@ -83,16 +84,16 @@ class Driver:
         self.list.on_epoch_end((step - 1) // self.every, logs | {f"val_{name}": value for name, value in loss.items()})
 
     def _open(self, step: int) -> None:
-        """Begins the stretch that step `step`, counted from 0, is in, unless it is begun."""
-        stretch = step // self.every
-        if self._begun != stretch:
-            self._begun = stretch
-            self.list.on_epoch_begin(stretch)
+        """Begin the interval of step `step`, counted from 0, unless it has begun."""
+        interval = step // self.every
+        if self._begun != interval:
+            self._begun = interval
+            self.list.on_epoch_begin(interval)
 
     def end(self) -> None:
         self.list.on_train_end()
 
     @property
     def stop(self) -> bool:
-        """Whether a callback asked for an end."""
+        """Whether a callback requested a stop."""
         return bool(self.model.stop_training)

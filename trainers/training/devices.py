@@ -1,4 +1,4 @@
-"""The devices a run uses, and how the lanes are laid over them. Called once, before anything is placed on a device."""
+"""The devices of a run, and how its lanes divide over them. `prepare` runs once, before anything is placed on one."""
 
 import json
 import os
@@ -13,19 +13,19 @@ from trainers.training.signals import immediate
 
 @dataclass(frozen=True)
 class Cluster:
-    """The processes of a run, one a machine as a rule, as TF_CONFIG names them. Worker 0 is the chief."""
+    """The worker processes of a run, usually one per machine, from TF_CONFIG. Worker 0 is the chief."""
 
     workers: tuple[str, ...]  # host:port of each
-    index: int  # of this one
+    index: int  # of this process
 
     @classmethod
     def from_environment(cls) -> "Cluster | None":
-        """What TF_CONFIG says; None where it is not set. Raises UsageError where it does not name a worker."""
+        """Parse TF_CONFIG; None if unset. Raises UsageError if invalid."""
         text = os.environ.get("TF_CONFIG")
         if not text:
             return None
         rule = (
-            'TF_CONFIG must be as {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+            'TF_CONFIG must be like {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
         )
         try:
             value = json.loads(text)
@@ -36,7 +36,7 @@ class Cluster:
                 raise TypeError("a job must be a list of host:port")
             workers, index = [*jobs.get("chief", []), *jobs.get("worker", [])], int(task["index"])
             if set(jobs) - {"chief", "worker"} or task["type"] not in jobs or not 0 <= index < len(jobs[task["type"]]):
-                raise ValueError(f"there is no {task['type']} {index}, or a job that is neither chief nor worker")
+                raise ValueError(f"unknown {task['type']} {index}, or a job other than chief and worker")
             if task["type"] == "worker":
                 index += len(jobs.get("chief", []))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -46,29 +46,29 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Devices:
-    """Lanes divide over replicas (one a device, by MirroredStrategy, over several workers by
-    MultiWorkerMirroredStrategy), and on a CPU over the towers of a replica."""
+    """The replicas of a run, one per device, under MirroredStrategy or MultiWorkerMirroredStrategy. On a CPU a replica
+    divides its lanes over towers."""
 
     strategy: tf.distribute.Strategy
-    replicas: int  # of all workers
-    cores: int = 1  # that a replica may use for towers
+    replicas: int  # over all workers
+    cores: int = 1  # per replica, for towers
     gpu: bool = False
     workers: int = 1
-    worker: int = 0  # this one
-    fewest: int = 8  # lanes of a tower: below that the products are too small to pay for one
+    worker: int = 0  # this process
+    fewest: int = 8  # lanes per tower; with fewer, the products are too small to pay for it
 
     @property
     def chief(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process writes the files."""
         return self.worker == 0
 
     def rows(self, lanes: int) -> range:
-        """The lanes of this worker's replicas: contiguous, in the order of the workers."""
+        """The lanes of this worker, contiguous, in worker order."""
         share = lanes // self.workers
         return range(self.worker * share, (self.worker + 1) * share)
 
     def towers(self, lanes: int) -> int:
-        """The towers that a replica of so many lanes is split into: as many as its cores, if the lanes suffice."""
+        """Towers of a replica with this many lanes: one per core, if the lanes suffice."""
         return max(1, min(self.cores, lanes // self.fewest))
 
     def describe(self, lanes: int) -> str:
@@ -80,16 +80,15 @@ class Devices:
 
 
 def plan(lanes: int, replicas: int | None = None, cluster: Cluster | None = None) -> int:
-    """How many replicas each worker will have: all GPUs, or where there is none 1 CPU, unless `replicas` says else.
+    """Replicas per worker: `replicas`, by default all GPUs, or 1 on a CPU.
 
-    Raises UsageError when the lanes do not divide over all of them, with the numbers that work, or when more are asked
-    for than there are GPUs.
+    Raises UsageError for more replicas than GPUs, or if the lanes do not divide over them, with the counts that work.
     """
     gpus = tf.config.list_physical_devices("GPU")
     workers = len(cluster.workers) if cluster else 1
     count = replicas or len(gpus) or 1
     if gpus and count > len(gpus):
-        raise UsageError(f"{count} replicas asked for, but there are {len(gpus)} GPUs")
+        raise UsageError(f"at most {len(gpus)} replicas, one per GPU, got {count}")
     if cluster and count != (len(gpus) or 1):
         raise UsageError(f"a worker of TF_CONFIG uses all its GPUs, or one CPU: leave out the {count} replicas")
     if lanes % (count * workers):
@@ -99,10 +98,10 @@ def plan(lanes: int, replicas: int | None = None, cluster: Cluster | None = None
 
 
 def prepare(count: int, cluster: Cluster | None = None) -> Devices:
-    """Sets up a strategy over so many GPUs, or logical CPUs where there is none, of each worker. Once a process.
+    """Set up a strategy over `count` GPUs, or logical CPUs without GPUs, of each worker. Once per process.
 
-    On a CPU the kernels of one step are too small to be worth splitting over cores. So each core is given a tower of
-    its own, a share of the lanes, and runs it with single-threaded kernels.
+    On a CPU the kernels of a step are too small to split over cores. So each core runs a tower, a share of the lanes,
+    with single-threaded kernels.
     """
     gpus, cores = tf.config.list_physical_devices("GPU"), len(os.sched_getaffinity(0))
     for gpu in gpus:
@@ -113,7 +112,7 @@ def prepare(count: int, cluster: Cluster | None = None) -> Devices:
     if cluster:
         console.note(f"worker {cluster.index} of {len(cluster.workers)}: waiting for the others")
         with immediate():
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()  # it reads TF_CONFIG, and waits for the others
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()  # reads TF_CONFIG and waits for the others
         workers = len(cluster.workers)
         return Devices(
             strategy, strategy.num_replicas_in_sync, 1 if gpus else cores, bool(gpus), workers, cluster.index

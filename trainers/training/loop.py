@@ -1,12 +1,12 @@
-"""The outer loop on the host: steps on the devices, now and then a report, a validation, a checkpoint.
+"""The outer loop on the host: calls of several steps on the devices, with reports, validations and checkpoints between.
 
-Where a run stands is its step alone: epoch and position follow from it, so going on is arithmetic.
+The step alone determines the position in the data, so resuming is arithmetic:
 
-    epoch  = step // windows of an epoch          the carry starts empty at each epoch
-    window = step %  windows of an epoch          batch `window` of the epoch's lanes comes next
+    epoch  = step // windows per epoch          the carry starts empty at each epoch
+    window = step %  windows per epoch          the next batch is `window` of the epoch's lanes
 
-The steps between two looks at the host's clock are one call to the devices. Several workers run this same loop, each on
-its lanes; what one of them alone can know (a signal, its clock) they agree on after each call.
+Several workers run this same loop, each on its own lanes. After each call they agree on what only one of them can know:
+a signal, or its clock.
 """
 
 import dataclasses
@@ -38,14 +38,15 @@ from trainers.training.signals import StopRequest, deferred
 from trainers.training.step import Steps, Totals
 from trainers.training.watch import Watch, train_row, val_row
 
-PACE = 0.5  # seconds that a call to the devices should take: an answer to Ctrl-C comes no later
-MOST_STEPS = 100  # of a call
-LOOKED_INTO = 8  # lanes, for histograms: their numbers are many
+DIVERGED = 3.0  # train loss, as a multiple of its lowest, that ends the run in an error
+PACE = 0.5  # seconds per call to the devices, and so the longest delay of Ctrl-C
+MOST_STEPS = 100  # per call
+HISTOGRAM_LANES = 8  # enough values for a histogram
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line says beside the config: how, not what, to train."""
+    """Command-line options that do not change what is trained."""
 
     replicas: int | None = None
     unvalidated: bool = False
@@ -61,11 +62,11 @@ def train(
     options: Options = Options(),
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
-    """Trains a run to its last step, or goes on with it from its last checkpoint. Says so where it is done already.
+    """Train a run to its last step, resuming from its last checkpoint if it has one.
 
-    callbacks: of Keras, beside those of the config.
-    Raises StageError for data that is not validated (unless so in `options`), damaged (where asked to verify it), too
-    short for the lanes and window, or where the run was begun otherwise; Stopped after SIGINT and SIGTERM.
+    callbacks: Keras callbacks besides those of the config.
+    Raises StageError if the data is not validated (unless options.unvalidated), corrupted (with options.verify) or too
+    short for the lanes and window, or if the run was started with other settings; Stopped after SIGINT and SIGTERM.
     """
     manifest = read_manifest(data)
     if manifest.validation is None and not options.unvalidated:
@@ -78,7 +79,7 @@ def train(
     manifest.split("val")
     tokens = manifest.split("train").tokens
     check_fits(tokens, train.lanes, train.window, "train")
-    # All that can be refused is refused before the run's folder is made: else a mended setting would be another run's.
+    # Check everything before creating the run's folder, so that fixing a setting does not look like changing a run.
     cluster = Cluster.from_environment()
     count = plan(train.lanes, options.replicas, cluster)
     callbacks = [*make_callbacks(train), *callbacks]
@@ -88,9 +89,9 @@ def train(
     if source:
         source.check(config.model)
     if tf.config.list_physical_devices("GPU") and run.config.train.precision == "bfloat16":
-        raise UsageError("precision bfloat16 is for the CPU; a GPU trains in float32: train.precision=float32")
+        raise UsageError("precision bfloat16 is for CPUs: set train.precision=float32 on a GPU")
     an_epoch = windows_per_epoch(tokens, train.lanes, train.window)
-    # Rounded first: 1.1 epochs of 10 windows are 11, not the 12 above 11.000000000000002.
+    # Round first: 1.1 epochs of 10 windows are 11 steps, not 12 (11.000000000000002).
     total = max(1, math.ceil(round(train.epochs * an_epoch, 6)))
     why = done(run, total)
     if why:
@@ -102,14 +103,14 @@ def train(
             Training(run, manifest, devices, an_epoch, total, callbacks, source).go()
     except tf.errors.OpError as error:
         reason = f"{type(error).__name__}: {(error.message or '').partition(chr(10))[0]}"
-        who = f"worker {cluster.index} lost the others, or never found them" if cluster else "TensorFlow gave up"
-        way_out = "start them all again, as many as you like" if cluster else "start it again"
-        at = f"{folder} goes on from step {checkpoint.last_step(run):,}"
+        who = f"worker {cluster.index} lost the others, or never found them" if cluster else "TensorFlow failed"
+        way_out = "restart all workers, in any number" if cluster else "restart it"
+        at = f"{folder} resumes from step {checkpoint.last_step(run):,}"
         raise StageError(f"{who} ({reason}): {way_out}; {at}") from None
 
 
 def done(run: Run, total: int) -> str:
-    """Why there is nothing left to train; empty where there is."""
+    """Why there is nothing left to train; empty if there is."""
     last = next(reversed(checkpoint.checkpoints(run)), None)
     if last is None or (last.step == total and last.val_nats is None):  # stopped before its last validation
         return ""
@@ -117,21 +118,21 @@ def done(run: Run, total: int) -> str:
         return f"{last.step:,} of {total:,}"
     rows, patience = _reports_until(run, last), run.config.train.patience
     stale = since_best([row["val_nats"] for row in rows if "val_nats" in row])
-    return f"{last.step:,}: {stale} evaluations brought no better one" if 0 < patience <= stale else ""
+    return f"{last.step:,}: {stale} evaluations without improvement" if 0 < patience <= stale else ""
 
 
 def _reports_until(run: Run, last: Checkpoint | None) -> list[dict[str, Any]]:
-    """The reports that a checkpoint includes. One without val_nats was saved before the validation of its step."""
+    """The reports up to a checkpoint. One without val_nats was saved before the validation of its step."""
     return metrics.read_until(run.folder, last.step, last.val_nats is not None) if last else []
 
 
 def since_best(losses: list[float]) -> int:
-    """How many of the last evaluations in a row have been no better than the best one."""
+    """Evaluations since the best one."""
     return len(losses) - 1 - int(np.argmin(losses)) if losses else 0
 
 
 class Training:
-    """One run in progress."""
+    """A run in progress."""
 
     def __init__(
         self,
@@ -149,25 +150,25 @@ class Training:
         with devices.strategy.scope():
             model = run.build()
             if source:
-                source.hand_on(model, run.vocab)
+                source.copy_to(model, run.vocab)
             optimizer = make_optimizer(self.config, total, an_epoch, model.trainable_variables, model.inner_kernels)
-            model.compile(optimizer, jit_compile=False)  # Keras callbacks look for the optimizer there
+            model.compile(optimizer, jit_compile=False)  # for Keras callbacks, which read model.optimizer
         self.steps = Steps(devices, model, optimizer, self.config)
         self.state = State(model, optimizer, self.config.lanes)
         self.driver = Driver(callbacks, model, total, self.config.evaluate_every)
-        self.lowest = math.inf  # the loss of the best report on training
-        self.vals: list[float] = []  # the losses of all validations
-        self.stale = 0  # of them, since the best one
-        self.trained: dict[str, Any] | None = None  # the last report on training
+        self.lowest = math.inf  # the lowest reported train loss
+        self.vals: list[float] = []  # all validation losses
+        self.stale = 0  # validations since the best one
+        self.trained: dict[str, Any] | None = None  # the last train report
         self.since, self.saved_at, self.pace = Since(), time.monotonic(), 1
         self.stop_request = StopRequest()
 
     def go(self) -> None:
-        """Trains to the last step, from the last checkpoint if there is one."""
+        """Train to the last step, from the last checkpoint if there is one."""
         run, config = self.run, self.config
         last = self._restore()
         start = last.step if last else 0
-        # What was reported after the checkpoint that the run goes on from is taken back: those steps are made again.
+        # Drop the reports after the checkpoint: their steps are repeated.
         rows = _reports_until(run, last)
         for row in rows:
             self._remember(row)
@@ -179,7 +180,7 @@ class Training:
                 f"{config.lanes} lanes x {config.window} {run.vocab.unit}s; {self.devices.describe(config.lanes)}"
             )
             if last:
-                console.note(f"going on from step {start:,}")
+                console.note(f"resuming from step {start:,}")
         with deferred() as self.stop_request, console.progress("steps") as bar:
             self.watch = Watch(run, self.steps.model, start, self.total, bar, self.devices.chief)
             self.driver.begin()
@@ -190,7 +191,7 @@ class Training:
                 self.watch.close()
 
     def _restore(self) -> Checkpoint | None:
-        """Restores the last whole checkpoint. Where there are other workers, the chief's choice is theirs."""
+        """Restore the last whole checkpoint; with several workers, the one that the chief restored."""
         if self.devices.workers == 1:
             return self.state.restore_last(self.run)
         last = self.state.restore_last(self.run) if self.devices.chief else None
@@ -214,14 +215,14 @@ class Training:
             step += count
             stop, save, self.pace = self._agreed(count, time.monotonic() - clock)
             self._after(step, totals, carry, stop, save, bar)
-        if not self._evaluates(step):  # a callback ended it in between
+        if not self._evaluates(step):  # a callback ended training between two evaluations
             self._save(step, carry, None)
         if step < self.total and self.devices.chief:
-            why = "a callback" if self.driver.stop else f"{self.config.patience} evaluations without a better one"
+            why = "a callback" if self.driver.stop else f"{self.config.patience} evaluations without improvement"
             console.note(f"ended at step {step:,} of {self.total:,} by {why}")
 
     def _after(self, step: int, totals: Totals, carry: Any, stop: int, save: bool, bar: Progress) -> None:
-        """What is due after `step` steps: a report, a validation, a checkpoint, or the end that was wished for."""
+        """Do what is due after `step` steps: report, validate, save, or stop as requested."""
         rate = float(tf.convert_to_tensor(self.steps.optimizer.learning_rate))
         row = train_row(step, self.an_epoch, self.since, float(totals.gradient_norm[-1]), rate)
         losses = [float(n) / int(t) for n, t in zip(totals.nats, totals.targets, strict=True)]
@@ -240,7 +241,7 @@ class Training:
             self._save(step, carry, None)
 
     def _evaluate(self, step: int, carry: Any, train: dict[str, Any] | None, bar: Progress) -> None:
-        """Validates, and saves what was validated. `train`: the last report, where there were steps before."""
+        """Validate and save. train: the last train report; None before the first step."""
         config, run = self.config, self.run
 
         def poll() -> None:
@@ -259,20 +260,20 @@ class Training:
             self.watch.histograms(step, self._inside())
         if train:
             self.driver.evaluated(step, train, row)
-        self._save(step, carry, score.nats)  # with what callbacks changed, such as the learning rate
+        self._save(step, carry, score.nats)  # after the callbacks, which may change the learning rate
 
     def _inside(self) -> dict[str, tf.Tensor]:
-        """Gradients and gates, as they are in the first windows of validation, always the same ones."""
+        """Gradients and gates over the first windows of the val split."""
         return self.steps.inside(self._first)
 
     @functools.cached_property
     def _first(self) -> Batch:
         tokens = self.manifest.split("val").tokens
-        lanes, window = lanes_and_window(tokens - 1, min(self.config.lanes, LOOKED_INTO), self.config.window, 1)
+        lanes, window = lanes_and_window(tokens - 1, min(self.config.lanes, HISTOGRAM_LANES), self.config.window, 1)
         return next(iter(batches(self.run.data, self.manifest, "val", lanes, window).take(1)))
 
     def _remember(self, row: dict[str, Any]) -> None:
-        """Takes a report into what the end of the run depends on."""
+        """Update the lowest loss and the patience by a report."""
         if "train_nats" in row:
             self.lowest, self.trained = min(self.lowest, row["train_nats"]), row
         else:
@@ -280,28 +281,28 @@ class Training:
             self.stale = since_best(self.vals)
 
     def _save(self, step: int, carry: Any, val_nats: float | None) -> None:
-        """Writes a checkpoint; all workers bring their lanes' carry, the chief alone writes."""
+        """Write a checkpoint. All workers contribute their lanes' carry; the chief writes."""
         self.state.carry_BxLxSxH.assign(self.steps.gather(carry))
         if self.devices.chief:
             self.state.save(self.run, step, val_nats, self.since)
         self.saved_at = time.monotonic()
 
     def _stop(self, step: int, carry: Any, signal: int) -> None:
-        """Saves, and ends the run in order. Raises Stopped."""
+        """Save and raise Stopped."""
         self._save(step, carry, None)
-        raise Stopped(f"stopped at step {step:,}, and saved; the same command goes on from there", signal)
+        raise Stopped(f"stopped at step {step:,}, and saved; the same command resumes from there", signal)
 
     def _evaluates(self, step: int) -> bool:
         return step % self.config.evaluate_every == 0 or step == self.total
 
     def _count(self, step: int) -> int:
-        """How many steps the next call makes: up to whatever is due next, and no more than its pace allows."""
+        """Steps of the next call: up to what is due next, at most `pace`."""
         config = self.config
         due = [period - step % period for period in (config.report_every, config.evaluate_every, self.an_epoch)]
         return min(*due, self.total - step, self.pace)
 
     def _batches(self, window: int) -> Any:
-        """The batches from one of an epoch on, epoch after epoch."""
+        """The batches from `window` of an epoch on, epoch after epoch."""
         run, config = self.run, self.config
 
         def make(rows: range) -> tf.data.Dataset:
@@ -318,19 +319,18 @@ class Training:
         self.since = Since(since.nats + nats, since.targets + targets, since.seconds + seconds)
 
     def _agreed(self, count: int, seconds: float) -> tuple[int, bool, int]:
-        """The signal that asked for an end, or 0; whether a checkpoint is due by the clock; the next call's pace."""
+        """The signal that requested a stop, or 0; whether a checkpoint is due by the clock; steps of the next call."""
         pace = max(1, min(MOST_STEPS, 4 * count, int(PACE * count / seconds)))
         late = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
         stop, save, slow = self.steps.agree([int(self.stop_request.signal), int(late), -pace])
         return stop, bool(save), -slow
 
     def _check(self, step: int, nats: float, losses: list[float], norms: Any) -> None:
-        """Raises StageError where a loss or a gradient's norm is no number, or the loss since the last report is far
-        above its lowest."""
+        """Raises StageError if a loss or gradient norm is not finite, or the recent loss is far above its lowest."""
         for number in (*losses, *norms):
             self._check_number(step, number)
-        # At losses near 0 a multiple means little: then it must have risen by a whole nat as well.
-        if nats > max(self.config.diverged * self.lowest, self.lowest + 1):
+        # Near 0 a multiple means little, so it must also have risen by one nat.
+        if nats > max(DIVERGED * self.lowest, self.lowest + 1):
             self._fail(step, f"rose to {nats:.3f} nats from {self.lowest:.3f}")
 
     def _check_number(self, step: int, loss: float) -> None:
@@ -342,5 +342,5 @@ class Training:
         raise StageError(
             f"{self.run.folder}: the loss {what} before step {step:,}; the checkpoint of step {last:,} is whole. Try "
             f"a lower learning_rate than {config.learning_rate}, a lower clip than {config.clip}, or a warmup, in "
-            "another --out; where the text itself is so, a higher train.diverged"
+            "another --out"
         )

@@ -1,4 +1,4 @@
-"""The optimizer, its learning rate at each step, and the clipping of gradients."""
+"""The optimizer, its learning rate at each step, and gradient clipping."""
 
 import dataclasses
 import math
@@ -11,12 +11,15 @@ import tensorflow as tf
 
 from trainers.config import TrainConfig
 
+DECAY_AFTER = 10  # epochs at the full rate under the char-rnn schedule, as in char-rnn
+MOMENTUM = 0.9  # of sgd
+
 
 @keras.saving.register_keras_serializable("unreasonable_rnn")
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
-    """The learning rate as a function of the step alone, counted from 0: nothing of it needs to be saved.
+    """The learning rate as a function of the step, counted from 0. It has no state to save.
 
-    total: the run's steps; an_epoch: the steps of an epoch.
+    total: steps of the run; an_epoch: steps per epoch.
     """
 
     def __init__(self, config: TrainConfig, total: int, an_epoch: int):
@@ -24,15 +27,15 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> tf.Tensor:
         config, step = self.config, tf.cast(step, tf.float32)
-        share = tf.minimum(step / max(1, self.total - 1), 1.0)  # of the way to the last step
+        share = tf.minimum(step / max(1, self.total - 1), 1.0)  # progress, 0 to 1
         factor: Any = 1.0
         if config.schedule == "exponential":
             factor = config.decay**share
         elif config.schedule == "cosine":
             factor = config.decay + (1 - config.decay) * (1 + tf.cos(share * math.pi)) / 2
         elif config.schedule == "char-rnn":
-            epoch = tf.floor((step + 0.5) / self.an_epoch)  # half a step keeps float32 off the edge of an epoch
-            factor = config.decay ** tf.maximum(0.0, epoch - config.decay_after + 1)
+            epoch = tf.floor((step + 0.5) / self.an_epoch)  # half a step against rounding at the edge
+            factor = config.decay ** tf.maximum(0.0, epoch - DECAY_AFTER + 1)
         if config.warmup:
             factor *= tf.minimum((step + 1) / config.warmup, 1.0)
         return config.learning_rate * factor
@@ -48,10 +51,10 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
 def make_optimizer(
     config: TrainConfig, total: int, an_epoch: int, variables: list[Any], inner: Sequence[Any]
 ) -> keras.Optimizer:
-    """Keras's optimizer of these variables, as the config names it, for gradients that are sums over all replicas.
+    """Create the config's Keras optimizer for these variables. It expects gradients summed over all replicas.
 
-    inner: those of them that muon makes orthogonal steps of (`CharRNN.inner_kernels`); the others are adam's.
-    A constant rate is a variable, which callbacks may change.
+    inner: the variables for muon (`CharRNN.inner_kernels`); adam takes the others.
+    A constant learning rate is a variable that callbacks may set.
     """
     constant = config.schedule == "constant" and not config.warmup
     rate = config.learning_rate if constant else LearningRate(config, total, an_epoch)
@@ -65,16 +68,16 @@ def make_optimizer(
     decay = config.weight_decay or None
     extra: dict[str, Any] = {}
     if config.optimizer == "sgd":
-        extra = {"momentum": config.momentum}
+        extra = {"momentum": MOMENTUM}
     elif config.optimizer == "muon":
         orthogonal = {variable.path for variable in inner}
         others = [f"^{re.escape(v.path)}$" for v in variables if v.path not in orthogonal]
         extra = {"exclude_layers": others, "adam_weight_decay": decay}
     optimizer = kinds[config.optimizer](rate, weight_decay=decay, **extra)
-    # Clipping wants the sum over all replicas, so the step makes it; Keras would sum once more what is a sum already.
+    # The step has already summed the gradients, to clip them by their global norm. Keras must not sum them again.
     optimizer._all_reduce_sum_gradients = list
     if config.weight_decay:
-        # Biases, norms and an embedding's rows scale nothing that could grow.
+        # Decay only kernels: biases, norms and embeddings do not multiply the state.
         optimizer.exclude_from_weight_decay([v for v in variables if not v.path.endswith("kernel")])
     if variables:
         optimizer.build(variables)
@@ -82,7 +85,7 @@ def make_optimizer(
 
 
 def clipped(gradients: list[tf.Tensor], config: TrainConfig) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """The gradients as the config limits them, and their global norm before."""
+    """The clipped gradients, and their global norm before clipping."""
     if config.clip_by == "norm":
         return tf.clip_by_global_norm(gradients, config.clip)
     return [tf.clip_by_value(g, -config.clip, config.clip) for g in gradients], tf.linalg.global_norm(gradients)

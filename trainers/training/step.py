@@ -1,4 +1,4 @@
-"""The loss, one training step and one evaluation step over all replicas. The only place that calls strategy.run.
+"""The loss, and the training and evaluation step over all replicas. The only place that calls strategy.run.
 
 Legend: B lanes (of all replicas, of one replica or of one tower), T time steps, L layers, H units, V vocabulary.
 """
@@ -15,8 +15,8 @@ from trainers.training.optimizer import clipped
 
 
 class Totals(NamedTuple):
-    """What a step saw: the sum of its targets' losses in nats, their number, the gradient's norm before clipping. Of
-    several steps: an array of each."""
+    """Sums over a step: its targets' losses in nats, their number, and the gradient norm before clipping. For several
+    steps: an array of each."""
 
     nats: tf.Tensor
     targets: tf.Tensor
@@ -24,8 +24,7 @@ class Totals(NamedTuple):
 
 
 def target_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tensor) -> tf.Tensor:
-    """-ln p(target) of the real targets, the first `count` of each row, and 0 for the others: nats_BxT. The one
-    definition of the loss."""
+    """nats_BxT: -ln p(target) of each row's first `count` targets, 0 for the others. The one definition of the loss."""
     nats_BxT = _nats(logits_BxTxV, tf.cast(targets_BxT, tf.int32))
     return nats_BxT * tf.sequence_mask(count_B, tf.shape(targets_BxT)[1], dtype=nats_BxT.dtype)
 
@@ -37,7 +36,7 @@ def total_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tens
 
 @tf.custom_gradient
 def _nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
-    """-ln p(target), as TensorFlow's sparse cross entropy, which on a CPU takes exp of one number at a time."""
+    """-ln p(target). TensorFlow's sparse cross entropy does not vectorize exp on a CPU."""
     shifted_BxTxV = logits_BxTxV - tf.reduce_max(logits_BxTxV, -1, keepdims=True)
     exp_BxTxV = tf.exp(shifted_BxTxV)
     sum_BxTx1 = tf.reduce_sum(exp_BxTxV, -1, keepdims=True)
@@ -52,81 +51,81 @@ def _nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor) -> tuple[tf.Tensor, C
 
 
 def _real(batch: Batch) -> tf.Tensor:
-    """The number of a batch's real targets. A float32, exact to 16 million, to be summed together with losses."""
+    """The number of a batch's real targets, as float32 (exact to 16 million) to be summed along with the losses."""
     return tf.cast(tf.reduce_sum(batch.count_B), tf.float32)
 
 
 def _all_reduce(values: list[tf.Tensor]) -> list[tf.Tensor]:
-    """The sum of each over all replicas, in one reduction. To be called by a replica."""
+    """The sum of each over all replicas, in one reduction. Call it inside strategy.run."""
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def take(batch: Batch, rows: slice) -> Batch:
-    """Some of a batch's lanes."""
+    """A batch of only these lanes."""
     return Batch(*(None if part is None else part[rows] for part in batch))
 
 
 class Steps:
     """Runs batches and carries through a model on the given devices.
 
-    A batch is the parts of a pipeline.lanes.Batch that there are, as per-replica values, a carry a per-replica
-    carry_BxLxSxH; both come from `distribute`/`scatter` and are handed from step to step as they are.
+    A batch is a pipeline.lanes.Batch without its missing parts, as per-replica values; a carry is a per-replica
+    carry_BxLxSxH. They come from `distribute` and `scatter`, and pass from step to step unchanged.
     """
 
     def __init__(
         self,
         devices: Devices,
         model: CharRNN,
-        optimizer: Any = None,  # from .optimizer; it and the config are of use where something is trained
+        optimizer: Any = None,  # from .optimizer; like the config, needed only for training
         config: Any = None,  # a TrainConfig
     ):
         self.devices, self.strategy = devices, devices.strategy
         self.model, self.optimizer, self.config = model, optimizer, config
 
     def distribute(self, make: Callable[[range], tf.data.Dataset], lanes: int) -> Any:
-        """An iterator over make(rows), which gives the batches of these lanes. Each worker makes its own, and gives
-        each replica, in order, an equal share of their rows. Take no more batches than there are."""
+        """An iterator over make(rows), the batches of these lanes. Each worker makes its own and gives each replica, in
+        order, an equal share of the rows. Do not read past the end."""
         local = self.devices.replicas // self.devices.workers
 
         def split(batch: Batch) -> Any:
-            parts = [x for x in batch if x is not None]  # an iterator of several workers knows no None
+            parts = [x for x in batch if x is not None]  # iterators over several workers do not support None
             return tuple(parts if local == 1 else [tf.stack(tf.split(x, local)) for x in parts])
 
         def shares(_: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = make(self.devices.rows(lanes)).map(split)
             batches = batches if local == 1 else batches.unbatch()
-            # Of a finite one, the workers would ask each other before each batch whether all still have one.
+            # For a finite data set, the workers would synchronize before each batch.
             return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
         return iter(self.strategy.distribute_datasets_from_function(shares))
 
     def scatter(self, carry_BxLxSxH: Any) -> Any:
-        """Lays the rows of one array over the replicas, in the order in which `distribute` lays lanes."""
+        """Split the rows of one array over the replicas, in the same order as `distribute`."""
         shares = tf.split(tf.convert_to_tensor(carry_BxLxSxH), self.devices.replicas)
         carry = self.strategy.experimental_distribute_values_from_function(
             lambda context: shares[context.replica_id_in_sync_group]
         )
         local = self.strategy.experimental_local_results(carry)
-        return carry if len(local) > 1 else local[0]  # as strategy.run gives it back
+        return carry if len(local) > 1 else local[0]  # as strategy.run returns it
 
     @tf.function(autograph=False)
     def gather(self, carry: Any) -> tf.Tensor:
-        """The rows of all replicas of all workers as one array: what `scatter` takes. All workers must call it."""
+        """The rows of all replicas of all workers as one array, the inverse of `scatter`. All workers must call it."""
         return self.strategy.gather(carry, axis=0)
 
-    def agree(self, wishes: list[int]) -> list[int]:
-        """The largest of each number over all workers, so that all do the same. All workers must call it."""
+    def agree(self, values: list[int]) -> list[int]:
+        """The maximum of each value over all workers, so that all do the same. All workers must call it."""
         if self.devices.workers == 1:
-            return wishes
-        mine = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant([wishes]))
+            return values
+        mine = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant([values]))
         return list(map(int, tf.reduce_max(self.gather(mine), axis=0)))
 
     @tf.function
     def train(self, batches: Any, carry: Any, first: tf.Tensor, count: tf.Tensor) -> tuple[Totals, Any]:
-        """Updates the weights `count` times with the next batches of an iterator, in one call: beside a small model, to
-        call is dear. `first` (int64) is the number of updates before, which seeds dropout.
+        """Update the weights `count` times with the next batches, in one call, whose overhead a small model would feel.
+        first (int64): the number of earlier updates, which seeds dropout.
 
-        Gives the totals of each step, arrays of `count`, and the carry after the last.
+        Returns the totals of each step, arrays of `count`, and the carry after the last.
         """
         nats = tf.TensorArray(tf.float32, count)
         targets, norm = tf.TensorArray(tf.int32, count), tf.TensorArray(tf.float32, count)
@@ -139,20 +138,19 @@ class Steps:
 
     @tf.function
     def evaluate(self, batch: Any, carry: Any) -> tuple[Totals, Any]:
-        """Loss only: no dropout, no update."""
+        """The loss, without dropout and update."""
         totals, carry = self.strategy.run(self._score, args=(batch, carry))
         return self._any(totals), carry
 
     @tf.function
     def losses(self, batch: Any, carry: Any) -> tuple[tf.Tensor, Any]:
-        """As `evaluate`, but the loss of every target, nats_BxT of all lanes, and 0 where there is none."""
+        """Like `evaluate`, but returns nats_BxT of all lanes, 0 where there is no target."""
         nats, carry = self.strategy.run(self._losses, args=(batch, carry))
         return self.strategy.gather(nats, axis=0), carry
 
     @tf.function(autograph=False)
     def inside(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """The gradient of every weight and the activation of every gate, from an empty carry, on one device: for
-        histograms."""
+        """Gradients of all weights and activations of all gates, from an empty carry on one device, for histograms."""
         carry_BxLxSxH = self.model.initial_carry(batch.ids_BxT.shape[0])
         size = batch.ids_BxT.shape[0] * batch.ids_BxT.shape[1]
         _, _, gradients = self._tower(batch, carry_BxLxSxH, [], size)
@@ -160,12 +158,12 @@ class Steps:
         return named | {f"gate/{name}": x for name, x in self.model.gates(batch.ids_BxT, carry_BxLxSxH).items()}
 
     def _any(self, totals: Totals) -> Totals:
-        """Totals that are the same on all replicas, of one of them."""
+        """One replica's totals, which are equal on all."""
         return Totals(*(self.strategy.experimental_local_results(x)[0] for x in totals))
 
     @tf.autograph.experimental.do_not_convert
     def _score(self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor) -> tuple[Totals, tf.Tensor]:
-        """On one replica: the loss over all of them, and its own next carry."""
+        """On one replica: the totals over all replicas, and its next carry."""
         nats_BxT, carry_BxLxSxH = self._losses(parts, carry_BxLxSxH)
         nats, targets = _all_reduce([tf.reduce_sum(nats_BxT), _real(Batch(*parts))])
         return Totals(nats, tf.cast(targets, tf.int32), tf.zeros([])), carry_BxLxSxH
@@ -182,12 +180,12 @@ class Steps:
             carries.append(carry)
         return tf.concat(losses, 0), tf.concat(carries, 0)
 
-    @tf.autograph.experimental.do_not_convert  # nothing in it to convert; to look takes seconds
+    @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and the search takes seconds
     def _update(
         self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor, step: tf.Tensor
     ) -> tuple[Totals, tf.Tensor]:
-        """On one replica: the loss over all of them, its own next carry; its copy of the weights is moved by all
-        replicas' gradient."""
+        """On one replica: the totals over all replicas and its next carry. Updates its weights by the gradient over all
+        replicas."""
         batch = Batch(*parts)
         B, T = batch.ids_BxT.shape
         lanes = B * self.devices.replicas
@@ -206,7 +204,7 @@ class Steps:
         return Totals(nats, tf.cast(targets, tf.int32), norm), tf.concat(carries, 0)
 
     def _towers(self, batch: Batch) -> list[slice]:
-        """The rows of each tower: shares of a replica's lanes, equal to within one, that run side by side."""
+        """The rows of each tower: shares of a replica's lanes, equal to within one, that run in parallel."""
         B = batch.ids_BxT.shape[0]
         towers = self.devices.towers(B)
         return [slice(tower * B // towers, (tower + 1) * B // towers) for tower in range(towers)]
@@ -217,6 +215,6 @@ class Steps:
         with tf.GradientTape() as tape:
             logits_BxTxV, carry_BxLxSxH = self.model(batch.ids_BxT, carry_BxLxSxH, masks, batch.reset_BxT)
             nats = total_nats(logits_BxTxV, batch.targets_BxT, batch.count_B)
-            # The mean over a full step, also where an epoch's last window is not full: every target weighs the same.
+            # Divide by a full step's targets even in an epoch's short last window, to weigh all targets equally.
             loss = nats / targets_a_step
         return nats, carry_BxLxSxH, tape.gradient(loss, self.model.trainable_variables)

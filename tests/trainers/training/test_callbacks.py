@@ -209,9 +209,9 @@ def test_a_callback_of_the_caller_may_end_a_run_within_a_stretch(tmp_path: Path,
     [
         (
             {"name": "EarlyStoping"},
-            "there is no 'EarlyStoping' in keras.callbacks, which has BackupAndRestore, CSVLogger, ",
+            "no 'EarlyStoping' in keras.callbacks, which has BackupAndRestore, CSVLogger, ",
         ),
-        ({"name": "csv:Logger"}, "there is no 'Logger' in csv$"),
+        ({"name": "csv:Logger"}, "no 'Logger' in csv$"),
         (
             {"name": "no_such_module:Logger"},
             r"'no_such_module:Logger' cannot be made \(ModuleNotFoundError: No module ",
@@ -235,7 +235,5 @@ def test_what_is_no_callback_is_refused_before_a_run_is_made(
 
 @pytest.mark.parametrize("rate", [{"schedule": "cosine", "decay": 0.1}, {"warmup": 3}])
 def test_two_hands_on_the_learning_rate_are_refused(rate: dict[str, Any]) -> None:
-    with pytest.raises(
-        UsageError, match="ReduceLROnPlateau changes the learning rate, so it wants a constant one, got s"
-    ):
+    with pytest.raises(UsageError, match="ReduceLROnPlateau sets the learning rate, so it needs a constant one, got s"):
         make_callbacks(tiny_config(callbacks=[{"name": "ReduceLROnPlateau"}], **rate).train)

@@ -37,7 +37,7 @@ def test_tf_config_names_the_workers(
 )
 def test_a_tf_config_that_names_no_worker_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(UsageError, match=r"^TF_CONFIG must be as \{\"cluster\": .*\}: \w+Error"):
+    with pytest.raises(UsageError, match=r"^TF_CONFIG must be like \{\"cluster\": .*\}: \w+Error"):
         Cluster.from_environment()
 
 

@@ -19,7 +19,8 @@ def rates(**settings: object) -> np.ndarray:
     return np.array([float(rate(tf.constant(step, tf.int64))) for step in range(TOTAL)])
 
 
-def test_the_rate_at_every_step_is_the_formula() -> None:
+def test_the_rate_at_every_step_is_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.training.optimizer.DECAY_AFTER", 2)
     steps = np.arange(TOTAL)
     warm = np.minimum((steps + 1) / 8, 1)
     falling = {
@@ -28,7 +29,7 @@ def test_the_rate_at_every_step_is_the_formula() -> None:
         "char-rnn": 0.2 ** np.maximum(0, steps // EPOCH - 1),  # from the third epoch on, after two whole ones
     }
     for schedule, factor in falling.items():
-        plain, warmed = (rates(schedule=schedule, decay=0.2, decay_after=2, warmup=warmup) for warmup in (0, 8))
+        plain, warmed = (rates(schedule=schedule, decay=0.2, warmup=warmup) for warmup in (0, 8))
         np.testing.assert_allclose(plain, 0.5 * factor, rtol=1e-5, err_msg=schedule)
         np.testing.assert_allclose(warmed, 0.5 * factor * warm, rtol=1e-5, err_msg=schedule)
     np.testing.assert_allclose(rates(warmup=8), 0.5 * warm, rtol=1e-6)
@@ -42,7 +43,7 @@ def test_char_rnn_decays_as_char_rnn_did() -> None:
         epoch = iteration / EPOCH
         if iteration % EPOCH == 0 and epoch >= 10:
             rate *= 0.97
-    config = TrainConfig(schedule="char-rnn", decay=0.97, decay_after=10)
+    config = TrainConfig(schedule="char-rnn", decay=0.97)
     ours = LearningRate(config, 13 * EPOCH, EPOCH)
     np.testing.assert_allclose([float(ours(step)) for step in range(13 * EPOCH)], expected, rtol=1e-6)
 
@@ -69,7 +70,7 @@ def test_each_optimizer_moves_as_its_paper_says() -> None:
     expected = {}
     w, velocity = start, np.zeros(2)
     for g in gradients:  # momentum: Sutskever et al. 2013
-        velocity = 0.8 * velocity - 0.1 * g
+        velocity = 0.9 * velocity - 0.1 * g
         w = w + velocity
     expected["sgd"] = w
     w, square = start, np.zeros(2)
@@ -83,7 +84,7 @@ def test_each_optimizer_moves_as_its_paper_says() -> None:
         w = w - 0.1 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-7)
     expected["adam"] = w
     for name, w in expected.items():
-        np.testing.assert_allclose(moved(gradients.tolist(), optimizer=name, momentum=0.8), [w, w], rtol=1e-4)
+        np.testing.assert_allclose(moved(gradients.tolist(), optimizer=name), [w, w], rtol=1e-4)
 
 
 def test_weight_decay_shrinks_kernels_and_leaves_biases() -> None:

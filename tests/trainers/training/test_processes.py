@@ -1,7 +1,8 @@
-"""What only whole processes show: kill -9, signals, several workers, and that a run goes on from all of them."""
+"""Whole processes: kill -9, signals and several workers, and that a run resumes after each of them."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,35 +51,32 @@ def home(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Mani
 
 
 def start(home: Path, name: str, *options: str, cluster: list[str] | None = None, worker: int = 0) -> subprocess.Popen:
-    """Trains runs/NAME in a process of its own; as a worker of a cluster if there is one."""
+    """Train runs/NAME in its own process, as a worker if there is a cluster."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if cluster:
         task = {"cluster": {"worker": cluster}, "task": {"type": "worker", "index": worker}}
         environment["TF_CONFIG"] = json.dumps(task)
     command = [
         sys.executable,
-        "-m",
-        "trainers",
-        "train",
-        "tiny.toml",
-        "--unvalidated",
-        "--out",
+        *["-m", "trainers", "train", "tiny.toml", "--unvalidated", "--out"],
         f"runs/{name}",
         *options,
     ]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=home, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=home, env=environment, stdout=pipe, stderr=pipe, text=True
+    )
 
 
 def end(process: subprocess.Popen, code: int = 0) -> str:
-    """Waits for a process, which must end with this code, and gives what it said."""
-    _, said = process.communicate(timeout=180)
-    assert process.returncode == code, said
-    return said
+    """Wait for a process that must exit with `code`, and return its standard error."""
+    _, message = process.communicate(timeout=180)
+    assert process.returncode == code, message
+    return message
 
 
 def reach(home: Path, name: str, step: int, *processes: subprocess.Popen) -> None:
-    """Waits until a run has a checkpoint of this step or of a later one."""
+    """Wait until a run has a checkpoint of this step or a later one."""
     run = home / "runs" / name
     while not any(int(path.name[5:]) >= step for path in run.glob("checkpoints/step-*")):
         for process in processes:
@@ -91,7 +89,7 @@ def run(home: Path, name: str) -> Run:
 
 
 def curve(home: Path, name: str) -> list[tuple[int, str, float]]:
-    """All losses that a run has reported."""
+    """All reported losses of a run."""
     rows = metrics.read(run(home, name).folder)
     return [(row["step"], key, row[key]) for row in rows for key in ("train_nats", "val_nats") if key in row]
 
@@ -104,57 +102,70 @@ def weights(home: Path, name: str) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def whole(home: Path) -> str:
-    """A run on one device that nothing disturbed."""
+    """An uninterrupted run on one device."""
     end(start(home, "whole"))
     return "whole"
 
 
-def check_killed(home: Path, whole: str, name: str, kills: int, *options: str) -> None:
-    """Kills a run at random moments and lets it go on each time: it must end as if nothing had been."""
+def kill(home: Path, name: str, *options: str) -> None:
+    """Resume a run and kill it at a random moment."""
     rng = np.random.default_rng()
-    for _ in range(kills):
-        process = start(home, name, *options)
-        at, after = int(rng.integers(4, STEPS * 3 // 4)), float(rng.random() * 0.03)
-        print(f"kill {after:.4f} s after step {at}")
-        reach(home, name, at, process)
-        time.sleep(after)  # evaluations and checkpoints follow each other closely: many a kill comes inside one
-        process.kill()
-        process.communicate()
-    end(start(home, name, *options))
+    process = start(home, name, *options)
+    step, delay = int(rng.integers(4, STEPS * 3 // 4)), float(rng.random() * 0.03)
+    print(f"kill {delay:.4f} s after step {step}")
+    reach(home, name, step, process)
+    time.sleep(delay)  # evaluations and checkpoints are so frequent that many a kill comes inside one
+    process.kill()
+    process.communicate()
+
+
+def terminate(home: Path, name: str, number: signal.Signals) -> None:
+    """Start a run, and stop it by a signal."""
+    process = start(home, name)
+    reach(home, name, 8, process)
+    process.send_signal(number)
+    message = end(process, 128 + number)
+    step = checkpoint.checkpoints(run(home, name))[-1].step
+    assert message.endswith(f"stopped at step {step:,}, and saved; the same command resumes from there\n")
+    assert 8 <= step < STEPS
+
+
+def check_equal(home: Path, name: str, whole: str) -> None:
+    """Two runs end with the same bits: losses, weights, optimizer slots and carry."""
     assert curve(home, name) == curve(home, whole)
-    last, undisturbed = (checkpoint.checkpoints(run(home, each))[-1] for each in (name, whole))
-    assert last.step == undisturbed.step == STEPS
-    # The file of all tensors: weights, optimizer slots, carry.
-    assert checkpoint.weights_sha256(last) == checkpoint.weights_sha256(undisturbed)
+    last, uninterrupted = (checkpoint.checkpoints(run(home, each))[-1] for each in (name, whole))
+    assert last.step == uninterrupted.step == STEPS
+    assert checkpoint.weights_sha256(last) == checkpoint.weights_sha256(uninterrupted)  # the file of all tensors
     assert checkpoint.best(run(home, name)).val_nats == checkpoint.best(run(home, whole)).val_nats
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(home: Path, whole: str) -> None:
-    check_killed(home, whole, "killed", 2)
+def test_a_run_that_was_stopped_and_killed_ends_with_the_same_bits(home: Path, whole: str) -> None:
+    terminate(home, "interrupted", signal.SIGTERM)
+    kill(home, "interrupted")
+    end(start(home, "interrupted"))
+    check_equal(home, "interrupted", whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replicas", ["1", "2"])
-def test_a_run_killed_often_ends_as_if_it_had_not_been(home: Path, replicas: str) -> None:
-    end(start(home, f"whole-{replicas}", "--replicas", replicas))
-    check_killed(home, f"whole-{replicas}", f"killed-{replicas}", 8, "--replicas", replicas)
+def test_a_run_killed_eight_times_ends_with_the_same_bits(home: Path, replicas: str) -> None:
+    whole, killed, options = f"whole-{replicas}", f"killed-{replicas}", ("--replicas", replicas)
+    end(start(home, whole, *options))
+    for _ in range(8):
+        kill(home, killed, *options)
+    end(start(home, killed, *options))
+    check_equal(home, killed, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_ends_the_run(home: Path, whole: str, number: signal.Signals) -> None:
-    process = start(home, number.name)
-    reach(home, number.name, 8, process)
-    process.send_signal(number)
-    said = end(process, 128 + number)
-    step = checkpoint.checkpoints(run(home, number.name))[-1].step
-    assert said.endswith(f"stopped at step {step:,}, and saved; the same command goes on from there\n")
-    assert 8 <= step < STEPS
-    end(start(home, number.name))
-    assert curve(home, number.name) == curve(home, whole)
+@pytest.mark.slow
+def test_ctrl_c_saves_and_stops_the_run(home: Path, whole: str) -> None:
+    terminate(home, "sigint", signal.SIGINT)
+    end(start(home, "sigint"))
+    assert curve(home, "sigint") == curve(home, whole)
 
 
 def check_alike(home: Path, name: str, whole: str) -> None:
-    """All losses and the last weights, to 1e-5."""
+    """Two runs have equal losses and final weights, to 1e-5."""
     for a, b in zip(curve(home, name), curve(home, whole), strict=True):
         assert a[:2] == b[:2]
         assert a[2] == pytest.approx(b[2], abs=1e-5)
@@ -162,25 +173,43 @@ def check_alike(home: Path, name: str, whole: str) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
+def start_workers(home: Path) -> list[subprocess.Popen]:
+    cluster = addresses(2)
+    return [start(home, "workers", cluster=cluster, worker=index) for index in range(2)]
+
+
+@pytest.fixture(scope="module")
+def orphaned(home: Path) -> None:
+    """A run of two workers, of which one was killed."""
+    workers = start_workers(home)
+    reach(home, "workers", STEPS // 4, *workers)
+    workers[1].kill()
+    killed = time.monotonic()
+    message = end(workers[0], 1)
+    assert time.monotonic() - killed < 60
+    assert "2 CPU replicas on 2 workers" in message
+    assert "worker 0 lost the others" in message
+    assert "resumes from step" in message
+    assert "steps of" not in workers[1].communicate()[1], "the chief alone reports"
+
+
+@pytest.mark.usefixtures("orphaned")
+def test_a_run_of_two_workers_resumes_on_two_replicas(home: Path, whole: str) -> None:
+    shutil.copytree(home / "runs" / "workers", home / "runs" / "moved")
+    end(start(home, "moved", "--replicas", "2"))
+    check_alike(home, "moved", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("orphaned")
+def test_two_workers_train_as_one_and_resume(home: Path, whole: str) -> None:
+    messages = [end(worker) for worker in start_workers(home)]
+    assert "2 CPU replicas on 2 workers" in messages[0]
+    assert "steps of" not in messages[1], "the chief alone reports"
+    check_alike(home, "workers", whole)
+
+
+@pytest.mark.slow
 def test_two_replicas_train_as_one(home: Path, whole: str) -> None:
     end(start(home, "replicas", "--replicas", "2"))
     check_alike(home, "replicas", whole)
-
-
-def test_two_workers_train_as_one_and_outlive_each_other(home: Path, whole: str) -> None:
-    cluster = addresses(2)
-    workers = [start(home, "workers", cluster=cluster, worker=index) for index in range(2)]
-    reach(home, "workers", STEPS // 4, *workers)
-    workers[1].kill()
-    since = time.monotonic()
-    said = end(workers[0], 1)
-    assert time.monotonic() - since < 60
-    assert "worker 0 lost the others" in said
-    assert "goes on from step" in said
-    workers[1].communicate()
-    cluster = addresses(2)
-    workers = [start(home, "workers", cluster=cluster, worker=index) for index in range(2)]
-    said = [end(worker) for worker in workers]
-    assert "2 CPU replicas on 2 workers" in said[0]
-    assert "steps of" not in said[1], "the chief alone reports"
-    check_alike(home, "workers", whole)

@@ -111,7 +111,7 @@ def test_a_lane_keeps_its_replica(rng: np.random.Generator, on: On) -> None:
 
 
 def test_a_step_moves_by_the_clipped_gradient(rng: np.random.Generator, on: On) -> None:
-    steps = build(on(replicas=2), optimizer="sgd", momentum=0.0, learning_rate=1.0, clip=0.001)
+    steps = build(on(replicas=2), optimizer="sgd", learning_rate=1.0, clip=0.001)
     before = steps.model.get_weights()
     run(steps, text(rng, 1))
     moved = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(steps.model.get_weights(), before, strict=True)))
@@ -123,7 +123,7 @@ def test_a_window_that_is_not_full_weighs_its_targets_as_any_other(rng: np.rando
     half = Batch(batch.ids_BxT, batch.targets_BxT, np.array([T, 0, 0, 0], np.int32))
     moves = []
     for one in (batch, half):
-        steps = build(on(), optimizer="sgd", momentum=0.0, learning_rate=1.0, clip=1e9)
+        steps = build(on(), optimizer="sgd", learning_rate=1.0, clip=1e9)
         before = steps.model.dense.bias.numpy()
         run(steps, [one])
         moves.append(steps.model.dense.bias.numpy() - before)
