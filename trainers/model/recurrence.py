@@ -18,7 +18,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainers.model.cells import Cell, State, Weights
+from trainers.model import kernel
+from trainers.model.cells import Cell, Lstm, State, Weights
 
 UNROLL = 10  # steps per turn of the loop: with fewer its overhead shows, more only lengthen the first trace
 TABLE = 2048  # largest vocabulary to project once as a whole; beyond, each window projects the rows it reads
@@ -28,7 +29,11 @@ Recurrent = tuple[tf.Tensor, ...]  # trainers.model.cells.Weights.recurrent
 
 def matmul(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """The float32 product of two float32 matrices, multiplied in `dtype` (float32 or bfloat16)."""
-    return tf.cast(tf.matmul(tf.cast(a, dtype), tf.cast(b, dtype)), tf.float32)
+    return tf.cast(_matmul(tf.cast(a, dtype), tf.cast(b, dtype)), tf.float32)
+
+
+def _matmul(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    return kernel.matmul(a, b) if a.dtype == tf.float32 and kernel.ops() else tf.matmul(a, b)
 
 
 def look_up(table_VxK: tf.Tensor, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -50,11 +55,25 @@ def project(x: tf.Tensor, w: Weights, dtype: tf.DType) -> tf.Tensor:
     """z = x W + b in one product, [..., G] in `dtype`, for x [..., I]."""
     lengths = [tf.shape(x)[axis] for axis in range(len(x.shape) - 1)]
     x_NxI = tf.cast(tf.reshape(x, [-1, x.shape[-1]]), dtype)
-    z_NxG = tf.nn.bias_add(tf.matmul(x_NxI, tf.cast(w.kernel_IxG, dtype)), tf.cast(w.bias_G, dtype))
+    z_NxG = tf.nn.bias_add(_matmul(x_NxI, tf.cast(w.kernel_IxG, dtype)), tf.cast(w.bias_G, dtype))
     return tf.reshape(z_NxG, [*lengths, z_NxG.shape[-1]])
 
 
 def recur(
+    cell: Cell,
+    z_TxBxG: tf.Tensor,
+    before: State,
+    recurrent: Recurrent,
+    dtype: tf.DType,
+    keep_TxBx1: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, State]:
+    """Run the recurrence over a window, the fastest way: `kernel.lstm`, or else `loop`, which has the same arguments."""
+    if isinstance(cell, Lstm) and dtype == tf.float32 and kernel.ops():
+        return kernel.lstm(z_TxBxG, before, recurrent[0], keep_TxBx1)
+    return loop(cell, z_TxBxG, before, recurrent, dtype, keep_TxBx1)
+
+
+def loop(
     cell: Cell,
     z_TxBxG: tf.Tensor,
     before: State,

@@ -1,0 +1,97 @@
+"""The LSTM's recurrence as a compiled TensorFlow op (lstm.cc), several times as fast on a CPU as a loop of ops.
+
+It is compiled when it is first needed, in a few seconds, for the processor at hand, and kept beside the environment's
+packages. Without a compiler, or where nothing may be written there, the graph loop of recurrence.py serves instead.
+
+Legend: T time steps, B lanes, H units, G gate columns.
+"""
+
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from common import console
+from common.files import whole_file
+from common.machine import processor
+from trainers.model.cells import State
+
+SOURCE = Path(__file__).with_name("lstm.cc")
+BUILT = Path(sys.prefix, "share", "unreasonable-rnn")
+
+
+@functools.cache
+def ops() -> Any:
+    """Return the compiled ops as a module. None on a GPU, and, with a note, where they cannot be built."""
+    if tf.config.list_logical_devices("GPU"):
+        return None
+    try:
+        return tf.load_op_library(str(_build()))
+    except (OSError, subprocess.CalledProcessError, tf.errors.OpError) as error:
+        reason = error.stderr.strip().splitlines()[-1:] if isinstance(error, subprocess.CalledProcessError) else [error]
+        console.note(
+            f"training runs at about half speed: {SOURCE.name} cannot be compiled ({', '.join(map(str, reason))})"
+        )
+        return None
+
+
+def _build() -> Path:
+    """Compile the ops for this processor and this TensorFlow, unless that has been done."""
+    flags = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC"]
+    flags += [
+        flag for flag in tf.sysconfig.get_compile_flags() if flag.startswith("-I")
+    ] + tf.sysconfig.get_link_flags()
+    name, instructions = processor()
+    key = [SOURCE.read_text(encoding="utf-8"), tf.__version__, name, *sorted(instructions), *flags]
+    library = BUILT / f"lstm-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        with whole_file(library) as partial:
+            command = [os.environ.get("CXX", "c++"), str(SOURCE), "-o", str(partial), *flags]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+    return library
+
+
+def lstm(
+    z_TxBxG: tf.Tensor, before: State, recurrent_HxG: tf.Tensor, keep_TxBx1: tf.Tensor | None
+) -> tuple[tf.Tensor, State]:
+    """Run `recurrence.loop` of an LSTM in float32. Arguments and results are the same."""
+    T, B, G = tf.shape(z_TxBxG)[0], tf.shape(z_TxBxG)[1], z_TxBxG.shape[2]
+    keep_TxB = tf.ones([T, B]) if keep_TxBx1 is None else keep_TxBx1[..., 0]
+
+    @tf.custom_gradient
+    def window(
+        z_TxBxG: tf.Tensor, h_BxH: tf.Tensor, c_BxH: tf.Tensor, r_HxG: tf.Tensor
+    ) -> tuple[tuple[tf.Tensor, ...], Callable[..., tuple[tf.Tensor, ...]]]:
+        h_T1xBxH, c_TxBxH, gates_TxBxG = ops().char_rnn_lstm(z_TxBxG, r_HxG, h_BxH, c_BxH, keep_TxB)
+
+        def grad(*dafter: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            dz_TxBxG, *dbefore = ops().char_rnn_lstm_grad(r_HxG, c_BxH, keep_TxB, c_TxBxH, gates_TxBxG, *dafter)
+            h_TxBxH = h_T1xBxH[:-1] if keep_TxBx1 is None else h_T1xBxH[:-1] * keep_TxBx1
+            h_NxH, dz_NxG = tf.reshape(h_TxBxH, [-1, G // 4]), tf.reshape(dz_TxBxG, [-1, G])
+            return dz_TxBxG, *dbefore, ops().char_rnn_product_transposed_a(h_NxH, dz_NxG)
+
+        return (h_T1xBxH[1:], h_T1xBxH[-1], c_TxBxH[-1]), grad
+
+    h_TxBxH, h_BxH, c_BxH = window(z_TxBxG, *before, recurrent_HxG)
+    h_TxBxH.set_shape([*z_TxBxG.shape[:2], G // 4])
+    for x_BxH in (h_BxH, c_BxH):
+        x_BxH.set_shape([z_TxBxG.shape[1], G // 4])
+    return h_TxBxH, (h_BxH, c_BxH)
+
+
+@tf.custom_gradient
+def matmul(a_MxK: tf.Tensor, b_KxN: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+    """Multiply two float32 matrices on one core: TensorFlow's own product reaches half of what the processor can."""
+    c_MxN = ops().char_rnn_product(a_MxK, b_KxN)
+    c_MxN.set_shape([a_MxK.shape[0], b_KxN.shape[1]])
+
+    def grad(dc_MxN: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return ops().char_rnn_product_transposed_b(dc_MxN, b_KxN), ops().char_rnn_product_transposed_a(a_MxK, dc_MxN)
+
+    return c_MxN, grad
