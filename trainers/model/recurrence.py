@@ -1,7 +1,8 @@
 """A recurrent layer's weights, in Keras's own layout, run without Keras.
 
     stock    keras.layers.LSTM, GRU or SimpleRNN itself: cuDNN on a GPU
-    loop     a graph loop for the CPU with a hand-written gradient: this file's `recur`
+    kernel   an LSTM in float32 on a CPU, compiled: trainers.model.kernel
+    loop     a graph loop for all else, with a hand-written gradient: this file's `loop`
     step     a single time step for sampling and export: trainers.sampling.stepper
 
 trainers.model.cells contains what differs between cells; this file what they share.
@@ -67,7 +68,7 @@ def recur(
     dtype: tf.DType,
     keep_TxBx1: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, State]:
-    """Run the recurrence over a window, the fastest way: `kernel.lstm`, or else `loop`, which has the same arguments."""
+    """Run the recurrence over a window the fastest way: `kernel.lstm` or, with the same results, `loop`."""
     if isinstance(cell, Lstm) and dtype == tf.float32 and kernel.ops():
         return kernel.lstm(z_TxBxG, before, recurrent[0], keep_TxBx1)
     return loop(cell, z_TxBxG, before, recurrent, dtype, keep_TxBx1)

@@ -66,9 +66,11 @@ def window(rng: np.random.Generator, cell: str, T: int, B: int, H: int) -> tuple
     return rng.normal(size=(T, B, G)).astype(np.float32), *single, keep
 
 
-def recur(cell: str, z: Any, state: Any, recurrent: Any, dtype: tf.DType, keep: Any) -> Any:
+def recur(
+    cell: str, z: Any, state: Any, recurrent: Any, dtype: tf.DType, keep: Any, way: Any = recurrence.recur
+) -> Any:
     keep = None if keep is None else tf.convert_to_tensor(keep)
-    h_TxBxH, after = recurrence.recur(CELLS[cell], z, tuple(state), tuple(recurrent), dtype, keep)
+    h_TxBxH, after = recurrence.loop(CELLS[cell], z, tuple(state), tuple(recurrent), dtype, keep)
     return [h_TxBxH, *after]
 
 

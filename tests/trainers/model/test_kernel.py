@@ -1,0 +1,114 @@
+"""The compiled op against float64 and against the graph loop, at sizes off every multiple of its vectors and blocks."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainers.model import kernel, recurrence
+from trainers.model.cells import CELLS
+from trainers.model.char_rnn import CharRNN
+
+SIZES = [(1, 1, 1), (3, 2, 5), (2, 25, 16), (4, 7, 33), (2, 13, 300)]  # T, B, H
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    assert kernel.ops(), "a C++ compiler is a requirement of `make setup`"
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(("T", "B", "H"), SIZES)
+def test_values_and_gradients_are_the_loop_s(rng: np.random.Generator, T: int, B: int, H: int, resets: bool) -> None:
+    keep = tf.constant(rng.random((T, B, 1)) < 0.7, tf.float32) if resets else None
+    shapes = [(T, B, 4 * H), (B, H), (B, H), (H, 4 * H)]
+    z, h, c, r = (tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes)
+    r /= H**0.5
+    weights = [tf.constant(rng.normal(size=shape), tf.float32) for shape in ((T, B, H), (B, H), (B, H))]
+
+    def run(recur: Callable[..., Any]) -> list[np.ndarray]:
+        @tf.function(autograph=False)
+        def values_and_gradients() -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                tape.watch([z, h, c, r])
+                h_TxBxH, after = recur(z, (h, c))
+                values = [h_TxBxH, *after]
+                loss = tf.add_n([tf.reduce_sum(x * w) for x, w in zip(values, weights, strict=True)])
+            return [*values, *tape.gradient(loss, [z, h, c, r])]
+
+        return [x.numpy() for x in values_and_gradients()]
+
+    compiled = run(lambda z, state: kernel.lstm(z, state, r, keep))
+    loop = run(lambda z, state: recurrence.loop(CELLS["lstm"], z, state, (r,), tf.float32, keep))
+    for one, other in zip(compiled, loop, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * (1 + np.abs(other).max()))
+
+
+@pytest.mark.parametrize(("M", "K", "N"), [(1, 1, 1), (25, 300, 17), (97, 5, 64), (200, 257, 33)])
+def test_products_and_their_gradients_are_exact_to_rounding(rng: np.random.Generator, M: int, K: int, N: int) -> None:
+    a, b, w = (rng.normal(size=shape) for shape in ((M, K), (K, N), (M, N)))
+    with tf.GradientTape() as tape:
+        inputs = [tf.constant(x, tf.float32) for x in (a, b)]
+        tape.watch(inputs)
+        c = kernel.matmul(*inputs)
+        loss = tf.reduce_sum(c * tf.constant(w, tf.float32))
+    for got, expected in zip([c, *tape.gradient(loss, inputs)], [a @ b, w @ b.T, a.T @ w], strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * max(M, K, N) ** 0.5 * 10)
+
+
+def test_tanh_is_within_rounding_everywhere() -> None:
+    """Through the op: with h = 0 and open gates, c is tanh of the candidate."""
+    x = np.concatenate([np.linspace(-12, 12, 4001), np.logspace(-30, 0, 100)]).astype(np.float32)[:, None]
+    open_gates = np.full((len(x), 1), 20, np.float32)
+    z = np.concatenate([open_gates, -open_gates, open_gates, x], axis=1)[None]
+    zero = tf.zeros([len(x), 1])
+    _, (_, c) = kernel.lstm(tf.constant(z), (zero, zero), tf.zeros([1, 4]), None)
+    np.testing.assert_allclose(c, np.tanh(x.astype(np.float64)), rtol=1e-6)
+
+
+def test_wrong_shapes_fail_the_op() -> None:
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        kernel.ops().char_rnn_lstm(
+            tf.zeros([2, 3, 8]), tf.zeros([3, 8]), tf.zeros([3, 2]), tf.zeros([3, 2]), tf.ones([2, 3])
+        )
+
+
+def test_without_a_compiler_the_loop_serves(
+    make_model: Callable[..., CharRNN],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, ids = make_model(), np.zeros((2, 3), int)
+    compiled, _ = model(ids, model.initial_carry(2))
+    monkeypatch.setattr(kernel, "BUILT", tmp_path)
+    monkeypatch.setenv("CXX", "false")
+    kernel.ops.cache_clear()
+    try:
+        looped, _ = model(ids, model.initial_carry(2))
+    finally:
+        kernel.ops.cache_clear()
+    assert "lstm.cc cannot be compiled" in capsys.readouterr().err
+    np.testing.assert_allclose(looped, compiled, atol=1e-5)
+    assert not list(tmp_path.iterdir()), "no half-written library stays"
+
+
+def test_it_is_compiled_once_per_source_and_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = []
+
+    def compile_with(command: list[str], **_: Any) -> None:
+        calls.append(command)
+        with open(command[command.index("-o") + 1], "wb"):
+            pass
+
+    monkeypatch.setattr(kernel, "BUILT", tmp_path)
+    monkeypatch.setattr(subprocess, "run", compile_with)
+    first = kernel._build()
+    assert kernel._build() == first
+    assert len(calls) == 1
+    monkeypatch.setattr(kernel, "processor", lambda: ("another", set()))
+    assert kernel._build() != first
