@@ -37,7 +37,7 @@ class CharRNN(keras.Model):
 
     The layers are stock Keras layers with their usual weights, names and initial values (orthogonal recurrent kernels,
     an LSTM's forget bias 1), except in the first kernel. With `layer_norm` a LayerNormalization follows each, before
-    dropout; the state is not normalized. They run through cuDNN on a GPU, else in trainers.model.recurrence's loop,
+    dropout; the state is not normalized. They run through cuDNN on a GPU, else in trainers.model.recurrence,
     which is several times faster on a CPU, and which alone can start a document inside a window.
     """
 
