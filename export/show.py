@@ -1,5 +1,6 @@
-"""What a run came to: what was made and where, its bits per character, and text from each thing that was made."""
+"""The last screen of `make demo`: the files, the bits per character, a sample per temperature and the next commands."""
 
+import math
 from pathlib import Path
 
 import tensorflow as tf
@@ -11,75 +12,97 @@ from common.files import read_json
 from export.lite.graph import PRECISIONS
 from export.lite.runner import LiteModel, Sampling
 from export.serve.saved_model import MADE_FROM, latest_version
+from pipeline.manifest import read_manifest
 from trainers import checkpoint, metrics
 from trainers.run import Run, read_run
 from trainers.sampling.rows import Request
 from trainers.sampling.sampler import Sampler
 
-TEMPERATURES = (0.5, 0.8, 1.0)
-LENGTH = 240  # characters, after an empty prompt: it suits every text
+TEMPERATURES = (0.2, 0.5, 0.8, 1.0)
+LENGTH = 160  # tokens after an empty prompt, which suits every text
+LINES, COLUMNS = 3, 100  # of each sample, blank lines left out
 
 
 def show(folder: Path, served: Path, devices: Path) -> None:
-    """Prints the table and the samples. Raises StageError for a part that has not been made."""
+    """Print what a run came to. Raises StageError for an export that is missing or of another checkpoint."""
     run = read_run(folder)
     chosen = checkpoint.best(run)
     weights, latest = checkpoint.weights_sha256(chosen), _latest(served)
     for made, about in ((latest, latest / MADE_FROM), (devices, devices / "model.json")):
         if read_json(about).get("weights_sha256") != weights:
-            raise StageError(f"{made} was not made from {chosen.folder}, the best of {folder} now: export it again")
+            raise StageError(f"{made} was not exported from {chosen.folder}, now the best of {folder}: export it again")
     lite = [path for name in PRECISIONS if (path := devices / f"{name}.tflite").is_file()]
     if not lite:
-        raise StageError(f"there is no .tflite in {devices}: make it with python -m export tflite --force")
-    _samples(
-        {
-            f"checkpoint  {chosen.folder}": _from_checkpoint(run, chosen),
-            f"SavedModel  {latest}": _from_saved_model(latest),
-            f".tflite  {lite[0]}": _from_lite(lite[0]),
-        }
-    )
-    console.out.print(_made(run, chosen, served, lite))
-    console.out.print(_bits(folder, run))
+        raise StageError(f"{devices} holds no .tflite: run python -m export tflite {folder} --force")
+    texts = _from_checkpoint(run, chosen)
+    others = {str(latest): _from_saved_model(latest), str(lite[0]): _from_lite(lite[0])}
+    console.out.print(_made(run, served, lite))
+    console.out.print(_bits(run))
+    _samples(texts)
+    console.out.print(_agreement(texts, others))
+    console.out.print(_next(folder, devices))
 
 
-def _made(run: Run, chosen: checkpoint.Checkpoint, served: Path, lite: list[Path]) -> Table:
-    table = Table(title="What was made", title_justify="left", box=None)
-    for name in ("", "where", "MB"):
-        table.add_column(name, justify="right" if name == "MB" else "left", overflow="fold")
+def _table(*columns: str) -> Table:
+    table = Table(title=columns[0], title_justify="left", title_style="bold", box=None, show_header=False)
+    for index in range(len(columns)):
+        table.add_column(justify="right" if index == len(columns) - 1 > 0 else "left", no_wrap=True)
+    return table
+
+
+def _made(run: Run, served: Path, lite: list[Path]) -> Table:
+    table = _table("What was made", "", "MB")
+    report = run.folder / "report.html"
     for name, path in (
         ("data", run.data),
-        ("data report", run.data / "validation" / "report.html"),
         ("run", run.folder),
-        ("run report", run.folder / "report.html"),
-        (f"checkpoint, step {chosen.step:,}", chosen.folder),
+        *([("report", report)] if report.is_file() else []),  # a run that was not evaluated has none
         ("SavedModel", served),
         *((".tflite", path) for path in lite),
     ):
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        if files:  # a run that was not evaluated has no report
-            table.add_row(name, str(path), f"{sum(file.stat().st_size for file in files) / 1e6:.1f}")
+        table.add_row(name, str(path), f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
     return table
 
 
-def _bits(folder: Path, run: Run) -> Table:
-    table = Table(title=f"Bits per {run.vocab.unit} on held-out text", title_justify="left", box=None)
-    for name in ("", "bits", "nats"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+def _bits(run: Run) -> Table:
+    table = _table(f"Bits per {run.vocab.unit} on held-out text", "")
     rows = metrics.evaluations(run.folder)
     best = min(rows, key=lambda row: row["val_nats"])
-    table.add_row("before training (val)", f"{rows[0]['val_bits']:.3f}", f"{rows[0]['val_nats']:.3f}")
-    table.add_row(f"after step {best['step']:,} (val)", f"{best['val_bits']:.3f}", f"{best['val_nats']:.3f}")
-    if score := read_json(folder / "evaluation-test.json"):
-        table.add_row(f"after step {score['inputs']['step']:,} (test)", f"{score['bits']:.3f}", f"{score['nats']:.3f}")
+    table.add_row("before training, val", f"{rows[0]['val_bits']:.3f}")
+    table.add_row(f"after step {best['step']:,}, val", f"{best['val_bits']:.3f}")
+    judged = read_manifest(run.data).judged
+    if score := read_json(run.folder / f"evaluation-{judged}.json"):
+        table.add_row(f"after step {score['inputs']['step']:,}, {judged}", f"{score['bits']:.3f}")
+        if ngram := score["baselines"].get("ngram"):
+            table.add_row(f"an n-gram model, {judged}", f"{ngram['nats'] / math.log(2):.3f}")
     return table
 
 
-def _samples(sources: dict[str, list[bytes]]) -> None:
-    for name, texts in sources.items():
-        for temperature, text in zip(TEMPERATURES, texts, strict=True):
-            console.out.rule(f"{name}  temperature {temperature}", align="left")
-            # For people, so text: a character that the cut at LENGTH bytes broke is shown as broken.
-            console.write_text(text.decode("utf-8", errors="replace").encode())
+def _samples(texts: list[bytes]) -> None:
+    console.out.print("Samples, a seed each", style="bold")
+    for temperature, text in zip(TEMPERATURES, texts, strict=True):
+        console.out.rule(f"temperature {temperature}", align="left")
+        lines = text.decode("utf-8", errors="replace").split("\n")
+        for line in [line for line in lines if line.strip()][:LINES]:
+            console.write_text(line[:COLUMNS].encode())
+
+
+def _agreement(texts: list[bytes], others: dict[str, list[bytes]]) -> str:
+    """State whether the exports write the checkpoint's texts. Quantized weights may write others."""
+    same = {name: sum(a == b for a, b in zip(texts, each, strict=True)) for name, each in others.items()}
+    if min(same.values()) == len(texts):
+        return f"The checkpoint, {' and '.join(others)} write the same texts."
+    counts = (f"{name} {count} of them" for name, count in same.items())
+    return f"The checkpoint writes these {len(texts)} texts; {', '.join(counts)}."
+
+
+def _next(folder: Path, devices: Path) -> Table:
+    table = _table("Next")
+    table.add_row(f".venv/bin/python -m export web {devices} --serve")
+    table.add_row(f'.venv/bin/python -m trainers sample {folder} --prompt "def "')
+    table.add_row(f".venv/bin/python -m trainers neurons {folder}")
+    return table
 
 
 def _inputs() -> dict[str, tf.Tensor]:
@@ -101,7 +124,7 @@ def _from_checkpoint(run: Run, chosen: checkpoint.Checkpoint) -> list[bytes]:
 def _latest(served: Path) -> Path:
     latest = latest_version(served)
     if not latest:
-        raise StageError(f"there is no SavedModel in {served}: make it with python -m export savedmodel")
+        raise StageError(f"{served} holds no SavedModel: run python -m export savedmodel")
     return served / str(latest)
 
 
