@@ -30,13 +30,11 @@ from common.files import write_json
 from export.bundle import pack
 from export.lite import probe
 from export.lite.graph import convert
-from export.lite.quality import samples
 
 TOLERANCE = 1e-4  # of logits, among those in float32
 INT8 = "int8"
 TARGET = 5.0  # times the better of torch's eager loops, in int8-dynamic at TARGET_SIZE
 OWN, TARGET_SIZE = "int8-dynamic", "2x512"
-CALIBRATION = (8, 100)  # lanes and characters: noise, as the model of random weights is
 
 
 def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
@@ -90,12 +88,10 @@ def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
 def write_files(size: Size, folder: Path) -> dict[str, dict[str, float]]:
     """Writes the model as a .tflite of each precision; of each its bytes, and what export.lite.probe finds."""
     model, costs = model_of(size), {}
-    ids_BxT = np.random.default_rng(0).integers(0, VOCAB.size, CALIBRATION).astype(np.int32)
-    inputs = samples(model, None, ids_BxT)
     for name in PRECISIONS:
         path = folder / f"{name}.tflite"
         about = {"format_version": 1, "vocab": VOCAB.to_json()}
-        path.write_bytes(pack(convert(model, None, name, inputs), about))
+        path.write_bytes(pack(convert(model, None, name), about))
         costs[name] = {"bytes": path.stat().st_size, **probe(path)}
     return costs
 

@@ -19,7 +19,7 @@ from bench.loops import PROMPT, TEMPERATURE, Loop, Peer
 from bench.peers import Size, say
 
 LENGTH = 500
-PRECISIONS = ("float32", "float16", "int8-dynamic", "int8-full")
+PRECISIONS = ("float32", "float16", "int8-dynamic")
 
 
 def lite(precision: str) -> Callable[[Path, Size], Loop]:

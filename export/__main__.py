@@ -70,7 +70,7 @@ def label(base: Path, changes: tuple[str, ...]) -> None:
 @click.option("--out", type=FOLDER, help="Output folder.  [default: devices/NAME]")
 @click.option(
     "--precision",
-    default="float32,float16,int8-dynamic,int8-full",
+    default="float32,float16,int8-dynamic",
     show_default=True,
     metavar="NAME,...",
     help="Precisions, one file each.",
@@ -79,17 +79,16 @@ def label(base: Path, changes: tuple[str, ...]) -> None:
     "--allow",
     multiple=True,
     metavar="PRECISION=BITS",
-    help="Accepted loss in bits per character; may be repeated.  [default: 0.0001, 0.001, 0.02, 0.05]",
+    help="Accepted loss in bits per character; may be repeated.  [default: 0.0001, 0.001, 0.02]",
 )
 @click.option("--data", type=FOLDER, help="The data set, if it was moved after training.")
 @click.option("--force", is_flag=True, help="Overwrite a different model.")
 def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], data: Path | None, force: bool) -> None:
     """Export .tflite files for devices, one per precision.
 
-    Exports the run's best checkpoint as one step, with the carry in and out, and as 16 steps at once. Each file is
+    Exports the run's best checkpoint as one step, with the carry in and out. Each file is
     measured on up to 100,000 characters of held-out text, with the runtime of devices; a file that loses more than
     accepted is rejected.
-    int8-full is calibrated on the validation split.
 
     \b
     Examples:
@@ -102,11 +101,12 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
         try:
             allowed[name] = float(bits)
         except ValueError:
-            raise click.BadParameter(f"--allow wants PRECISION=BITS (such as int8-full=0.1), got '{each}'") from None
+            rule = "--allow must be PRECISION=BITS (such as int8-dynamic=0.1)"
+            raise click.BadParameter(f"{rule}, got '{each}'") from None
     with console.quiet():
-        from export.lite.lite import Wanted, export_lite
-    wanted = Wanted(tuple(name for name in precision.split(",") if name), allowed)
-    export_lite(run, out or Path("devices") / run.name, wanted, data, force)
+        from export.lite.lite import LiteSettings, export_lite
+    settings = LiteSettings(tuple(name for name in precision.split(",") if name), allowed)
+    export_lite(run, out or Path("devices") / run.name, settings, data, force)
 
 
 @cli.command()

@@ -1,1 +1,1 @@
-"""The .tflite files for devices: conversion, quality checks and the runner."""
+"""The .tflite files for devices: conversion, quality checks and a runner without TensorFlow."""

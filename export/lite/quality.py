@@ -1,12 +1,12 @@
-"""What a .tflite loses against its checkpoint, on text that the model has not been trained on.
+"""The quality of a .tflite against its checkpoint, on held-out text.
 
-    bits       mean over characters of -log2 p(character | all before it in its lane), by the file
-    lost       the same less the checkpoint's bits
-    KL         mean over characters of sum p log2(p / q): p the checkpoint's, q the file's
-    agreement  of what the checkpoint writes after prompts from that text, always taking the likeliest character: the
-               share of characters that the file finds likeliest, too, at the same place; 1: it writes the same
+    bits       mean over characters of -log2 q(character | those before it in its lane), with q from the .tflite
+    lost       bits minus the checkpoint's bits
+    KL         mean over characters of sum p log2(p / q), with p from the checkpoint
+    agreement  share of the characters in the checkpoint's greedy texts, from held-out prompts, that are also the
+               likeliest by the .tflite; 1 means identical texts
 
-The text is cut into lanes that lie spread over the split, each read from an empty carry.
+The lanes are spread evenly over the split, and each starts from a carry of zeros.
 
 Legend: B lanes, T characters of a lane, W of a window, V vocabulary.
 """
@@ -30,8 +30,8 @@ from trainers.sampling.rows import Request
 from trainers.sampling.sampler import Sampler
 
 LANES, LENGTH = 20, 5000  # 100,000 characters
-WINDOW = 100  # characters of every lane that the checkpoint reads at a time
-PROMPTS, PROMPT, WRITTEN = 20, 100, 100  # greedy texts: how many, what they begin with, what they go on with: 2,000
+WINDOW = 100  # characters per lane and call of the checkpoint
+PROMPTS, PROMPT, WRITTEN = 20, 100, 100  # greedy texts: count, characters of prompt, characters written
 
 Ids = npt.NDArray[np.int32]
 Read = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -39,7 +39,7 @@ Read = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """What a file is worth; bits a character."""
+    """Figures of one file, in bits per character."""
 
     bits: float
     lost_bits: float
@@ -49,25 +49,25 @@ class Quality:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The text that is read: so many lanes, ids_BxT, of a split."""
+    """Lanes of a split."""
 
     split: str
     ids_BxT: Ids
 
     @property
     def characters(self) -> int:
-        """How many of them are predicted: in every lane all but the first."""
+        """Predicted characters: all but the first of each lane."""
         return self.ids_BxT[:, 1:].size
 
 
 def lanes(data: Path, manifest: Manifest, split: str, count: int, length: int) -> Text:
-    """So many lanes of so many characters and one more, spread over a split; fewer, or shorter ones, where it is short.
+    """Read `count` lanes of `length` + 1 characters, or fewer or shorter lanes if the split is too short.
 
     Raises StageError for a split of fewer than two characters.
     """
     tokens = manifest.split(split).tokens
     if tokens < 2:
-        raise StageError(f"{data} has {tokens} characters of {split}: two or more are wanted, to measure by")
+        raise StageError(f"{data} has {tokens} characters of {split}: measuring needs at least two")
     B = min(max(tokens // (length + 1), 1), count)
     T = min(length + 1, tokens)
     starts = [(tokens - T) * lane // max(B - 1, 1) for lane in range(B)]
@@ -75,19 +75,8 @@ def lanes(data: Path, manifest: Manifest, split: str, count: int, length: int) -
     return Text(split, np.stack(rows).astype(np.int32))
 
 
-def samples(model: CharRNN, end_id: int | None, ids_BxT: Ids) -> list[dict[str, npt.NDArray[np.generic]]]:
-    """Inputs of a step as the text brings them: every token with the carry ahead of it, from an empty one on."""
-    read = reader(model, end_id, 1)
-    carry_BxLxSxH, found = model.initial_carry(len(ids_BxT)), []
-    for ids_B in ids_BxT.T:
-        for token, carry in zip(ids_B, carry_BxLxSxH.numpy(), strict=True):
-            found.append({"token": token[None], "carry": carry[None]})
-        _, carry_BxLxSxH = read(tf.constant(ids_B[:, None]), carry_BxLxSxH)
-    return found
-
-
 def reader(model: CharRNN, end_id: int | None, window: int) -> Read:
-    """The checkpoint itself, over a window: (ids_BxW, int32, carry) -> (logits_BxWxV, carry)."""
+    """Trace the checkpoint's own model over a window: (ids_BxW int32, carry) -> (logits_BxWxV, carry)."""
 
     def read(ids_BxW: tf.Tensor, carry_BxLxSxH: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return model(ids_BxW, carry_BxLxSxH, reset_BxT=None if end_id is None else ids_BxW == end_id)
@@ -97,9 +86,9 @@ def reader(model: CharRNN, end_id: int | None, window: int) -> Read:
 
 
 def measure(model: CharRNN, files: dict[str, LiteModel], text: Text) -> tuple[float, dict[str, Quality]]:
-    """The checkpoint's own bits a character, and what each file is worth.
+    """Return the checkpoint's bits per character and the quality of each file.
 
-    Raises StageError where a file gives what is no number.
+    Raises StageError for a file that produces NaN or infinity.
     """
     vocab = next(iter(files.values())).vocab
     B, T = text.ids_BxT.shape
@@ -112,7 +101,7 @@ def measure(model: CharRNN, files: dict[str, LiteModel], text: Text) -> tuple[fl
         for start in range(0, T - 1, WINDOW):
             ids_BxW = text.ids_BxT[:, start : min(start + WINDOW, T - 1)]
             targets_BxW = text.ids_BxT[:, start + 1 : start + 1 + ids_BxW.shape[1]]
-            if ids_BxW.shape[1] != window:  # the first one, and a last one that is shorter
+            if ids_BxW.shape[1] != window:  # the first window, and a shorter last one
                 window = ids_BxW.shape[1]
                 read = reader(model, vocab.end_id, window)
             logits_BxWxV, carry_BxLxSxH = read(tf.constant(ids_BxW), carry_BxLxSxH)
@@ -125,11 +114,11 @@ def measure(model: CharRNN, files: dict[str, LiteModel], text: Text) -> tuple[fl
                     kl = float(np.sum(np.exp(log_p_WxV) * (log_p_WxV - log_q_WxV)))
                     sums[name] += (-_picked(log_q_WxV, targets_W), kl)
             bar.advance(task, ids_BxW.size)
-    own, each = own / text.characters / math.log(2), {}
+    own, qualities = own / text.characters / math.log(2), {}
     for name, (nats, kl) in sums.items():
         bits = nats / text.characters / math.log(2)
-        each[name] = Quality(bits, bits - own, kl / text.characters / math.log(2), agreed[name])
-    return own, each
+        qualities[name] = Quality(bits, bits - own, kl / text.characters / math.log(2), agreed[name])
+    return own, qualities
 
 
 def _agreements(model: CharRNN, files: dict[str, LiteModel], text: Text) -> dict[str, float]:
@@ -138,10 +127,10 @@ def _agreements(model: CharRNN, files: dict[str, LiteModel], text: Text) -> dict
     starts = [len(flat) * index // PROMPTS for index in range(PROMPTS)]
     prompts = [vocab.decode(flat[start : start + PROMPT]) for start in starts]
     generate = tf.function(Sampler(model, vocab).generate, autograph=False)
-    asked = (tf.constant(prompts), tf.fill([PROMPTS], WRITTEN), tf.zeros([PROMPTS]), tf.zeros([PROMPTS], tf.int64))
-    written, agreed, total = generate(Request(*asked)).text_bytes.numpy().tolist(), dict.fromkeys(files, 0), 0
-    for prompt, more in zip(prompts, written, strict=True):
-        ids, expected = vocab.prompt_ids(prompt), vocab.encode(more)
+    columns = (tf.constant(prompts), tf.fill([PROMPTS], WRITTEN), tf.zeros([PROMPTS]), tf.zeros([PROMPTS], tf.int64))
+    written, agreed, total = generate(Request(*columns)).text_bytes.numpy().tolist(), dict.fromkeys(files, 0), 0
+    for prompt, text_bytes in zip(prompts, written, strict=True):
+        ids, expected = vocab.prompt_ids(prompt), vocab.encode(text_bytes)
         total += len(expected)
         for name, file in files.items():
             logits_V, carry = file.read(ids, file.initial_carry())
@@ -160,7 +149,7 @@ def _steps(
         rows.append(logits_V)
     logits_WxV = np.stack(rows)
     if not (np.isfinite(logits_WxV).all() and np.isfinite(carry).all()):
-        raise StageError(f"the {name} .tflite gives what is no number (NaN or infinity) on held-out text")
+        raise StageError(f"the {name} .tflite produced NaN or infinity on held-out text")
     return logits_WxV, carry
 
 

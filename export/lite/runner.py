@@ -1,7 +1,6 @@
-"""Text from a .tflite with NumPy and ai_edge_litert, no TensorFlow: what an application on a device does.
+"""Text from a .tflite with NumPy and ai_edge_litert, as an application on a device writes it; no TensorFlow.
 
-Legend: L layers, S states of a cell (2 of an LSTM, else 1), H units, V vocabulary, N steps of a counter; batch 1
-throughout.
+Legend: L layers, S states per cell (2 for an LSTM, else 1), H units, V vocabulary, N counter values; the batch is 1.
 """
 
 import collections
@@ -23,20 +22,20 @@ from pipeline.vocab import Vocab
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-GREEDY = 1e-3  # this, MEMORY and LARGEST as in trainers: temperatures below take the likeliest character
-MEMORY = 64  # the characters that the repetition penalty looks back on
-LARGEST = 1e18  # what a penalty may make of a logit
-BLOCK = 256  # steps of Philox's counter at a time: of four random numbers each
+# As in trainers.sampling, which this module cannot import without TensorFlow.
+GREEDY = 1e-3  # temperatures below this take the likeliest character
+MEMORY = 64  # characters that the repetition penalty covers
+LARGEST = 1e18  # limit of a penalised logit
+BLOCK = 256  # counter values per call of Philox; each yields four random numbers
 WORD, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
-FORMS = {"step": {"token", "carry"}, "prefill": {"tokens", "carry"}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a text is drawn. Raises UsageError for numbers that no text could be drawn by.
+    """Sampling settings. Raises UsageError for values out of range.
 
-    temperature: 0 is the likeliest text, 1 the model's own. seed: the same one, the same text, and the text that
-    `trainers sample` draws, as far as the logits round alike. top_k: 0: all. stop: empty: none.
+    temperature: 0 is greedy, 1 leaves the model's distribution unchanged. seed: equal seeds give equal texts, and those
+    of `trainers sample` unless rounding differs. top_k: 0 keeps all characters. stop: empty means no stop.
     """
 
     temperature: float = 0.8
@@ -54,15 +53,15 @@ class Sampling:
             "top_p: more than 0, at most 1 (all)": 0 < self.top_p <= 1,
             "repetition_penalty: a finite number above 0": 0 < self.repetition_penalty < math.inf,
         }
-        for rule, kept in rules.items():
-            if not kept:
+        for rule, valid in rules.items():
+            if not valid:
                 raise UsageError(f"{rule}, got {getattr(self, rule.partition(':')[0])}")
 
 
 class LiteModel:
-    """A .tflite of this project. Raises StageError for a file that is damaged or is another thing.
+    """An exported .tflite. Raises StageError for a corrupted file and for one from another program.
 
-    about: what its vocab.json says. window: the tokens that one call of `prefill` reads.
+    about: the contents of its vocab.json.
     """
 
     def __init__(self, path: Path, threads: int = 1):
@@ -72,48 +71,42 @@ class LiteModel:
             with console.quiet():
                 self._interpreter = Interpreter(model_content=flatbuffer, num_threads=threads)
                 self._interpreter.allocate_tensors()
-                self._step, self._prefill = (self._interpreter.get_signature_runner(name) for name in FORMS)
+                self._step = self._interpreter.get_signature_runner("step")
             self.shape = tuple(self._step.get_input_details()["carry"]["shape"].tolist())
-            self.window = int(self._prefill.get_input_details()["tokens"]["shape"][0])
             _, V = self._step.get_output_details()["logits"]["shape"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise StageError(f"{path} is no model that can be run: {error}") from None
+            raise StageError(f"{path} cannot be run: {error}; export it again") from None
         if self.vocab.size != V:
-            raise StageError(f"{path} is of another vocabulary: {V} logits, {self.vocab.size} symbols")
+            raise StageError(f"{path} has {V} logits for a vocabulary of {self.vocab.size} symbols: export it again")
 
     def initial_carry(self) -> Floats:
-        """Zeros [1, L, S, H]."""
+        """Return zeros [1, L, S, H]."""
         return np.zeros(self.shape, np.float32)
 
     def step(self, token: int, carry: Floats) -> tuple[Floats, Floats]:
-        """One character in: logits_V of the next one, and the next carry."""
+        """Read one token. Returns the logits_V of the next one, and the new carry."""
         outputs = self._step(token=np.array([token], np.int32), carry=carry)
         return outputs["logits"][0], outputs["carry"]
 
     def read(self, ids: npt.ArrayLike, carry: Floats) -> tuple[Floats, Floats]:
-        """Several characters in, one or more: what `step` gives after the last of them."""
-        ids = np.asarray(ids, np.int32)
-        whole = len(ids) - len(ids) % self.window
-        for start in range(0, whole, self.window):
-            outputs = self._prefill(tokens=ids[start : start + self.window], carry=carry)
-            logits_V, carry = outputs["logits"][0], outputs["carry"]
-        for token in ids[whole:]:
-            logits_V, carry = self.step(int(token), carry)
+        """Read one or more tokens. Returns what `step` returns for the last of them."""
+        for token in np.asarray(ids).tolist():
+            logits_V, carry = self.step(token, carry)
         return logits_V, carry
 
     def generate(self, prompt: bytes, length: int, sampling: Sampling = Sampling()) -> bytes:
-        """Continues `prompt` by `length` characters, or to the stop, or to the end of its document."""
+        """Continue `prompt` by `length` characters, or up to the stop or the end of the document."""
         return b"".join(self.stream(prompt, length, sampling))
 
     def stream(self, prompt: bytes, length: int, sampling: Sampling = Sampling()) -> Iterator[bytes]:
-        """`generate`, a character at a time; nothing is given out that may be the beginning of the stop.
+        """Yield the text of `generate` character by character, holding back any that may begin the stop.
 
-        Raises StageError for a prompt, or a stop, that the vocabulary does not have.
+        Raises StageError for a prompt or a stop with characters outside the vocabulary.
         """
         prompt_ids, stop = self.vocab.encode(prompt).tolist(), self.vocab.encode(sampling.stop).tolist()
         random, recent = uniforms(sampling.seed), collections.deque(prompt_ids, MEMORY)
         logits_V, carry = self.read(self.vocab.prompt_ids(prompt), self.initial_carry())
-        held: list[int] = []  # drawn, and not yet given out
+        held: list[int] = []  # drawn but not yet yielded
         for _ in range(length):
             token = choose(logits_V, sampling, recent, next(random))
             if token == self.vocab.end_id:
@@ -130,8 +123,7 @@ class LiteModel:
 
 
 def choose(logits_V: Floats, sampling: Sampling, recent: Iterable[int], uniform: float) -> int:
-    """Draws an id, as trainers.sampling.draw does: the penalty on the logits, then temperature, then top-k, then top-p
-    among what is left."""
+    """Draw an id as trainers.sampling.draw does: penalty, temperature, top-k, then top-p among the rest."""
     scaled_V = logits_V.astype(np.float64)
     if sampling.repetition_penalty != 1:
         scaled_V = penalised(scaled_V, recent, sampling.repetition_penalty)
@@ -145,7 +137,7 @@ def choose(logits_V: Floats, sampling: Sampling, recent: Iterable[int], uniform:
 
 
 def penalised(logits_V: Doubles, recent: Iterable[int], penalty: float) -> Doubles:
-    """Makes recent ids less likely: their logits are divided by the penalty, or multiplied where negative."""
+    """Return the logits with those of recent ids divided by the penalty, or multiplied if negative."""
     ids, changed_V = sorted(set(recent)), logits_V.copy()
     changed = np.where(logits_V[ids] > 0, logits_V[ids] / penalty, logits_V[ids] * penalty)
     changed_V[ids] = np.clip(changed, -LARGEST, LARGEST)
@@ -153,8 +145,8 @@ def penalised(logits_V: Doubles, recent: Iterable[int], penalty: float) -> Doubl
 
 
 def narrowed(scaled_V: Doubles, top_k: int, top_p: float) -> Doubles:
-    """The logits with -inf where they are not among the `top_k` largest, or not among the fewest that have `top_p` of
-    their probability between them. What is as likely as the last that stays, stays."""
+    """Return the logits with -inf outside the `top_k` largest, and outside the smallest set with `top_p` of the rest's
+    probability. Ties with the last one kept are kept."""
     sorted_V = np.sort(scaled_V)[::-1][: top_k or None]
     if top_p < 1:
         weights = np.exp(sorted_V - sorted_V[0])
@@ -164,13 +156,13 @@ def narrowed(scaled_V: Doubles, top_k: int, top_p: float) -> Doubles:
 
 
 def uniforms(seed: int) -> Iterator[float]:
-    """The numbers in [0, 1) that trainers.sampling.draw.uniforms makes of a seed, one after another."""
+    """Yield a seed's numbers in [0, 1), as trainers.sampling.draw.uniforms computes them."""
     for first in itertools.count(0, BLOCK):
         yield from philox(seed, first, BLOCK).ravel().tolist()
 
 
 def philox(key: int, first: int, count: int) -> Doubles:
-    """Philox4x32-10 (Salmon et al. 2011) at the counters from `first` on: numbers_Nx4 in [0, 1), of 23 bits each."""
+    """Return numbers_Nx4 in [0, 1), of 23 bits: Philox4x32-10 (Salmon et al. 2011) at counters from `first` on."""
     counter_N = np.arange(first, first + count, dtype=np.uint64)
     a, b, c, d = counter_N & WORD, counter_N >> HALF, 0 * counter_N, 0 * counter_N
     low, high = (np.uint64(key >> shift & 0xFFFFFFFF) for shift in (0, 32))

@@ -11,7 +11,7 @@ from bench.peers import Size
 from bench.train import ratios
 from common.errors import StageError
 
-US = {"float32": 400.0, "float16": 450.0, "int8-dynamic": 100.0, "int8-full": 110.0, "SavedModel": 500.0} | {
+US = {"float32": 400.0, "float16": 450.0, "int8-dynamic": 100.0, "SavedModel": 500.0} | {
     "torch nn.LSTM": 5000.0,
     "torch LSTMCell": 1200.0,
     "torch LSTMCell, 1 thread": 1300.0,

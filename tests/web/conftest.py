@@ -67,13 +67,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Mani
 
 @pytest.fixture(scope="session")
 def site(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from export.lite.lite import Wanted, export_lite
+    from export.lite.lite import LiteSettings, export_lite
     from export.web import build as page
 
     folder = tmp_path_factory.mktemp("site")
     prose, names = (folder / "devices" / name for name in ("prose", ODD))
-    export_lite(runs["prose"], prose, Wanted(("float32", "int8-dynamic"), ALLOWED), data=None, force=False)
-    export_lite(runs["names"], names, Wanted(("float32",)), data=None, force=False)
+    export_lite(runs["prose"], prose, LiteSettings(("float32", "int8-dynamic"), ALLOWED), data=None, force=False)
+    export_lite(runs["names"], names, LiteSettings(("float32",)), data=None, force=False)
     about = {"neurons": [{"layer": 1, "unit": 3, "about": "the length of a name"}]}
     (names / "neurons.json").write_text(json.dumps(about))
     page.export_page([prose, names], folder / "page", force=False)

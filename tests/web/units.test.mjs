@@ -74,7 +74,7 @@ test("what is no vocabulary, and what it does not have, is named", () => {
 test("settings go into an address and come back, and nonsense is as by default", () => {
   assert.equal(toHash({ ...DEFAULTS }), "");
   const settings = {
-    model: "a b", precision: "int8-full", prompt: "“naïve”\n+&=#%", temperature: 0, top_k: 7, top_p: 0.35, seed: 2 ** 53 - 1,
+    model: "a b", precision: "int8-dynamic", prompt: "“naïve”\n+&=#%", temperature: 0, top_k: 7, top_p: 0.35, seed: 2 ** 53 - 1,
     length: 9, beside: 1.5, neuron: { layer: 1, unit: 36 }, chosen: [[12, 101], [40, 0]], written: true,
   };
   assert.deepEqual(fromHash(toHash(settings)), settings);

@@ -2,6 +2,8 @@ import itertools
 import json
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,8 @@ from common import console
 from common.errors import StageError, UsageError
 from export.__main__ import cli
 from export.bundle import pack, unpack
-from export.lite.graph import convert
 from export.lite.runner import LiteModel, Sampling, choose, uniforms
+from pipeline.vocab import char_vocab
 from trainers import checkpoint
 from trainers.run import read_run
 from trainers.sampling import draw
@@ -25,29 +27,20 @@ from trainers.sampling.sampler import Sampler
 ROOT = Path(__file__).parents[3]
 
 
-def written(run: Path, folder: Path) -> Path:
-    """A run's model as folder/float32.tflite, without measuring it."""
-    held = read_run(run)
-    flatbuffer = convert(checkpoint.load_model(held), held.vocab.end_id, "float32", [])
-    path = folder / "float32.tflite"
-    path.write_bytes(pack(flatbuffer, {"format_version": 1, "vocab": held.vocab.to_json()}))
-    return path
+@pytest.fixture(scope="module")
+def path(devices: Path) -> Path:
+    return devices / "float32.tflite"
 
 
 @pytest.fixture(scope="module")
-def path(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(run, tmp_path_factory.mktemp("devices"))
-
-
-@pytest.fixture(scope="module")
-def names(documents_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(documents_run, tmp_path_factory.mktemp("names"))
+def names(documents_run: Path, lite_file: Callable[..., Path]) -> Path:
+    return lite_file(documents_run)
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 123456789012345, -(1 << 63), (1 << 63) - 1])
-def test_the_random_numbers_are_those_of_the_checkpoint(seed: int) -> None:
-    one = tf.constant([1.0])
-    expected_Nx1 = draw.uniforms(tf.constant([seed], tf.int64), tf.constant([0], tf.int64), one, tf.constant(2500))
+def test_random_numbers_match_those_of_draw(seed: int) -> None:
+    columns = tf.constant([seed], tf.int64), tf.constant([0], tf.int64), tf.constant([1.0])
+    expected_Nx1 = draw.uniforms(*columns, tf.constant(2500))
     np.testing.assert_array_equal(list(itertools.islice(uniforms(seed), 2500)), expected_Nx1[:, 0])
 
 
@@ -62,23 +55,25 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("prompt", [b"", b"def ", b"import spam\n\ndef eggs(x):\n"])
-def test_it_writes_what_the_checkpoint_writes(run: Path, path: Path, prompt: bytes) -> None:
-    held = read_run(run)
-    rows = [(prompt, 200, s.temperature, s.seed, s.top_k, s.top_p, s.repetition_penalty, s.stop) for s in OPTIONS]
+def test_texts_match_those_of_the_checkpoint(run: Path, path: Path) -> None:
+    prompts = [b"", b"def ", b"import spam\n\ndef eggs(x):\n"]
+    rows = [
+        (prompt, 200, s.temperature, s.seed, s.top_k, s.top_p, s.repetition_penalty, s.stop)
+        for prompt in prompts
+        for s in OPTIONS
+    ]
     columns = (tf.constant(column, kind) for column, kind in zip(zip(*rows, strict=True), REQUEST_TYPES, strict=True))
+    held, file = read_run(run), LiteModel(path)
     expected = Sampler(checkpoint.load_model(held), held.vocab).generate(Request(*columns)).text_bytes.numpy().tolist()
-    file = LiteModel(path)
-    assert [file.generate(prompt, 200, sampling) for sampling in OPTIONS] == expected
-    assert len(set(expected)) == len(OPTIONS)
+    assert [file.generate(prompt, 200, sampling) for prompt in prompts for sampling in OPTIONS] == expected
+    assert len(set(expected[: len(OPTIONS)])) == len(OPTIONS)
 
 
-def test_it_ends_at_its_stop_or_with_its_document(path: Path, names: Path) -> None:
+def test_a_text_ends_at_its_stop_or_with_its_document(path: Path, names: Path) -> None:
     file = LiteModel(path)
     text = file.generate(b"a", 200, Sampling(1.0, 1))
     for stop in (text[60:61], text[60:63], text[60:80]):
-        found = file.generate(b"a", 200, Sampling(1.0, 1, stop=stop))
-        assert found == text[: text.index(stop)]
+        assert file.generate(b"a", 200, Sampling(1.0, 1, stop=stop)) == text[: text.index(stop)]
     assert file.generate(b"a", 200, Sampling(1.0, 1, stop=b"no such text")) == text
     assert b"".join(file.stream(b"a", 50, Sampling(1.0, 1, stop=b"xyz"))) == text[:50]
     assert file.generate(b"a", 0, Sampling(1.0, 1)) == b""
@@ -87,7 +82,7 @@ def test_it_ends_at_its_stop_or_with_its_document(path: Path, names: Path) -> No
     assert not any(b"\n" in text for text in texts)
 
 
-def test_a_text_comes_a_character_at_a_time(path: Path, names: Path) -> None:
+def test_a_stream_yields_one_character_at_a_time(path: Path, names: Path) -> None:
     assert [len(piece) for piece in LiteModel(path).stream(b"a", 30, Sampling(1.0, 7))] == [1] * 30 + [0]
     file = LiteModel(names)
     pieces = [piece for seed in range(20) for piece in file.stream(b"", 30, Sampling(1.5, seed))]
@@ -95,14 +90,14 @@ def test_a_text_comes_a_character_at_a_time(path: Path, names: Path) -> None:
     assert {len(piece) for piece in pieces} >= {0, 1, 2}
 
 
-def test_seeds_repeat_and_the_empty_prompt_starts_after_a_newline(path: Path) -> None:
+def test_equal_seeds_repeat_and_an_empty_prompt_starts_after_a_newline(path: Path) -> None:
     file = LiteModel(path)
-    one, same, other = (file.generate(b"a", 30, Sampling(1.0, seed)) for seed in (1, 1, 2))
-    assert one == same != other
+    first, same, other = (file.generate(b"a", 30, Sampling(1.0, seed)) for seed in (1, 1, 2))
+    assert first == same != other
     assert file.generate(b"", 30, Sampling(1.0, 1)) == file.generate(b"\n", 30, Sampling(1.0, 1))
 
 
-def test_what_has_no_weight_is_not_drawn() -> None:
+def test_characters_of_no_weight_are_never_drawn() -> None:
     logits_V, last = np.array([0, 5, 0, -2], np.float32), 1 - 2.0**-23
     assert [choose(logits_V, Sampling(1.0, top_k=1), [], u) for u in (0.0, 0.5, last)] == [1, 1, 1]
     assert [choose(logits_V, Sampling(1.0, top_p=0.5), [], u) for u in (0.0, last)] == [1, 1]
@@ -124,35 +119,38 @@ def test_what_has_no_weight_is_not_drawn() -> None:
         ({"repetition_penalty": 0.0}, "repetition_penalty: a finite number above 0"),
     ],
 )
-def test_numbers_that_no_text_is_drawn_by_are_refused(values: dict[str, float], message: str) -> None:
+def test_invalid_sampling_settings_are_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Sampling(**values)
 
 
-def test_a_prompt_outside_the_vocabulary_is_refused(other_run: Path, tmp_path: Path) -> None:
-    file = LiteModel(written(other_run, tmp_path))
+def test_a_prompt_outside_the_vocabulary_is_refused(path: Path) -> None:
+    file = LiteModel(path)
+    file.vocab = char_vocab(Counter("def "))
     for prompt, sampling in ((b"def Z", Sampling()), (b"def ", Sampling(stop=b"Z"))):
         with pytest.raises(StageError, match=r"the character 'Z' .* is not in the vocabulary"):
             file.generate(prompt, 5, sampling)
 
 
-# Files that are not what they should be
+# Invalid files
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_file_is_refused_before_the_runtime_sees_it(path: Path, tmp_path: Path, data: st.DataObject) -> None:
-    whole = bytearray(path.read_bytes())
+def test_a_corrupted_file_is_refused_before_the_runtime_reads_it(
+    path: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
-        whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     else:
-        del whole[data.draw(st.integers(0, len(whole) - 1)) :]
-    (tmp_path / "damaged.tflite").write_bytes(whole)
-    with pytest.raises(StageError, match=r"damaged\.tflite is corrupted or was not exported by this project"):
-        LiteModel(tmp_path / "damaged.tflite")
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    (tmp_path / "corrupted.tflite").write_bytes(content)
+    with pytest.raises(StageError, match=r"corrupted\.tflite is corrupted or was not exported by this project"):
+        LiteModel(tmp_path / "corrupted.tflite")
 
 
-def test_a_file_of_another_vocabulary_or_another_model_is_refused(path: Path, tmp_path: Path) -> None:
+def test_a_mismatched_vocabulary_or_another_model_is_refused(path: Path, tmp_path: Path) -> None:
     flatbuffer, about = unpack(path)
     fewer = {"unit": "char", "symbols": "abc"}
 
@@ -161,43 +159,43 @@ def test_a_file_of_another_vocabulary_or_another_model_is_refused(path: Path, tm
         with pytest.raises(StageError, match=message):
             LiteModel(tmp_path / "other.tflite")
 
-    refused(flatbuffer, fewer, r"other\.tflite is of another vocabulary: 256 logits, 3 symbols")
-    refused(flatbuffer, {"unit": "word"}, r"other\.tflite is no model that can be run: 'symbols'")
-    refused(_doubling(), about["vocab"], r"other\.tflite is no model that can be run: .*step")
-    refused(b"TFL3 and no more", about["vocab"], r"other\.tflite is no model that can be run")
+    refused(flatbuffer, fewer, r"other\.tflite has 256 logits for a vocabulary of 3 symbols: export it again")
+    refused(flatbuffer, {"unit": "word"}, r"other\.tflite cannot be run: 'symbols'")
+    refused(_doubling(), about["vocab"], r"other\.tflite cannot be run: .*step")
+    refused(b"TFL3 and no more", about["vocab"], r"other\.tflite cannot be run")
 
 
-def test_the_command_refuses_what_is_damaged_or_of_another_in_one_line(
+def test_the_command_refuses_invalid_files_in_one_line(
     path: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, (flatbuffer, about), (other, others) = path.read_bytes(), unpack(path), unpack(names)
-    words = whole[len(flatbuffer) :]
-    wrong = {
-        "cut": (whole[:-1000], "is corrupted or was not exported by this project"),
-        "flipped": (whole[:500] + bytes([whole[500] ^ 1]) + whole[501:], "(checksum mismatch)"),
-        "words": (flatbuffer + names.read_bytes()[len(other) :], "is corrupted or was not exported by this project"),
-        "model": (other + words, "is corrupted or was not exported by this project"),
-        "vocabulary": (pack(flatbuffer, {**about, "vocab": others["vocab"]}), "is of another vocabulary: 256 logits"),
-        "sealed": (pack(other, about), f"is of another vocabulary: {len(others['vocab']['symbols'])} logits, 256"),
+    content, (flatbuffer, about), (other, others) = path.read_bytes(), unpack(path), unpack(names)
+    archive = content[len(flatbuffer) :]
+    cases = {
+        "cut": (content[:-1000], "is corrupted or was not exported by this project"),
+        "flipped": (content[:500] + bytes([content[500] ^ 1]) + content[501:], "(checksum mismatch)"),
+        "archive": (flatbuffer + names.read_bytes()[len(other) :], "is corrupted or was not exported by this project"),
+        "model": (other + archive, "is corrupted or was not exported by this project"),
+        "vocabulary": (pack(flatbuffer, {**about, "vocab": others["vocab"]}), "has 256 logits for a vocabulary of"),
+        "packed": (pack(other, about), f"has {len(others['vocab']['symbols'])} logits for a vocabulary of 256"),
     }
-    for name, (content, message) in wrong.items():
-        (file := tmp_path / f"{name}.tflite").write_bytes(content)
+    for name, (invalid, message) in cases.items():
+        (file := tmp_path / f"{name}.tflite").write_bytes(invalid)
         monkeypatch.setattr(sys, "argv", ["export", "run-lite", str(file), "--prompt", "def "])
         with pytest.raises(SystemExit) as exit:
             console.run(cli)
-        said = capsys.readouterr()
-        assert (exit.value.code, said.out) == (1, ""), name
-        assert f"{name}.tflite" in said.err, name
-        assert message in " ".join(said.err.split()), name
+        output = capsys.readouterr()
+        assert (exit.value.code, output.out) == (1, ""), name
+        assert f"{name}.tflite" in output.err, name
+        assert message in " ".join(output.err.split()), name
 
 
 def _doubling() -> bytes:
-    """A .tflite that is no language model."""
+    """Return a .tflite that is not a language model."""
     double = tf.function(lambda x: 2 * x, autograph=False).get_concrete_function(tf.TensorSpec([4], tf.float32))
     return tf.lite.TFLiteConverter.from_concrete_functions([double]).convert()
 
 
-def test_no_tensorflow_is_needed(path: Path) -> None:
+def test_the_runner_does_not_import_tensorflow(path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from export.lite.runner import LiteModel, Sampling\n"
         f"text = LiteModel(Path({str(path)!r})).generate(b'def ', 60, Sampling(0.8, 3, top_k=9))\n"
@@ -207,9 +205,9 @@ def test_no_tensorflow_is_needed(path: Path) -> None:
     assert done.stdout.split() == [LiteModel(path).generate(b"def ", 60, Sampling(0.8, 3, top_k=9)).hex()]
 
 
-def test_the_probe_tells_what_a_file_costs(path: Path) -> None:
+def test_the_probe_reports_speed_and_memory(path: Path) -> None:
     command = [sys.executable, "-m", "export.lite.probe", str(path)]
-    found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
-    assert set(found) == {"us_a_step", "peak_bytes"}
-    assert 1 < found["us_a_step"] < 1e5
-    assert path.stat().st_size < found["peak_bytes"] < 1e9
+    figures = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert set(figures) == {"us_a_step", "peak_bytes"}
+    assert 1 < figures["us_a_step"] < 1e5
+    assert path.stat().st_size < figures["peak_bytes"] < 1e9

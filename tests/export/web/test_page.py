@@ -58,18 +58,18 @@ def files(folder: Path) -> set[str]:
 
 
 def test_the_folder_is_the_page_the_runtime_and_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, two = device(tmp_path / "one", "float32", "int8-full"), device(tmp_path / "two", "float16")
+    one, two = device(tmp_path / "one", "float32", "int8-dynamic"), device(tmp_path / "two", "float16")
     (one / "neurons.json").write_text('{"neurons": [{"layer": 2, "unit": 7, "about": "quotes", "score": 0.9}]}')
     export_page([one, two], out := tmp_path / "site", force=False)
     sources = {path.name for path in page.PAGE.iterdir() if path.is_file()}
     runtime = {"core.js", "wasm-utils.js", *(name + kind for name in page.RUNTIME for kind in (".js", ".wasm"))}
-    models = {"models/one/float32.tflite", "models/one/int8-full.tflite", "models/two/float16.tflite"}
+    models = {"models/one/float32.tflite", "models/one/int8-dynamic.tflite", "models/two/float16.tflite"}
     made = {"models.json", "build.js"}
     assert files(out) == sources | {f"litert/{name}" for name in runtime} | models | made
     assert (out / "litert" / "core.js").read_text() == 'import { createWasmLib } from "./wasm-utils.js";\n'
     listed = json.loads((out / "models.json").read_text())["models"]
     assert [(m["name"], [(f["precision"], f["bits"]) for f in m["files"]]) for m in listed] == [
-        ("one", [("float32", 1.5), ("int8-full", 1.5)]),
+        ("one", [("float32", 1.5), ("int8-dynamic", 1.5)]),
         ("two", [("float16", 1.5)]),
     ]
     assert listed[0]["neurons"] == [{"layer": 2, "unit": 7, "about": "quotes"}]
@@ -79,7 +79,7 @@ def test_the_folder_is_the_page_the_runtime_and_the_models(tmp_path: Path, capsy
         assert page.sha256_file(out / file["url"]) == file["sha256"]
     build = json.loads((out / "build.js").read_text().removeprefix("self.BUILD = ").removesuffix(";\n"))
     assert set(build["shell"]) == {"./", "models.json", "litert/core.js", "litert/wasm-utils.js"} | sources
-    told = "one (float32, int8-full); two (float16); 0.1 MB, of which a browser fetches 0.1 MB before the first text"
+    told = "one (float32, int8-dynamic); two (float16); 0.1 MB, of which a browser fetches 0.1 MB before the first text"
     assert told in capsys.readouterr().out
 
 
