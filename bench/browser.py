@@ -1,4 +1,4 @@
-"""How fast a browser writes, on the page of a model: Chromium, driven from outside."""
+"""Writing speed of the page in Chromium, driven by Playwright."""
 
 import datetime
 import json
@@ -21,23 +21,23 @@ CHROMIUM = "chromium"  # Debian's name for it
 
 
 def keep(devices: Path, precision: str, out: Path) -> dict[str, Any]:
-    """Measures, and writes out/bench-lite-browser-LxH.json, which `bench lite` shows beside its own."""
+    """Measure, and write out/bench-lite-browser-LxH.json, which `bench lite` includes in its table."""
     about = json.loads((devices / "model.json").read_text(encoding="utf-8"))["config"]["model"]
     made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
-    found = measure(devices, precision)
-    result = {**found, "us_a_step": 1e6 / found["characters_per_second"], **made_at}
+    figures = measure(devices, precision)
+    result = {**figures, "us_a_step": 1e6 / figures["characters_per_second"], **made_at}
     write_json(out / f"bench-lite-browser-{about['layers']}x{about['units']}.json", result)
     return result
 
 
 def measure(devices: Path, precision: str, characters: int = 3000) -> dict[str, Any]:
-    """Characters a second of a text of so many, with all of the page at work, and the browser's name.
+    """Return characters per second with the whole page active, and the browser's name.
 
-    Raises StageError where Node.js, its packages or Chromium are missing.
+    Raises StageError without Node.js, npm or Chromium.
     """
     node, npm, chromium = (shutil.which(name) for name in ("node", "npm", CHROMIUM))
     if not node or not npm or not chromium:
-        raise StageError("a browser is measured with Node.js, npm and Chromium: apt install nodejs npm chromium")
+        raise StageError("measuring a browser needs Node.js, npm and Chromium: apt install nodejs npm chromium")
     if not (PACKAGES / "playwright-core").is_dir():
         subprocess.run([npm, "ci"], cwd=WEB, check=True, capture_output=True)
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,10 +1,7 @@
-"""How fast a .tflite writes: by precision, beside the SavedModel, and beside PyTorch, eager and dynamically quantised.
+"""Writing speed of a .tflite by precision, next to the SavedModel and to PyTorch, eager and dynamically quantised.
 
-The turns of a round lie beside each other and a ratio is the median of the rounds' ratios, for the reasons that
-bench.train gives.
-
-What a browser reaches is measured by bench.browser, which leaves bench-lite-browser-LxH.json where the results go; it
-is shown if it is there.
+Peers take turns within a round, and a ratio is the median over rounds, for the reasons given in bench.train.
+The table includes the browser's speed if bench.browser has written bench-lite-browser-LxH.json to the same folder.
 """
 
 import datetime
@@ -31,22 +28,22 @@ from export.bundle import pack
 from export.lite import probe
 from export.lite.graph import convert
 
-TOLERANCE = 1e-4  # of logits, among those in float32
+TOLERANCE = 1e-4  # between the logits of float32 peers
 INT8 = "int8"
-TARGET = 5.0  # times the better of torch's eager loops, in int8-dynamic at TARGET_SIZE
+TARGET = 5.0  # speed of int8-dynamic relative to torch's fastest eager loop at TARGET_SIZE
 OWN, TARGET_SIZE = "int8-dynamic", "2x512"
 
 
 def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
-    """Prints a table and writes out/bench-lite-LxH.json: medians, ratios, and every round.
+    """Print a table and write out/bench-lite-LxH.json with medians, ratios and all rounds.
 
-    A peer that is not installed is left out, and said to be. Raises StageError where the code is not committed, a peer
-    fails, or one in float32 has other logits than ours.
+    Peers that are not installed are skipped with a note. Raises StageError for uncommitted code, a failing peer, or
+    a float32 peer with different logits.
     """
     made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
     names = [name for name, peer in PEERS.items() if has(peer.package)]
     if not has("torch"):
-        console.note("torch is not installed (pip install torch): its rows are left out")
+        console.note("torch is not installed (pip install torch): its rows are skipped")
     workers: dict[str, Worker] = {}
     try:
         with tempfile.TemporaryDirectory() as scratch, console.err.status("exporting, warming up"):
@@ -86,7 +83,7 @@ def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
 
 
 def write_files(size: Size, folder: Path) -> dict[str, dict[str, float]]:
-    """Writes the model as a .tflite of each precision; of each its bytes, and what export.lite.probe finds."""
+    """Write the model in each precision. Returns the size of each file and the figures of export.lite.probe."""
     model, costs = model_of(size), {}
     for name in PRECISIONS:
         path = folder / f"{name}.tflite"
@@ -97,29 +94,29 @@ def write_files(size: Size, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def check_logits(logits: dict[str, np.ndarray]) -> dict[str, float]:
-    """How far each peer's logits are from float32's. Raises StageError for one in float32 that has another model."""
+    """Return each peer's largest difference from the float32 logits. Raises StageError for other weights."""
     off = {name: float(np.max(np.abs(each - logits["float32"]))) for name, each in logits.items()}
     for name, difference in off.items():
         if INT8 not in name and name != "float16" and not difference <= TOLERANCE:
             rule = f"at most {TOLERANCE:g} is allowed"
-            raise StageError(f"{name} has not the same weights: its logits differ by {difference:.1g}, {rule}")
+            raise StageError(f"{name} has different weights: its logits differ by {difference:.1g}, {rule}")
     return off
 
 
 def browser(out: Path, size: Size) -> dict[str, Any] | None:
-    """What bench.browser has measured, if it has."""
+    """Return the results of bench.browser, if any."""
     path = out / f"bench-lite-browser-{size.name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def better_torch(result: dict[str, Any], own: str, int8: bool) -> float | None:
-    """How many times as fast as the fastest of torch's loops one of ours is; None without torch."""
-    found = {name: each for name, each in result["ratios"][own].items() if name.startswith("torch")}
-    return min((each["median_of_ratios"] for name, each in found.items() if (INT8 in name) == int8), default=None)
+    """Return the speed of `own` relative to torch's fastest loop; None without torch."""
+    peers = {name: each for name, each in result["ratios"][own].items() if name.startswith("torch")}
+    return min((each["median_of_ratios"] for name, each in peers.items() if (INT8 in name) == int8), default=None)
 
 
 def table(result: dict[str, Any], in_browser: dict[str, Any] | None) -> Table:
-    """The figures, for the terminal and README."""
+    """Render the results."""
     work = result["work"]
     title = f"{work['layers']} x {work['units']}, {work['vocabulary']} characters, texts of {work['length']}"
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))

@@ -1,11 +1,10 @@
-"""A text at a time with the same weights: by a .tflite of each precision, by the SavedModel, and by what a PyTorch user
-would write, each a process that runs when told to.
+"""Writers of one text at a time with the same weights: .tflite files, the SavedModel and PyTorch, one process each.
 
-    python -m bench.lite_loops NAME FOLDER LAYERS UNITS     FOLDER: of bench.served; the .tflite files lie beside it
+    python -m bench.lite_loops NAME FOLDER LAYERS UNITS     FOLDER: of bench.served, next to the .tflite files
 
-It answers in lines of JSON: once it is warm, with the logits after PROMPT; and then, for each number of seconds that it
-reads, how many microseconds a character took. A turn's texts are LENGTH characters, each from an empty prompt at
-TEMPERATURE, drawing and the bytes of the text included. Each .tflite is run by export.lite.runner, in one thread.
+Prints lines of JSON: the logits after PROMPT once warm, then, for each number of seconds read from standard input, the
+microseconds per character. Texts have LENGTH characters from an empty prompt at TEMPERATURE, including drawing and
+decoding. export.lite.runner runs each .tflite in one thread.
 """
 
 import itertools
@@ -23,7 +22,7 @@ PRECISIONS = ("float32", "float16", "int8-dynamic")
 
 
 def lite(precision: str) -> Callable[[Path, Size], Loop]:
-    """A .tflite in Python."""
+    """Return the loop of a .tflite in Python."""
 
     def make(base: Path, size: Size) -> Loop:
         from export.lite.runner import LiteModel, Sampling

@@ -72,5 +72,5 @@ def test_what_the_page_has_measured_is_shown(result: dict, tmp_path: Path) -> No
 def test_a_peer_of_other_weights_is_no_peer() -> None:
     logits = {"float32": np.zeros(4), "int8-dynamic": np.full(4, 0.1), "torch int8 LSTMCell": np.full(4, 0.1)}
     assert lite.check_logits(logits) == {"float32": 0, "int8-dynamic": 0.1, "torch int8 LSTMCell": 0.1}
-    with pytest.raises(StageError, match=r"torch LSTMCell has not the same weights: its logits differ by 0\.001"):
+    with pytest.raises(StageError, match=r"torch LSTMCell has different weights: its logits differ by 0\.001"):
         lite.check_logits({**logits, "torch LSTMCell": np.full(4, 0.001)})

@@ -1,4 +1,4 @@
-// Chromium, with what a machine without a screen or a desktop wants of it.
+// Chromium for machines without a display.
 
 import { createRequire } from "node:module";
 
@@ -9,16 +9,16 @@ export const axe = require.resolve("axe-core/axe.min.js");
 
 const QUIET = ["quic", "gpu", "background-networking", "component-update", "sync"].map((what) => `--disable-${what}`);
 
-/** A browser; as root it has no sandbox. */
+/** Launch a browser, without a sandbox for root. */
 export function launch() {
   const args = ["--no-first-run", ...QUIET, ...(process.getuid() === 0 ? ["--no-sandbox"] : [])];
   return chromium.launch({ executablePath: process.env.CHROMIUM || "/usr/bin/chromium", args });
 }
 
 /**
- * Waits until a text is written, or read.
+ * Wait for a status of the page.
  * @param {import("playwright-core").Page} page
- * @param {string} status what the page says then
+ * @param {string} status the expected status
  */
 export async function says(page, status) {
   const said = page.locator("#status", { hasText: status });

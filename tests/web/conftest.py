@@ -1,4 +1,4 @@
-"""A page of two small models, what the checkpoints say of them, and the browser that looks at it."""
+"""A page of two small models, and the expected results from their checkpoints."""
 
 import json
 import os
@@ -16,15 +16,15 @@ from javascript import CHROMIUM, node
 from pipeline.manifest import Manifest
 from pipeline.vocab import char_vocab
 
-ALLOWED = {"int8-dynamic": 1.0}  # that small, what it loses is chance
+ALLOWED = {"int8-dynamic": 1.0}  # the loss of so small a model is arbitrary
 PROSE = "The café said “no”, and the naïve cat said nothing; 那是猫. Then it slept.\n".encode() * 40
-ODD = "names: 50% of #1, ä?"  # what a folder may be called
+ODD = "names: 50% of #1, ä?"  # a folder name that needs quoting
 NAMES = "Анна\nZoë\nĐorđe\nあい\n".encode() * 40
 
 
 @pytest.fixture(scope="session")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tests leave pictures and figures: WEB_TESTS_OUT, or pytest's own folder."""
+    """Folder for screenshots and figures: WEB_TESTS_OUT, or a temporary one."""
     folder = Path(os.environ.get("WEB_TESTS_OUT") or tmp_path_factory.mktemp("web") / "out")
     folder.mkdir(parents=True, exist_ok=True)
     return folder.absolute()
@@ -54,7 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Mani
     """prose: bytes, an LSTM, some characters of several bytes. names: characters and documents, a GRU without c."""
     node()
     if not CHROMIUM:
-        pytest.skip("there is no Chromium, the page is not tested (apt install chromium)")
+        pytest.skip("Chromium is missing, the page is not tested (apt install chromium)")
     folder = tmp_path_factory.mktemp("models")
     prose = make_data(folder / "prose" / "data", 5000, train=PROSE, val=PROSE[:300])
     vocab = char_vocab(Counter(NAMES.decode()), end="newline", replace=True)
@@ -82,7 +82,7 @@ def site(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def served(site: Path) -> Iterator[str]:
-    """The address at which the command serves the page."""
+    """The address of the served page."""
     program = "import sys; from pathlib import Path; from export.web.build import serve; serve(Path(sys.argv[1]), 0)"
     with subprocess.Popen([sys.executable, "-c", program, str(site)], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
@@ -92,7 +92,7 @@ def served(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def cases(runs: dict[str, Path], site: Path, served: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the checkpoints write and hold, for the page to be compared with."""
+    """Texts and activity of the checkpoints, to compare with the page."""
     from trainers.sampling.sampler import sample_run
 
     def written(run: str, prompt: str, length: int, **options: Any) -> str:
@@ -117,7 +117,7 @@ def cases(runs: dict[str, Path], site: Path, served: str, tmp_path_factory: pyte
 
 
 def inside(folder: Path, text: str) -> dict[str, Any]:
-    """What the checkpoint holds along a text, tanh(c) [ids, layers, units], and what it expects, [ids, symbols]."""
+    """Return the checkpoint's tanh(c) [ids, layers, units] and probabilities [ids, symbols] along a text."""
     import tensorflow as tf
 
     from trainers import checkpoint

@@ -1,4 +1,4 @@
-"""The page in a real browser, and its modules in Node.js: each test of the scripts beside this file is one here."""
+"""The page in a real browser and its modules in Node.js; each JavaScript test is one pytest test."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 def uniforms() -> list[dict[str, Any]]:
-    """Numbers of sequences, from several places on."""
+    """Random numbers from several positions."""
     cases = []
     for seed in (0, 1, 77, 2**32 + 5, 2**53 - 1):
         for first in (0, 1, 6, 10_001):
@@ -27,7 +27,7 @@ def uniforms() -> list[dict[str, Any]]:
 
 
 def draws() -> list[dict[str, Any]]:
-    """Draws from logits under all kinds of options."""
+    """Draws from logits under varied settings."""
     chance, cases = np.random.default_rng(), []
     for _ in range(300):
         V = int(chance.integers(1, 90))
@@ -50,7 +50,7 @@ def draws() -> list[dict[str, Any]]:
 
 
 def vocabs() -> list[dict[str, Any]]:
-    """Texts and broken bytes to ids and back."""
+    """Texts and invalid bytes, to ids and back."""
     chance, cases = np.random.default_rng(), []
     text = "naïve “café” 那是猫 \U0001f431\ufffd\n"
     known = char_vocab(Counter("nave cfé\n"), replace=True)
@@ -63,7 +63,7 @@ def vocabs() -> list[dict[str, Any]]:
     ):
         written = [index for index, symbol in enumerate(vocab.symbols) if symbol]
         ids = chance.choice(written, 300).tolist()
-        if vocab.unit == "byte":  # what a model writes that has learnt half of UTF-8
+        if vocab.unit == "byte":  # like a model that has half learnt UTF-8
             cut = list(text.encode() * 20)
             ids += [byte for byte in cut if chance.random() < 0.9]
         ids += [vocab.size - 1] * (len(written) < vocab.size)  # the end of the document
@@ -81,15 +81,15 @@ def vocabs() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def units(tmp_path_factory: pytest.TempPathFactory, out: Path) -> dict[str, str]:
+def units(tmp_path_factory: pytest.TempPathFactory, out: Path, request: pytest.FixtureRequest) -> dict[str, str]:
     path = tmp_path_factory.mktemp("units") / "cases.json"
     path.write_text(json.dumps({"uniforms": uniforms(), "draws": draws(), "vocabs": vocabs()}))
-    return results(HERE / "units.test.mjs", path, out)
+    return results(HERE / "units.test.mjs", path, out, request)
 
 
 @pytest.fixture(scope="module")
-def browsed(cases: Path, out: Path) -> dict[str, str]:
-    return results(HERE / "page.test.mjs", cases, out)
+def browsed(cases: Path, out: Path, request: pytest.FixtureRequest) -> dict[str, str]:
+    return results(HERE / "page.test.mjs", cases, out, request)
 
 
 @pytest.mark.parametrize("name", names(HERE / "units.test.mjs"))

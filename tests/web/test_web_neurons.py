@@ -1,4 +1,4 @@
-"""The page of a run's neurons in a real browser: each test of the script beside this file is one here."""
+"""The page of a run's neurons in a real browser; each JavaScript test is one pytest test."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ UNITS = 3
 
 
 @pytest.fixture(scope="module")
-def browsed(tmp_path_factory: pytest.TempPathFactory, out: Path) -> dict[str, str]:
+def browsed(tmp_path_factory: pytest.TempPathFactory, out: Path, request: pytest.FixtureRequest) -> dict[str, str]:
     node()
     if not CHROMIUM:
         pytest.skip("there is no Chromium, the page is not tested (apt install chromium)")
@@ -25,7 +25,7 @@ def browsed(tmp_path_factory: pytest.TempPathFactory, out: Path) -> dict[str, st
     E = len(data)
     colour_ExU = rng.uniform(-1, 1, (E, 2 * UNITS)).astype(np.float32)
     colour_ExU[:, 1] = np.abs(colour_ExU[:, 1])
-    colour_ExU[:2] = np.array([[-0.9], [0.9]])  # none is flat, but for one
+    colour_ExU[:2] = np.array([[-0.9], [0.9]])  # only one is flat
     held_ExU = np.arctanh(colour_ExU)
     held_ExU[:, 4] = np.arange(5, 5 + E)
     ids_ExK = rng.permuted(np.tile(np.arange(256), (E, 1)), axis=1)[:, :5]
@@ -62,7 +62,7 @@ def browsed(tmp_path_factory: pytest.TempPathFactory, out: Path) -> dict[str, st
         "own": ((2 * np.array(last) - last[0] - last[-1]) / (last[-1] - last[0])).tolist(),
     }
     (folder / "cases.json").write_text(json.dumps(cases))
-    return results(SCRIPT, folder / "cases.json", out)
+    return results(SCRIPT, folder / "cases.json", out, request)
 
 
 @pytest.mark.parametrize("name", names(SCRIPT))

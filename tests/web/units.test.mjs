@@ -64,8 +64,8 @@ test("ids become its texts, a whole character at a time, whatever the bytes", ()
 test("what is no vocabulary, and what it does not have, is named", () => {
   const vocab = new Vocab({ unit: "char", symbols: "ab" });
   assert.throws(() => vocab.encode("ab€"), /^Error: this model has never seen “€” \(U\+20AC\)$/);
-  assert.throws(() => new Vocab({ unit: "byte", symbols: "616261" }), /holds no vocabulary/);
-  assert.throws(() => new Vocab({ unit: "word", symbols: "ab" }), /holds no vocabulary/);
+  assert.throws(() => new Vocab({ unit: "byte", symbols: "616261" }), /invalid vocabulary/);
+  assert.throws(() => new Vocab({ unit: "word", symbols: "ab" }), /invalid vocabulary/);
   const bytes = new Vocab({ unit: "byte", symbols: "0a2061e9" });
   assert.deepEqual([0, 1, 2, 3].map((id) => bytes.label(id)), ["↵", "␣", "a", "E9"]);
   assert.deepEqual([0, 1, 2, 3].map((id) => bytes.spoken(id)), ["new line", "space", "a", "E9"]);

@@ -1,4 +1,4 @@
-// The next character's distribution: a button for each of the likeliest, as wide as it is likely.
+// The next character's distribution: one button per likely character, with a bar as wide as its probability.
 
 import { make, percent } from "./dom.js";
 import { perFrame } from "./frame.js";
@@ -8,7 +8,7 @@ import { perFrame } from "./frame.js";
 export class Bars {
   /**
    * @param {HTMLElement} list
-   * @param {(id: number) => void} choose what a click does
+   * @param {(id: number) => void} choose called with the id of a clicked button
    */
   constructor(list, choose) {
     this.list = list;
@@ -25,7 +25,7 @@ export class Bars {
     while (this.buttons.length < likely.length) this.#add();
     for (const [index, button] of this.buttons.entries()) {
       const item = /** @type {HTMLElement} */ (button.parentElement);
-      item.hidden = !(likely[index]?.p > 0); // what top-k and top-p leave out cannot come
+      item.hidden = !(likely[index]?.p > 0); // excluded by top-k or top-p
       if (!item.hidden) this.#fill(button, likely[index]);
     }
   }

@@ -1,9 +1,9 @@
-// What is known of one character: what the neuron held after it, and what the network had expected in its place.
+// The card of one character: the neuron's activity after it, and the characters that the network expected instead.
 
 import { find, make, percent } from "./dom.js";
 
 /**
- * came: the probability of what came; five: the likeliest.
+ * came: probability of the actual character; five: the likeliest characters.
  * @typedef {{five: {id: number, p: number}[], came: number}} Expected
  */
 
@@ -24,12 +24,12 @@ export class Card {
    * @param {import("./vocab.js").Vocab} vocab
    * @param {number} id
    * @param {number | undefined} activity
-   * @param {Expected | undefined} expected nothing is, of the first character
+   * @param {Expected | undefined} expected undefined for the first character
    * @param {boolean} aloud
    */
   show(span, vocab, id, activity, expected, aloud) {
     const held = activity === undefined ? "" : `neuron ${activity.toFixed(2).replace("-", "−")}`;
-    const head = make("p", {}, make("b", {}, vocab.label(id)), expected ? ` ${percent(expected.came)} likely` : " the first");
+    const head = make("p", {}, make("b", {}, vocab.label(id)), expected ? ` ${percent(expected.came)} likely` : " first character");
     const rows = (expected?.five ?? []).map(({ id: other, p }) => {
       const row = make("li", { className: other === id ? "came" : "" }, make("b", {}, vocab.label(other)), make("i"));
       row.append(make("span", {}, percent(p)));
@@ -44,7 +44,7 @@ export class Card {
     this.spoken.textContent = [vocab.spoken(id), held, five && `expected: ${five}`].filter(Boolean).join("; ");
   }
 
-  /** Below the character, or above it where there is no room. @param {HTMLElement} span */
+  /** Place the card below the character, or above it if there is no room below. @param {HTMLElement} span */
   #place(span) {
     const at = span.getBoundingClientRect();
     const { offsetWidth, offsetHeight, style } = this.root;

@@ -1,22 +1,22 @@
-// Random numbers as trainers/sampling/draw.py has them, so that a seed's text is the terminal's: Philox4x32-10 (Salmon et al.
-// 2011, "Parallel random numbers: as easy as 1, 2, 3") under the seed as its key.
+// The random numbers of trainers/sampling/draw.py, so that a seed gives the same text here and in the terminal: Philox4x32-10
+// (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with the seed as its key.
 
 const MULTIPLIERS = [0xd2511f53n, 0xcd9e8d57n];
-const WEYL = [0x9e3779b9, 0xbb67ae85]; // what the key grows by from round to round
+const WEYL = [0x9e3779b9, 0xbb67ae85]; // added to the key in each round
 const ROUNDS = 10;
 
 /**
- * The `index`-th number of a seed's own sequence, in [0, 1).
- * @param {number} seed a whole number, 0 or more
+ * Return number `index` of a seed's sequence, in [0, 1).
+ * @param {number} seed a non-negative integer
  * @param {number} index
  */
 export function uniform(seed, index) {
   const word = philox(BigInt(seed), Math.floor(index / 4))[index % 4];
-  return (word & 0x7fffff) / 0x800000; // 23 bits, as TensorFlow makes a float32 of them
+  return (word & 0x7fffff) / 0x800000; // 23 bits, as in TensorFlow's float32
 }
 
 /**
- * Four words of 32 bits.
+ * Return four 32-bit words.
  * @param {bigint} seed
  * @param {number} counter below 2^32
  */

@@ -1,4 +1,4 @@
-// The page's side of the worker: its calls as promises, answered in the order in which they were made.
+// The page's side of the worker: calls as promises, answered in order.
 
 /**
  * @typedef {typeof import("./engine.js").calls} Calls

@@ -1,16 +1,16 @@
-// The fields by which a person sets how texts are written, and the settings that they stand for.
+// The form fields for sampling, and their settings.
 
 import { find } from "./dom.js";
 import { DEFAULTS, fromHash, toHash } from "./share.js";
 
 /** @type {("temperature" | "top_k" | "top_p" | "seed" | "length" | "beside")[]} */
 const NUMBERS = ["temperature", "top_k", "top_p", "seed", "length", "beside"];
-const BESIDE = 1.2; // the other temperature, before anybody sets it
-const PATIENCE = 400; // milliseconds without a change before the address follows: browsers refuse a hundred in a row
-const OFF = { top_k: 0, top_p: 1 }; // what leaves everything as it is
+const BESIDE = 1.2; // default of the second temperature
+const PATIENCE = 400; // milliseconds without a change before the address is updated: browsers limit the rate
+const OFF = { top_k: 0, top_p: 1 }; // values without effect
 
 export class Controls {
-  /** @param {() => void} changed is told of each change that a person makes to them */
+  /** @param {() => void} changed called after each change by the user */
   constructor(changed) {
     this.settings = { ...DEFAULTS };
     this.compare = find("compare", HTMLInputElement);
@@ -28,21 +28,21 @@ export class Controls {
     });
   }
 
-  /** How the text of a number, 0 or 1, is drawn. @param {number} text */
+  /** Return the sampling settings of text 0 or 1. @param {number} text */
   sampling(text) {
     const { temperature, beside, top_k: topK, top_p: topP } = this.settings;
     return { temperature: text ? (beside ?? temperature) : temperature, topK, topP };
   }
 
-  /** Takes the settings from the address. */
+  /** Load the settings from the address. */
   read() {
     Object.assign(this.settings, fromHash(location.hash));
     this.show(null);
   }
 
   /**
-   * Shows the settings, in the fields and in the address.
-   * @param {Element | null} typed the field that is left alone: who types is not interrupted
+   * Show the settings in the fields and in the address.
+   * @param {Element | null} typed the field to leave alone, so that typing is not interrupted
    */
   show(typed = document.activeElement) {
     const { settings } = this;
@@ -60,10 +60,10 @@ export class Controls {
     this.following = window.setTimeout(() => this.#follow(), PATIENCE);
   }
 
-  /** Has the page's address be that of what is set. */
+  /** Update the page's address. */
   #follow() {
     try {
       history.replaceState(null, "", toHash(this.settings) || location.pathname + location.search);
-    } catch {} // the next change tries again
+    } catch {} // the next change retries
   }
 }

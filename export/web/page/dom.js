@@ -1,7 +1,7 @@
-// Elements in a word.
+// Shorthand for DOM elements.
 
 /**
- * The element of an id.
+ * Return the element with an id.
  * @template {HTMLElement} T
  * @param {string} id
  * @param {new () => T} kind
@@ -13,7 +13,7 @@ export function find(id, kind) {
 }
 
 /**
- * A new element.
+ * Create an element.
  * @template {keyof HTMLElementTagNameMap} Tag
  * @param {Tag} tag
  * @param {Partial<HTMLElementTagNameMap[Tag]>} [properties]

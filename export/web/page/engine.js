@@ -1,5 +1,5 @@
-// The worker's side: the model and the texts, and what the page may call. Work comes in slices, so that the next call is
-// never far: who wants more asks again.
+// The worker's side: the model, the texts, and the calls that the page may make. Work is done in short slices, so that a new
+// call never waits long; the page calls again for more.
 
 import { Model } from "./model.js";
 import { likeliest, probabilities } from "./sample.js";
@@ -11,13 +11,13 @@ import { Text } from "./text.js";
  */
 
 /**
- * A file to open. size, sha256: of its bytes; endId: of its vocabulary, whose size is `vocabulary`.
+ * A file to open. size, sha256: of its bytes; vocabulary: symbols; endId: the id that ends a document.
  * @typedef {{url: string, size: number, sha256: string, vocabulary: number, endId?: number}} File
  */
 
 /**
- * What a slice came to: the ids from position `from` on, the neuron's activity at each, the likeliest next ids, how many
- * ids are still to be read, and whether the document has ended.
+ * The result of a slice: the ids from position `from` on, the neuron's activity at each, the likeliest next ids, the count
+ * of unread ids, and whether the document has ended.
  * @typedef {object} Slice
  * @property {number} from
  * @property {number[]} ids
@@ -37,7 +37,7 @@ let texts = [];
 
 export const calls = {
   /**
-   * Opens a model, and forgets the one before it.
+   * Open a model in place of the previous one.
    * @param {File} file
    */
   async open(file) {
@@ -46,7 +46,7 @@ export const calls = {
     model = undefined;
     model = await Model.open(bytes);
     if (model.vocabulary !== file.vocabulary) {
-      throw new Error(`the file has ${model.vocabulary} symbols and its vocabulary ${file.vocabulary}: they are of two models`);
+      throw new Error(`the file has ${model.vocabulary} logits for a vocabulary of ${file.vocabulary} symbols: export the page again`);
     }
     const opened = model;
     texts = [0, 1].map(() => new Text(opened, file.endId));
@@ -54,7 +54,7 @@ export const calls = {
   },
 
   /**
-   * Makes a text the one that goes on from a prompt. Gives how much of what was read stays.
+   * Start a text from a prompt. Returns the length of the part that is already read.
    * @param {{text: number, prompt: number[]}} wanted
    */
   async begin({ text, prompt }) {
@@ -63,7 +63,7 @@ export const calls = {
   },
 
   /**
-   * Forgets a text from position `length` on. Gives how long it is.
+   * Truncate a text to `length`. Returns its length.
    * @param {{text: number, length: number}} wanted
    */
   async cut({ text, length }) {
@@ -72,8 +72,8 @@ export const calls = {
   },
 
   /**
-   * Goes on with a text for some milliseconds: reads its prompt, then writes until it is `until` ids long.
-   * from: as much of it as the caller has. chosen: positions, and the ids to put there.
+   * Continue a text for some milliseconds: read its prompt, then write until it is `until` ids long.
+   * from: the length that the caller has. chosen: positions and the ids to place there.
    * @param {{text: number, from: number, until: number, millis: number, seed: number, sampling: Sampling,
    *   chosen: [number, number][], neuron: Neuron | null}} wanted
    * @returns {Promise<Slice>}
@@ -99,7 +99,7 @@ export const calls = {
   },
 
   /**
-   * The likeliest next ids, as they would be drawn.
+   * Return the likeliest next ids under the sampling settings.
    * @param {{text: number, sampling: Sampling}} wanted
    */
   async next({ text, sampling }) {
@@ -107,7 +107,7 @@ export const calls = {
   },
 
   /**
-   * A neuron's activity at each id of a text.
+   * Return a neuron's activity at each id of a text.
    * @param {{text: number, neuron: Neuron}} wanted
    */
   async follow({ text, neuron }) {
@@ -115,7 +115,7 @@ export const calls = {
   },
 
   /**
-   * What was expected where an id stands, and a neuron's activity after it.
+   * Return the distribution before an id and a neuron's activity after it.
    * @param {{text: number, at: number, neuron: Neuron | null}} wanted
    */
   async expected({ text, at, neuron }) {
@@ -124,7 +124,7 @@ export const calls = {
   },
 
   /**
-   * The neurons that move most over a text.
+   * Return the neurons that vary most over a text.
    * @param {{text: number}} wanted
    */
   async ranked({ text }) {
@@ -141,8 +141,7 @@ function next(text, sampling) {
 }
 
 /**
- * The bytes of a file, as they were when the page was made. Those that are not may have been kept so: they are fetched
- * once more, past all that is kept.
+ * Fetch a file and check it against the page. A corrupted copy may come from a cache, so it is fetched once more without.
  * @param {File} file
  * @param {RequestCache} cache
  */
@@ -150,25 +149,25 @@ async function fetched(file, cache = "default") {
   const { url } = file;
   const name = url.split("/").at(-1);
   const response = await fetch(url, { cache }).catch(() => undefined);
-  if (!response) throw new Error(`${name} did not come: there is no network, and it has not been opened here before`);
-  if (!response.ok) throw new Error(`${name} is not there (the server says ${response.status})`);
+  if (!response) throw new Error(`cannot load ${name}: there is no network, and this model has not been opened here before`);
+  if (!response.ok) throw new Error(`${name} is missing (the server answered ${response.status})`);
   const bytes = new Uint8Array(await response.arrayBuffer());
   const fault = await damage(bytes, file);
   if (!fault) return bytes;
-  if (cache === "reload") throw new Error(`${name} is broken${fault}`);
+  if (cache === "reload") throw new Error(`${name} is corrupted${fault}`);
   return fetched(file, "reload");
 }
 
 /**
- * What is wrong with the bytes of a file; nothing, where they are its own.
+ * Return the fault in the bytes of a file; empty if they are intact.
  * @param {Uint8Array<ArrayBuffer>} bytes
  * @param {File} file
  */
 async function damage(bytes, { size, sha256 }) {
-  if (bytes.length !== size) return `: ${bytes.length} bytes came, it has ${size}`;
-  // Browsers hash for pages of https and localhost only.
+  if (bytes.length !== size) return `: received ${bytes.length} bytes of ${size}`;
+  // Browsers offer hashing on https and localhost only.
   const other = crypto.subtle && hexadecimal(await crypto.subtle.digest("SHA-256", bytes)) !== sha256;
-  return other ? ", or of another model: its checksum is not the one that this page was made with" : "";
+  return other ? " or belongs to another model: its checksum does not match this page" : "";
 }
 
 /** @param {ArrayBuffer} buffer */

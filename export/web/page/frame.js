@@ -1,9 +1,9 @@
-// Pictures of what changes, often enough to be seen to move, and no oftener: drawing takes the processor from the model.
+// Rate-limited drawing: often enough to look smooth, no more, because it competes with the model for the processor.
 
-const REST = 50; // milliseconds from one picture to the next
+const REST = 50; // milliseconds between frames
 
 /**
- * Gives a function that has `draw` called once before the next picture, with what it was last given.
+ * Return a function that schedules `draw` for the next frame with its latest argument.
  * @template T
  * @param {(value: T) => void} draw
  * @returns {(value: T) => void}
@@ -14,7 +14,7 @@ export function perFrame(draw) {
   let drawn = 0;
   return (value) => {
     if (!next) {
-      const rest = drawn + REST - performance.now(); // none where nothing has changed for a while
+      const rest = drawn + REST - performance.now(); // negative after a pause
       setTimeout(() => {
         requestAnimationFrame(() => {
           const { value } = /** @type {{value: T}} */ (next);

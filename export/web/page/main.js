@@ -1,4 +1,4 @@
-// The page: brings together what a person sets, the engine, and the texts that come of it.
+// The page: connects the form, the engine and the texts.
 
 import { Bars } from "./bars.js";
 import { Card } from "./card.js";
@@ -13,7 +13,7 @@ import { Shelf, megabytes } from "./shelf.js";
 import { Vocab } from "./vocab.js";
 import { Writer } from "./writer.js";
 
-const HINT = "The network reads as you type. Then it writes on.";
+const HINT = "The network reads as you type, then continues your text.";
 
 const form = find("form", HTMLFormElement);
 const problem = find("problem", HTMLParagraphElement);
@@ -38,10 +38,10 @@ const writers = [0, 1].map((text) => {
 
 /** @type {Vocab} */
 let vocab;
-let ready = false; // a model is open
+let ready = false; // whether a model is open
 let writing = false;
-let compared = false; // the second text goes with the first
-let turns = 0; // of opening and of work: what an earlier one has still to say does not count
+let compared = false; // whether the second text is in use
+let turns = 0; // counts openings and work, so that results of earlier ones are ignored
 
 /** @param {unknown} error */
 function fail(error) {
@@ -50,14 +50,14 @@ function fail(error) {
   status.textContent = "";
 }
 
-/** What can be done now. */
+/** Enable the buttons that apply now. */
 function enable() {
   for (const button of form.querySelectorAll("button")) button.disabled = !ready;
   goOn.disabled = !ready || writing || !settings.written;
   writeOrStop.textContent = writing ? "Stop" : "Write";
 }
 
-/** Shows what is set, and what follows from it. */
+/** Show the settings and update what depends on them. */
 function changed() {
   controls.show();
   writers[1].pane.root.hidden = settings.beside === null;
@@ -70,7 +70,7 @@ function changed() {
 }
 
 /**
- * Opens a model of the shelf, and has it read what is typed.
+ * Open a model and read the prompt.
  * @param {string} name
  * @param {string} precision
  */
@@ -86,7 +86,7 @@ async function open(name, precision) {
   status.textContent = `Opening ${model.name}, ${file.precision}, ${megabytes(file.size)} …`;
   try {
     vocab = new Vocab(model.vocab);
-    settings.chosen = settings.chosen.filter(([, id]) => id < vocab.size); // an address may say anything
+    settings.chosen = settings.chosen.filter(([, id]) => id < vocab.size); // the address may hold any id
     const { sha256, size } = file;
     const url = new URL(file.url, document.baseURI).href;
     const shape = await engine.call("open", { url, sha256, size, vocabulary: vocab.size, endId: vocab.endId });
@@ -107,9 +107,9 @@ async function open(name, precision) {
 }
 
 /**
- * Has a text begin with what is typed.
+ * Start a text from the prompt.
  * @param {Writer} writer
- * @param {number} length characters to write behind it
+ * @param {number} length characters to write after it
  */
 async function begin(writer, length) {
   let wanted;
@@ -118,35 +118,35 @@ async function begin(writer, length) {
     promptNote.textContent = HINT;
     prompt.ariaInvalid = "false";
   } catch (error) {
-    promptNote.textContent = `It cannot read this: ${/** @type {Error} */ (error).message}.`;
+    promptNote.textContent = `Cannot read this: ${/** @type {Error} */ (error).message}.`;
     prompt.ariaInvalid = "true";
     return;
   }
-  const chosen = writer === writers[0] ? settings.chosen : []; // the bars are the first text's
+  const chosen = writer === writers[0] ? settings.chosen : []; // the bars belong to the first text
   await writer.begin(wanted, chosen, length && wanted.ids.length + length);
 }
 
-/** The texts that are to be seen, and to be worked at. */
+/** Return the writers of the visible texts. */
 function active() {
   compared = settings.beside !== null;
   return compared ? writers : writers.slice(0, 1);
 }
 
-/** Reads what is typed. */
+/** Read the prompt. */
 function read() {
   settings.chosen = [];
   settings.written = false;
   work(active().map((writer) => begin(writer, 0)), "");
 }
 
-/** Writes from the beginning. */
+/** Write from the start. */
 function write() {
   settings.written = true;
   work(active().map((writer) => begin(writer, settings.length)), "Writing …");
 }
 
 /**
- * Has a person's character be the next.
+ * Place the character chosen by the user.
  * @param {number} id
  */
 function choose(id) {
@@ -157,9 +157,9 @@ function choose(id) {
 }
 
 /**
- * Waits for texts at work, and shows what has come of them.
+ * Wait for texts in progress and show the outcome.
  * @param {Promise<void>[]} texts
- * @param {string} told what is said meanwhile; nothing, where they only read
+ * @param {string} told the status meanwhile; empty if they only read
  */
 async function work(texts, told) {
   const turn = ++turns;
@@ -172,7 +172,7 @@ async function work(texts, told) {
     await Promise.all(texts);
     if (turn !== turns) return;
     for (const { pane } of writers) pane.flush();
-    if (writing) status.textContent = writers[0].ended ? "The text has ended by itself." : "Done.";
+    if (writing) status.textContent = writers[0].ended ? "The model ended the text." : "Done.";
     writing = false;
     enable();
     changed();
@@ -196,7 +196,7 @@ function colour(neuron) {
 }
 
 /**
- * Tells of the character that is pointed at.
+ * Show the card of the character under the pointer or cursor.
  * @param {number} text
  * @param {number} at
  * @param {HTMLElement | null} span
@@ -206,10 +206,10 @@ async function point(text, at, span, key) {
   if (!span) return card.hide();
   const id = writers[text].pane.ids[at];
   const { expected, activity } = await engine.call("expected", { text, at, neuron: settings.neuron });
-  if (span.classList.contains("here")) card.show(span, vocab, id, activity, expected, key); // else it is too late
+  if (span.classList.contains("here")) card.show(span, vocab, id, activity, expected, key); // unless the pointer has left
 }
 
-/** The address that brings back what is set, with a text as long as this one has become. */
+/** Return an address that restores the settings and a text of the current length. */
 function link() {
   const [{ written, ended }] = writers;
   const reached = written && !ended ? written : Math.max(written, settings.length);
@@ -224,13 +224,13 @@ function link() {
 async function copy(text, what) {
   try {
     await navigator.clipboard.writeText(text);
-    status.textContent = `${what} is copied.`;
+    status.textContent = `${what} copied.`;
   } catch {
-    status.textContent = `The browser does not let the page copy. ${what} can be selected and copied by hand.`;
+    status.textContent = "The browser blocks copying: select and copy by hand.";
   }
 }
 
-/** Opens what the address says: at the start, and where a person goes to another one, or back. */
+/** Open the model of the address: at the start, and after navigation. */
 async function follow() {
   controls.read();
   prompt.value = settings.prompt;
@@ -238,7 +238,7 @@ async function follow() {
 }
 
 function listen() {
-  addEventListener("hashchange", follow); // never of the page's own making: replaceState tells nobody
+  addEventListener("hashchange", follow); // replaceState does not fire it
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (writing) for (const writer of writers) writer.stop();
@@ -258,13 +258,13 @@ function listen() {
   goOn.addEventListener("click", () => {
     work(active().map((writer) => writer.goOn(writer.length + settings.length)), "Writing …");
   });
-  find("copy", HTMLButtonElement).addEventListener("click", () => copy(writers[0].pane.text, "The text"));
-  find("share", HTMLButtonElement).addEventListener("click", () => copy(link(), "The link"));
+  find("copy", HTMLButtonElement).addEventListener("click", () => copy(writers[0].pane.text, "Text"));
+  find("share", HTMLButtonElement).addEventListener("click", () => copy(link(), "Link"));
 }
 
 async function start() {
   find("waiting", HTMLElement).hidden = true;
-  if (typeof WebAssembly !== "object") throw new Error("This browser has no WebAssembly, or it is switched off; the models need it");
+  if (typeof WebAssembly !== "object") throw new Error("This browser has no WebAssembly, or it is disabled; the models need it");
   await keep((text) => {
     find("offline", HTMLParagraphElement).textContent = text;
   });

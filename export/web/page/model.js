@@ -1,10 +1,10 @@
 // A .tflite on LiteRT.js: one step, (id, carry) -> (logits, carry).
-// Legend: L layers, S states of a cell (2 of an LSTM: h, c; else 1), H units, V vocabulary; batch 1 throughout.
+// Legend: L layers, S states per cell (2 for an LSTM: h, c; else 1), H units, V vocabulary; the batch is 1.
 
 import { Tensor, loadAndCompile, loadLiteRt } from "./litert/core.js";
 
 /**
- * What a step gives: logits [V], and the carry [1, L, S, H], flat.
+ * The result of a step: logits [V], and the carry [1, L, S, H], flat.
  * @typedef {{logits: Float32Array, carry: Float32Array}} Step
  */
 
@@ -13,12 +13,12 @@ const RUNTIME = new URL("litert/", import.meta.url);
 /** @type {Promise<unknown> | undefined} */
 let runtime;
 
-/** Loads the runtime, once. */
+/** Load the runtime once. */
 function loadRuntime() {
-  // The runtime looks for its wasm beside the worker, unless told where it is.
+  // By default the runtime looks for its wasm beside the worker.
   Object.assign(self, { Module: { locateFile: (/** @type {string} */ name) => new URL(name, RUNTIME).href } });
   runtime ??= loadLiteRt(RUNTIME.href).catch((error) => {
-    runtime = undefined; // the next try begins anew
+    runtime = undefined; // so that the next call retries
     throw new Error(`the runtime did not start: ${error instanceof Error ? error.message : error}`);
   });
   return runtime;
@@ -27,7 +27,7 @@ function loadRuntime() {
 export class Model {
   /**
    * @param {Uint8Array} bytes the .tflite
-   * @throws {Error} where they are none, or one of another form
+   * @throws {Error} for an invalid file, or one without the signature `step`
    */
   static async open(bytes) {
     await loadRuntime();
@@ -35,7 +35,7 @@ export class Model {
     try {
       compiled = await loadAndCompile(bytes, { accelerator: "wasm", cpuOptions: { numThreads: 1 } });
     } catch (error) {
-      throw new Error(`the runtime does not take the file: ${error instanceof Error ? error.message : error}`);
+      throw new Error(`the runtime cannot load the file: ${error instanceof Error ? error.message : error}`);
     }
     return new Model(compiled);
   }
@@ -43,7 +43,7 @@ export class Model {
   /** @param {import("./litert/core.js").CompiledModel} compiled */
   constructor(compiled) {
     this.compiled = compiled;
-    this.runner = Object.values(compiled.signatures)[0]; // step comes first
+    this.runner = Object.values(compiled.signatures)[0]; // step is the first
     const shapes = Object.fromEntries(
       [...this.runner.getInputDetails(), ...this.runner.getOutputDetails()].map(({ name, shape }) => [name, shape]),
     );
@@ -57,13 +57,13 @@ export class Model {
     this.vocabulary = shapes.logits[1];
   }
 
-  /** Zeros: how a text begins. */
+  /** Return the carry at the start of a text: zeros. */
   initialCarry() {
     return new Float32Array(this.layers * this.states * this.units);
   }
 
   /**
-   * One character in: the logits of the next one, and the next carry.
+   * Read one id. Returns the logits of the next one and the new carry.
    * @param {number} id
    * @param {Float32Array} carry
    * @returns {Promise<Step>}

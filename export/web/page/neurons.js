@@ -1,15 +1,15 @@
-// Which neuron colours the text: a ranked list, and any other by its number.
+// The choice of the neuron that colours the text: a ranked list, and number fields for any other.
 
 import { find, make } from "./dom.js";
 
 /**
- * A neuron of the list. about: what it is known to follow; variance: over the text.
+ * A neuron in the list. about: the feature that it follows, if known; variance: over the text.
  * @typedef {{layer: number, unit: number, about?: string, variance?: number}} Ranked
  * @typedef {import("./text.js").Neuron} Neuron
  */
 
 export class Neurons {
-  /** @param {(neuron: Neuron | null) => void} choose what a choice does */
+  /** @param {(neuron: Neuron | null) => void} choose called with each choice */
   constructor(choose) {
     this.choose = choose;
     this.list = find("neurons", HTMLFieldSetElement);
@@ -30,9 +30,9 @@ export class Neurons {
   }
 
   /**
-   * Shows a model's neurons.
+   * Show a model's neurons.
    * @param {{layers: number, units: number, cells: boolean}} model
-   * @param {Ranked[]} known those of neurons.json, if it has any
+   * @param {Ranked[]} known those of neurons.json, if any
    */
   open({ layers, units, cells }, known) {
     this.layer.max = String(layers);
@@ -40,18 +40,18 @@ export class Neurons {
     this.known = known.length > 0;
     const what = cells ? "tanh(c)" : "h";
     this.note.textContent = this.known
-      ? `What neurons were found to follow. Colours are ${what}.`
-      : `Those that move most over this text come first. Colours are ${what}.`;
+      ? `Neurons and the features they follow. Colours show ${what}.`
+      : `Those that vary most over this text come first. Colours show ${what}.`;
     this.rank(known, true);
   }
 
   /**
-   * Puts neurons in the list, the first first.
+   * Fill the list in order.
    * @param {Ranked[]} ranked
-   * @param {boolean} [known] whether they are those of neurons.json, which stay
+   * @param {boolean} [known] whether they are those of neurons.json, which are kept
    */
   rank(ranked, known = false) {
-    const held = this.list.contains(document.activeElement); // nothing moves under the keyboard
+    const held = this.list.contains(document.activeElement); // the list must not change under the keyboard focus
     if (!known && (this.known || held)) return;
     const most = Math.max(...ranked.map(({ variance }) => variance ?? 0), 1e-9);
     const rows = ranked.map(({ layer, unit, about, variance }) => {

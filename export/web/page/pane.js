@@ -1,4 +1,4 @@
-// A text on the page: a span a character, coloured by a neuron, with a cursor that keys move.
+// A text on the page: one span per character, coloured by a neuron, with a keyboard cursor.
 
 import { make } from "./dom.js";
 import { perFrame } from "./frame.js";
@@ -9,13 +9,13 @@ import { Decoder } from "./vocab.js";
  * @typedef {import("./vocab.js").Vocab} Vocab
  */
 
-const LEVELS = 8; // of blue, and of green
-const NEAR = 40; // pixels from its end at which a text that grows is followed
+const LEVELS = 8; // shades each of blue and green
+const NEAR = 40; // a growing text scrolls along within this many pixels of its end
 
 export class Pane {
   /**
    * @param {HTMLElement} parent
-   * @param {(at: number, span: HTMLElement | null, key: boolean) => void} point what pointing at an id does, by key or not
+   * @param {(at: number, span: HTMLElement | null, key: boolean) => void} point called for the character under the pointer, or the cursor (key)
    */
   constructor(parent, point) {
     this.point = point;
@@ -33,21 +33,21 @@ export class Pane {
     this.decoder = undefined;
     /** @type {number[]} */
     this.ids = [];
-    /** @type {{span: HTMLElement, from: number, to: number}[]} characters, and the ids that they are */
+    /** @type {{span: HTMLElement, from: number, to: number}[]} characters and their ranges of ids */
     this.shown = [];
-    this.open = 0; // the position of the first id that is no whole character yet
-    this.ahead = 0; // ids that stand before the text and are not shown
-    this.prompt = 0; // ids of the prompt
+    this.open = 0; // position of the first id of an incomplete character
+    this.ahead = 0; // hidden ids before the text
+    this.prompt = 0; // length of the prompt in ids
     /** @type {Set<number>} */
     this.chosen = new Set();
     this.fragment = document.createDocumentFragment();
-    this.cursor = -1; // of the characters shown; -1: nowhere
+    this.cursor = -1; // index into `shown`; -1: none
     this.soon = perFrame(() => this.flush());
     this.#listen();
   }
 
   /**
-   * Empties it for a text of a vocabulary.
+   * Clear the pane for a new vocabulary.
    * @param {Vocab} vocab
    */
   clear(vocab) {
@@ -56,14 +56,14 @@ export class Pane {
     this.decoder = new Decoder(vocab);
   }
 
-  /** The text, as it is copied. */
+  /** The text for copying. */
   get text() {
     this.flush();
     return this.body.textContent ?? "";
   }
 
   /**
-   * Adds what a slice brought.
+   * Append a slice.
    * @param {Slice} slice
    */
   add({ ids, activity }) {
@@ -72,7 +72,7 @@ export class Pane {
   }
 
   /**
-   * Takes away all from position `length` on.
+   * Truncate to `length` ids.
    * @param {number} length
    */
   cut(length) {
@@ -91,7 +91,7 @@ export class Pane {
   }
 
   /**
-   * Colours the whole text, or none of it.
+   * Colour the whole text, or remove its colours.
    * @param {Float32Array | null} activity at each id
    */
   colour(activity) {
@@ -99,13 +99,13 @@ export class Pane {
     for (const { span, to } of this.shown) paint(span, activity?.[to - 1]);
   }
 
-  /** What stands above it, where there are two, and what a screen reader calls it. @param {string} text */
+  /** Set the heading, which shows when there are two panes, and the accessible name. @param {string} text */
   name(text) {
     this.caption.textContent = text;
     this.body.ariaLabel = `The text, ${text.toLowerCase()}`;
   }
 
-  /** @param {string} text below it */
+  /** Set the note below. @param {string} text */
   tell(text) {
     this.told.textContent = text;
   }
@@ -129,7 +129,7 @@ export class Pane {
     }
   }
 
-  /** Shows what the next picture would. */
+  /** Append pending characters now. */
   flush() {
     const { body } = this;
     const follow = body.scrollHeight - body.scrollTop - body.clientHeight < NEAR;
@@ -156,7 +156,7 @@ export class Pane {
   }
 
   /**
-   * Where a key leads.
+   * Return the index that a key moves to.
    * @param {string} key
    */
   #target(key) {
@@ -184,7 +184,7 @@ export class Pane {
   }
 
   /**
-   * The nearest character on the next line, or the line before.
+   * Return the nearest character on the next or the previous line.
    * @param {1 | -1} way
    */
   #line(way) {

@@ -1,19 +1,19 @@
-// Drawing a character from logits: trainers/sampling/draw.py, for one row. Temperature, then top-k, then top-p among what is left.
+// Sampling from logits, as trainers/sampling/draw.py does for one row: temperature, top-k, then top-p among the rest.
 
 /**
- * How a character is drawn.
- * temperature: 0 takes the likeliest; topK: 0 is all; topP: 1 is all.
+ * Sampling settings.
+ * temperature: 0 is greedy; topK: 0 keeps all; topP: 1 keeps all.
  * @typedef {{temperature: number, topK: number, topP: number}} Sampling
  */
 
-const GREEDY = 1e-3; // temperatures below this take the likeliest character, with nothing left to chance
-const SHARPEST = 1e20; // what logits are multiplied by then
+const GREEDY = 1e-3; // temperatures below this take the likeliest character
+const SHARPEST = 1e20; // factor of the logits in that case
 
-/** The model as it is, without anything changed. @type {Sampling} */
+/** The model's own distribution. @type {Sampling} */
 export const PLAIN = { temperature: 1, topK: 0, topP: 1 };
 
 /**
- * The probability of each id, after temperature, top-k and top-p.
+ * Return the probability of each id under the settings.
  * @param {Float32Array} logits
  * @param {Sampling} sampling
  */
@@ -23,7 +23,7 @@ export function probabilities(logits, { temperature, topK, topP }) {
 }
 
 /**
- * The id on which `uniform`, in [0, 1), falls among the probabilities; at 0, the first that has any.
+ * Return the id at which the cumulated probability exceeds `uniform`, in [0, 1).
  * @param {Float64Array} probability
  * @param {number} uniform
  */
@@ -39,7 +39,7 @@ export function choose(probability, uniform) {
 }
 
 /**
- * Whether a temperature leaves anything to chance.
+ * Return whether a temperature is not greedy.
  * @param {number} temperature
  */
 export function warm(temperature) {
@@ -47,7 +47,7 @@ export function warm(temperature) {
 }
 
 /**
- * The likeliest ids, the likeliest first.
+ * Return the likeliest ids in descending order.
  * @param {Float64Array} probability
  * @param {number} count
  */
@@ -65,8 +65,8 @@ function softmax(scaled) {
 }
 
 /**
- * -Infinity where a logit is not among the `topK` largest, or not among the fewest that have `topP` of their probability
- * between them. What is as likely as the last that stays, stays.
+ * Set to -Infinity the logits outside the `topK` largest, and outside the smallest set with `topP` of the rest's probability.
+ * Ties with the last one kept are kept.
  * @param {Float32Array} scaled
  * @param {number} topK
  * @param {number} topP

@@ -1,7 +1,7 @@
-// All that a text depends on, as the part of the address behind #, and back.
+// The settings of a text, to and from the address's fragment.
 
 /**
- * chosen: positions, and the ids that a person put there. written: whether there is a text to write at once.
+ * chosen: positions and the ids that the user placed there. written: whether to write a text at once.
  * @typedef {object} Settings
  * @property {string} model
  * @property {string} precision
@@ -11,7 +11,7 @@
  * @property {number} top_p
  * @property {number} seed
  * @property {number} length
- * @property {number | null} beside the other temperature, where two are compared
+ * @property {number | null} beside the second temperature, when two are compared
  * @property {import("./text.js").Neuron | null} neuron
  * @property {[number, number][]} chosen
  * @property {boolean} written
@@ -33,7 +33,7 @@ export const DEFAULTS = {
   written: false,
 };
 
-/** What numbers may be: least, most, and whether they are whole. @type {Record<string, [number, number, boolean]>} */
+/** Valid numbers: minimum, maximum, whether integers only. @type {Record<string, [number, number, boolean]>} */
 export const RANGES = {
   temperature: [0, 2, false],
   top_k: [0, 40, true],
@@ -45,7 +45,7 @@ export const RANGES = {
 
 /**
  * @param {Settings} settings
- * @returns {string} what differs from the defaults; empty where nothing does
+ * @returns {string} the fields that differ from the defaults; empty if none do
  */
 export function toHash(settings) {
   const fields = new URLSearchParams();
@@ -57,7 +57,7 @@ export function toHash(settings) {
 }
 
 /**
- * The settings of an address. What it does not say, or says wrongly, is as by default.
+ * Parse the settings of an address. Missing and invalid fields get their defaults.
  * @param {string} hash
  * @returns {Settings}
  */

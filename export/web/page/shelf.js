@@ -1,18 +1,18 @@
-// The models that the page has, and the two lists to choose from.
+// The page's models, and the two lists to choose from.
 
 import { find, make } from "./dom.js";
 
 /**
- * A model as models.json has it.
+ * A model in models.json.
  * @typedef {object} Listed
  * @property {string} name
  * @property {import("./vocab.js").VocabJson} vocab
  * @property {{precision: string, bits: number, url: string, size: number, sha256: string}[]} files
- * @property {{layer: number, unit: number, about: string}[]} neurons from 1
+ * @property {{layer: number, unit: number, about: string}[]} neurons numbered from 1
  */
 
 export class Shelf {
-  /** @param {(model: string, precision: string) => void} choose what a choice does */
+  /** @param {(model: string, precision: string) => void} choose called with each choice */
   constructor(choose) {
     this.models = find("model", HTMLSelectElement);
     this.precisions = find("precision", HTMLSelectElement);
@@ -23,16 +23,16 @@ export class Shelf {
     }
   }
 
-  /** Reads what there is. */
+  /** Load the list of models. */
   async fill() {
     const response = await fetch("models.json");
-    if (!response.ok) throw new Error(`models.json is not there (the server says ${response.status}): the page is not whole`);
+    if (!response.ok) throw new Error(`models.json is missing (the server answered ${response.status}): export the page again`);
     this.listed = (await response.json()).models;
     this.models.replaceChildren(...this.listed.map(({ name }) => make("option", { value: name }, name)));
   }
 
   /**
-   * The model and the file of these names, or the first ones; the lists show them.
+   * Select the model and the file of these names, or else the first ones.
    * @param {string} model
    * @param {string} precision
    */
@@ -41,9 +41,9 @@ export class Shelf {
     const file = listed.files.find((other) => other.precision === precision) ?? listed.files[0];
     this.models.value = listed.name;
     this.precisions.replaceChildren(
-      ...listed.files.map((one) => {
-        const label = `${one.precision}, ${megabytes(one.size)}, ${one.bits.toFixed(2)} bits`; // a byte or a character
-        return make("option", { value: one.precision }, label);
+      ...listed.files.map((entry) => {
+        const label = `${entry.precision}, ${megabytes(entry.size)}, ${entry.bits.toFixed(2)} bits`; // per byte or per character
+        return make("option", { value: entry.precision }, label);
       }),
     );
     this.precisions.value = file.precision;

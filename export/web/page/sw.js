@@ -1,4 +1,4 @@
-// The service worker: what was fetched once is kept, for this build of the page.
+// The service worker: caches all files once fetched, per build of the page.
 
 importScripts("build.js");
 
@@ -29,11 +29,11 @@ async function taken() {
 }
 
 /**
- * What is kept, else what comes, which is kept if it can be. A request to reload takes the place of what is kept.
+ * Return the cached response, or else fetch it and cache it if possible. A reload request replaces the cached one.
  * @param {Request} request
  */
 async function kept(request) {
-  const cache = await caches.open(CACHE).catch(() => undefined); // where the browser has no room left for one
+  const cache = await caches.open(CACHE).catch(() => undefined); // fails when storage is full
   if (request.cache === "reload") await cache?.delete(request, { ignoreSearch: true }).catch(() => false);
   const found = await cache?.match(request, { ignoreSearch: true }).catch(() => undefined);
   if (found) return found;

@@ -1,4 +1,4 @@
-// A text as a model reads and writes it, with what is kept of each character: what its neurons held, what it expected.
+// A text that a model reads and writes, with the neurons and the logits after each character.
 
 import { uniform } from "./chance.js";
 import { PLAIN, choose, likeliest, probabilities, warm } from "./sample.js";
@@ -6,7 +6,7 @@ import { PLAIN, choose, likeliest, probabilities, warm } from "./sample.js";
 /** @typedef {import("./sample.js").Sampling} Sampling */
 
 /**
- * What steps; model.js, or a stand-in.
+ * The interface of a model: model.js, or a test double.
  * @typedef {object} Stepper
  * @property {number} layers
  * @property {number} states
@@ -16,47 +16,47 @@ import { PLAIN, choose, likeliest, probabilities, warm } from "./sample.js";
  */
 
 /**
- * What is kept of an id: the logits after it, and its neurons [L, H], flat, in parts of FULL.
+ * The record of an id: the logits after it, and the neurons [L, H], flat, scaled by FULL.
  * @typedef {{logits: Float32Array, held: Int16Array}} Kept
  */
 
-const FULL = 32767; // what 1 is in `held`
-const RECENT = 1000; // the last ids, whose carries are kept, and over which neurons are ranked
+const FULL = 32767; // stands for 1 in `held`
+const RECENT = 1000; // number of last ids whose carries are kept and over which neurons are ranked
 
 /** One neuron: layer and unit, from 0. @typedef {{layer: number, unit: number}} Neuron */
 
 export class Text {
   /**
    * @param {Stepper} model
-   * @param {number | undefined} endId the id that ends a document, where one does
+   * @param {number | undefined} endId the id that ends a document, if any
    */
   constructor(model, endId) {
     this.model = model;
     this.endId = endId;
     /** @type {number[]} */
     this.prompt = [];
-    /** @type {number[]} what was read and written so far */
+    /** @type {number[]} ids read and written so far */
     this.ids = [];
     /** @type {Kept[]} */
     this.steps = [];
     /** @type {Float32Array[]} after the last ids */
     this.carries = [];
-    /** @type {Set<number>} positions whose id a person chose: they take no random number */
+    /** @type {Set<number>} positions whose id the user chose; they use no random number */
     this.chosen = new Set();
   }
 
   /**
-   * Makes the text the one that goes on from `prompt`. What of that is read already is kept.
+   * Start the text from `prompt`, keeping the part that is already read.
    * @param {number[]} prompt
    */
   begin(prompt) {
     this.prompt = prompt;
-    const differs = this.ids.findIndex((id, index) => id !== prompt[index]); // what was written behind it does
+    const differs = this.ids.findIndex((id, index) => id !== prompt[index]); // true of anything written after it
     if (differs >= 0) this.cut(differs);
   }
 
   /**
-   * Forgets all from position `length` on; all of it, where no carry is kept from which it could go on there.
+   * Truncate to `length` ids, or to none if the carry at that point is no longer kept.
    * @param {number} length
    */
   cut(length) {
@@ -72,22 +72,22 @@ export class Text {
     return this.ids.length >= this.prompt.length;
   }
 
-  /** The logits of the next character; none before anything is read. */
+  /** The logits of the next character; undefined before anything is read. */
   get logits() {
     return this.steps.at(-1)?.logits;
   }
 
-  /** Reads the next id of the prompt. */
+  /** Read the next id of the prompt. */
   async readOn() {
     await this.#step(this.prompt[this.ids.length]);
   }
 
   /**
-   * Draws the next character, or takes the one that a person chose, and reads it.
+   * Draw the next character, or take the user's choice, and read it.
    * @param {Sampling} sampling
    * @param {number} seed
    * @param {number} [choice]
-   * @returns {Promise<boolean>} false, and nothing is read, where the document ends here
+   * @returns {Promise<boolean>} false if the document ends here; nothing is read then
    */
   async write(sampling, seed, choice) {
     if (choice !== undefined) this.chosen.add(this.ids.length);
@@ -117,7 +117,7 @@ export class Text {
   }
 
   /**
-   * A neuron after each id from position `from` on, in -1 to 1: tanh(c), or h of a cell without c.
+   * Return a neuron's activity after each id from position `from` on, in -1 to 1: tanh(c), or h for a cell without c.
    * @param {Neuron} neuron
    * @param {number} from
    */
@@ -127,7 +127,7 @@ export class Text {
   }
 
   /**
-   * The five likeliest ids ahead of position `at`, as the model has them, and what came.
+   * Return the five likeliest ids at position `at`, and the probability of the actual one.
    * @param {number} at
    */
   expected(at) {
@@ -138,7 +138,7 @@ export class Text {
   }
 
   /**
-   * The neurons that move most over the last RECENT ids, by variance, the liveliest first.
+   * Return the neurons with the largest variance over the last RECENT ids, in descending order.
    * @param {number} count
    */
   ranked(count) {
@@ -158,7 +158,7 @@ export class Text {
   }
 
   /**
-   * What the neurons hold with a carry.
+   * Return the neurons' activity in a carry.
    * @param {Float32Array} carry
    */
   #held(carry) {

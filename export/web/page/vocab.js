@@ -1,22 +1,22 @@
-// Text to ids and back: pipeline/vocab.py, for what a person types and sees.
+// Text to ids and back, as in pipeline/vocab.py.
 
 /**
- * A vocabulary as model.json has it.
+ * A vocabulary in model.json.
  * @typedef {{unit: "byte" | "char", symbols: string, end_id?: number, unknown_id?: number}} VocabJson
  */
 
 /**
- * What a run of ids is shown as: one character, or none for the end of a document.
+ * A run of ids as shown: one character, or empty for the end of a document.
  * @typedef {{text: string, ids: number}} Shown
  */
 
 const REPLACEMENT = "\ufffd";
-const FIRST_LEAD = 0xc2; // of UTF-8's sequences of several bytes; below it come ASCII and what continues a sequence
+const FIRST_LEAD = 0xc2; // the first byte of multi-byte UTF-8; below are ASCII and continuation bytes
 
 export class Vocab {
   /**
    * @param {VocabJson} json
-   * @throws {Error} where it makes no vocabulary
+   * @throws {Error} for an invalid vocabulary
    */
   constructor(json) {
     this.unit = json.unit;
@@ -27,19 +27,19 @@ export class Vocab {
     this.size = this.symbols.length + (this.endId === this.symbols.length ? 1 : 0);
     this.idOf = new Map(this.symbols.map((symbol, id) => [symbol, id]));
     if (!["byte", "char"].includes(this.unit) || !this.size || this.idOf.size < this.symbols.length) {
-      throw new Error("model.json holds no vocabulary");
+      throw new Error("invalid vocabulary in models.json");
     }
   }
 
-  /** The id that an empty prompt starts after: the end of a document, else the newline, else 0. */
+  /** The id before an empty prompt: the end of a document, else the newline, else 0. */
   get startId() {
     return this.endId ?? this.idOf.get(this.unit === "byte" ? 10 : "\n") ?? 0;
   }
 
   /**
-   * The ids of a text.
+   * Encode a text.
    * @param {string} text
-   * @throws {Error} naming the first character that the vocabulary does not have
+   * @throws {Error} naming the first character outside the vocabulary
    */
   encode(text) {
     /** @type {(number | string)[]} */
@@ -52,7 +52,7 @@ export class Vocab {
   }
 
   /**
-   * The ids that a model reads before it goes on with a text, and how many of them stand ahead of it.
+   * Return the ids that a model reads for a prompt, and the count of those before its text.
    * @param {string} text
    */
   promptIds(text) {
@@ -61,7 +61,7 @@ export class Vocab {
   }
 
   /**
-   * What one id is called where it stands alone: a character, or what a byte is written as.
+   * Return the visible name of an id: a character, or a byte in hexadecimal.
    * @param {number} id
    */
   label(id) {
@@ -75,7 +75,7 @@ export class Vocab {
   }
 
   /**
-   * The same as it is read out.
+   * Return the name of an id for screen readers.
    * @param {number} id
    */
   spoken(id) {
@@ -85,7 +85,7 @@ export class Vocab {
   }
 }
 
-/** Ids that come one at a time, as characters that are never cut: bytes wait until theirs is whole. */
+/** Decodes ids one at a time into whole characters, holding bytes back until theirs is complete. */
 export class Decoder {
   /** @param {Vocab} vocab */
   constructor(vocab) {
@@ -96,7 +96,7 @@ export class Decoder {
 
   /**
    * @param {number} id
-   * @returns {Shown[]} what is whole now, in order
+   * @returns {Shown[]} the characters completed, in order
    */
   push(id) {
     const symbol = this.vocab.symbols[id];
@@ -108,7 +108,7 @@ export class Decoder {
     if (first === undefined) return [];
     this.waiting = 0;
     if (second !== undefined) return [{ text: first, ids: before }, { text: second, ids: 1 }];
-    // One character has come: of all that waited, or, where this byte begins another, of those before it, which were none.
+    // One character: of all waiting bytes, or, if this byte begins another one, an invalid one of the bytes before it.
     if (before && first === REPLACEMENT && symbol >= FIRST_LEAD) {
       this.waiting = 1;
       return [{ text: first, ids: before }];
@@ -116,7 +116,7 @@ export class Decoder {
     return [{ text: first, ids: before + 1 }];
   }
 
-  /** @returns {Shown[]} what still waits, as the broken character that it is */
+  /** @returns {Shown[]} the waiting bytes as an invalid character */
   end() {
     const ids = this.waiting;
     this.waiting = 0;

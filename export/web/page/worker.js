@@ -1,9 +1,9 @@
-// A classic worker, for the runtime loads its own script by importScripts, which module workers do not have.
+// A classic worker, because the runtime loads its script with importScripts, which module workers lack.
 
 /** @type {Promise<typeof import("./engine.js")>} */
 const engine = import("./engine.js");
 
-/** Calls come as {call, name, wanted} and are answered, in order, by {call, value} or {call, error}. */
+/** Calls are {call, name, wanted}, answered in order by {call, value} or {call, error}. */
 let before = Promise.resolve();
 
 self.onmessage = ({ data: { call, name, wanted } }) => {

@@ -1,4 +1,4 @@
-// One text at work: asks the engine for slice after slice, and puts them on its pane.
+// The writer of one text: requests slices from the engine and appends them to its pane.
 
 /**
  * @typedef {import("./client.js").Engine} Engine
@@ -8,18 +8,18 @@
  * @typedef {import("./engine.js").Slice} Slice
  */
 
-/** What a slice is asked with, read anew for each: a person may have changed it.
+/** Settings of a slice, read for each because the user may change them.
  * @typedef {{sampling: Sampling, seed: number, neuron: Neuron | null}} Now */
 
-const SLICE = 40; // milliseconds: about one picture of the page, for each slice costs a message there and back
+const SLICE = 40; // milliseconds: about one frame, since each slice costs a round trip of messages
 
 export class Writer {
   /**
    * @param {Engine} engine
-   * @param {number} text which of the engine's texts
+   * @param {number} text index of the engine's text
    * @param {Pane} pane
    * @param {() => Now} now
-   * @param {(slice: Slice) => void} heard is told each slice
+   * @param {(slice: Slice) => void} heard called with each slice
    */
   constructor(engine, text, pane, now, heard) {
     this.engine = engine;
@@ -27,29 +27,29 @@ export class Writer {
     this.pane = pane;
     this.now = now;
     this.heard = heard;
-    /** @type {[number, number][]} positions, and the ids that a person put there */
+    /** @type {[number, number][]} positions and the ids that the user placed there */
     this.chosen = [];
     this.until = 0;
     this.ended = false;
-    this.since = { time: 0, length: 0 }; // when writing began, and with how much
+    this.since = { time: 0, length: 0 }; // when writing began, and the length then
     /** @type {Promise<void>} */
     this.edits = Promise.resolve();
     /** @type {Promise<void> | undefined} */
     this.running = undefined;
   }
 
-  /** How long the text is, prompt and all. */
+  /** Length of the text, including the prompt. */
   get length() {
     return this.pane.ids.length;
   }
 
-  /** How much of it was written behind the prompt. */
+  /** Length of the text after the prompt. */
   get written() {
     return Math.max(this.length - this.pane.prompt, 0);
   }
 
   /**
-   * Makes it the text that goes on from a prompt; what came behind an earlier one is gone.
+   * Start the text from a prompt, discarding what followed an earlier one.
    * @param {{ids: number[], ahead: number}} prompt
    * @param {[number, number][]} chosen
    * @param {number} until
@@ -67,7 +67,7 @@ export class Writer {
   }
 
   /**
-   * Puts an id at the end of what is to be seen, in place of what may have come there.
+   * Place an id at the end of the visible text, replacing anything written there since.
    * @param {number} id
    */
   choose(id) {
@@ -82,7 +82,7 @@ export class Writer {
   }
 
   /**
-   * Writes on until it is so long.
+   * Continue until the text is `until` ids long.
    * @param {number} until
    */
   goOn(until) {
@@ -90,7 +90,7 @@ export class Writer {
     return this.#edit(async () => {});
   }
 
-  /** Ends the writing; what is there stays. */
+  /** Stop writing and keep the text. */
   stop() {
     this.until = 0;
   }
@@ -110,7 +110,7 @@ export class Writer {
   async #run() {
     for (let more = true; more; ) {
       const edits = this.edits;
-      await edits; // the next slice begins where they leave off
+      await edits; // the next slice starts after them
       if (edits !== this.edits) continue;
       const { sampling, seed, neuron } = this.now();
       const wanted = { text: this.text, from: this.length, until: this.until, millis: SLICE, seed, sampling };
@@ -122,7 +122,7 @@ export class Writer {
       more = edits !== this.edits || slice.unread > 0 || (!slice.ended && this.length < this.until);
     }
   }
-  /** Says below the text how long it is, and how fast it came. @param {Slice} slice */
+  /** Report length and speed below the text. @param {Slice} slice */
   #tell({ ids, unread }) {
     if (unread) this.since = { time: performance.now(), length: this.length };
     const { written } = this;

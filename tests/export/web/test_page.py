@@ -19,12 +19,12 @@ from export.web import build as page
 from export.web.build import export_page, read_model
 from pipeline.vocab import byte_vocab
 
-MODEL = b"what a browser's runtime takes"
+MODEL = b"a flatbuffer"
 
 
 @pytest.fixture(autouse=True)
 def node_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The packages, as npm would have fetched them."""
+    """A node_modules with stand-ins for the packages."""
     packages = tmp_path / "node_modules"
     wanted = json.loads((page.WEB / "package.json").read_text())["dependencies"]["@litertjs/core"]
     files = {
@@ -43,7 +43,7 @@ def node_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def device(folder: Path, *precisions: str) -> Path:
-    """A folder as the export of .tflite makes it, of what no runtime would take."""
+    """Write a device folder with placeholder models."""
     folder.mkdir(parents=True)
     about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": folder.name}
     for precision in precisions:
@@ -57,7 +57,7 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_folder_is_the_page_the_runtime_and_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_site_holds_the_page_the_runtime_and_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = device(tmp_path / "one", "float32", "int8-dynamic"), device(tmp_path / "two", "float16")
     (one / "neurons.json").write_text('{"neurons": [{"layer": 2, "unit": 7, "about": "quotes", "score": 0.9}]}')
     export_page([one, two], out := tmp_path / "site", force=False)
@@ -79,66 +79,64 @@ def test_the_folder_is_the_page_the_runtime_and_the_models(tmp_path: Path, capsy
         assert page.sha256_file(out / file["url"]) == file["sha256"]
     build = json.loads((out / "build.js").read_text().removeprefix("self.BUILD = ").removesuffix(";\n"))
     assert set(build["shell"]) == {"./", "models.json", "litert/core.js", "litert/wasm-utils.js"} | sources
-    told = "one (float32, int8-dynamic); two (float16); 0.1 MB, of which a browser fetches 0.1 MB before the first text"
+    told = "one (float32, int8-dynamic); two (float16); 0.1 MB, of which a browser loads 0.1 MB before the first text"
     assert told in capsys.readouterr().out
 
 
-def test_the_same_page_is_not_made_again_and_another_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_page_is_kept_and_another_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, out = device(tmp_path / "one", "float32"), tmp_path / "site"
     export_page([one], out, force=False)
     first, told = (out / "build.js").read_bytes(), capsys.readouterr().out
-    (out / "CNAME").write_text("a user's own" * 100_000)
+    (out / "CNAME").write_text("a file of the user" * 100_000)
     export_page([one], out, force=False)
-    assert (out / "CNAME").read_text() == "a user's own" * 100_000
+    assert (out / "CNAME").read_text() == "a file of the user" * 100_000
     again = capsys.readouterr()
     assert "is already made from the same files" in again.err
-    assert again.out == told, "of the files, the page's are counted"
+    assert again.out == told, "only files of the page are counted"
     about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": "one"}
     (one / "float32.tflite").write_bytes(pack(b"other weights", about))
-    with pytest.raises(StageError, match=r"site is full: another page lies there; give another --out or --force$"):
+    with pytest.raises(StageError, match=r"site already holds a different page: pass another --out or --force$"):
         export_page([one], out, force=False)
     assert (out / "build.js").read_bytes() == first
     export_page([one], out, force=True)
-    assert (out / "build.js").read_bytes() != first, "browsers see that something is new"
+    assert (out / "build.js").read_bytes() != first, "browsers detect the new build"
     (foreign := tmp_path / "foreign").mkdir()
     (foreign / "letters.txt").write_text("not ours")
     with pytest.raises(StageError, match="exists and is not a page"):
         export_page([one], foreign, force=True)
 
 
-def test_what_is_no_model_is_refused_by_name(tmp_path: Path) -> None:
+def test_invalid_models_are_refused_by_name(tmp_path: Path) -> None:
     one, other = device(tmp_path / "a" / "one", "float32"), device(tmp_path / "b" / "one", "float32")
-    with pytest.raises(UsageError, match="names of their own on the page, got one, one"):
+    with pytest.raises(UsageError, match="need different names, got one, one"):
         export_page([one, other], tmp_path / "site", force=False)
-    with pytest.raises(StageError, match="nowhere holds no model for devices"):
+    with pytest.raises(StageError, match="nowhere is not a device model"):
         read_model(tmp_path / "nowhere")
     (one / "model.json").write_text('{"vocab": {"unit": "byte", "symbols": "6161"}}')
-    with pytest.raises(StageError, match="a/one holds no model for devices: a vocabulary needs"):
+    with pytest.raises(StageError, match="a/one is not a device model \\(a vocabulary needs"):
         read_model(one)
     (other / "neurons.json").write_text('{"neurons": [{"layer": 1}]}')
-    with pytest.raises(StageError, match=r"neurons.json is no list of neurons: 'unit'; see docs/web\.md"):
+    with pytest.raises(StageError, match=r"neurons.json is not a list of neurons \('unit'\): see docs/web\.md"):
         read_model(other)
 
 
-def test_a_file_that_is_damaged_gone_or_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_corrupted_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     one, two = device(tmp_path / "one", "float32"), device(tmp_path / "two", "float32")
     whole = (one / "float32.tflite").read_bytes()
     shutil.copyfile(two / "float32.tflite", one / "float32.tflite")
     with pytest.raises(
-        StageError, match=r"one/float32\.tflite is of another model than .*model\.json: export it again$"
+        StageError, match=r"one/float32\.tflite belongs to another model than .*model\.json: export it again$"
     ):
         read_model(one)
     (one / "float32.tflite").write_bytes(whole)
     about = json.loads((one / "model.json").read_text())
     other = {**about, "vocab": {**about["vocab"], "symbols": about["vocab"]["symbols"][::-1]}}
     (one / "model.json").write_text(json.dumps(other))
-    with pytest.raises(StageError, match=r"one/float32\.tflite is of another model than .*model\.json"):
+    with pytest.raises(StageError, match=r"one/float32\.tflite belongs to another model than .*model\.json"):
         read_model(one)
     (one / "model.json").write_text(json.dumps(about))
-    for damaged in (whole[:5] + b"?" + whole[6:], whole[:-5]):
-        (one / "float32.tflite").write_bytes(damaged)
+    for corrupted in (whole[:5] + b"?" + whole[6:], whole[:-5]):
+        (one / "float32.tflite").write_bytes(corrupted)
         with pytest.raises(StageError, match=r"one/float32\.tflite is corrupted"):
             read_model(one)
     (one / "float32.tflite").unlink()
@@ -146,13 +144,11 @@ def test_a_file_that_is_damaged_gone_or_of_another_model_is_refused(tmp_path: Pa
         read_model(one)
 
 
-def test_npm_fetches_the_runtime_or_is_asked_for(
-    tmp_path: Path, node_modules: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert page.packages() == node_modules, "what is there is not fetched"
+def test_npm_installs_the_runtime(tmp_path: Path, node_modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert page.packages() == node_modules, "an installed runtime is kept"
     (node_modules / "@litertjs" / "core" / "package.json").write_text('{"version": "0.0.1"}')
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(StageError, match=r"comes by npm, and there is no npm: install Node\.js$"):
+    with pytest.raises(StageError, match=r"npm is missing: install Node\.js$"):
         page.packages()
     (npm := tmp_path / "npm").write_text("#!/bin/sh\necho notice >&2\necho no network >&2\nexit 1\n")
     npm.chmod(0o755)
@@ -163,31 +159,33 @@ def test_npm_fetches_the_runtime_or_is_asked_for(
     assert (tmp_path / "asked").read_text().startswith("ci --omit=dev")
 
 
-def test_a_model_is_found_whatever_its_folder_is_called(tmp_path: Path) -> None:
+def test_folder_names_are_quoted_in_urls(tmp_path: Path) -> None:
     folders = [device(tmp_path / name, "float32") for name in ("one", "50% of #1, ä?")]
     export_page(folders, out := tmp_path / "site", force=False)
     listed = json.loads((out / "models.json").read_text())["models"]
     with page.server(out, 0) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         for folder, model in zip(folders, listed, strict=True):
-            with urllib.request.urlopen(urllib.parse.urljoin(page.address(serving), model["files"][0]["url"])) as found:
-                assert found.read() == (folder / "float32.tflite").read_bytes()
+            with urllib.request.urlopen(
+                urllib.parse.urljoin(page.address(serving), model["files"][0]["url"])
+            ) as response:
+                assert response.read() == (folder / "float32.tflite").read_bytes()
         serving.shutdown()
 
 
 SERVE = "import sys; from pathlib import Path; from export.web.build import serve; serve(Path(sys.argv[1]), 0)"
 
 
-def test_a_port_is_one_to_serve_at(tmp_path: Path) -> None:
+def test_port_requires_serve(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["web", str(tmp_path / "one"), "--port", "8001"])
     assert (done.exit_code, done.output.splitlines()[-1]) == (2, "Error: --port requires --serve")
 
 
-def test_it_is_served_with_its_policy_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+def test_serve_sends_the_policy_and_stops_on_ctrl_c(tmp_path: Path) -> None:
     export_page([device(tmp_path / "one", "float32")], out := tmp_path / "site", force=False)
     command, pipe = [sys.executable, "-c", SERVE, str(out)], subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as server, contextlib.ExitStack() as ending:
-        ending.callback(server.kill)  # where something below fails
+        ending.callback(server.kill)  # if an assertion below fails
         assert server.stdout
         assert server.stderr
         address = server.stdout.readline().split()[0]
@@ -204,7 +202,7 @@ def test_it_is_served_with_its_policy_and_ctrl_c_ends_it(tmp_path: Path) -> None
         assert policy[:3] == ["default-src 'none'", "script-src 'self' 'wasm-unsafe-eval'", "style-src 'self'"]
         assert policy[-1] == "frame-ancestors 'none'"
         port = int(address.rstrip("/").rsplit(":", 1)[1])
-        with pytest.raises(StageError, match=rf"port {port} cannot be had \(Address already in use\)"):
+        with pytest.raises(StageError, match=rf"port {port} is not available \(Address already in use\)"):
             page.serve(out, port)
         server.send_signal(signal.SIGINT)
         assert server.wait(10) == 0

@@ -1,2 +1,2 @@
-// Where export/page.py puts the runtime.
+// export/web/build.py copies the runtime here.
 export * from "@litertjs/core";
