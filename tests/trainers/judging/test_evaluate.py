@@ -11,89 +11,19 @@ from common import console
 from common.errors import UsageError
 from common.files import write_json
 from pipeline.manifest import Manifest
-from pipeline.vocab import byte_vocab
 from trainers.config import ModelConfig
 from trainers.judging import evaluate as module
 from trainers.judging.evaluate import evaluate_run, figures_of
 from trainers.model.char_rnn import CharRNN
 from trainers.training.devices import Devices
-from trainers.training.score import Score, evaluate, lanes_and_window, losses
-from trainers.training.step import Steps, total_nats
+from trainers.training.score import losses
+from trainers.training.step import Steps
 
 TEXT = b"a bird in the hand is worth two in the bush; " * 4
 
 
-def score(on: Callable[..., Devices], folder: Path, manifest: Manifest, lanes: int, window: int, **shape: int) -> Score:
-    devices = on(**shape)
-    with devices.strategy.scope():
-        model = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2)
-    with console.progress() as bar:
-        return evaluate(Steps(devices, model), folder, manifest, "val", lanes, window, bar)
-
-
-def test_a_split_is_scored_as_one_text(
-    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices]
-) -> None:
-    manifest = make_data(tmp_path / "data", 50, train=TEXT, val=TEXT[:101])
-    ids = np.frombuffer(TEXT[:101], np.uint8)[None]
-    model = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2)
-    logits, _ = model(ids[:, :-1], model.initial_carry(1))
-    expected = float(total_nats(logits, ids[:, 1:], np.array([100]))) / 100
-    for window in (7, 100):
-        one = score(on, tmp_path / "data", manifest, lanes=1, window=window)
-        assert one.targets == 100
-        assert one.nats == pytest.approx(expected, abs=1e-5)
-    assert one.bits == pytest.approx(expected / math.log(2), abs=1e-5)
-
-
-def test_every_document_is_scored_alone(
-    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices]
-) -> None:
-    lines = [b"a bird in the hand", b"", b"is worth two in the bush", b"x"]
-    text = b"".join(line + b"\n" for line in lines)
-    manifest = make_data(tmp_path / "data", 50, byte_vocab(end="newline"), train=text, val=text)
-    model = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2)
-    nats = 0.0
-    for index, line in enumerate(lines):  # each from its start, but for the first, which has none
-        ids = np.frombuffer((b"\n" if index else b"") + line + b"\n", np.uint8)[None]
-        logits, _ = model(ids[:, :-1], model.initial_carry(1))
-        nats += float(total_nats(logits, ids[:, 1:], np.array([ids.shape[1] - 1])))
-    one = score(on, tmp_path / "data", manifest, lanes=1, window=7)
-    assert one.targets == len(text) - 1
-    assert one.nats == pytest.approx(nats / one.targets, abs=1e-5)
-
-
-def test_devices_do_not_change_the_score(
-    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices]
-) -> None:
-    manifest = make_data(tmp_path / "data", 1000, train=TEXT, val=TEXT[:130])
-    scores = [score(on, tmp_path / "data", manifest, 4, 9, **shape) for shape in ({}, {"towers": 2}, {"replicas": 2})]
-    assert [one.targets for one in scores] == [129] * 3
-    assert [one.nats for one in scores] == pytest.approx([scores[0].nats] * 3, abs=1e-5)
-
-
-@pytest.mark.parametrize("shape", [{}, {"towers": 2}, {"replicas": 2}])
-def test_losses_are_those_of_each_target_in_the_order_of_the_text(
-    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], shape: dict[str, int]
-) -> None:
-    manifest = make_data(tmp_path / "data", 50, train=TEXT, val=TEXT[:104])
-    devices = on(**shape)
-    with devices.strategy.scope():
-        model = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2)
-    with console.progress() as bar:
-        nats_N, lanes = losses(Steps(devices, model), tmp_path / "data", manifest, "val", 4, 7, bar)
-    alone, expected = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2), []
-    for lane in range(4):  # 103 targets: lanes of 25 and 26, each from an empty carry
-        ids = np.frombuffer(TEXT[lane * 103 // 4 : (lane + 1) * 103 // 4 + 1], np.uint8)
-        logits_TxV = alone(ids[None, :-1], alone.initial_carry(1))[0][0].numpy()
-        odds_TxV = np.exp(logits_TxV - logits_TxV[np.arange(len(ids) - 1), ids[1:]][:, None])
-        expected.append(np.log(odds_TxV.sum(1)))
-    assert lanes == 4
-    np.testing.assert_allclose(nats_N, np.concatenate(expected), atol=1e-5)
-
-
 @pytest.mark.parametrize("known", ["uniform", "unigram"])
-def test_a_model_of_a_known_loss_is_reported_with_it(
+def test_figures_of_a_model_with_a_known_loss(
     tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], known: str
 ) -> None:
     text = TEXT * 30
@@ -118,7 +48,7 @@ def test_a_model_of_a_known_loss_is_reported_with_it(
     if known == "uniform":
         assert {round(row["nats"], 5) for rows in report["by"].values() for row in rows} == {round(math.log(256), 5)}
     counted = report["baselines"]["ngram"]
-    assert counted["nats"] < 0.1, "the same four hundred characters over and over"
+    assert counted["nats"] < 0.1, "the text repeats itself"
     assert counted["ahead"] == pytest.approx(counted["nats"] - mean, rel=1e-5)
     assert report["errors"]["model"] == 0 < report["errors"]["ngram"]
     assert report["errors"]["ngram_ahead"][0]["ngram_p"] > 0.9
@@ -126,22 +56,22 @@ def test_a_model_of_a_known_loss_is_reported_with_it(
 
 @pytest.fixture
 def run(
-    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, saved_run: Callable[..., Path], on: Callable[..., Devices], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A run of five steps, on a text that is train, val and test."""
-    make_data(tmp_path / "data", 1000, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT)
-    tiny_run.tiny_training(tmp_path / "run", tmp_path / "data", on(), 5).go()
+    """A run on a text that is train, val and test."""
     monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
-    return tmp_path / "run"
+    return saved_run(tmp_path, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT)
 
 
-def test_an_n_gram_is_counted_unasked_where_that_is_quick(
-    run: Path, on: Callable[..., Devices], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_n_gram_is_counted_by_default_if_that_is_quick(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run / "evaluation-test.json"
+    nats_N = np.linspace(1, 2, len(tiny_run.TEXT) - 1, dtype=np.float32)
+    monkeypatch.setattr(module, "losses", lambda *_: (nats_N, 1))  # scoring takes seconds and is not under test
 
     def counted(count: bool | None) -> bool | None:
-        """Whether an n-gram was counted; None: nothing was done."""
+        """Evaluate; return whether an n-gram was counted, or None if the evaluation was up to date."""
         before = path.read_text()
         evaluate_run(run, "test", None, count, force=False)
         after = json.loads(path.read_text())
@@ -151,53 +81,49 @@ def test_an_n_gram_is_counted_unasked_where_that_is_quick(
     write_json(path, {})
     assert [counted(count) for count in (None, None, True, False, False)] == [True, None, None, False, None]
     write_json(path, json.loads(path.read_text()) | {"format_version": 1})
-    assert counted(False) is False, "it was of an older format"
-    monkeypatch.setattr(module, "COUNTED", 539)  # tokens of all three are 540
+    assert counted(False) is False, "the file has an older format"
+    monkeypatch.setattr(module, "COUNTED", 539)  # all splits together have 540 tokens
     capsys.readouterr()
-    assert counted(None) is None, "there is one without an n-gram"
+    assert counted(None) is None, "an evaluation without an n-gram is there"
     write_json(path, {})
     assert counted(None) is False
-    assert "takes some 0 s and 0.0 GB; --ngram does" in capsys.readouterr().err
+    assert "takes about 0 s and 0.0 GB; pass --ngram to count them" in capsys.readouterr().err
     assert [counted(count) for count in (True, None)] == [True, None]
-    with pytest.raises(UsageError, match="--ngram wants text that it does not count"):
+    with pytest.raises(UsageError, match="--ngram cannot be judged on train"):
         evaluate_run(run, "train", None, True, force=False)
-    monkeypatch.undo()
-    monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
+    monkeypatch.setattr(module, "COUNTED", 8_000_000)
     evaluate_run(run, "train", None, None, force=False)
     assert "ngram" not in json.loads((run / "evaluation-train.json").read_text())["baselines"]
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(80, 1), (111, 2), (1000, 3)])
-def test_a_short_split_is_not_cut_into_many_lanes(
+def test_short_splits_have_fewer_lanes(
     tmp_path: Path,
-    make_data: Callable[..., Manifest],
+    saved_run: Callable[..., Path],
     on: Callable[..., Devices],
     monkeypatch: pytest.MonkeyPatch,
     tokens: int,
     expected: int,
 ) -> None:
-    make_data(tmp_path / "data", 1000, train=tiny_run.TEXT, val=tiny_run.TEXT, test=(TEXT * 6)[:tokens])
-    tiny_run.tiny_training(run := tmp_path / "run", tmp_path / "data", on(), 5).go()
+    run = saved_run(tmp_path, train=tiny_run.TEXT, val=tiny_run.TEXT, test=(TEXT * 6)[:tokens])
     monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
     monkeypatch.setattr(module, "LANES", 3)
-    monkeypatch.setattr(module, "SHORTEST", 55)
+    monkeypatch.setattr(module, "MIN_LANE", 55)
     evaluate_run(run, "test", None, False, force=False)
-    found = json.loads((run / "evaluation-test.json").read_text())
-    # Each lane begins with one target whose carry is empty.
-    assert found["inputs"]["lanes"] == expected == found["by"]["position"][0]["targets"]
+    evaluation = json.loads((run / "evaluation-test.json").read_text())
+    # Each lane has one target at its first position.
+    assert evaluation["inputs"]["lanes"] == expected == evaluation["by"]["position"][0]["targets"]
 
 
-@pytest.mark.parametrize(
-    ("targets", "lanes", "window", "replicas", "expected"),
-    [
-        (1000, 5, 10, 1, (5, 10)),  # as wanted
-        (49, 5, 10, 1, (4, 10)),  # fewer lanes
-        (49, 5, 10, 3, (3, 10)),  # that divide
-        (9, 5, 10, 1, (1, 9)),  # a shorter window
-        (9, 5, 10, 2, (2, 4)),
-    ],
-)
-def test_lanes_and_window_fit_the_split(
-    targets: int, lanes: int, window: int, replicas: int, expected: tuple[int, int]
-) -> None:
-    assert lanes_and_window(targets, lanes, window, replicas) == expected
+def test_terminal_shows_the_loss_beside_the_n_gram(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate_run(run, "test", None, True, force=False)
+    out, err = capsys.readouterr()
+    evaluation = json.loads((run / "evaluation-test.json").read_text())
+    counted = evaluation["baselines"]["ngram"]
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0][-8:] == f"= {evaluation['bits']:.4f} bits per byte over 179 bytes".split()
+    assert lines[1][:2] == ["perplexity", f"{evaluation['perplexity']:.3f},"]
+    assert lines[3] == ["model", f"{evaluation['nats']:.4f}", f"{evaluation['bits']:.4f}"], "too short for intervals"
+    assert lines[4][:5] == ["n-gram", "of", "order", str(counted["order"]), f"{counted['nats']:.4f}"]
+    assert lines[5][:4] == ["n-gram", "ahead", "by", f"{-counted['ahead']:.4f}"]
+    assert (len(lines), err) == (6, f"report: {run}/report.html\n")

@@ -11,16 +11,14 @@ import tiny_run
 from common import console
 from common.errors import StageError, UsageError
 from common.settings import make
-from pipeline.manifest import Manifest
 from pipeline.vocab import Vocab, byte_vocab
 from trainers import checkpoint
 from trainers.judging import samples
-from trainers.judging.samples import Sweep, Texts, interval, sweep_run, varied
+from trainers.judging.samples import Sweep, Texts, share_interval, sweep_run, variety
 from trainers.model.char_rnn import CharRNN
 from trainers.run import read_run
 from trainers.sampling.rows import Limits
 from trainers.sampling.sampler import Sampler, sample_run
-from trainers.training.devices import Devices
 from trainers.training.step import total_nats
 
 
@@ -28,19 +26,19 @@ def test_doctest() -> None:
     assert doctest.testmod(samples).failed == 0
 
 
-def test_how_varied_texts_are_by_hand() -> None:
-    found = varied(["a b a b a b", "a b c"], {"a", "c"})
-    # runs: aba bab aba bab, abc; stretches of 20: none
-    assert {key: found[key] for key in ("distinct_runs", "repeated", "words_known")} == {
+def test_variety_by_hand() -> None:
+    result = variety(["a b a b a b", "a b c"], {"a", "c"})
+    # Sequences of three words: aba bab aba bab, abc. No stretch is 20 characters long.
+    assert {key: result[key] for key in ("distinct_runs", "repeated", "words_known")} == {
         "distinct_runs": 3 / 5,
         "repeated": 0.0,
         "words_known": 5 / 9,
     }
-    assert varied(["x" * 30, "x" * 20], set())["repeated"] == 10 / 12
-    assert varied(["a" * 5000], set())["compressed"] < 0.01 < 1 < varied(["qz"], set())["compressed"]
+    assert variety(["x" * 30, "x" * 20], set())["repeated"] == 10 / 12
+    assert variety(["a" * 5000], set())["compressed"] < 0.01 < 1 < variety(["qz"], set())["compressed"]
 
 
-def test_what_is_sure_has_no_bits() -> None:
+def test_certain_text_has_zero_bits() -> None:
     (row,) = samples._measured([Texts([b"aa"], 2, log_prob=0.0)], "text", b"aaa")
     assert str(row["bits"]) == "0.0"
 
@@ -48,26 +46,19 @@ def test_what_is_sure_has_no_bits() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"temperatures": ()}, r"samples: temperatures are one number or more from 0 to 10, got \(\)"),
+        ({"temperatures": ()}, r"judge: temperatures must be one or more numbers from 0 to 10, got \(\)"),
         ({"temperatures": (0.5, 11.0)}, "from 0 to 10"),
-        ({"kind": "prose"}, "kind is auto, c, latex, wiki, python, play, names or text, got prose"),
+        ({"kind": "prose"}, "kind must be auto, c, latex, wiki, python, play, names or text, got prose"),
         ({"length": 0}, "'length': input should be greater than 0, got 0"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(values: dict[str, object], message: str) -> None:
+def test_invalid_sweeps_are_rejected(values: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        make(Sweep, values, "samples")
-
-
-@pytest.fixture
-def prose(tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices]) -> Path:
-    make_data(tmp_path / "data", 1000, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT[:100])
-    tiny_run.tiny_training(tmp_path / "run", tmp_path / "data", on(), 40).go()
-    return tmp_path / "run"
+        make(Sweep, values, "judge")
 
 
 def nats_of(folder: Path, texts: list[bytes]) -> float:
-    """Of texts of bytes, each after a newline, by the model itself."""
+    """Loss of texts of bytes, each after a newline, computed by the model directly."""
     model, nats = checkpoint.load_model(read_run(folder)), 0.0
     for text in texts:
         ids = np.frombuffer(b"\n" + text, np.uint8)[None]
@@ -76,116 +67,110 @@ def nats_of(folder: Path, texts: list[bytes]) -> float:
     return nats
 
 
-def test_the_sweep_of_a_run(prose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep(tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    prose = saved_run(tmp_path, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT[:100])
     sweep = Sweep(temperatures=(0.5, 1.5), texts=3, length=30, seed=7)
     sweep_run(prose, None, sweep, force=False)
-    found = json.loads((prose / "samples.json").read_text())
-    assert [(row["temperature"], row["texts"], row["targets"]) for row in found["rows"]] == [
+    result = json.loads((prose / "samples.json").read_text())
+    assert [(row["temperature"], row["texts"], row["targets"]) for row in result["rows"]] == [
         (0.5, 3, 90),
         (1.5, 3, 90),
     ]
     texts = [b"".join(sample_run(prose, b"", 30, 0.5, seed)).decode(errors="replace") for seed in (7, 8, 9)]
-    assert found["rows"][0]["text"] == "\n".join(texts)
-    # What is real: the test split, each text begun as one that is drawn, after a newline.
-    real, nats = found["held_out"], nats_of(prose, [tiny_run.TEXT[k : k + 30] for k in range(0, 90, 30)])
+    assert result["rows"][0]["text"] == "\n".join(texts)
+    # Held-out text is scored like a sample, from the state after a newline.
+    real, nats = result["held_out"], nats_of(prose, [tiny_run.TEXT[k : k + 30] for k in range(0, 90, 30)])
     assert (real["split"], real["texts"], real["targets"]) == ("test", 3, 90)
     assert real["bits"] == pytest.approx(nats / 90 / math.log(2), rel=1e-5)
     assert (real["words_known"], real["copied"]) == (1.0, {"longest": 30, "copied_20": 1.0})
-    assert (found["kind"], found["searched"]) == ("text", len(tiny_run.TEXT))
+    assert (result["kind"], result["searched"]) == ("text", len(tiny_run.TEXT))
     before = (prose / "samples.json").stat().st_mtime_ns
     sweep_run(prose, None, sweep, force=False)
     assert (prose / "samples.json").stat().st_mtime_ns == before
     out, err = capsys.readouterr()
     assert "samples.json is already made from checkpoint" in err
-    assert out.splitlines()[0] == f"{prose} at step 40, 3 texts at each temperature"
+    assert out.splitlines()[0] == f"{prose} at step 40, 3 texts per temperature"
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["0.5", "1.5", "test"]
 
 
 def test_names_are_judged_as_names(
-    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = b"Ann\nBob\nCy\nDee\n" * 12
-    make_data(tmp_path / "data", 1000, byte_vocab(end="newline"), train=text, val=b"Ann\nEve\nAl\n" * 4)
-    tiny_run.tiny_training(tmp_path / "run", tmp_path / "data", on(), 20).go()
-    sweep_run(tmp_path / "run", None, Sweep(temperatures=(1.0,), texts=5, length=12), force=False)
-    found = json.loads((tmp_path / "run" / "samples.json").read_text())
-    assert found["kind"] == "names"
-    real = found["held_out"]
+    run = saved_run(tmp_path, byte_vocab(end="newline"), train=text, val=b"Ann\nEve\nAl\n" * 4)
+    sweep_run(run, None, Sweep(temperatures=(1.0,), texts=5, length=12), force=False)
+    result = json.loads((run / "samples.json").read_text())
+    assert result["kind"] == "names"
+    real = result["held_out"]
     assert (real["split"], real["text"]) == ("val", "Ann\nEve\nAl\nAnn\nEve")
     assert real["coherence"] == {name: {"share": 3 / 5, "good": 3, "of": 5} for name in ("new", "distinct")}
-    # The newlines that end names count, as in evaluate; those that are drawn too.
-    assert (real["targets"], found["rows"][0]["targets"]) == (19, 5 * 12)
-    nats = nats_of(tmp_path / "run", [b"Ann\n", b"Eve\n", b"Al\n", b"Ann\n", b"Eve\n"])
+    # The newlines that end names count, as in evaluate, in samples as well.
+    assert real["targets"] == 19
+    nats = nats_of(run, [b"Ann\n", b"Eve\n", b"Al\n", b"Ann\n", b"Eve\n"])
     assert real["bits"] == pytest.approx(nats / 19 / math.log(2), rel=1e-5)
-    (row,) = found["rows"]
-    drawn = [
-        b"".join(sample_run(tmp_path / "run", b"", 12, 1.0, seed)).decode(errors="replace") for seed in range(1, 6)
-    ]
-    assert row["text"] == "\n".join(drawn)
-    new = [name not in ("Ann", "Bob", "Cy", "Dee") for name in drawn if name]
+    (row,) = result["rows"]
+    sampled = [b"".join(sample_run(run, b"", 12, 1.0, seed)).decode(errors="replace") for seed in range(1, 6)]
+    assert row["text"] == "\n".join(sampled)
+    assert row["targets"] == sum(min(len(name) + 1, 12) for name in sampled)
+    new = [name not in ("Ann", "Bob", "Cy", "Dee") for name in sampled if name]
     assert row["coherence"]["new"] == {"share": sum(new) / len(new), "good": sum(new), "of": len(new)}
-    low, high = interval(sum(new) / len(new), len(new))
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[-1] == f"temperature 1: {sum(new) / len(new):.1%} new ({low:.1%} to {high:.1%})"
-    assert shown[-2].split() == ["val", "0.600", "(3", "of", "5)", "0.600", "(3", "of", "5)"]
+    low, high = share_interval(sum(new) / len(new), len(new))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"temperature 1: {sum(new) / len(new):.1%} new ({low:.1%} to {high:.1%})"
+    assert lines[-2].split() == ["val", "0.600", "(3", "of", "5)", "0.600", "(3", "of", "5)"]
 
 
-def test_what_lines_of_one_text_are_new_counts_lines(
-    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], capsys: pytest.CaptureFixture[str]
+def test_new_names_are_counted_by_line(
+    tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_data(tmp_path / "data", 1000, train=b"Ann\nBob\nCy\nDee\n" * 12, val=b"Ann\nEve\nAl\n" * 4)
-    tiny_run.tiny_training(tmp_path / "run", tmp_path / "data", on(), 20).go()
-    sweep_run(tmp_path / "run", None, Sweep(temperatures=(1.0,), texts=2, length=200, kind="names"), force=False)
-    new = json.loads((tmp_path / "run" / "samples.json").read_text())["rows"][0]["coherence"]["new"]
+    run = saved_run(tmp_path, train=b"Ann\nBob\nCy\nDee\n" * 12, val=b"Ann\nEve\nAl\n" * 4)
+    sweep_run(run, None, Sweep(temperatures=(1.0,), texts=2, length=200, kind="names"), force=False)
+    new = json.loads((run / "samples.json").read_text())["rows"][0]["coherence"]["new"]
     assert new["of"] > 4
-    low, high = interval(new["share"], new["of"])
+    low, high = share_interval(new["share"], new["of"])
     assert capsys.readouterr().out.splitlines()[-1].endswith(f" new ({low:.1%} to {high:.1%})")
 
 
-def test_names_that_are_all_empty_are_new_in_nothing(
-    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], capsys: pytest.CaptureFixture[str]
+def test_empty_names_have_no_measures(
+    tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_data(tmp_path / "data", 1000, byte_vocab(end="newline"), train=b"\n" * 200, val=b"\n" * 60)
-    tiny_run.tiny_training(tmp_path / "run", tmp_path / "data", on(), 60).go()
-    sweep_run(tmp_path / "run", None, Sweep(temperatures=(0.0,), texts=3, length=12), force=False)
-    (row,) = json.loads((tmp_path / "run" / "samples.json").read_text())["rows"]
+    run = saved_run(tmp_path, byte_vocab(end="newline"), train=b"\n" * 200, val=b"\n" * 60)
+    sweep_run(run, None, Sweep(temperatures=(0.0,), texts=3, length=12), force=False)
+    (row,) = json.loads((run / "samples.json").read_text())["rows"]
     assert (row["text"], row["coherence"], row["targets"]) == ("\n\n", {}, 3)
-    assert row["bits"] == pytest.approx(nats_of(tmp_path / "run", [b"\n"]) / math.log(2), rel=1e-5)
-    assert (tmp_path / "run" / "report.html").is_file()
+    assert row["bits"] == pytest.approx(nats_of(run, [b"\n"]) / math.log(2), rel=1e-5)
+    assert (run / "report.html").is_file()
     assert "new" not in capsys.readouterr().out
 
 
-def test_bytes_that_are_not_utf_8_are_judged_as_they_are(
-    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices]
-) -> None:
+def test_invalid_utf_8_is_judged_as_bytes(tmp_path: Path, saved_run: Callable[..., Path]) -> None:
     text = b"caf\xe9 and \xc3\xa9t\xc3\xa9: \xff\xfe\n" * 12
-    make_data(tmp_path / "data", 1000, train=text, val=text)
-    tiny_run.tiny_training(tmp_path / "run", tmp_path / "data", on(), 20).go()
-    sweep_run(tmp_path / "run", None, Sweep(temperatures=(1.0,), texts=4, length=30), force=False)
-    real = json.loads((tmp_path / "run" / "samples.json").read_text())["held_out"]
+    run = saved_run(tmp_path, train=text, val=text)
+    sweep_run(run, None, Sweep(temperatures=(1.0,), texts=4, length=30), force=False)
+    real = json.loads((run / "samples.json").read_text())["held_out"]
     pieces = [text[k : k + 30] for k in range(0, 120, 30)]
-    assert (real["texts"], real["targets"]) == (4, 4 * 30), "as much as is drawn: bytes, not characters"
-    assert real["bits"] == pytest.approx(nats_of(tmp_path / "run", pieces) / 120 / math.log(2), rel=1e-5)
+    assert (real["texts"], real["targets"]) == (4, 4 * 30), "as much as the samples, in bytes"
+    assert real["bits"] == pytest.approx(nats_of(run, pieces) / 120 / math.log(2), rel=1e-5)
     assert real["copied"] == {"longest": 30, "copied_20": 1.0}
     assert real["text"] == "\n".join(piece.decode(errors="replace") for piece in pieces)
 
 
-def test_real_texts_end_where_drawn_ones_do() -> None:
+def test_held_out_texts_end_where_samples_do() -> None:
     sweep = Sweep(texts=5, length=4)
     token, ids_N = byte_vocab(end="token"), np.array([256, *b"abcdef", 256, *b"gh", 256, *b"ijklm"])
-    assert samples._real(ids_N, token, sweep, lines=False) == [b"abcd", b"ef", b"gh", b"ijkl", b"m"]
+    assert samples._held_out(ids_N, token, sweep, lines=False) == [b"abcd", b"ef", b"gh", b"ijkl", b"m"]
     lines = byte_vocab(end="newline")
-    assert samples._real(lines.encode(b"abcdef\n\ngh\nijklm"), lines, sweep, lines=True) == [
+    assert samples._held_out(lines.encode(b"abcdef\n\ngh\nijklm"), lines, sweep, lines=True) == [
         b"abcd",
         b"\n",
         b"gh\n",
         b"ijkl",
     ]
-    assert samples._real(lines.encode(b"ab\n" * 9), lines, sweep, lines=True) == [b"ab\n"] * 5
-    assert samples._real(np.frombuffer(b"ab\ncde", np.uint8), byte_vocab(), sweep, lines=False) == [b"ab\nc", b"de"]
+    assert samples._held_out(lines.encode(b"ab\n" * 9), lines, sweep, lines=True) == [b"ab\n"] * 5
+    assert samples._held_out(np.frombuffer(b"ab\ncde", np.uint8), byte_vocab(), sweep, lines=False) == [b"ab\nc", b"de"]
 
 
-def test_what_cannot_be_drawn_or_read_stops_the_sweep(make_model: Callable[..., CharRNN]) -> None:
+def test_sampling_and_scoring_errors_stop_the_sweep(make_model: Callable[..., CharRNN]) -> None:
     sampler = Sampler(make_model(vocab=3), Vocab("char", (b"\n", b"a", b"b")), Limits(length=5))
     with console.progress() as bar:
         with pytest.raises(StageError, match=r"^length: 0 to 5, got 6$"):
