@@ -1,11 +1,12 @@
 import doctest
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny_run
 
 from common import console
@@ -17,7 +18,7 @@ from trainers.judging import samples
 from trainers.judging.samples import Sweep, Texts, share_interval, sweep_run, variety
 from trainers.model.char_rnn import CharRNN
 from trainers.run import read_run
-from trainers.sampling.rows import Limits
+from trainers.sampling.rows import REQUEST_TYPES, Limits, Request
 from trainers.sampling.sampler import Sampler, sample_run
 from trainers.training.step import total_nats
 
@@ -67,6 +68,18 @@ def nats_of(folder: Path, texts: list[bytes]) -> float:
     return nats
 
 
+def sampled(folder: Path, length: int, temperature: float, seeds: Iterable[int]) -> list[str]:
+    """Texts of a run, each sampled alone."""
+    run = read_run(folder)
+    generate = tf.function(Sampler(checkpoint.load_model(run), run.vocab).generate, autograph=False)
+    texts = []
+    for seed in seeds:
+        columns = zip((b"", length, temperature, seed), REQUEST_TYPES[:4], strict=True)
+        generated = generate(Request(*(tf.constant([value], dtype) for value, dtype in columns)))
+        texts.append(generated.text_bytes.numpy()[0].decode(errors="replace"))
+    return texts
+
+
 def test_sweep(tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     prose = saved_run(tmp_path, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT[:100])
     sweep = Sweep(temperatures=(0.5, 1.5), texts=3, length=30, seed=7)
@@ -76,8 +89,9 @@ def test_sweep(tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.Ca
         (0.5, 3, 90),
         (1.5, 3, 90),
     ]
-    texts = [b"".join(sample_run(prose, b"", 30, 0.5, seed)).decode(errors="replace") for seed in (7, 8, 9)]
+    texts = sampled(prose, 30, 0.5, (7, 8, 9))
     assert result["rows"][0]["text"] == "\n".join(texts)
+    assert b"".join(sample_run(prose, b"", 30, 0.5, 8)).decode(errors="replace") == texts[1]
     # Held-out text is scored like a sample, from the state after a newline.
     real, nats = result["held_out"], nats_of(prose, [tiny_run.TEXT[k : k + 30] for k in range(0, 90, 30)])
     assert (real["split"], real["texts"], real["targets"]) == ("test", 3, 90)
@@ -109,10 +123,10 @@ def test_names_are_judged_as_names(
     nats = nats_of(run, [b"Ann\n", b"Eve\n", b"Al\n", b"Ann\n", b"Eve\n"])
     assert real["bits"] == pytest.approx(nats / 19 / math.log(2), rel=1e-5)
     (row,) = result["rows"]
-    sampled = [b"".join(sample_run(run, b"", 12, 1.0, seed)).decode(errors="replace") for seed in range(1, 6)]
-    assert row["text"] == "\n".join(sampled)
-    assert row["targets"] == sum(min(len(name) + 1, 12) for name in sampled)
-    new = [name not in ("Ann", "Bob", "Cy", "Dee") for name in sampled if name]
+    texts = sampled(run, 12, 1.0, range(1, 6))
+    assert row["text"] == "\n".join(texts)
+    assert row["targets"] == sum(min(len(name) + 1, 12) for name in texts)
+    new = [name not in ("Ann", "Bob", "Cy", "Dee") for name in texts if name]
     assert row["coherence"]["new"] == {"share": sum(new) / len(new), "good": sum(new), "of": len(new)}
     low, high = share_interval(sum(new) / len(new), len(new))
     lines = capsys.readouterr().out.splitlines()
