@@ -26,8 +26,12 @@ class ServedVersion:
 
     @property
     def rows(self) -> int:
-        """Row limit of a call."""
-        return int((self.origin.get("limits") or {}).get("rows", ROWS))
+        return row_limit(self.origin)
+
+
+def row_limit(origin: dict[str, Any]) -> int:
+    """Row limit of a call, from a version's export.json."""
+    return int((origin.get("limits") or {}).get("rows", ROWS))
 
 
 def _bits(version: ServedVersion, nats: float) -> str:

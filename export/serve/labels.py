@@ -94,7 +94,7 @@ def apply(base: Path, before: ServingConfig, changes: LabelChanges) -> ServingCo
     """
     for version in (*changes.loaded, *changes.moved.values()):
         if missing := missing_file(base, version):
-            raise StageError(f"{base / str(version)} is incomplete, {missing} is missing; {complete_versions(base)}")
+            raise StageError(f"{base / str(version)} is incomplete, {missing} is missing; {describe_complete(base)}")
     for label in changes.removed:
         if label not in before.labels:
             raise StageError(f"{base} has no label {label} to remove: {before}")
@@ -119,8 +119,12 @@ def missing_file(base: Path, version: int) -> str | None:
     return next((name for name in VERSION_FILES if not (base / str(version) / name).is_file()), None)
 
 
-def complete_versions(base: Path) -> str:
-    """List the complete versions below `base`, for an error message."""
+def complete_versions(base: Path) -> list[int]:
+    """List the complete versions below `base`."""
     versions = sorted(int(path.name) for path in base.glob("*") if path.name.isdigit())
-    complete = [str(version) for version in versions if not missing_file(base, version)]
-    return f"complete versions: {', '.join(complete) or 'none'}"
+    return [version for version in versions if not missing_file(base, version)]
+
+
+def describe_complete(base: Path) -> str:
+    """Describe the complete versions below `base`, for an error message."""
+    return f"complete versions: {', '.join(map(str, complete_versions(base))) or 'none'}"

@@ -2,8 +2,9 @@
 
 served/NAME/
     1/, 2/, ...             the versions (export.serve.saved_model)
+        batching_params.pbtxt   how its requests are batched: at most its own rows
     models.config           the versions that a server loads, and their labels (export.serve.labels)
-    batching_params.pbtxt   how requests are batched
+    batching_params.pbtxt   the threads of all batches, and the batch size of a server without the versions' own files
     monitoring.config       where Prometheus reads the server's metrics
     compose.yaml            docker compose
     kubernetes.yaml         kubectl apply
@@ -26,10 +27,11 @@ from common import console
 from common.errors import StageError
 from common.files import exclusive, read_json, whole_file, write_json
 from export.serve import labels
-from export.serve.card import ServedVersion, cell, table
+from export.serve.card import ServedVersion, cell, row_limit, table
 from export.serve.labels import CANARY, MADE_FROM, MODELS, STABLE, ServingConfig
 
-TEMPLATES = ("batching_params.pbtxt", "monitoring.config", "compose.yaml", "kubernetes.yaml", "MODEL_CARD.md")
+BATCHING = "batching_params.pbtxt"
+TEMPLATES = (BATCHING, "monitoring.config", "compose.yaml", "kubernetes.yaml", "MODEL_CARD.md")
 FACTS = "assets.extra/facts.json"
 
 # The server of the TensorFlow release that wrote the graph. Older ones should read it too, but were not tried.
@@ -121,7 +123,8 @@ def flags(name: str, rows: int) -> list[str]:
         f"--file_system_poll_wait_seconds={POLL_SECONDS}",
         "--allow_version_labels_for_unavailable_models=true",
         "--enable_batching=true",
-        f"--batching_parameters_file={folder}/batching_params.pbtxt",
+        f"--batching_parameters_file={folder}/{BATCHING}",
+        "--enable_per_model_batching_parameters=true",
         f"--monitoring_config_file={folder}/monitoring.config",
         f"--tensorflow_intra_op_parallelism={CPUS}",
         f"--tensorflow_inter_op_parallelism={CPUS}",
@@ -156,10 +159,11 @@ def _write(base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any
         if missing := labels.missing_file(base, version):
             raise StageError(
                 f"{label} of {base} is version {version}, whose {missing} is missing; "
-                f"{labels.complete_versions(base)}; move the label: python -m export label {base} {label}=VERSION"
+                f"{labels.describe_complete(base)}; move the label: python -m export label {base} {label}=VERSION"
             )
     numbers = [version for version in sorted(served.versions) if not labels.missing_file(base, version)]
-    texts = _render(base, [_version(base, number, served, new_facts) for number in numbers])
+    versions = [_version(base, number, served, new_facts) for number in numbers]
+    texts = _render(base, versions)
     texts[MODELS] = labels.to_text(model_name(base), served.labels, numbers)
     for name, text in texts.items():
         with whole_file(base / name) as partial:
@@ -178,7 +182,7 @@ def _version(base: Path, number: int, served: ServingConfig, new_facts: dict[int
 
 
 def _render(base: Path, versions: list[ServedVersion]) -> dict[str, str]:
-    """Render the templates. Returns the texts by file name."""
+    """Render the templates. Returns the texts by their paths below `base`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("export.serve", "templates"),
         autoescape=False,  # not HTML: each value is quoted by a filter of its file's format
@@ -189,12 +193,17 @@ def _render(base: Path, versions: list[ServedVersion]) -> dict[str, str]:
     )
     environment.filters |= {"yaml": json.dumps, "cell": cell}
     values = _values(base, versions)
-    return {file: environment.get_template(f"{file}.j2").render(values) for file in TEMPLATES}
+    # A batch must hold the version's largest warm-up request, or the version does not load; and no more rows than its
+    # graph takes, or the batch's callers are all refused. So each version has a size of its own.
+    own = {f"{version.number}/{BATCHING}": (BATCHING, values | {"rows": version.rows}) for version in versions}
+    files = own | {file: (file, values) for file in TEMPLATES}
+    return {path: environment.get_template(f"{file}.j2").render(values) for path, (file, values) in files.items()}
 
 
 def _values(base: Path, versions: list[ServedVersion]) -> dict[str, Any]:
     """Variables of the templates."""
-    rows = min(version.rows for version in versions)
+    kept = [read_json(base / str(number) / MADE_FROM) for number in labels.complete_versions(base)]
+    rows = max(row_limit(origin) for origin in [*kept, *(version.origin for version in versions)])
     name = model_name(base)
     return {
         "name": name,

@@ -275,23 +275,45 @@ def message(name: str) -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"serving.{name}"))()
 
 
-@pytest.mark.parametrize(("rows", "sizes"), [(64, [1, 2, 4, 8, 16, 32, 64]), (48, [1, 2, 4, 8, 16, 32, 48]), (1, [1])])
-def test_batches_have_the_smallest_row_limit_of_the_versions(rows: int, sizes: list[int], tmp_path: Path) -> None:
-    base = exported(tmp_path / "plays", 1)
-    version_at(base, 2, limits={"length": 10, "rows": rows})
-    write_package(base, 2, FACTS)
-    parameters = text_format.Parse((base / "batching_params.pbtxt").read_text(), message("BatchingParameters"))
-    assert MessageToDict(parameters, preserving_proto_field_name=True, always_print_fields_with_no_presence=True) == {
-        "max_batch_size": str(rows),
-        "allowed_batch_sizes": [],  # no padding: an empty call has no row to copy
-        "batch_timeout_micros": "2000",
-        "num_batch_threads": "1",
-        "max_enqueued_batches": "10",
-        "enable_large_batch_splitting": False,
-        "pad_variable_length_inputs": False,
-    }
+def max_batch_size(file: Path) -> int:
+    return text_format.Parse(file.read_text(), message("BatchingParameters")).max_batch_size.value
+
+
+@pytest.mark.parametrize("first", [1, 5, 8, 64, 100])
+@pytest.mark.parametrize("second", [1, 5, 8, 64, 100])
+def test_every_version_gets_batches_of_its_own_row_limit(first: int, second: int, tmp_path: Path) -> None:
+    base = tmp_path / "plays"
+    for version, rows in ((1, first), (2, second)):
+        version_at(base, version, limits={"length": 10, "rows": rows})
+        write_package(base, version, FACTS)
+    for changes in ([], ["stable=2"], ["stable=2"]):  # the last one unloads version 1, which stays in its folder
+        relabel(base, changes)
+        for version, rows in ((1, first), (2, second)):
+            # Less, and the version's warm-up fails; more, and its graph refuses a batch of several calls.
+            assert max_batch_size(base / str(version) / "batching_params.pbtxt") == max(batch_sizes(rows)) == rows
+        assert max_batch_size(base / "batching_params.pbtxt") == max(first, second)
     flags = yaml.safe_load((base / "compose.yaml").read_text())["services"]["serving"]["command"]
-    assert {f"--grpc_max_threads={2 * rows}", f"--rest_api_num_threads={2 * rows}"} <= set(flags), "for two batches"
+    threads = 2 * max(first, second)  # for two batches
+    assert {f"--grpc_max_threads={threads}", f"--rest_api_num_threads={threads}"} <= set(flags)
+    assert "--enable_per_model_batching_parameters=true" in flags
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(64, [1, 2, 4, 8, 16, 32, 64]), (48, [1, 2, 4, 8, 16, 32, 48]), (1, [1])])
+def test_batches_are_not_padded_or_split(rows: int, sizes: list[int], tmp_path: Path) -> None:
+    version_at(tmp_path / "plays", 1, limits={"length": 10, "rows": rows})
+    write_package(tmp_path / "plays", 1, FACTS)
+    for file in ("batching_params.pbtxt", "1/batching_params.pbtxt"):
+        parameters = text_format.Parse((tmp_path / "plays" / file).read_text(), message("BatchingParameters"))
+        as_dict = MessageToDict(parameters, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        assert as_dict == {
+            "max_batch_size": str(rows),
+            "allowed_batch_sizes": [],  # no padding: an empty call has no row to copy
+            "batch_timeout_micros": "2000",
+            "num_batch_threads": "1",
+            "max_enqueued_batches": "10",
+            "enable_large_batch_splitting": False,
+            "pad_variable_length_inputs": False,
+        }
     assert batch_sizes(rows) == sizes
 
 
@@ -313,6 +335,7 @@ FLAGS = [
     "--allow_version_labels_for_unavailable_models=true",
     "--enable_batching=true",
     "--batching_parameters_file=/models/plays/batching_params.pbtxt",
+    "--enable_per_model_batching_parameters=true",
     "--monitoring_config_file=/models/plays/monitoring.config",
     "--tensorflow_intra_op_parallelism=2",
     "--tensorflow_inter_op_parallelism=2",
