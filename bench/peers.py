@@ -77,6 +77,9 @@ def windows(size: Size) -> tuple[np.ndarray, np.ndarray]:
 
 def ours(precision: str) -> Callable[[Size, str], Run]:
     def make(size: Size, device: str) -> Run:
+        from common.machine import keep_freed_memory
+
+        keep_freed_memory()  # as `trainers train` does
         _, tf = _tensorflow()
         from pipeline.lanes import Batch
         from trainers.config import ModelConfig, TrainConfig

@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from common import console, options
+from common.machine import keep_freed_memory
 
 FOLDER = click.Path(path_type=Path)
 
@@ -60,6 +61,7 @@ def train(
     from trainers.config import RunConfig
 
     settings = RunConfig.read(config, overrides)
+    keep_freed_memory()
     with console.quiet():
         import tensorflow as tf
 
@@ -94,6 +96,7 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
       python -m trainers evaluate runs/stdlib
       python -m trainers evaluate runs/linux --ngram
     """
+    keep_freed_memory()
     with console.quiet():
         from trainers.judging.evaluate import evaluate_run
     evaluate_run(run, split, data, ngram, force)
