@@ -332,7 +332,7 @@ def test_an_allowed_learning_rate_is_used(tmp_path: Path, data: Path, on: On) ->
 
 
 def test_a_run_stopped_before_its_last_validation_is_not_done(tmp_path: Path, data: Path, on: On) -> None:
-    one = untrained(tiny_training(tmp_path / "run", data, on(), total=7))
+    one = tiny_training(tmp_path / "run", data, on(), total=7)
     with pytest.raises(Stopped):
         interrupted(one, 7).go()
     assert checkpoint.checkpoints(one.run)[-1].val_nats is None

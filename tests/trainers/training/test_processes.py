@@ -56,16 +56,9 @@ def start(home: Path, name: str, *options: str, cluster: list[str] | None = None
     if cluster:
         task = {"cluster": {"worker": cluster}, "task": {"type": "worker", "index": worker}}
         environment["TF_CONFIG"] = json.dumps(task)
-    command = [
-        sys.executable,
-        *["-m", "trainers", "train", "tiny.toml", "--unvalidated", "--out"],
-        f"runs/{name}",
-        *options,
-    ]
+    command = ["-m", "trainers", "train", "tiny.toml", "--unvalidated", "--out", f"runs/{name}", *options]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=home, env=environment, stdout=pipe, stderr=pipe, text=True
-    )
+    return subprocess.Popen([sys.executable, *command], cwd=home, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def end(process: subprocess.Popen, code: int = 0) -> str:
