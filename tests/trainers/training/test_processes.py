@@ -20,7 +20,7 @@ from trainers.run import Run, read_run
 
 ROOT = Path(__file__).parents[3]
 TEXT = b"the quick brown fox jumps over the lazy dog.\n" * 8
-STEPS = 200
+STEPS = 100
 CONFIG = f"""
 [model]
 units = 8
@@ -63,7 +63,7 @@ def start(home: Path, name: str, *options: str, cluster: list[str] | None = None
 
 def end(process: subprocess.Popen, code: int = 0) -> str:
     """Wait for a process that must exit with `code`, and return its standard error."""
-    _, message = process.communicate(timeout=180)
+    _, message = process.communicate(timeout=600)
     assert process.returncode == code, message
     return message
 
