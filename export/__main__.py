@@ -1,12 +1,16 @@
-"""The command line: python -m export savedmodel | label | query | tflite | run-lite | web | keras | show."""
+"""The command line: python -m export savedmodel | label | query | front | tflite | run-lite | web | keras | show."""
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from common import console, options
-from export.client.query import query
+from export.client.query import query, target_options
+
+if TYPE_CHECKING:
+    from export.client.client import Client
 
 FOLDER = click.Path(path_type=Path)
 CAP = click.IntRange(1, 1 << 20)
@@ -63,6 +67,49 @@ def label(base: Path, changes: tuple[str, ...]) -> None:
     with console.quiet():
         from export.serve.package import relabel
     relabel(base, changes)
+
+
+@cli.command()
+@target_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any.")
+@click.option("--certificate", "pem", type=FOLDER, metavar="PEM", help="Serve TLS with this certificate and --key.")
+@click.option("--key", "pem_key", type=FOLDER, metavar="PEM", help="The certificate's key.")
+@click.option("--page", type=FOLDER, metavar="site/NAME", help="Also serve this page of `export web`, at /.")
+@click.option("--allow-origin", multiple=True, metavar="URL", help="Origin of web pages that may call; repeatable.")
+@click.option("--proxy", metavar="ADDRESS", help="Proxy whose X-Forwarded-For contains the client's address.")
+@click.option("--rows", type=CAP, default=64, show_default=True, help="Rows per call, at most.")
+@click.option("--characters", type=CAP, default=65536, show_default=True, help="Read and written per call, at most.")
+@click.option("--calls", type=click.IntRange(1, 1024), default=32, show_default=True, help="Calls at once, at most.")
+@click.option("--per-minute", type=CAP, default=600, show_default=True, help="Calls per minute and client, at most.")
+def front(
+    client: "Client",
+    host: str,
+    port: int,
+    pem: Path | None,
+    pem_key: Path | None,
+    page: Path | None,
+    allow_origin: tuple[str, ...],
+    proxy: str | None,
+    **limits: int,
+) -> None:
+    """Serve a model over HTTP, in front of TF Serving.
+
+    Checks every call against the model's signatures and the limits before the server sees it. Offers TF Serving's REST
+    API, OpenAI's completions with streaming, /healthz and /metrics. Prompts are not logged.
+
+    \b
+    Example:
+      python -m export front --target localhost:8500 --model stdlib
+      curl localhost:8080/v1/completions -d '{"model": "stdlib", "prompt": "def "}'
+    """
+    if (pem is None) != (pem_key is None):
+        raise click.UsageError("--certificate and --key go together: give both or neither")
+    from export.front.app import Front, Limits
+    from export.front.server import serve as serve_front
+
+    app = Front(client, Limits(**limits), page, allow_origin)
+    serve_front(app, host, port, (pem, pem_key) if pem and pem_key else None, proxy)
 
 
 @cli.command()

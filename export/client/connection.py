@@ -4,6 +4,7 @@ Every call has a deadline. While the server is unreachable or its queue is full,
 exponential backoff. Any other failure is a ServingError: one line with the cause and the fix.
 """
 
+import copy
 import dataclasses
 import json
 import operator
@@ -209,8 +210,7 @@ class Connection:
 
     def status(self) -> list[VersionStatus]:
         """Status of the model's versions on the server, oldest first."""
-        request = get_model_status_pb2.GetModelStatusRequest(model_spec=model_pb2.ModelSpec(name=self.settings.model))
-        answer = self._call(self._models.GetModelStatus, request)
+        answer = self.raw_status()
         state = get_model_status_pb2.ModelVersionStatus.State.Name
         versions = [
             VersionStatus(each.version, state(each.state), each.status.error_message if each.status.error_code else "")
@@ -220,17 +220,33 @@ class Connection:
 
     def metadata(self) -> dict[str, Signature]:
         """Signatures of the model, by name."""
+        _, signatures = self.raw_metadata()
+        return {
+            name: Signature(_tensors(signature.inputs), _tensors(signature.outputs))
+            for name, signature in sorted(signatures.signature_def.items())
+            if not name.startswith("__saved_model_")  # internal to TensorFlow's loader
+        }
+
+    def raw_status(self) -> Any:
+        """The server's GetModelStatusResponse, of all versions."""
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec=model_pb2.ModelSpec(name=self.settings.model))
+        return self._call(self._models.GetModelStatus, request)
+
+    def raw_metadata(self) -> tuple[Any, Any]:
+        """The ModelSpec that the server answers for, with its version, and the SignatureDefMap."""
         request = get_model_metadata_pb2.GetModelMetadataRequest(
             model_spec=self._spec(), metadata_field=["signature_def"]
         )
         answer = self._call(self._predictions.GetModelMetadata, request)
         signatures = get_model_metadata_pb2.SignatureDefMap()
         answer.metadata["signature_def"].Unpack(signatures)
-        return {
-            name: Signature(_tensors(signature.inputs), _tensors(signature.outputs))
-            for name, signature in sorted(signatures.signature_def.items())
-            if not name.startswith("__saved_model_")  # internal to TensorFlow's loader
-        }
+        return answer.model_spec, signatures
+
+    def at(self, **changes: Any) -> Self:
+        """Share the connection with other settings: `version`, `label` or `timeout`. Raises UsageError."""
+        other = copy.copy(self)
+        other.settings = make(ConnectionSettings, {**vars(self.settings), **changes}, "the client's settings")
+        return other
 
     def _spec(self, version: int | None = None) -> Any:
         spec = model_pb2.ModelSpec(name=self.settings.model)

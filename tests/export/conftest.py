@@ -1,3 +1,4 @@
+import datetime
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,3 +96,26 @@ def server(fake: Path) -> Iterator[serving.Endpoint]:
     """A server of the fake model: TF Serving, or the stand-in. pytest's last line reports which."""
     with serving.served(fake) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed key and certificate for serving.test, as key.pem and cert.pem."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder = tmp_path_factory.mktemp("pem")
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "serving.test")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("serving.test")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    secret = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *secret))
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return folder

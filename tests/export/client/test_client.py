@@ -1,7 +1,6 @@
 """The client with a gRPC server, TF Serving or the stand-in, and a predictable model."""
 
 import base64
-import datetime
 import json
 import re
 import shutil
@@ -18,9 +17,6 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from fake_model import BOOK, LONGEST, written
 from grpc import StatusCode
 from serving import Endpoint
@@ -545,25 +541,6 @@ def test_errors_of_a_batching_server(fake: Path) -> None:
 
 
 # TLS.
-
-
-@pytest.fixture(scope="module")
-def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed key and certificate for serving.test, as key.pem and cert.pem."""
-    folder = tmp_path_factory.mktemp("pem")
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "serving.test")])
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("serving.test")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    secret = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *secret))
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    return folder
 
 
 @pytest.mark.parametrize("mutual", [False, True])

@@ -1,0 +1,573 @@
+"""The front before a gRPC server, TF Serving or the stand-in, with a predictable model."""
+
+import base64
+import contextlib
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import openai
+import pytest
+import requests
+from fake_model import written
+from serving import Endpoint
+from serving_stand_in import Batching, StandIn, serving
+
+from common.errors import StageError
+from export.client.client import Client
+from export.front import app as front_app
+from export.front.app import Front, Limits
+from export.front.server import listen
+from export.front.server import server as http_server
+
+ROOT = Path(__file__).parents[3]
+MODEL = "/v1/models/fake"
+ROW = {"prompt": "ab", "length": 9, "temperature": 0.5, "seed": 3}
+OPTIONS = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "stop": ""}
+TEXT = written(3, b"ab", 9).decode()
+
+
+class Site:
+    """A running front. `front`: its object."""
+
+    def __init__(self, front: Front, port: int, scheme: str):
+        self.front, self.url = front, f"{scheme}://localhost:{port}"
+
+    def get(self, path: str, **settings: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=30, **settings)
+
+    def post(self, path: str, body: Any, **settings: Any) -> requests.Response:
+        data = body if isinstance(body, bytes) else json.dumps(body)
+        return requests.post(self.url + path, data=data, timeout=30, **settings)
+
+    def predict(self, signature: str, **form: Any) -> requests.Response:
+        return self.post(f"{MODEL}:predict", {"signature_name": signature, **form})
+
+
+@contextlib.contextmanager
+def fronted(
+    target: str,
+    page: Path | None = None,
+    origins: tuple[str, ...] = (),
+    tls: Any = None,
+    timeout: float = 30,
+    **limits: int,
+) -> Iterator[Site]:
+    """Run a front of the model at `target` in a thread of this process."""
+    with Client(target, "fake", retries=0) as client, listen("localhost", 0) as listener:
+        front = Front(client, Limits(**limits), page, origins)
+        runner = http_server(front, tls)
+        thread = threading.Thread(target=runner.run, args=([listener],))
+        thread.start()
+        try:
+            yield Site(front, listener.getsockname()[1], "https" if tls else "http")
+        finally:
+            runner.should_exit = True
+            thread.join(20)
+            front.client.close()
+
+
+@pytest.fixture(scope="module")
+def site(server: Endpoint) -> Iterator[Site]:
+    with fronted(server.target, per_minute=100_000) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def batching(fake: Path) -> Iterator[str]:
+    """A batching server."""
+    rules = Batching(64, batch_timeout_micros=2000, num_batch_threads=1)
+    with serving(StandIn(fake, labels={"stable": 1}, batching=rules)) as target:
+        yield target
+
+
+# TF Serving's API.
+
+CALLS = {
+    "serving_default": ROW,
+    "generate": ROW | OPTIONS,
+    "score": {"text": "abc"},
+    "score_chars": {"text": "abc"},
+    "start": {"prompt": "é"},
+    "continue": ROW | OPTIONS | {"carry_bytes": {"b64": base64.b64encode(b"3:4:1").decode()}},
+    "neurons": {"text": "abc", "layer": 1},
+    "info": {"ignored": ""},
+}
+
+
+@pytest.mark.parametrize("signature", CALLS)
+def test_both_forms_equal_the_servers_answer(site: Site, server: Endpoint, signature: str) -> None:
+    from export.front import bodies
+
+    row = CALLS[signature]
+    rows, columns = [row, row], {name: [value, value] for name, value in row.items()}
+    with Client(*server, label="stable") as client:
+        _, inputs = bodies.read({"signature_name": signature, "inputs": columns}, client.metadata())
+        outputs, _ = client.predict(signature, inputs)
+    by_rows, by_columns = (
+        site.predict(signature, **form).json() for form in ({"instances": rows}, {"inputs": columns})
+    )
+    (form, answered), *others = by_columns.items()
+    assert (form, others) == ("outputs", [])
+    answered = answered if isinstance(answered, dict) else {next(iter(outputs)): answered}
+    assert answered.keys() == outputs.keys()
+    for name, array in outputs.items():
+        values = [base64.b64decode(cell["b64"]) if isinstance(cell, dict) else cell for cell in answered[name]]
+        expected = [cell.decode(errors="replace") if isinstance(cell, bytes) else cell for cell in array.tolist()]
+        assert [cell.decode() if isinstance(cell, bytes) else cell for cell in values] == expected
+    turned = [dict(zip(answered, cells, strict=True)) for cells in zip(*answered.values(), strict=True)]
+    assert by_rows == {"predictions": turned if len(outputs) > 1 else next(iter(answered.values()))}
+
+
+def test_versions_and_labels_select_and_stable_is_the_default(site: Site) -> None:
+    def version(where: str) -> int:
+        (info,) = site.post(f"{MODEL}{where}:predict", {"signature_name": "info", "instances": [""]}).json()[
+            "predictions"
+        ]
+        return int(json.loads(info)["version"])
+
+    assert [version(where) for where in ("", "/versions/1", "/versions/2", "/labels/stable")] == [1, 1, 2, 1]
+
+
+def test_without_the_label_the_latest_version_answers(fake: Path) -> None:
+    stand_in = StandIn(fake, labels={})
+    with serving(stand_in) as target, fronted(target) as site:
+        body = {"signature_name": "info", "inputs": ["x"]}
+        assert json.loads(site.post(f"{MODEL}:predict", body).json()["outputs"][0])["version"] == 2
+
+
+def test_a_label_that_is_lost_is_not_replaced(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_app, "KNOWN_SECONDS", 0)
+    stand_in = StandIn(fake, labels={"stable": 1})
+    with serving(stand_in) as target, fronted(target) as site:
+        assert site.predict("score", inputs=["a"]).status_code == 200
+        stand_in.labels = {}
+        assert site.predict("score", inputs=["a"]).status_code == 400
+
+
+def test_status_and_metadata(site: Site) -> None:
+    ok = {"error_code": "OK", "error_message": ""}
+    first, second = ({"version": version, "state": "AVAILABLE", "status": ok} for version in "12")
+    assert site.get(MODEL).json() == {"model_version_status": [second, first]}
+    assert site.get(f"{MODEL}/versions/2").json() == {"model_version_status": [second]}
+    assert site.get(f"{MODEL}/labels/stable").json() == {"model_version_status": [first]}
+    about = site.get(f"{MODEL}/versions/2/metadata").json()
+    assert about["model_spec"] == {"name": "fake", "signature_name": "", "version": "2"}
+    score = about["metadata"]["signature_def"]["signature_def"]["score"]
+    assert score["inputs"]["text"]["dtype"] == "DT_STRING"
+    assert score["inputs"]["text"]["tensor_shape"] == {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
+
+
+B64 = {"b64": "_"}
+MALFORMED: list[tuple[Any, int, str]] = [
+    (b"", 400, "the body must be a JSON object"),
+    (b"\xff\xfe{", 400, "the body must be a JSON object"),
+    (b"[" * 100_000, 400, "the body must be a JSON object"),
+    (b'{"inputs": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "'inputs.text.0': "),
+    (b'{"inputs": [1' + b"0" * 5000 + b"]}", 400, "the body must be a JSON object"),
+    ([], 400, "the body must be a JSON object"),
+    ({}, 400, "a body has 'signature_name' and either 'instances'"),
+    ({"instances": ["a"], "inputs": ["a"]}, 400, "a body has 'signature_name' and either 'instances'"),
+    ({"inputs": ["a"], "output_filter": ["nats"]}, 400, "a body has 'signature_name' and either 'instances'"),
+    ({"signature_name": "none", "inputs": ["a"]}, 400, "unknown signature; there are: continue, generate, info"),
+    ({"signature_name": 7, "inputs": ["a"]}, 400, "unknown signature"),
+    ({"signature_name": "__saved_model_init_op", "inputs": {}}, 400, "unknown signature"),
+    ({"inputs": []}, 400, "a call must have 1 to 64 rows, got 0"),
+    ({"instances": []}, 400, "a call must have 1 to 64 rows, got 0"),
+    ({"inputs": {"text": []}}, 400, "a call must have 1 to 64 rows, got 0"),
+    ({"inputs": "a"}, 400, "'inputs.text': Input should be a valid list"),
+    ({"inputs": {"text": "a"}}, 400, "'inputs.text': Input should be a valid list"),
+    ({"inputs": [["a"]]}, 400, "'inputs.text.0': Value error, expected a string or"),
+    ({"instances": [["a"]]}, 400, "'instances.0.text': Value error, expected a string or"),
+    ({"inputs": ["a", 1]}, 400, "'inputs.text.1': Value error, expected a string or"),
+    ({"inputs": ["a", None]}, 400, "'inputs.text.1': Value error, expected a string or"),
+    ({"inputs": [{"b64": "_"}]}, 400, "'inputs.text.0': Value error"),
+    ({"inputs": [{"b64": "YQ", "x": 1}]}, 400, "'inputs.text.0': Value error, expected a string or"),
+    ({"inputs": ["\ud800"]}, 400, "'inputs.text.0': "),
+    ({"inputs": {}}, 400, "'inputs.text': Field required"),
+    ({"inputs": {"text": ["a"], "more": ["a"]}}, 400, "'inputs.more': Extra inputs are not permitted"),
+    ({"instances": [{"text": "a", "more": "a"}]}, 400, "'instances.0.more': Extra inputs are not permitted"),
+    ({"instances": [{}]}, 400, "'instances.0.text': Field required"),
+    ({"instances": {"text": "a"}}, 400, "'instances': Input should be a valid list"),
+    ({"inputs": ["a"] * 65}, 400, "a call must have 1 to 64 rows, got 65"),
+    ({"inputs": ["é" * 1000] * 64 + []}, 200, ""),
+    ({"inputs": ["é" * 65_537]}, 400, "a call may read and write 65,536 characters in all rows, got 65,537"),
+    (b" " * (4 << 20) + b"x", 413, "the body is larger than 4,194,304 bytes"),
+]
+
+
+@pytest.mark.parametrize(("body", "code", "message"), MALFORMED, ids=range(len(MALFORMED)))
+def test_a_malformed_body_is_refused_in_one_line(site: Site, body: Any, code: int, message: str) -> None:
+    body = {"signature_name": "score", **body} if isinstance(body, dict) else body
+    if isinstance(body, bytes):
+        body = body.replace(b'{"inputs"', b'{"signature_name": "score", "inputs"')
+    answer = site.post(f"{MODEL}:predict", body)
+    assert answer.status_code == code
+    error = answer.json().get("error", "")
+    assert error.startswith(message)
+    assert "\n" not in error
+
+
+VALUES: list[tuple[dict[str, Any], str]] = [
+    ({"length": [1, 2]}, "unequal rows: length has 2, prompt has 1, seed has 1, temperature has 1"),
+    ({"length": [[1]]}, "'inputs.length.0': Input should be a valid integer"),
+    ({"length": [1.0]}, "'inputs.length.0': Input should be a valid integer"),
+    ({"length": [True]}, "'inputs.length.0': Input should be a valid integer"),
+    ({"length": ["1"]}, "'inputs.length.0': Input should be a valid integer"),
+    ({"length": [1 << 31]}, "'inputs.length.0': Input should be less than 2147483648"),
+    ({"seed": [-(1 << 63) - 1]}, "'inputs.seed.0': "),
+    ({"temperature": ["hot"]}, "'inputs.temperature.0': Input should be a valid number"),
+    ({"temperature": [True]}, "'inputs.temperature.0': Input should be a valid number"),
+    ({"temperature": [1e39]}, "'inputs.temperature.0': Input should be less than or equal to 34028"),
+    ({"temperature": [float("nan")]}, "'inputs.temperature.0': Input should be a finite number"),
+    ({"length": [65_535]}, "a call may read and write 65,536 characters in all rows, got 65,537"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), VALUES, ids=[str(row[0]) for row in VALUES])
+def test_a_value_of_another_type_is_refused(site: Site, changed: dict[str, Any], message: str) -> None:
+    answer = site.predict("serving_default", inputs={name: [value] for name, value in ROW.items()} | changed)
+    assert (answer.status_code, answer.json()["error"][: len(message)]) == (400, message)
+
+
+def test_values_at_the_edges_are_taken(site: Site) -> None:
+    row = {"prompt": {"b64": "YWI"}, "length": 9, "temperature": 1, "seed": 3}
+    answer = site.predict("serving_default", instances=[row]).json()
+    assert answer["predictions"][0]["text"] == TEXT
+    answer = site.predict("serving_default", instances=[{**row, "seed": (1 << 63) - 1, "length": -(1 << 31)}])
+    assert answer.json()["predictions"][0]["finish_reason"].startswith("error: ")
+
+
+PATHS = [
+    ("/v1/models/other:predict", 404, "the model is fake"),
+    (f"{MODEL}:classify", 404, "the model is fake"),
+    (f"{MODEL}/versions/x:predict", 404, "the model is fake"),
+    (f"{MODEL}/versions/{'9' * 30}:predict", 404, "the model is fake"),
+    (f"{MODEL}/versions/7:predict", 404, "the model 'fake' has no version 7; there are: 1 (AVAILABLE)"),
+    (f"{MODEL}/labels/none:predict", 400, "the model 'fake' has no label 'none'"),
+    ("/v1/other", 404, "Not Found"),
+]
+
+
+@pytest.mark.parametrize(("path", "code", "message"), PATHS)
+def test_an_unknown_path_version_or_label_is_an_error(site: Site, path: str, code: int, message: str) -> None:
+    answer = site.post(path, {"signature_name": "score", "inputs": ["a"]})
+    assert (answer.status_code, answer.json()["error"][: len(message)]) == (code, message)
+    assert "localhost" not in answer.text  # the server's address is private
+
+
+def test_128_empty_calls_harm_nobody(batching: str) -> None:
+    with fronted(batching) as site, futures.ThreadPoolExecutor(32) as pool:
+        body = {"signature_name": "score", "inputs": {"text": []}}
+        answers = list(pool.map(lambda _: site.post(f"{MODEL}:predict", body).status_code, range(128)))
+        assert set(answers) <= {400, 429}
+        assert site.predict("score", inputs=["abc"]).json()["outputs"]["n_chars"] == [3]
+        assert site.get("/healthz").status_code == 200
+
+
+def test_a_call_of_another_rank_does_not_reach_its_batch_mates(batching: str) -> None:
+    with fronted(batching, per_minute=1000) as site, futures.ThreadPoolExecutor(16) as pool:
+        forms = [["abc"], [["abc"]]] * 32
+        answers = list(pool.map(lambda inputs: site.predict("score", inputs=inputs).status_code, forms))
+    assert answers == [200, 400] * 32
+
+
+# Limits.
+
+
+class Slow(StandIn):
+    """Counts Predict calls, and holds them until `release` is set."""
+
+    def __init__(self, base: Path):
+        super().__init__(base, "fake")
+        self.release, self.waiting = threading.Event(), threading.Semaphore(0)
+        self.release.set()
+
+    def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.waiting.release()
+        self.release.wait(20)
+        return super().Predict(request, context)
+
+
+def test_calls_at_once_are_limited_and_health_does_not_wait(fake: Path) -> None:
+    slow = Slow(fake)
+    with (
+        serving(slow) as target,
+        fronted(target, calls=2) as site,
+        futures.ThreadPoolExecutor(2) as pool,
+    ):
+        assert site.predict("score", inputs=["a"]).status_code == 200
+        slow.release.clear()
+        running = [pool.submit(site.predict, "score", inputs=["a"]) for _ in range(2)]
+        for _ in range(3):
+            assert slow.waiting.acquire(timeout=10)
+        refused = site.predict("score", inputs=["a"])
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        time.sleep(1.1)
+        begun = time.monotonic()
+        assert site.get("/healthz").status_code == 200  # busy
+        assert time.monotonic() - begun < 4
+        assert "front_calls_running 2" in site.get("/metrics").text
+        slow.release.set()
+        assert [call.result().status_code for call in running] == [200, 200]
+        assert site.predict("score", inputs=["a"]).status_code == 200
+
+
+def test_calls_per_minute_are_limited(server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(time=lambda: 1_000_000_010.0, monotonic=time.monotonic)
+    monkeypatch.setattr(front_app, "time", clock)
+    with fronted(server.target, per_minute=3) as site:
+        answers = [site.predict("score", inputs=["a"]) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert answers[3].headers["Retry-After"] == "10"
+        assert answers[3].json() == {"error": "too many calls: try again in 10 s"}
+        assert site.get("/healthz").status_code == site.get("/metrics").status_code == 200
+        clock.time = lambda: 1_000_000_020.0
+        assert site.predict("score", inputs=["a"]).status_code == 200
+
+
+def test_a_body_that_does_not_arrive_is_refused(server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_app, "BODY_SECONDS", 0.2)
+    with fronted(server.target) as site, socket.create_connection(("localhost", int(site.url[-5:]))) as client:
+        client.sendall(f"POST {MODEL}:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_answer_that_is_too_large_is_refused(server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_app, "ANSWER_BYTES", 10_000)
+    with fronted(server.target) as site:
+        answer = site.predict("score_chars", inputs=["a" * 5000])
+    assert (answer.status_code, "too large" in answer.json()["error"]) == (400, True)
+
+
+# OpenAI's API.
+
+
+@pytest.fixture
+def client(site: Site) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_openais_client_completes(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["fake"]
+    done = client.completions.create(model="fake", prompt="ab", max_tokens=9, temperature=0.5, seed=3)
+    assert [(choice.text, choice.finish_reason) for choice in done.choices] == [(TEXT, "length")]
+    assert done.usage
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (2, 9, 11)
+    done = client.completions.create(model="fake", prompt=["", "ab"], max_tokens=40, n=2, seed=3, stop=["THE"])
+    texts = [
+        written(seed, prompt, 40).partition(b"THE")[0] for seed, prompt in enumerate((b"", b"", b"ab", b"ab"), start=3)
+    ]
+    assert [choice.text for choice in done.choices] == [text.decode(errors="replace") for text in texts]
+    assert [choice.index for choice in done.choices] == [0, 1, 2, 3]
+    assert len(client.completions.create(model="fake", prompt="").choices[0].text.encode()) >= 16
+
+
+@pytest.mark.parametrize(("length", "stop"), [(0, None), (1, None), (100, None), (100, "THE END"), (100, "naïve")])
+def test_a_stream_is_the_text_at_once(client: openai.OpenAI, length: int, stop: str | None) -> None:
+    settings: dict[str, Any] = {"model": "fake", "prompt": "ab", "max_tokens": length, "seed": 3, "stop": stop}
+    whole = client.completions.create(**settings)
+    events = list(client.completions.create(**settings, stream=True, stream_options={"include_usage": True}))
+    assert "".join(event.choices[0].text for event in events[:-1]) == whole.choices[0].text
+    assert [event.choices[0].finish_reason for event in events[:-1]][-1] == whole.choices[0].finish_reason
+    assert events[-1].usage == whole.usage
+    assert len({event.id for event in events}) == 1
+
+
+def test_a_stream_arrives_in_pieces(site: Site) -> None:
+    body = {"model": "fake", "prompt": "ab", "max_tokens": 300, "stream": True, "seed": 3}
+    answer = site.post("/v1/completions", body, stream=True)
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith(b"data: ") for line in lines)
+    assert lines[-1] == b"data: [DONE]"
+    assert len(json.loads(lines[0][6:])["choices"][0]["text"]) <= 8
+    assert len(lines) > 5
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"model": "other"}, "unknown model; there is: fake"),
+    ({"model": 7}, "the request: 'model': "),
+    ({"prompt": [1, 2]}, "the request: 'prompt.0': "),
+    ({"prompt": []}, "a call must have 1 to 64 rows, got 0"),
+    ({"prompt": "\ud800"}, "the prompt and the stop must be valid Unicode"),
+    ({"n": 65}, "a call must have 1 to 64 rows, got 65"),
+    ({"max_tokens": -1}, "the request: 'max_tokens': "),
+    ({"max_tokens": 65_536}, "a call may read and write 65,536 characters in all rows, got 65,538"),
+    ({"max_tokens": 5000}, "the length must be 0 to 4096, got 5000"),
+    ({"top_p": 0}, "the request: 'top_p': "),
+    ({"temperature": "hot"}, "the request: 'temperature': "),
+    ({"stop": ["a", "b"]}, "the request: 'stop': "),
+    ({"logprobs": 1}, "the request: unknown setting 'logprobs'"),
+    ({"echo": True}, "the request: unknown setting 'echo'"),
+    ({"stream": True, "n": 2}, "the request: a stream has one prompt, and n is 1"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), REFUSED, ids=[str(row[0]) for row in REFUSED])
+def test_a_completion_is_refused_in_openais_form(site: Site, changed: dict[str, Any], message: str) -> None:
+    answer = site.post("/v1/completions", {"model": "fake", "prompt": "ab", **changed})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["message"].startswith(message)
+    assert "\n" not in error["message"]
+
+
+def test_neutral_fields_are_accepted(site: Site) -> None:
+    body = {
+        "model": "fake",
+        "prompt": "ab",
+        "echo": False,
+        "logprobs": None,
+        "best_of": 1,
+        "user": "u",
+        "max_tokens": 9,
+    }
+    assert site.post("/v1/completions", body | {"seed": 3}).json()["choices"][0]["text"] == TEXT
+
+
+def test_an_error_within_a_stream_is_its_last_event(fake: Path) -> None:
+    stand_in = StandIn(fake)
+    with serving(stand_in) as target, fronted(target) as site:
+        answer = site.post(
+            "/v1/completions", {"model": "fake", "prompt": "", "max_tokens": 60_000, "stream": True}, stream=True
+        )
+        lines = answer.iter_lines()
+        next(lines)
+        stand_in.versions = {}
+        rest = [line for line in lines if line]
+    assert json.loads(rest[-1][6:])["error"]["message"] == "the server failed"
+    assert site.front.guard.running == 0
+
+
+def test_a_stream_that_is_dropped_frees_its_place(fake: Path) -> None:
+    with serving(StandIn(fake)) as target, fronted(target, calls=1) as site:
+        body = {"model": "fake", "prompt": "", "max_tokens": 60_000, "stream": True}
+        with site.post("/v1/completions", body, stream=True) as answer:
+            next(answer.iter_lines())
+        until = time.monotonic() + 10
+        while site.predict("score", inputs=["a"]).status_code == 429 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert site.predict("score", inputs=["a"]).status_code == 200
+
+
+# Operation.
+
+
+def test_health_fails_without_a_server_and_recovers(fake: Path) -> None:
+    with listen("localhost", 0) as free:
+        port = free.getsockname()[1]
+    with fronted(f"localhost:{port}") as site:
+        assert site.get("/healthz").status_code == 503
+        refused = site.predict("score", inputs=["a"])
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        assert refused.json() == {"error": "the server is busy or not ready: try again later"}
+        with serving(StandIn(fake), port):
+            until = time.monotonic() + 20
+            while site.get("/healthz").status_code != 200 and time.monotonic() < until:
+                time.sleep(0.2)
+            assert site.get("/healthz").text == "ok\n"
+
+
+def test_health_requests_a_row_once_a_second(fake: Path) -> None:
+    with serving(StandIn(fake)) as target, fronted(target) as site:
+        assert {site.get("/healthz").status_code for _ in range(20)} == {200}
+        rows = site.front.rows
+        assert 1 <= rows <= 3
+
+
+def test_metrics_count_calls_and_rows(server: Endpoint) -> None:
+    with fronted(server.target) as site:
+        site.predict("score", inputs=["a", "b"])
+        site.predict("score", inputs=[])
+        site.get("/nothing/secret")
+        lines = site.get("/metrics").text.splitlines()
+    assert 'front_requests_total{route=":predict",code="200"} 1' in lines
+    assert 'front_requests_total{route=":predict",code="400"} 1' in lines
+    assert 'front_requests_total{route="/",code="404"} 1' in lines
+    assert "front_rows_total 2" in lines
+    assert not any("secret" in line for line in lines)
+
+
+def test_tls(server: Endpoint, pem: Path, tmp_path: Path) -> None:
+    cert, key = pem / "cert.pem", pem / "key.pem"
+    with fronted(server.target, tls=(cert, key)) as site:
+        trusting = ssl.create_default_context(cafile=cert)
+        trusting.check_hostname = False
+        with urllib.request.urlopen(f"{site.url}/healthz", context=trusting, timeout=30) as answer:
+            assert answer.read() == b"ok\n"
+        with pytest.raises(requests.exceptions.SSLError):
+            site.get("/healthz")
+    for pair in ((key, cert), (tmp_path / "none", key)):
+        with Client(server.target, "fake") as client, pytest.raises(StageError, match="not a certificate and its key"):
+            http_server(Front(client, Limits()), pair)
+
+
+def test_cors_is_off_by_default(site: Site, server: Endpoint) -> None:
+    page = {"Origin": "https://page.example"}
+    asking = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    assert "Access-Control-Allow-Origin" not in site.get("/v1/models", headers=page).headers
+    assert not requests.options(f"{site.url}/v1/completions", headers=asking, timeout=30).ok
+    with fronted(server.target, origins=("https://page.example",)) as open_site:
+        answer = open_site.get("/v1/models", headers=page)
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://page.example"
+        assert requests.options(f"{open_site.url}/v1/completions", headers=asking, timeout=30).ok
+        other = open_site.get("/v1/models", headers={"Origin": "https://other.example"})
+        assert "Access-Control-Allow-Origin" not in other.headers
+
+
+def test_the_page_is_served_with_its_policy(server: Endpoint, tmp_path: Path) -> None:
+    policy = """<meta http-equiv="Content-Security-Policy" content="default-src 'self';\n worker-src 'self'">"""
+    (tmp_path / "index.html").write_text(f"<html>{policy}</html>")
+    (tmp_path / "main.js").write_text("1")
+    with fronted(server.target, tmp_path) as site:
+        answer = site.get("/")
+        assert answer.text.startswith("<html>")
+        expected = "default-src 'self'; worker-src 'self'; frame-ancestors 'none'"
+        assert answer.headers["Content-Security-Policy"] == expected
+        assert "javascript" in site.get("/main.js").headers["Content-Type"]
+        assert site.get("/../app.py").status_code == 404
+        assert site.get("/v1/models").json()["data"][0]["id"] == "fake"
+
+
+def test_an_unexpected_error_is_logged_without_its_message(
+    server: Endpoint, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("a secret prompt")
+
+    with fronted(server.target) as site:
+        monkeypatch.setattr(site.front, "predict", fail)
+        answer = site.predict("score", inputs=["a secret prompt"])
+        assert answer.status_code == 500
+        assert "secret" not in answer.text
+    written = capfd.readouterr()
+    assert "secret" not in written.out + written.err
+    assert ":predict: ValueError" in written.err
+
+
+def test_the_command_serves_until_it_is_stopped(server: Endpoint) -> None:
+    command = [sys.executable, "-m", "export", "front", "--target", server.target, "--model", "fake", "--port", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr
+        line = process.stderr.readline()
+        assert line.startswith("serving fake at http://127.0.0.1:")
+        url = line.split()[3]
+        assert requests.get(f"{url}/healthz", timeout=30).text == "ok\n"
+    finally:
+        process.terminate()
+    assert process.wait(20) != 0
+    assert process.stderr.read().count("\n") <= 1
