@@ -16,6 +16,7 @@ server rereads it every POLL_SECONDS, so that a label moves without a restart.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,13 @@ CPUS = 2
 MEMORY_GB = 4
 POLL_SECONDS = 10
 TIMEOUT_SECONDS = 30  # of a REST request
+
+# The ports open only after the first load has ended, all retries included. By default a server would retry five times, a
+# minute apart, so a corrupted canary would keep a restarted server from answering for the stable version.
+LOAD_RETRIES = 1
+LOAD_RETRY_SECONDS = 1
+WARM_UP_SECONDS = 30  # of a version whose facts do not record it
+SLOWER = 2  # a server's load than the export's own replay of the requests, at most
 
 
 def batch_sizes(rows: int) -> list[int]:
@@ -121,6 +129,8 @@ def flags(name: str, rows: int) -> list[str]:
         f"--model_config_file={folder}/{MODELS}",
         f"--model_config_file_poll_wait_seconds={POLL_SECONDS}",
         f"--file_system_poll_wait_seconds={POLL_SECONDS}",
+        f"--max_num_load_retries={LOAD_RETRIES}",
+        f"--load_retry_interval_micros={1_000_000 * LOAD_RETRY_SECONDS}",
         "--allow_version_labels_for_unavailable_models=true",
         "--enable_batching=true",
         f"--batching_parameters_file={folder}/{BATCHING}",
@@ -132,6 +142,18 @@ def flags(name: str, rows: int) -> list[str]:
         f"--grpc_max_threads={threads}",
         f"--rest_api_timeout_in_ms={1000 * TIMEOUT_SECONDS}",
     ]
+
+
+def startup_seconds(versions: Sequence[ServedVersion]) -> int:
+    """Seconds in which a server opens its ports: whole minutes, at least five.
+
+    Allows each version to load LOAD_RETRIES more times.
+
+    >>> startup_seconds([])
+    300
+    """
+    warm_up = sum(version.facts.get("warm_up_seconds", WARM_UP_SECONDS) + LOAD_RETRY_SECONDS for version in versions)
+    return 60 * max(5, math.ceil(SLOWER * (1 + LOAD_RETRIES) * warm_up / 60))
 
 
 def health_path(name: str) -> str:
@@ -216,6 +238,7 @@ def _values(base: Path, versions: list[ServedVersion]) -> dict[str, Any]:
         "memory": MEMORY_GB,
         "timeout": TIMEOUT_SECONDS,
         "flags": flags(name, rows),
+        "startup": startup_seconds(versions),
         "health_path": health_path(name),
         "health_check": health_check(name),
         "rows": rows,

@@ -11,9 +11,11 @@ export.serve.signatures describes the signatures.
 import dataclasses
 import importlib.metadata
 import json
+import math
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,8 +124,10 @@ def export_saved_model(folder: Path, out: Path, version: int | None, force: bool
     served = Served(sampler, json.dumps(about, ensure_ascii=False))
     with console.err.status(f"writing {target}"), whole_folder(target, replace=force) as partial:
         write_version(partial, model_name(out), served)
+        begun = time.monotonic()
         prove(served, partial)
-    write_package(out, version, facts_of(run, chosen))
+    warm_up = {"warm_up_seconds": math.ceil(time.monotonic() - begun)}
+    write_package(out, version, facts_of(run, chosen) | warm_up)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     console.out.print(
         f"{target}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB; a fresh process gives the checkpoint's "

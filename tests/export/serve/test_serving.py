@@ -332,6 +332,8 @@ FLAGS = [
     "--model_config_file=/models/plays/models.config",
     "--model_config_file_poll_wait_seconds=10",
     "--file_system_poll_wait_seconds=10",
+    "--max_num_load_retries=1",
+    "--load_retry_interval_micros=1000000",
     "--allow_version_labels_for_unavailable_models=true",
     "--enable_batching=true",
     "--batching_parameters_file=/models/plays/batching_params.pbtxt",
@@ -382,12 +384,24 @@ def test_compose_starts_the_server_of_the_folder(tmp_path: Path) -> None:
                     "interval": "10s",
                     "timeout": "5s",
                     "retries": 3,
-                    "start_period": "5m",
+                    "start_period": "300s",
                     "start_interval": "2s",
                 },
             }
         },
     }
+
+
+def test_the_startup_probe_allows_every_version_to_load_twice(tmp_path: Path) -> None:
+    base = tmp_path / "plays"
+    for version, seconds in ((1, 50), (2, 250)):
+        version_at(base, version)
+        write_package(base, version, FACTS | {"warm_up_seconds": seconds})
+    compose = yaml.safe_load((base / "compose.yaml").read_text())
+    assert compose["services"]["serving"]["healthcheck"]["start_period"] == "1260s"  # 2 * 2 * (51 + 251), rounded up
+    pod = kubernetes(base)["Deployment char-rnn-plays"]["spec"]["template"]["spec"]
+    probe = pod["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1260
 
 
 def kubernetes(base: Path) -> dict[str, Any]:
