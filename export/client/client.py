@@ -40,10 +40,11 @@ __all__ = [
 
 Floats = npt.NDArray[np.float32]
 Text = str | bytes
-Texts = list[str] | list[bytes] | list[Text]
+Texts = list[str] | list[bytes] | list[Text] | tuple[Text, ...] | Array  # an array of one dimension
 T = TypeVar("T")
-PerRow: TypeAlias = T | list[T]  # one value for all rows, or one per row
+PerRow: TypeAlias = T | list[T] | tuple[T, ...] | Array  # one value for all rows, or one per row
 
+MAX_SHOWN = 100  # characters of a value in an error message
 FIRST_PIECE = 8  # characters: few, so that a stream starts at once
 
 
@@ -64,7 +65,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class BatchSamplingOptions(TypedDict, total=False):
-    """Sampling options of several texts: one value for all, or a list with one per text."""
+    """Sampling options of several texts: one value for all, or one per text in a list, tuple or 1-D array."""
 
     temperature: PerRow[float]
     seed: PerRow[int]
@@ -155,8 +156,9 @@ class Neurons:
 class Client(Connection):
     """A served model as text functions. Arguments and errors are those of `Connection`.
 
-    A single text that the model rejects raises StageError. In a list, rejected texts return with their `error` set, and
-    the others are answered.
+    A text is str or bytes; several are a list, a tuple or a 1-D array of them, and return a list. A single text that
+    the model rejects raises StageError. Of several, rejected texts return with their `error` set, and the others are
+    answered.
     """
 
     @overload
@@ -166,9 +168,9 @@ class Client(Connection):
         self, prompt: Texts, length: PerRow[int] = ..., **sampling: Unpack[BatchSamplingOptions]
     ) -> list[Generated]: ...
     def generate(self, prompt: Text | Texts = "", length: PerRow[int] = 500, **sampling: Any) -> Any:
-        """Continue a prompt by `length` characters, or a list of prompts in one call.
+        """Continue a prompt by `length` characters, or several prompts in one call.
 
-        sampling: see SamplingOptions; for a list of prompts, each option and the length may be lists too.
+        sampling: see SamplingOptions; for several prompts, each option and the length may have one value per prompt.
         """
         inputs = {"prompt": prompt, "length": length, **_sampling(sampling)}
         answer, _ = self.predict("generate", _columns(prompt, inputs))
@@ -214,7 +216,7 @@ class Client(Connection):
     @overload
     def score(self, text: Texts, *, characters: bool = ...) -> list[TextScore]: ...
     def score(self, text: Text | Texts, *, characters: bool = False) -> Any:
-        """Score a text from its beginning, or each of a list. characters: also return each character's log_probs."""
+        """Score a text from its beginning, or each of several. characters: also return each character's log_probs."""
         signature = "score_chars" if characters else "score"
         answer, _ = self.predict(signature, _columns(text, {"text": text}))
         return self._rows(text, TextScore, signature, answer)
@@ -251,16 +253,16 @@ class Client(Connection):
         return description
 
     def _rows(self, texts: Any, kind: type, signature: str, answer: Mapping[str, Array], version: int = 0) -> Any:
-        """Convert an answer to a result, or to a list of them for a list of texts. Raises StageError."""
+        """Convert an answer to a result, or to a list of them for several texts. Raises StageError."""
+        several = _is_column(texts)
         try:
-            count = len(texts) if isinstance(texts, list) else 1
-            rows = [_row(kind, answer, b, version) for b in range(count)]
+            rows = [_row(kind, answer, b, version) for b in range(len(texts) if several else 1)]
         except LookupError as error:
             raise StageError(
                 f"the answer of {self._where} to '{signature}' has no {error}: export the model with this "
                 "release's python -m export savedmodel"
             ) from None
-        if isinstance(texts, list):
+        if several:
             return rows
         if rows[0].error:
             raise StageError(f"{self._where} rejects the request: {rows[0].error}")
@@ -292,7 +294,20 @@ def _error(output: str) -> str:
 
 
 def _bytes(text: Text) -> bytes:
+    if not isinstance(text, str | bytes):
+        raise TypeError("a text must be str or bytes, several a list, a tuple or a 1-D array of them")
     return text if isinstance(text, bytes) else text.encode()
+
+
+def _is_column(value: Any) -> bool:
+    """Whether a value holds one entry per row."""
+    return isinstance(value, list | tuple | np.ndarray)
+
+
+def _short(value: Any) -> str:
+    """Represent a value in one line for an error message."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= MAX_SHOWN else line[:MAX_SHOWN] + "..."
 
 
 # Type and conversion of every signature input, and of a stream's `piece`.
@@ -313,23 +328,26 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _columns(texts: Any, inputs: Mapping[str, Any]) -> dict[str, Array]:
-    """Convert inputs to arrays [B]. texts: a single text (B = 1) or a list of B. Raises UsageError."""
-    if texts == []:
-        raise UsageError("a list of texts must not be empty")
-    count = len(texts) if isinstance(texts, list) else 1
+    """Convert inputs to arrays [B]. texts: a single text (B = 1) or B of them. Raises UsageError."""
+    several = _is_column(texts)
     columns: dict[str, Array] = {}
     for name, value in inputs.items():
         dtype, convert = INPUTS[name]
-        if isinstance(value, list) and not isinstance(texts, list):
-            raise UsageError(f"'{name}' is a list, so the texts must be a list of the same length")
-        if isinstance(value, list) and len(value) != count:
+        if isinstance(value, np.ndarray) and value.ndim != 1:
+            raise UsageError(f"'{name}': an array must have one dimension, one entry per row, got shape {value.shape}")
+        if _is_column(value) and not several:
+            raise UsageError(f"'{name}' has one value per row, so the texts must be as many, got a single text")
+        count = len(texts) if several else 1
+        if not count:
+            raise UsageError("there must be at least one text, got none")
+        if _is_column(value) and len(value) != count:
             raise UsageError(f"'{name}' must have one value, or one for each of {count} texts, got {len(value)}")
-        values = value if isinstance(value, list) else [value] * count
+        values = value.tolist() if isinstance(value, np.ndarray) else value if _is_column(value) else [value] * count
         try:
             with np.errstate(over="raise"):
                 columns[name] = np.array([convert(element) for element in values], dtype)
         except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-            raise UsageError(f"'{name}': {error}, got {value!r}") from None
+            raise UsageError(f"'{name}': {error}, got {_short(value)}") from None
     return columns
 
 

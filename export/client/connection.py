@@ -1,7 +1,8 @@
 """A connection to a model on TF Serving, over gRPC: arrays in, arrays out.
 
 Every call has a deadline. While the server is unreachable or its queue is full, gRPC retries within the deadline, with
-exponential backoff. Any other failure is a ServingError: one line with the cause and the fix.
+exponential backoff. A call that fails because of another one in its batch is repeated once. Any other failure is a
+ServingError: one line with the cause and the fix.
 """
 
 import copy
@@ -9,7 +10,8 @@ import dataclasses
 import json
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -33,6 +35,8 @@ from export.client.protos import (
     to_tensor,
 )
 
+RESOLVERS = ("dns", "ipv4", "ipv6", "unix", "xds")  # prefixes of gRPC's own, as in dns:///name:port
+LOAD_SECONDS = 600.0
 MAX_DETAILS = 300  # characters of a server's message; its C++ may append a trace of the graph
 
 
@@ -93,6 +97,11 @@ class ConnectionSettings:
     max_message_bytes: Annotated[int, Field(gt=0, lt=1 << 31)]
 
     def __post_init__(self) -> None:
+        if (url := re.match(r"(\w+)://([^/?#\s]*)", self.target)) and url[1] not in RESOLVERS:
+            secure = url[1] in ("https", "grpcs")
+            address = url[2] if re.search(r":[0-9]+$", url[2]) else f"{url[2]}:{443 if secure else 8500}"
+            tls = ", with TLS (--tls, or tls=Tls())" if secure else ""
+            raise ValueError(f"a target has no scheme: give {address}{tls}, got {self.target!r}")
         match = re.fullmatch(r"unix:.+|\S+:([0-9]{1,5})", self.target)
         if not match or not 1 <= int(match[1] or 1) <= 65535:  # gRPC would wrap the port around
             raise ValueError(
@@ -158,7 +167,8 @@ class Connection:
     target: "host:port" of gRPC. If a name has several addresses ("dns:///name:port"), calls rotate over them.
     model: its name on the server. version, label: select a version (give at most one). Default: the latest.
     timeout: seconds per call, retries and the pauses between them included.
-    retries: attempts after the first while the server is unavailable, some 0.1, 0.2, 0.4 and 0.8 s apart.
+    retries: attempts after the first while the server is unavailable, some 0.1, 0.2, 0.4 and 0.8 s apart. Unless 0, a
+    call that failed because of a malformed one in its batch is repeated once.
     max_message_bytes: limit of a request and of an answer (those of `neurons` are large).
     channel_options: more gRPC options, as (name, value).
     Raises UsageError for invalid settings, StageError for a TLS file that cannot be read.
@@ -199,8 +209,14 @@ class Connection:
     def predict(
         self, signature: str, inputs: Mapping[str, Array], version: int | None = None
     ) -> tuple[dict[str, Array], int]:
-        """Run a signature. Returns its outputs and the version that answered. version: overrides the connection's."""
-        # No output_filter: a batching server runs filtered calls alone, outside its batches.
+        """Run a signature. Returns its outputs and the version that answered.
+
+        inputs: arrays [B], one entry per row. version: overrides the connection's. Raises UsageError for arrays of
+        another rank, of different lengths or without rows: a batching server keeps a call without rows waiting, and
+        one of another rank fails the calls that share its batch.
+        """
+        check_rows(inputs)
+        # No output_filter: a batching server joins filtered calls only with those for the same outputs.
         request = predict_pb2.PredictRequest(model_spec=self._spec(version))
         request.model_spec.signature_name = signature
         for name, array in inputs.items():
@@ -217,6 +233,24 @@ class Connection:
             for each in answer.model_version_status
         ]
         return sorted(versions, key=operator.attrgetter("version"))
+
+    def wait_until_loaded(self, versions: Iterable[int], seconds: float = LOAD_SECONDS) -> None:
+        """Wait until the server has loaded these versions.
+
+        Raises StageError for a version that fails to load, or is not loaded after `seconds`.
+        """
+        until = time.monotonic() + seconds
+        for version in versions:
+            while True:
+                status = next((each for each in self.status() if each.version == version), None)
+                state = status.state if status else "not in its configuration yet"
+                if state == "AVAILABLE":
+                    break
+                if status and status.error:
+                    raise StageError(f"{self._where} cannot load version {version}: {status.error}")
+                if time.monotonic() > until:
+                    raise StageError(f"{self._where} has not loaded version {version} in {seconds:g} s: it is {state}")
+                time.sleep(min(1, seconds))
 
     def metadata(self) -> dict[str, Signature]:
         """Signatures of the model, by name."""
@@ -262,9 +296,18 @@ class Connection:
         return f"the model '{self.settings.model}' at {self.settings.target}"
 
     def _call(self, method: Callable[..., Any], request: Any) -> Any:
-        """Make a call. Raises ServingError, and UsageError after `close`."""
+        """Make a call, and repeat it once if a malformed one failed its batch.
+
+        Raises ServingError, and UsageError after `close`.
+        """
+        until = time.monotonic() + self.settings.timeout
         try:
-            return method(request, timeout=self.settings.timeout)
+            try:
+                return method(request, timeout=self.settings.timeout)
+            except grpc.RpcError as error:
+                if not self.settings.retries or not _failed_by_another(error.code(), error.details() or ""):
+                    raise
+                return method(request, timeout=max(until - time.monotonic(), 0))
         except grpc.RpcError as error:
             code, details = error.code(), " ".join((error.details() or "").split())
             shown = details if len(details) <= MAX_DETAILS else details[:MAX_DETAILS] + "..."
@@ -280,7 +323,8 @@ class Connection:
                 return self._explain_unavailable(details)
             case StatusCode.DEADLINE_EXCEEDED:
                 limit = self.settings.timeout
-                return f"no answer from {target} within {limit:g} s: request fewer characters, or raise the timeout"
+                fix = "request fewer characters, raise the timeout, or check that the address can be reached"
+                return f"no answer from {target} within {limit:g} s: {fix}"
             case StatusCode.NOT_FOUND:
                 return self._explain_not_found(details, spec)
             case StatusCode.INVALID_ARGUMENT if "version label" in details:
@@ -288,6 +332,8 @@ class Connection:
             case StatusCode.FAILED_PRECONDITION | StatusCode.INVALID_ARGUMENT if "signature key" in details:
                 signatures = ", ".join(self.metadata())
                 return f"{self._where} has no signature '{spec.signature_name}'; there are: {signatures}"
+            case StatusCode.FAILED_PRECONDITION if _failed_by_another(code, details):
+                return f"a malformed call of another caller failed its batch at {target}, this call included: try again"
             case StatusCode.INVALID_ARGUMENT if "Task size" in details:
                 return f"{self._where} takes fewer rows per call: send several"
             case StatusCode.INVALID_ARGUMENT:
@@ -295,6 +341,10 @@ class Connection:
             case StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:
                 fix = "request fewer rows or characters, or raise max_message_bytes"
                 return f"a message between the client and {target} is too large: {fix}"
+            case StatusCode.RESOURCE_EXHAUSTED if "batching queue" in details:
+                return (
+                    f"{target} is busy, the call spent its timeout in the queue: try again later, or raise the timeout"
+                )
             case StatusCode.RESOURCE_EXHAUSTED:
                 return f"{target} is at its limits: try again later"
             case StatusCode.UNIMPLEMENTED:
@@ -307,16 +357,25 @@ class Connection:
         if "batch scheduling queue" in details:
             fix = "try again later, or raise max_enqueued_batches in the server's batching parameters"
             return f"{target} is busy, its batch queue is full: {fix}"
-        if "HTTP/2" in details:
+        if "HTTP/2" in details or "http1" in details:
             return f"{target} does not speak gRPC: TF Serving's default gRPC port is 8500; 8501 is REST"
+        if "header with status" in details:
+            return f"an HTTP proxy at {target} rejects the call: check its route to the server's gRPC port"
+        if "DNS" in details or "name resolution" in details:
+            return f"the host name of {target} cannot be resolved: check its spelling, and this machine's DNS"
         if self.settings.tls and any(word in details for word in ("andshake", "Verification", "Socket closed")):
             return (
                 f"TLS with {target} failed: check the root certificates, the name in the server's certificate, "
                 "whether it requires a client certificate, and whether it speaks TLS at all"
             )
         if "Socket closed" in details:
-            return f"{target} closed the connection: it may require TLS"
-        return f"no server answers at {target}: check that it is up, and that this is its gRPC port (8500, not 8501)"
+            return f"{target} closed the connection: it may require TLS, or has just stopped"
+        if any(word in details for word in ("timed out", "imeout", "unreachable", "No route")):
+            return f"{target} cannot be reached from here: check the address, the network and firewalls"
+        if "refused" in details or "failed to connect" in details:
+            fix = "check that it is up and has loaded its models, and that this is its gRPC port (8500, not 8501)"
+            return f"no server answers at {target}: {fix}"
+        return f"{target} is unavailable for now: try again later"
 
     def _explain_not_found(self, details: str, spec: Any) -> str:
         unknown = f"{self.settings.target} serves no model '{spec.name}': use the name that it was started with"
@@ -328,6 +387,23 @@ class Connection:
             return unknown if error.code == StatusCode.NOT_FOUND else f"{self._where} was not found"
         which = f"no version {spec.version.value}" if spec.HasField("version") else "no version that is ready"
         return f"{self._where} has {which}; there are: {versions}"
+
+
+def check_rows(inputs: Mapping[str, Array]) -> None:
+    """Check that inputs are arrays of one dimension and of equal lengths, with rows. Raises UsageError."""
+    for name, array in inputs.items():
+        if array.ndim != 1:
+            raise UsageError(f"'{name}' must have one dimension, one entry per row, got shape {array.shape}")
+    if len({len(array) for array in inputs.values()}) > 1:
+        counts = [f"{name} has {len(array)} row{'s' * (len(array) != 1)}" for name, array in inputs.items()]
+        raise UsageError(f"every input must have one entry per row: {', '.join(counts)}")
+    if any(len(array) == 0 for array in inputs.values()):
+        raise UsageError("a call must have at least one row, got none")
+
+
+def _failed_by_another(code: StatusCode, details: str) -> bool:
+    """Whether a batch failed because its calls had tensors of different shapes, one of them malformed."""
+    return code == StatusCode.FAILED_PRECONDITION and "different shapes" in details
 
 
 def _tensors(infos: Mapping[str, Any]) -> dict[str, TensorInfo]:

@@ -1,6 +1,7 @@
 """The commands `python -m export query text | score | info | status`: query a model that TF Serving serves."""
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import json
@@ -21,12 +22,15 @@ if TYPE_CHECKING:  # at run time gRPC is imported by the command, so that --help
 
 FILE = click.Path(path_type=Path)
 TARGET = ("target", "model", "version", "label", "timeout")
+STABLE = "stable"
 TLS = ("root_certificates", "key", "certificate", "server_name")
 TARGET_OPTIONS = (
     click.option("--target", default="localhost:8500", show_default=True, metavar="HOST:PORT", help="gRPC address."),
     click.option("--model", required=True, metavar="NAME", help="The model's name on the server."),
-    click.option("--version", type=click.IntRange(0), help="Model version.  [default: the latest]"),
-    click.option("--label", metavar="NAME", help="Model version by its label, such as stable."),
+    click.option("--version", type=click.IntRange(0), help="Model version."),
+    click.option(
+        "--label", metavar="NAME", help="Model version by its label.  [default: stable, if the server has it]"
+    ),
     click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds per call, retries included."),
     click.option("--tls", is_flag=True, help="Connect over TLS; any other --tls-... option implies it."),
     click.option("--tls-root", TLS[0], type=FILE, metavar="PEM", help="Trusted authorities.  [default: public ones]"),
@@ -49,12 +53,29 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
         target = {name: values.pop(name) for name in TARGET}
         files = {name: values.pop(name) for name in TLS}
         tls = make(Tls, files, "--tls-...") if values.pop("tls") or any(files.values()) else None
+        if target["version"] is None and target["label"] is None and has_stable(Client(**target, tls=tls)):
+            target["label"] = STABLE
         with Client(**target, tls=tls) as client:
             command(client, **values)
 
     for option in reversed(TARGET_OPTIONS):
         connected = option(connected)
     return connected
+
+
+def has_stable(client: "Client") -> bool:
+    """Whether the server has a label `stable` for the model. Closes the client; raises ServingError."""
+    from export.client.client import ServingError
+
+    with client:
+        try:
+            client.metadata()
+        except ServingError as error:
+            if error.code.name == "INVALID_ARGUMENT":
+                return False
+            if error.code.name != "NOT_FOUND":  # the label exists, but its version is not loaded
+                raise
+    return True
 
 
 @click.group()
@@ -148,9 +169,13 @@ def status(client: "Client", as_json: bool) -> None:
     Example:
       python -m export query status --target serving.example:443 --tls --model book
     """
+    from export.client.client import ServingError
+
     versions = client.status()
-    ready = any(version.state == "AVAILABLE" for version in versions)
-    signatures = client.metadata() if ready else {}
+    signatures = {}
+    if any(version.state == "AVAILABLE" for version in versions):
+        with contextlib.suppress(ServingError):  # the version that was asked for may not be ready
+            signatures = client.metadata()
     if as_json:
         _print_json([dataclasses.asdict(version) for version in versions])
         return

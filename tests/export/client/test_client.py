@@ -154,6 +154,19 @@ def test_each_text_of_a_list_has_its_own_settings_and_error(client: Client) -> N
         client.generate("", 5000)
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [("ab", b"c"), np.array(["ab", "c"]), np.array(["ab", "c"], object), np.array([b"ab", b"c"])],
+    ids=["tuple", "strings", "objects", "bytes"],
+)
+def test_several_texts_may_be_a_tuple_or_an_array(client: Client, texts: Any) -> None:
+    assert client.score(texts) == client.score(["ab", "c"])
+    settings = {"temperature": np.array([0.5, 1.0]), "seed": (3, 4), "length": np.array([7, 9])}
+    expected = client.generate(["ab", "c"], temperature=[0.5, 1.0], seed=[3, 4], length=[7, 9])
+    assert client.generate(texts, **settings) == expected
+    assert client.generate(texts[0], np.int64(7), seed=np.int32(3), temperature=np.float32(0.5)) == expected[0]
+
+
 STREAMS = [(1, 1), (7, 40), (128, 0)]  # piece, seed: 1 starts within a character, 40 in the words before THE END
 SLOW = [(1, 0), (1, 40), (7, 0), (7, 1), (128, 1), (128, 40)]
 
@@ -290,6 +303,19 @@ def test_info_status_and_metadata(client: Client) -> None:
     )
 
 
+def test_waiting_for_a_version_to_load(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.wait_until_loaded([1, 2])
+    with pytest.raises(StageError, match=r"has not loaded version 3 in 0 s: it is not in its configuration yet$"):
+        client.wait_until_loaded([1, 3], seconds=0)
+    states = iter([[], [VersionStatus(3, "LOADING", "")], [VersionStatus(3, "AVAILABLE", "")]])
+    monkeypatch.setattr(client, "status", lambda: next(states))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    client.wait_until_loaded([3])
+    monkeypatch.setattr(client, "status", lambda: [VersionStatus(3, "END", "no such file")])
+    with pytest.raises(StageError, match=r"cannot load version 3: no such file$"):
+        client.wait_until_loaded([3])
+
+
 # Errors.
 
 TEMPERED: dict[str, Any] = {"temprature": 1.0}
@@ -299,21 +325,46 @@ USAGE: list[tuple[Callable[[Client], object], str]] = [
     (lambda c: c.generate("", seed=1 << 64), "'seed': .*, got 18446744073709551616"),
     (lambda c: c.generate("", temperature="warm"), "'temperature': could not convert string to float"),  # type: ignore[call-overload]
     (lambda c: c.generate("\ud800"), "'prompt': 'utf-8' codec can't encode"),
-    (lambda c: c.generate(None), "'prompt': 'NoneType' object has no attribute 'encode', got None"),  # type: ignore[call-overload]
+    (lambda c: c.generate(None), "'prompt': a text must be str or bytes, several a list, .* got None"),  # type: ignore[call-overload]
     (
         lambda c: c.generate("", **TEMPERED),
         "unknown sampling option 'temprature'; there are: temperature, seed",
     ),
-    (lambda c: c.generate("", seed=[1, 2]), "'seed' is a list, so the texts must be a list of the same length"),  # type: ignore[call-overload]
+    (lambda c: c.generate("", seed=[1, 2]), "'seed' has one value per row, so the texts must be as many"),  # type: ignore[call-overload]
     (lambda c: c.generate(["", ""], seed=[1, 2, 3]), "'seed' must have one value, or one for each of 2 texts, got 3"),
     (lambda c: c.stream(piece=0), "'piece' must be at least 1, got 0"),
     (lambda c: c.stream(piece="x"), "'piece': 'str' object cannot be interpreted as an integer, got 'x'"),  # type: ignore[arg-type]
-    (lambda c: c.stream(stop=None), "'stop': 'NoneType' object has no attribute 'encode', got None"),  # type: ignore[arg-type]
+    (lambda c: c.stream(stop=None), "'stop': a text must be str or bytes, .* got None"),  # type: ignore[arg-type]
     (lambda c: c.continue_("x"), r"'carry' must be a result's, such as start\(...\).carry, got a str"),  # type: ignore[arg-type]
     (lambda c: c.generate(temperature=1e300), "'temperature': overflow encountered in cast, got 1e[+]300"),
     (lambda c: c.close() or c.status(), r"the client of the model 'fake' at \S+ is closed: make another"),  # type: ignore[func-returns-value]
     (lambda c: c.stream(length=0.5), "'length': 'float' object"),  # type: ignore[arg-type]
-    (lambda c: c.generate([]), "a list of texts must not be empty"),
+    *(
+        (lambda c, none=none: c.generate(none), "there must be at least one text")
+        for none in ([], (), np.array([], str))
+    ),  # type: ignore[misc]
+    (lambda c: c.generate(np.array([["a"]])), r"'prompt': an array must have one dimension, .*, got shape \(1, 1\)"),
+    (lambda c: c.generate(np.array("a")), r"'prompt': an array must have one dimension, .*, got shape \(\)"),
+    (lambda c: c.generate(np.array([1, 2])), r"'prompt': a text must be str or bytes, .*, got array\(\[1, 2\]\)"),
+    (lambda c: c.generate(["", ""], np.array([1])), "'length' must have one value, or one for each of 2 texts, got 1"),
+    (
+        lambda c: c.predict("neurons", {"text": np.array([b"a", b"b"], object), "layer": np.int32([1])}),
+        "every input must have one entry per row: text has 2 rows, layer has 1 row$",
+    ),
+    (lambda c: c.predict("score", {"text": np.array([], object)}), "a call must have at least one row, got none"),
+    (
+        lambda c: c.predict("score", {"text": np.array([[b"a"]], object)}),
+        r"'text' must have one dimension, one entry per row, got shape \(1, 1\)",
+    ),
+    *(
+        (lambda c, url=url: Client(url, "fake"), f"a target has no scheme: give {fix}, got {re.escape(repr(url))}")  # type: ignore[misc]
+        for url, fix in (
+            ("http://host:8500", "host:8500"),
+            ("http://host/v1/models", "host:8500"),
+            ("grpc://[::1]:9000/", r"\[::1\]:9000"),
+            ("https://host", r"host:443, with TLS \(--tls, or tls=Tls\(\)\)"),
+        )
+    ),
     *(
         (
             lambda c, target=target: Client(target, "fake"),  # type: ignore[misc]
@@ -440,8 +491,8 @@ def test_a_foreign_models_answer_is_an_error() -> None:
 class FaultInjector(grpc.ServerInterceptor):
     """Counts calls, fails the first ones with the given codes, and delays the others."""
 
-    def __init__(self, first: tuple[StatusCode, ...] = (), seconds: float = 0):
-        self.first, self.seconds, self.calls = first, seconds, 0
+    def __init__(self, first: tuple[StatusCode, ...] = (), seconds: float = 0, details: str = "injected fault"):
+        self.first, self.seconds, self.details, self.calls = first, seconds, details, 0
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
         self.calls += 1
@@ -449,7 +500,7 @@ class FaultInjector(grpc.ServerInterceptor):
             time.sleep(self.seconds)
             return continuation(details)
         code = self.first[self.calls - 1]
-        return grpc.unary_unary_rpc_method_handler(lambda request, context: context.abort(code, "injected fault"))
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: context.abort(code, self.details))
 
 
 @pytest.mark.parametrize(
@@ -481,6 +532,41 @@ def test_only_unavailable_servers_are_retried(
                 client.score(text)
             assert failure.value.code == code
     assert faults.calls == calls
+
+
+@pytest.mark.parametrize(("faults", "retries", "calls"), [(1, 4, 2), (2, 4, 2), (1, 0, 1)])
+def test_a_call_that_another_one_failed_is_repeated_once(fake: Path, faults: int, retries: int, calls: int) -> None:
+    details = "Tensors with name 'x' from different tasks have different shapes and padding is turned off."
+    injector = FaultInjector((StatusCode.FAILED_PRECONDITION,) * faults, details=details)
+    with (
+        serving(StandIn(fake), interceptors=[injector]) as target,
+        Client(target, "fake", retries=retries) as client,
+    ):
+        if calls > faults:
+            assert client.score("abc").n_chars == 3
+        else:
+            with pytest.raises(ServingError, match="a malformed call of another caller failed its batch") as failure:
+                client.score("abc")
+            assert failure.value.code == StatusCode.FAILED_PRECONDITION
+    assert injector.calls == calls
+
+
+CAUSES = [
+    ("DNS resolution failed for host:1: C-ares status", "the host name of host:1 cannot be resolved: check its spell"),
+    ("failed to connect to all addresses; last error: Connection refused", "no server answers at host:1: check that"),
+    ("failed to connect to all addresses; last error: No route to host", "host:1 cannot be reached from here: check"),
+    ("connect to remote host: Timeout occurred: FD Shutdown", "host:1 cannot be reached from here: check the address"),
+    ("Received http2 header with status: 502", "an HTTP proxy at host:1 rejects the call: check its route"),
+    ("Trying to connect an http1.x server", "host:1 does not speak gRPC"),
+    ("Socket closed", "host:1 closed the connection: it may require TLS, or has just stopped"),
+    ("draining", "host:1 is unavailable for now: try again later"),
+]
+
+
+@pytest.mark.parametrize(("details", "message"), CAUSES, ids=[message for _, message in CAUSES])
+def test_an_unavailable_server_is_explained_by_its_cause(details: str, message: str) -> None:
+    with Client("host:1", "fake") as client:
+        assert client._explain(StatusCode.UNAVAILABLE, details, None).startswith(message)
 
 
 def test_no_call_exceeds_its_deadline(fake: Path) -> None:
@@ -638,6 +724,15 @@ def test_query_score_info_and_status(query: Callable[..., tuple[int, bytes, str]
     assert out.startswith(b"version 1: AVAILABLE\nversion 2: AVAILABLE\ncontinue: carry_bytes, length, prompt")
     assert b"\ninfo: ignored -> info\n" in out
     assert json.loads(query("status", "--json")[1])[1] == {"version": 2, "state": "AVAILABLE", "error": ""}
+
+
+def test_query_asks_for_stable_if_the_server_has_the_label(
+    query: Callable[..., tuple[int, bytes, str]], fake: Path
+) -> None:
+    assert json.loads(query("info")[1])["version"] == 1
+    assert json.loads(query("info", "--version", "2")[1])["version"] == 2
+    with serving(StandIn(fake)) as target:  # has no labels
+        assert json.loads(query("info", "--target", target)[1])["version"] == 2
 
 
 def test_query_status_prints_no_signatures_while_no_version_is_ready(
