@@ -65,8 +65,8 @@ class Task:
 class Queue:
     """Waiting batches of one signature; the last is open."""
 
-    def __init__(self, run: Run):
-        self.run, self.batches, self.opened = run, deque[list[Task]]([[]]), 0.0
+    def __init__(self, run: Run, rules: Batching):
+        self.run, self.rules, self.batches, self.opened = run, rules, deque[list[Task]]([[]]), 0.0
 
     @property
     def open_rows(self) -> int:
@@ -74,7 +74,11 @@ class Queue:
 
 
 class Batcher:
-    """Joins calls of the same signature to one run of the graph, and splits its outputs among them."""
+    """Joins calls of the same signature to one run of the graph, and splits its outputs among them.
+
+    A batch without rows is never run: its calls wait, past their deadlines, until a row of the signature comes. The
+    deadlines of a batch are read when it is taken from the queue.
+    """
 
     def __init__(self, rules: Batching):
         self.rules, self.queues, self.changed = rules, dict[Any, Queue](), threading.Condition()
@@ -82,7 +86,20 @@ class Batcher:
         for _ in range(rules.num_batch_threads):
             threading.Thread(target=self._work, daemon=True).start()
 
-    def __call__(self, key: Any, run: Run, inputs: dict[str, Any], timeout: float | None) -> list[Any]:
+    def close(self) -> None:
+        """Fail the calls that wait; those without rows would wait for ever."""
+        with self.changed:
+            waiting = [task for queue in self.queues.values() for batch in queue.batches for task in batch]
+            self.queues.clear()
+        for task in waiting:
+            task.outputs.set_exception(Refused(StatusCode.CANCELLED, "the stand-in was stopped"))
+
+    def __call__(
+        self, key: Any, run: Run, inputs: dict[str, Any], timeout: float | None, rules: Batching | None = None
+    ) -> list[Any]:
+        """Run a call. rules: the version's own; default: the server's."""
+        if not inputs:
+            raise Refused(StatusCode.INVALID_ARGUMENT, "Batching Run() must have at least one input tensor")
         if any(array.ndim == 0 for array in inputs.values()):
             raise Refused(StatusCode.INVALID_ARGUMENT, "Batching Run() input tensors must have at least one dimension")
         sizes = {len(array) for array in inputs.values()}
@@ -92,14 +109,14 @@ class Batcher:
             )
         deadline = time.monotonic() + timeout if timeout is not None else None
         with self.changed:
-            queue = self.queues.setdefault(key, Queue(run))
+            queue = self.queues.setdefault(key, Queue(run, rules or self.rules))
             tasks = self._schedule(queue, inputs, sizes.pop(), deadline)
             self.changed.notify_all()
         parts = [task.outputs.result() for task in tasks]
         return parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
 
     def _schedule(self, queue: Queue, inputs: dict[str, Any], rows: int, deadline: float | None) -> list[Task]:
-        rules, waiting, full = self.rules, queue.batches, "The batch scheduling queue to which this task was submitted"
+        rules, waiting, full = queue.rules, queue.batches, "The batch scheduling queue to which this task was submitted"
         if rows > rules.max_batch_size:
             larger = f"Task size {rows} is larger than maximum input batch size {rules.max_batch_size}"
             raise Refused(StatusCode.INVALID_ARGUMENT, larger)
@@ -120,7 +137,7 @@ class Batcher:
             task = Task({name: array[start:end] for name, array in inputs.items()}, end - start, deadline)
             if queue.open_rows + task.rows > rules.largest:
                 waiting.append([])
-            if not waiting[-1]:
+            if not queue.open_rows:
                 queue.opened = time.monotonic()
             waiting[-1].append(task)
             tasks.append(task)
@@ -130,10 +147,11 @@ class Batcher:
         """Return a queue whose first batch is due, or else the seconds until one is."""
         soonest = None
         for queue in self.queues.values():
-            left = queue.opened + self.rules.batch_timeout_micros / 1e6 - time.monotonic()
-            if len(queue.batches) > 1 or (queue.batches[0] and (left <= 0 or queue.open_rows >= self.rules.largest)):
+            left = queue.opened + queue.rules.batch_timeout_micros / 1e6 - time.monotonic()
+            due = left <= 0 or queue.open_rows >= queue.rules.largest
+            if len(queue.batches) > 1 or (queue.open_rows and due):
                 return queue, None
-            if queue.batches[0]:
+            if queue.open_rows:
                 soonest = left if soonest is None else min(soonest, left)
         return None, soonest
 
@@ -148,28 +166,34 @@ class Batcher:
                 if not queue.batches:
                     queue.batches.append([])
             try:
-                for task, outputs in zip(batch, self._outputs(queue.run, batch), strict=True):
+                for task, outputs in zip(batch, self._outputs(queue, batch), strict=True):
                     task.outputs.set_result(outputs)
             except Exception as error:
                 for task in batch:
                     task.outputs.set_exception(error)
 
-    def _outputs(self, run: Run, batch: list[Task]) -> list[list[Any]]:
+    def _outputs(self, queue: Queue, batch: list[Task]) -> list[list[Any]]:
+        deadlines = [task.deadline for task in batch]
+        timeout = None if None in deadlines else max(deadlines) - time.monotonic()  # type: ignore[type-var]
+        if timeout is not None and timeout <= 0:
+            raise Refused(StatusCode.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue")
         rows = sum(task.rows for task in batch)
-        padded = next((size for size in self.rules.allowed_batch_sizes if size >= rows), rows)
+        padded = next((size for size in queue.rules.allowed_batch_sizes if size >= rows), rows)
         # A batch is padded with the first row of its last call.
         filler = [{name: array[:1] for name, array in batch[-1].inputs.items()}] * (padded - rows)
         parts = [*(task.inputs for task in batch), *filler]
         for part in parts:
             for name, array in part.items():
                 if array.shape[1:] != batch[0].inputs[name].shape[1:]:
-                    differ = f"Tensors with name '{name}' from different tasks have different shapes"
-                    raise Refused(StatusCode.FAILED_PRECONDITION, f"{differ} and padding is turned off.")
+                    raise Refused(
+                        StatusCode.FAILED_PRECONDITION,
+                        f"Tensors with name '{name}' from different tasks have different shapes and padding is turned "
+                        "off. Set pad_variable_length_inputs to true, or ensure that all tensors with the same name "
+                        "have equal dimensions starting with the first dim.",
+                    )
         merged = {name: np.concatenate([part[name] for part in parts]) for name in batch[0].inputs}
-        deadlines = [task.deadline for task in batch]
-        timeout = None if None in deadlines else max(deadlines) - time.monotonic()  # type: ignore[type-var]
         self.ran.append(padded)
-        outputs = run(merged, timeout)
+        outputs = queue.run(merged, timeout)
         if any(array.ndim == 0 for array in outputs):
             raise Refused(StatusCode.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
         if any(len(array) != padded for array in outputs):

@@ -2,13 +2,16 @@
 
 It is not TF Serving, and its speed is not TF Serving's. It shares what clients and models notice: the gRPC API; a graph
 that a Session runs from its files alone, as the server's C++ loader does; versions by folder number, and labels; the
-codes and messages of errors; the rules of batching. All of it follows the server's source. It lacks REST, warm-up and
-model config files: it serves one model, in every version below its base path, with the labels of its models.config.
+codes and messages of errors; the rules of batching. All of it follows the server's source, and what the server's own
+C++ was seen to answer. It lacks REST and warm-up. It serves one model: the versions and labels of its models.config, or
+every version below its base path.
 """
 
 import argparse
 import contextlib
+import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -18,11 +21,13 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import grpc
+import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
 from grpc import StatusCode
 from serving_batching import Batcher, Batching, Refused
 from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow.python.client import pywrap_tf_session as tf_session
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -43,13 +48,21 @@ class Loaded:
         with tf.Graph().as_default():
             self._session = tf.compat.v1.Session()
             self.signatures = tf.compat.v1.saved_model.load(self._session, ["serve"], str(folder)).signature_def
+        parameters = folder / "batching_params.pbtxt"
+        self.batching = Batching.read(parameters) if parameters.exists() else None
 
     def run(self, inputs: dict[str, Any], fetches: Sequence[str], timeout: float | None) -> list[Any]:
+        """Run the graph as the server does, which does not compare an input's rank with the signature's."""
+        graph = self._session.graph
+        feeds = {graph.get_tensor_by_name(name).ref(): array for name, array in inputs.items()}
         options = tf.compat.v1.RunOptions(timeout_in_ms=0 if timeout is None else max(1, int(timeout * 1000)))
+        buffer = tf_session.TF_NewBufferFromString(options.SerializeToString())
         try:
-            return self._session.run(list(fetches), inputs, options=options)
-        except (TypeError, ValueError) as error:  # a shape that Python checks before the graph does
-            raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
+            return self._session._do_run(
+                None, [], [graph.get_tensor_by_name(name) for name in fetches], feeds, buffer, None
+            )
+        finally:
+            tf_session.TF_DeleteBuffer(buffer)
 
 
 def answered(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,27 +81,56 @@ def answered(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
-    """Serves all versions of the model at a base path."""
+    """Serves the model at a base path.
+
+    labels: default: those of models.config. per_version: batch each version by the file in its folder, and a version
+    without one not at all, as --enable_per_model_batching_parameters does.
+    """
 
     def __init__(
-        self, base: Path, name: str = "", labels: dict[str, int] | None = None, batching: Batching | None = None
+        self,
+        base: Path,
+        name: str = "",
+        labels: dict[str, int] | None = None,
+        batching: Batching | None = None,
+        per_version: bool = False,
     ):
-        self.base, self.name, self.given = base, name or base.name, labels
+        self.base, self.name, self.given, self.per_version = base, name or base.name, labels, per_version
         self.batcher = Batcher(batching) if batching else None
         self.versions: dict[int, Loaded] = {}
+        self.labels: dict[str, int] = {}
         self.poll()
 
     def poll(self) -> None:
-        """Load new versions and unload removed ones, as the server does every second."""
+        """Load new versions and unload removed ones, as the server does every second, and follow models.config.
+
+        Raises Refused for a config that moves a label to a version that is not loaded; nothing of it is followed.
+        """
         folders = {int(path.name): path for path in self.base.iterdir() if path.name.isdigit()}
+        labels, listed = (self.given, []) if self.given is not None else config_of(self.base / "models.config")
+        for label, version in labels.items():
+            if self.labels.get(label, version) != version and version not in self.versions:
+                raise Refused(
+                    StatusCode.FAILED_PRECONDITION,
+                    f"Request to assign label to version {version} of model {self.name}, which is not currently "
+                    "available for inference",
+                )
+        if listed:
+            folders = {version: path for version, path in folders.items() if version in listed}
         kept = {version: loaded for version, loaded in self.versions.items() if version in folders}
         self.versions = kept | {version: Loaded(folders[version]) for version in sorted(folders.keys() - kept.keys())}
-        self.labels = labels_of(self.base / "models.config") if self.given is None else self.given
+        self.labels = labels
+
+    def close(self) -> None:
+        if self.batcher:
+            self.batcher.close()
 
     def _find(self, spec: Any) -> tuple[int, Loaded]:
+        if not spec.name:
+            raise Refused(StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
         version = spec.version.value if spec.HasField("version") else None
         if spec.version_label:
-            if spec.version_label not in self.labels:
+            if spec.name != self.name or spec.version_label not in self.labels:
                 unknown = f"Unrecognized servable version label: {spec.version_label}"
                 raise Refused(StatusCode.INVALID_ARGUMENT, unknown)
             version = self.labels[spec.version_label]
@@ -112,6 +154,8 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
                 there = f"Outputs expected to be in the set {braced(signature.outputs)}."
                 message = f"output tensor alias not found in signature: {alias} {there}"
                 raise Refused(StatusCode.INVALID_ARGUMENT, message)
+            if wanted.count(alias) > 1:
+                raise Refused(StatusCode.INVALID_ARGUMENT, f"duplicate output tensor alias: {alias}")
         aliases = wanted or sorted(signature.outputs)
         fetches = [signature.outputs[alias].name for alias in aliases]
 
@@ -122,10 +166,11 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         timeout = (
             timeout if timeout is not None and timeout < 1e6 else None
         )  # calls without a deadline have centuries left
-        if self.batcher is None or wanted:  # a filtered call counts as another signature, without a queue
+        rules = loaded.batching if self.per_version else None
+        if self.batcher is None or (self.per_version and rules is None):
             outputs = run(inputs, timeout)
-        else:
-            outputs = self.batcher((version, name), run, inputs, timeout)
+        else:  # calls for the same outputs share a queue
+            outputs = self.batcher((version, name, frozenset(aliases)), run, inputs, timeout, rules)
         response = predict_pb2.PredictResponse()
         response.model_spec.name, response.model_spec.signature_name = request.model_spec.name, name
         response.model_spec.version.value = version
@@ -147,6 +192,8 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
 
     @answered
     def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
+        if not request.HasField("model_spec"):
+            raise Refused(StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
         spec = request.model_spec
         versions = sorted(self.versions, reverse=True) if spec.name == self.name else []
         if spec.HasField("version"):
@@ -159,16 +206,17 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         response = get_model_status_pb2.GetModelStatusResponse()
         for version in versions:
             available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
-            response.model_version_status.add(version=version, state=available)
+            response.model_version_status.add(version=version, state=available).status.SetInParent()
         return response
 
 
-def labels_of(path: Path) -> dict[str, int]:
-    """Read the labels of a model config file; none if there is no file."""
+def config_of(path: Path) -> tuple[dict[str, int], list[int]]:
+    """Read the labels and the versions of a model config file; none if there is no file."""
     if not path.is_file():
-        return {}
+        return {}, []
     config = text_format.Parse(path.read_text(encoding="utf-8"), model_server_config_pb2.ModelServerConfig())
-    return dict(config.model_config_list.config[0].version_labels)
+    model = config.model_config_list.config[0]
+    return dict(model.version_labels), list(model.model_version_policy.specific.versions)
 
 
 def feeds(signature: Any, given: Any) -> dict[str, Any]:
@@ -179,16 +227,34 @@ def feeds(signature: Any, given: Any) -> dict[str, Any]:
         message = f"{sizes}. Sent extra: {braced(extra)}. Missing but required: {braced(missing)}."
         raise Refused(StatusCode.INVALID_ARGUMENT, f"input size does not match signature: {message}")
     arrays = {}
-    for index, (alias, info) in enumerate(sorted(signature.inputs.items())):
+    for alias, info in sorted(signature.inputs.items()):
         if alias not in given:
             missing = f"Signature input alias: {alias}(feed name: {info.name}) not found in request"
             there = f"Inputs expected to be in the request {braced(given)}, or default input alias set: "
             raise Refused(StatusCode.INVALID_ARGUMENT, f"{missing} and no default value provided. {there}")
+        arrays[info.name] = parsed(alias, given[alias])
+    for index, (alias, info) in enumerate(sorted(signature.inputs.items())):
         if given[alias].dtype != info.dtype:
             expected, got = type_name(info.dtype), type_name(given[alias].dtype)
             raise Refused(StatusCode.INVALID_ARGUMENT, f"Expects arg[{index}] to be {expected} but {got} is provided")
-        arrays[info.name] = tf.make_ndarray(given[alias])
     return arrays
+
+
+def parsed(alias: str, proto: Any) -> Any:
+    """Convert a tensor to an array, as Tensor::FromProto does: surplus values are dropped. Raises Refused."""
+    error = Refused(StatusCode.INVALID_ARGUMENT, f"tensor parsing error: {alias}")
+    sizes = [dim.size for dim in proto.tensor_shape.dim]
+    if proto.dtype not in types_pb2.DataType.values() or not proto.dtype or proto.tensor_shape.unknown_rank:
+        raise error
+    if any(size < 0 for size in sizes):
+        raise error
+    dtype, count, trimmed = tf.as_dtype(proto.dtype), math.prod(sizes), tensor_pb2.TensorProto()
+    trimmed.CopyFrom(proto)
+    if count and proto.tensor_content and len(proto.tensor_content) != count * dtype.size:
+        raise error
+    if field := LISTED.get(type_name(proto.dtype)):
+        del getattr(trimmed, field)[count:]
+    return tf.make_ndarray(trimmed) if count else np.empty(sizes, dtype.as_numpy_dtype)
 
 
 def braced(names: Any) -> str:
@@ -229,6 +295,7 @@ def serving(
     try:
         yield f"localhost:{port}"
     finally:
+        stand_in.close()  # else calls without rows keep the process from ending
         server.stop(grace=None).wait()
 
 
@@ -239,17 +306,21 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="gRPC port; 0: any free port")
     parser.add_argument("--model-name", default="", help="default: the base path's name")
     parser.add_argument("--batching", nargs="?", const="", metavar="FILE", help="batch calls, with these parameters")
+    parser.add_argument("--per-version", action="store_true", help="batch by the parameters in each version's folder")
     options = parser.parse_args()
     tf.get_logger().setLevel("ERROR")  # hides that the Session's loader is deprecated
     batching = None
     if options.batching is not None:
         batching = Batching.read(Path(options.batching)) if options.batching else Batching()
-    stand_in = StandIn(options.base, options.model_name, batching=batching)
+    stand_in = StandIn(options.base, options.model_name, batching=batching, per_version=options.per_version)
     with serving(stand_in, options.port) as target, contextlib.suppress(KeyboardInterrupt):
         print(target.rpartition(":")[2], flush=True)
         while True:
             time.sleep(1)
-            stand_in.poll()
+            try:
+                stand_in.poll()
+            except Refused as refused:
+                print(f"models.config is not followed: {refused}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

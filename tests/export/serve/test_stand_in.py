@@ -1,5 +1,6 @@
 """The stand-in keeps TF Serving's rules. What holds of the server itself is asked of `server`, whichever that is."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,10 +16,18 @@ import tensorflow as tf
 from fake_model import written
 from grpc import StatusCode
 from serving import CONFIG, Endpoint
-from serving_batching import Batching
-from serving_stand_in import StandIn, labels_of, serving
-from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+from serving_batching import Batcher, Batching, Refused
+from serving_stand_in import StandIn, config_of, serving
+from tensorflow.core.framework import tensor_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 
+from common.errors import StageError
 from export.client.client import Client, TextScore
 
 ROOT = Path(__file__).parents[3]
@@ -37,7 +46,8 @@ def request(signature: str = "", *, wanted: tuple[str, ...] = (), **inputs: Any)
     message = predict_pb2.PredictRequest(output_filter=wanted)
     message.model_spec.name, message.model_spec.signature_name = "fake", signature
     for name, value in inputs.items():
-        message.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+        proto = value if isinstance(value, tensor_pb2.TensorProto) else tf.make_tensor_proto(value)
+        message.inputs[name].CopyFrom(proto)
     return message
 
 
@@ -74,11 +84,96 @@ def test_what_fails_in_the_graph_is_the_callers_error(stub: Any) -> None:
     assert message.startswith("pos and len should have the same shape, got: [1] vs. [2]\n")
 
 
-def test_labels_are_those_that_lie_beside_the_versions(tmp_path: Path) -> None:
+def test_labels_and_versions_are_those_of_the_file_beside_the_versions(tmp_path: Path) -> None:
     path = tmp_path / "models.config"
-    assert labels_of(path) == {}
+    assert config_of(path) == ({}, [])
     path.write_text(CONFIG.format(name="fake", base=tmp_path))
-    assert labels_of(path) == {"stable": 1}
+    assert config_of(path) == ({"stable": 1}, [])
+    path.write_text(CONFIG.format(name="fake", base=tmp_path).replace("all {}", "specific { versions: 1 versions: 3 }"))
+    assert config_of(path) == ({"stable": 1}, [1, 3])
+
+
+def test_an_input_of_another_rank_is_answered_alone(stub: Any) -> None:
+    answer = stub.Predict(request("score", text=[[b"ab"], [b"c"]]))
+    assert tf.make_ndarray(answer.outputs["n_chars"]).tolist() == [[2], [1]]
+
+
+def tensor(dtype: int, *sizes: int, **values: Any) -> Any:
+    proto = tensor_pb2.TensorProto(dtype=dtype, **values)
+    for size in sizes:
+        proto.tensor_shape.dim.add(size=size)
+    return proto
+
+
+STRING, INT32 = 7, 3
+INVALID_TENSORS = {
+    "negative size": {"text": tensor(STRING, -1, string_val=[b"a"]), "layer": tensor(INT32, 1, int_val=[0])},
+    "no type": {"text": tensor(0, 1, string_val=[b"a"]), "layer": tensor(INT32, 1, int_val=[0])},
+    "unknown type": {"text": tensor(99, 1, string_val=[b"a"]), "layer": tensor(INT32, 1, int_val=[0])},
+    "too few bytes": {"layer": tensor(INT32, 2, tensor_content=b"1234"), "text": tensor(STRING, 2, string_val=[b"a"])},
+}
+
+
+@pytest.mark.parametrize("name", INVALID_TENSORS)
+def test_a_tensor_that_cannot_be_parsed_is_refused(stub: Any, name: str) -> None:
+    inputs = INVALID_TENSORS[name]
+    expected = (StatusCode.INVALID_ARGUMENT, f"tensor parsing error: {next(iter(inputs))}")
+    assert refused(lambda: stub.Predict(request("neurons", **inputs))) == expected
+
+
+def test_surplus_values_are_dropped_and_missing_ones_filled(stub: Any) -> None:
+    surplus = stub.Predict(request("score", text=tensor(STRING, 1, string_val=[b"ab", b"c"])))
+    assert tf.make_ndarray(surplus.outputs["n_chars"]).tolist() == [2]
+    missing = stub.Predict(request("score", text=tensor(STRING, 3, string_val=[b"ab", b"c"])))
+    assert tf.make_ndarray(missing.outputs["n_chars"]).tolist() == [2, 1, 1]
+
+
+def test_a_model_is_named_and_a_label_is_the_models_own(stub: Any) -> None:
+    message = request("score", text=[b"a"])
+    message.model_spec.name = ""
+    expected = (StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
+    assert refused(lambda: stub.Predict(message)) == expected
+    message.model_spec.name, message.model_spec.version_label = "book", "stable"
+    expected = (StatusCode.INVALID_ARGUMENT, "Unrecognized servable version label: stable")
+    assert refused(lambda: stub.Predict(message)) == expected
+
+
+def test_an_output_is_asked_for_once(stub: Any) -> None:
+    message = request("score", wanted=("nats", "nats"), text=[b"a"])
+    expected = (StatusCode.INVALID_ARGUMENT, "duplicate output tensor alias: nats")
+    assert refused(lambda: stub.Predict(message)) == expected
+
+
+def test_a_status_has_an_empty_error(server: Endpoint) -> None:
+    with grpc.insecure_channel(server.target) as channel:
+        models = model_service_pb2_grpc.ModelServiceStub(channel)
+        message = get_model_status_pb2.GetModelStatusRequest()
+        assert refused(lambda: models.GetModelStatus(message)) == (StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
+        message.model_spec.name = "fake"
+        for version in models.GetModelStatus(message).model_version_status:
+            assert version.HasField("status")
+            assert (version.status.error_code, version.status.error_message) == (0, "")
+
+
+def test_a_label_moves_only_to_a_loaded_version(fake: Path, tmp_path: Path) -> None:
+    base = tmp_path / "fake"
+    for version in (1, 2):
+        shutil.copytree(fake / "1", base / str(version))
+    file = base / "models.config"
+    text = CONFIG.format(name="fake", base=base).replace("all {}", "specific { versions: 1 }")
+    file.write_text(text)
+    stand_in = StandIn(base)
+    file.write_text(text.replace("versions: 1", "versions: 1 versions: 2").replace("value: 1", "value: 2"))
+    for _ in range(2):  # again at each poll
+        with pytest.raises(Refused, match="Request to assign label to version 2 of model fake, which is not currently"):
+            stand_in.poll()
+        assert (stand_in.labels, list(stand_in.versions)) == ({"stable": 1}, [1])
+    moved = file.read_text()
+    file.write_text(text.replace("versions: 1", "versions: 1 versions: 2"))
+    stand_in.poll()
+    file.write_text(moved)
+    stand_in.poll()
+    assert (stand_in.labels, list(stand_in.versions)) == ({"stable": 2}, [1, 2])
 
 
 def test_metadata_is_of_signatures_alone(stub: Any) -> None:
@@ -187,6 +282,12 @@ def test_a_large_call_is_divided_where_that_is_allowed(fake: Path) -> None:
             "Task size 9 is larger than maximum input batch size 8",
         ),
         (
+            "__saved_model_init_op",
+            {},
+            StatusCode.INVALID_ARGUMENT,
+            "Batching Run() must have at least one input tensor",
+        ),
+        (
             "total",
             {"text": ["a", "b"]},
             StatusCode.FAILED_PRECONDITION,
@@ -202,6 +303,75 @@ def test_what_cannot_be_batched_is_refused(
     with serving(stand_in) as target, grpc.insecure_channel(target) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         assert refused(lambda: stub.Predict(request(signature, **inputs))) == (code, message)
+
+
+def test_a_call_without_rows_waits_for_a_row_of_its_signature(fake: Path) -> None:
+    stand_in = batching(fake, max_batch_size=8, batch_timeout_micros=10_000)
+    with serving(stand_in) as target, grpc.insecure_channel(target) as channel, Client(target, "fake") as client:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        empty = stub.Predict.future(request("score", text=tensor(STRING, 0)))
+        abandoned = stub.Predict.future(request("start", prompt=tensor(STRING, 0)))
+        client.generate("", 5)  # another signature
+        time.sleep(0.3)
+        assert not empty.done()
+        assert client.score("ab").n_chars == 2
+        assert tf.make_ndarray(empty.result(10).outputs["n_chars"]).tolist() == []
+        assert not abandoned.done()
+    assert sizes(stand_in) == [1, 1]
+
+
+def test_an_input_of_another_rank_fails_its_batch(fake: Path) -> None:
+    stand_in = batching(fake, max_batch_size=8)
+    with serving(stand_in) as target, grpc.insecure_channel(target) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        calls = [stub.Predict.future(request("score", text=text)) for text in ([[b"a"], [b"b"]], [b"c"])]
+        for call in calls:
+            assert call.exception(10).code() == StatusCode.FAILED_PRECONDITION
+            assert "different shapes and padding is turned off. Set pad_variable" in call.exception().details()
+        with Client(target, "fake") as client:  # asks again, alone
+            stub.Predict.future(request("score", text=[[b"a"], [b"b"]]))
+            assert client.score("ab").n_chars == 2
+
+
+def test_filtered_calls_share_a_batch(fake: Path) -> None:
+    stand_in = batching(fake, max_batch_size=2, batch_timeout_micros=10_000_000)
+    with serving(stand_in) as target, grpc.insecure_channel(target) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        calls = [stub.Predict.future(request("score", wanted=("nats",), text=[text])) for text in (b"a", b"b")]
+        assert [list(call.result(10).outputs) for call in calls] == [["nats"], ["nats"]]
+    assert sizes(stand_in) == [2]
+
+
+def test_a_batch_whose_deadlines_have_passed_is_not_run() -> None:
+    batcher, inputs = Batcher(Batching(8, num_batch_threads=1)), {"x": np.zeros(1)}
+
+    def run(arrays: dict[str, Any], timeout: float | None) -> list[Any]:
+        time.sleep(0.5)
+        return [arrays["x"]]
+
+    busy = threading.Thread(target=batcher, args=("a", run, inputs, None))
+    busy.start()
+    time.sleep(0.1)
+    with pytest.raises(Refused, match=r"^Run\(\) timeout exceeded while waiting in batching queue$") as refusal:
+        batcher("b", run, inputs, 0.1)
+    assert refusal.value.code == StatusCode.RESOURCE_EXHAUSTED
+    busy.join(5)
+    assert batcher.ran == [1]
+
+
+def test_a_version_may_have_batching_parameters_of_its_own(fake: Path, tmp_path: Path) -> None:
+    for version in (1, 2):
+        shutil.copytree(fake / "1", tmp_path / "fake" / str(version))
+    (tmp_path / "fake" / "2" / "batching_params.pbtxt").write_text("max_batch_size { value: 3 }")
+    stand_in = StandIn(tmp_path / "fake", batching=Batching(8), per_version=True)
+    with serving(stand_in) as target:
+        with Client(target, "fake", version=1) as client:
+            assert client.score(texts(*range(1, 10))) == scores(*range(1, 10))  # without a file: not batched
+        with (
+            Client(target, "fake", version=2) as client,
+            pytest.raises(StageError, match=r"Task size 4 is larger .* 3"),
+        ):
+            client.score(texts(1, 2, 3, 4))
 
 
 def test_a_full_queue_is_unavailable_and_the_client_asks_again(fake: Path) -> None:
