@@ -1,6 +1,7 @@
 """The command line: python -m export savedmodel | label | query | front | tflite | run-lite | web | keras | show."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,29 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path)
 CAP = click.IntRange(1, 1 << 20)
+SERVER = click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="gRPC address of a running server that follows the folder; may be repeated. Labels wait until all have loaded "
+    "the version.",
+)
+
+
+def waiting(targets: tuple[str, ...]) -> Callable[[str, set[int]], None] | None:
+    """Return a function that waits until servers have loaded versions of a model; None without servers."""
+    from export.client.connection import Connection
+
+    def wait(model: str, versions: set[int]) -> None:
+        for target in targets:
+            with (
+                Connection(target, model) as connection,
+                console.err.status(f"waiting for {target} to load the version"),
+            ):
+                connection.wait_until_loaded(sorted(versions))
+
+    return wait if targets else None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -31,42 +55,60 @@ def cli() -> None:
 @click.option(
     "--most-rows", type=click.IntRange(1, 1024), default=64, show_default=True, help="Rows per call and batch, at most."
 )
+@SERVER
 def savedmodel(
-    run: Path, out: Path | None, version: int | None, force: bool, most_length: int, most_prompt: int, most_rows: int
+    run: Path,
+    out: Path | None,
+    version: int | None,
+    force: bool,
+    most_length: int,
+    most_prompt: int,
+    most_rows: int,
+    targets: tuple[str, ...],
 ) -> None:
     """Export a SavedModel for TF Serving, with the files that start a server.
 
     Exports the run's best checkpoint, and verifies it in a fresh process that reads the files alone. The limits are
-    part of the graph. If the latest version already holds the same model, nothing is written.
+    part of the graph. If the latest version already holds the same model, nothing is written. The first version is
+    labelled stable, a later one has no label; with --target, it becomes canary if there is none.
 
     \b
     Example:
       python -m export savedmodel runs/stdlib --out served/stdlib
     """
     with console.quiet():
+        from export.serve.package import label_canary
         from export.serve.saved_model import export_saved_model
         from trainers.sampling.rows import Limits
     limits = Limits(length=most_length, prompt=most_prompt, rows=most_rows)
-    export_saved_model(run, out or Path("served") / run.name, version, force, limits)
+    out = out or Path("served") / run.name
+    version = export_saved_model(run, out, version, force, limits)
+    if wait := waiting(targets):
+        label_canary(out, version, wait)
 
 
 @cli.command()
 @click.argument("base", type=FOLDER, metavar="served/NAME")
 @click.argument("changes", nargs=-1, metavar="[LABEL=VERSION|LABEL=|VERSION]...")
-def label(base: Path, changes: tuple[str, ...]) -> None:
+@SERVER
+def label(base: Path, changes: tuple[str, ...], targets: tuple[str, ...]) -> None:
     """Label the versions of a model: stable, canary.
 
     LABEL=VERSION moves a label, LABEL= removes it, VERSION makes servers load a version without a label. Without
     arguments, the labels are printed. Running servers follow within seconds. Versions that were labelled until now stay
     loaded until the next change, so that going back is quick.
 
+    A server takes a label only for a version that it has loaded. With --target, the version is loaded first, and the
+    label moves once the server reports it AVAILABLE.
+
     \b
-    Example:
+    Examples:
       python -m export label served/stdlib stable=2           # promote; go back with stable=1
+      python -m export label served/stdlib canary=3 --target localhost:8500
     """
     with console.quiet():
         from export.serve.package import relabel
-    relabel(base, changes)
+    relabel(base, changes, waiting(targets))
 
 
 @cli.command()

@@ -89,8 +89,9 @@ def parse(changes: Sequence[str]) -> LabelChanges:
 def apply(base: Path, before: ServingConfig, changes: LabelChanges) -> ServingConfig:
     """Apply changes to the versions below `base`.
 
-    Raises StageError for an incomplete version, for a label to remove that does not exist, and for a label that would
-    move to a version that servers have not been configured to load: they reject such a file as a whole until restart.
+    Raises StageError for an incomplete version, for a label to remove that does not exist, and for a label of a version
+    that servers have not been configured to load. A server that has the label at another version rejects such a file as
+    a whole, until restart; and it may not have read yet that a label was removed.
     """
     for version in (*changes.loaded, *changes.moved.values()):
         if missing := missing_file(base, version):
@@ -99,11 +100,13 @@ def apply(base: Path, before: ServingConfig, changes: LabelChanges) -> ServingCo
         if label not in before.labels:
             raise StageError(f"{base} has no label {label} to remove: {before}")
     for label, version in changes.moved.items():
-        old = before.labels.get(label, version)
-        if version not in (old, *before.versions) and not missing_file(base, old):
+        old = before.labels.get(label)
+        deleted = old is not None and missing_file(base, old)
+        if version != old and version not in before.versions and not deleted:
             raise StageError(
-                f"a server moves a label only to a version that it has loaded; in {base} {before}: first run "
-                f"python -m export label {base} {version}, and once servers have loaded it, {label}={version}"
+                f"a server takes a label only for a version that it has loaded; in {base} {before}: first run "
+                f"python -m export label {base} {version}, and once servers have loaded it, {label}={version}; "
+                "or pass --target HOST:PORT, to do both"
             )
     kept = {label: version for label, version in before.labels.items() if label not in changes.removed}
     labels = kept | changes.moved

@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from export.serve.card import ServedVersion, cell, row_limit, table
 from export.serve.labels import CANARY, MADE_FROM, MODELS, STABLE, ServingConfig
 
 BATCHING = "batching_params.pbtxt"
+Wait = Callable[[str, set[int]], None]  # the model's name, and the versions to wait for
 TEMPLATES = (BATCHING, "monitoring.config", "compose.yaml", "kubernetes.yaml", "MODEL_CARD.md")
 FACTS = "assets.extra/facts.json"
 
@@ -43,8 +44,8 @@ MEMORY_GB = 4
 POLL_SECONDS = 10
 TIMEOUT_SECONDS = 30  # of a REST request
 
-# The ports open only after the first load has ended, all retries included. By default a server would retry five times, a
-# minute apart, so a corrupted canary would keep a restarted server from answering for the stable version.
+# A server opens its ports only after the first load has ended, all retries included. By default it retries five times,
+# a minute apart, so a corrupted canary would keep a restarted server from answering for the stable version.
 LOAD_RETRIES = 1
 LOAD_RETRY_SECONDS = 1
 WARM_UP_SECONDS = 30  # of a version whose facts do not record it
@@ -61,8 +62,7 @@ def batch_sizes(rows: int) -> list[int]:
 
 
 def model_name(base: Path) -> str:
-    """Name of the model on a server: the folder's, with a hyphen for each character that a URL would have to escape,
-    because a server does not decode the escapes."""
+    """Name of the model on a server: the folder's, with a hyphen for each character that a URL would have to escape."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", base.resolve().name)
 
 
@@ -79,8 +79,8 @@ def host_name(base: Path) -> str:
 def write_package(base: Path, version: int, facts: dict[str, Any]) -> None:
     """Regenerate the package after `version` has been written.
 
-    The first version becomes stable. A later one becomes canary if that label is free; otherwise it is loaded without
-    a label, for `relabel` to move the label to. A version that was packaged before changes no label.
+    The first version becomes stable. A later one is loaded without a label, for `relabel` to move a label to once
+    servers have loaded it. A version that was packaged before changes no label.
 
     facts: the version's (export.serve.facts).
     """
@@ -88,7 +88,7 @@ def write_package(base: Path, version: int, facts: dict[str, Any]) -> None:
         before, kept = labels.read(base), read_json(base / str(version) / FACTS)
         served = before or ServingConfig({STABLE: version}, frozenset([version]))
         if before and not kept and version not in before.labels.values():
-            served = ServingConfig({CANARY: version} | before.labels, before.versions | {version})
+            served = ServingConfig(before.labels, before.versions | {version})
         _write(base, served, {version: _updated(kept, facts)})
     if served == before:
         return
@@ -97,26 +97,42 @@ def write_package(base: Path, version: int, facts: dict[str, Any]) -> None:
         console.note(f"once servers have loaded {version}: python -m export label {base} {CANARY}={version}")
 
 
-def relabel(base: Path, changes: Sequence[str]) -> None:
+def relabel(base: Path, changes: Sequence[str], wait: Wait | None = None) -> None:
     """Change the labels of a model's versions and regenerate the package; without changes, print the labels.
 
     Versions that were labelled until now stay loaded until the next change, so that no request by label fails in
     between, and going back is quick.
 
     changes: "LABEL=VERSION"; "LABEL=" removes the label; "VERSION" makes servers load a version without a label.
-    Raises UsageError for an invalid change, StageError as `labels.apply` does.
+    wait: called with the model's name and the versions that labels move to, before they move; returns when servers have
+    loaded them.
+    Raises UsageError for an invalid change, StageError as `labels.apply` and `wait` do.
     """
     parsed = labels.parse(changes)
     if not base.is_dir():
         raise StageError(f"there is no model in {base}: make one with python -m export savedmodel runs/NAME")
+    if wait and (moved := set(parsed.moved.values())):
+        _change(base, labels.LabelChanges({}, set(), moved | parsed.loaded))
+        wait(model_name(base), moved)
+    console.out.print(f"{base}: {_change(base, parsed if changes else None)}")
+
+
+def label_canary(base: Path, version: int, wait: Wait) -> None:
+    """Label a new version canary once servers have loaded it, unless it has a label, or another one is canary."""
+    served = labels.read(base)
+    if served and version not in served.labels.values() and CANARY not in served.labels:
+        relabel(base, [f"{CANARY}={version}"], wait)
+
+
+def _change(base: Path, changes: labels.LabelChanges | None) -> ServingConfig:
     with exclusive(base):
         served = labels.read(base)
         if served is None:
             raise StageError(f"{base} has no {MODELS}: export a model to it first")
         if changes:
-            served = labels.apply(base, served, parsed)
+            served = labels.apply(base, served, changes)
             _write(base, served, {})
-    console.out.print(f"{base}: {served}")
+    return served
 
 
 def flags(name: str, rows: int) -> list[str]:

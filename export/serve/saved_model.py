@@ -37,6 +37,8 @@ from export.serve.session import WARM_UP, decode_output
 from export.serve.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
 from trainers.checkpoint import Checkpoint
+from trainers.config import ModelConfig
+from trainers.model.cells import CELLS
 from trainers.run import Run, read_run
 from trainers.sampling.rows import Limits
 from trainers.sampling.sampler import Sampler
@@ -57,6 +59,10 @@ StridedSlice StringJoin StringLength Sub Substr Sum Tanh TensorListFromTensor Te
 TensorListReserve TensorListSetItem TensorListStack Tile TopKV2 Transpose UnicodeDecode UnicodeEncode UnicodeTranscode
 Unpack UpperBound VarHandleOp ZerosLike
 """
+
+# Numbers in the largest answer of `neurons`. Over REST, a server needs some 87 bytes for each while it writes the JSON:
+# 730 MB, under a fifth of the container's memory.
+NEURON_VALUES = 1 << 23
 
 Request = tuple[str, dict[str, list[Any]]]  # the signature, and its inputs
 
@@ -100,16 +106,28 @@ def info(run: Run, chosen: Checkpoint, limits: Limits) -> dict[str, Any]:
     }
 
 
-def export_saved_model(folder: Path, out: Path, version: int | None, force: bool, limits: Limits | None = None) -> None:
+def bounded(limits: Limits, config: ModelConfig) -> Limits:
+    """Lower `pictured` so that the largest call of `neurons` returns at most NEURON_VALUES numbers.
+
+    The limit is one of characters per row, so that a row's answer does not depend on the other rows of its batch.
+    """
+    values = limits.rows * config.units * CELLS[config.cell].states
+    return dataclasses.replace(limits, pictured=min(limits.pictured, max(NEURON_VALUES // values, 1)))
+
+
+def export_saved_model(folder: Path, out: Path, version: int | None, force: bool, limits: Limits | None = None) -> int:
     """Export a run's best checkpoint to out/VERSION, and verify it in a fresh process before moving it into place.
 
-    version: default: the latest if it already holds this model, otherwise the next. limits: default: `Limits()`.
+    Returns the version.
+
+    version: default: the latest if it already holds this model, otherwise the next. limits: default: `Limits()`; see
+    `bounded`.
     Raises StageError if the version exists and was made from something else (unless `force`), or if the exported model
     answers differently from the checkpoint.
     """
     run = read_run(folder)
     chosen = checkpoint.best(run)
-    limits = limits or Limits()
+    limits = bounded(limits or Limits(), run.config.model)
     about = info(run, chosen, limits)
     latest = latest_version(out)
     if version is None:
@@ -119,7 +137,7 @@ def export_saved_model(folder: Path, out: Path, version: int | None, force: bool
     check_replaceable(target, "saved_model.pb", "a SavedModel")
     if not force and already_made(target, MADE_FROM, about, f"--version {latest + 1}"):
         write_package(out, version, facts_of(run, chosen))  # an evaluation may be new
-        return
+        return version
     sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab, limits, frozen=True)
     served = Served(sampler, json.dumps(about, ensure_ascii=False))
     with console.err.status(f"writing {target}"), whole_folder(target, replace=force) as partial:
@@ -133,6 +151,7 @@ def export_saved_model(folder: Path, out: Path, version: int | None, force: bool
         f"{target}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB; a fresh process gives the checkpoint's "
         f"answers in all {len(INPUTS)} signatures",
     )
+    return version
 
 
 def write_version(folder: Path, model: str, served: Served) -> None:

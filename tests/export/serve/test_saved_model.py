@@ -20,6 +20,7 @@ from export.serve.saved_model import export_saved_model
 from export.serve.session import decode_output, encode_output
 from export.serve.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
+from trainers.config import ModelConfig
 from trainers.run import read_run
 from trainers.sampling.rows import Limits
 from trainers.sampling.sampler import Sampler
@@ -102,6 +103,26 @@ def test_every_input_and_output_has_one_row_per_request(tiny: ExportedModel) -> 
         assert {tensor.tensor_shape.dim[0].size for tensor in signature.outputs.values()} == {-1}
 
 
+@pytest.mark.parametrize("rows", [1, 8, 64, 1024])
+@pytest.mark.parametrize("model", [{"units": 128}, {"units": 512}, {"units": 2048, "cell": "gru"}])
+def test_the_largest_answer_of_neurons_is_bounded(rows: int, model: dict[str, Any]) -> None:
+    config = ModelConfig(**model)
+    pictured = saved_model.bounded(Limits(rows=rows), config).pictured
+    values = rows * config.units * (1 if config.cell == "gru" else 2)
+    assert pictured * values <= saved_model.NEURON_VALUES < (pictured + 1) * values or pictured == 1024
+
+
+def test_a_text_beyond_the_bound_is_an_error_of_its_row(tiny: ExportedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saved_model, "NEURON_VALUES", 3 * 9 * 2 * 5)  # rows, units, states of an LSTM, characters
+    limits = saved_model.bounded(Limits(rows=3), tiny.net.config)
+    answer = Served(Sampler(tiny.net, tiny.vocab, limits), "").answer(
+        "neurons", {"text": [b"12345", b"123456", b"1"], "layer": [0, 0, 0]}
+    )
+    assert answer["error"].tolist() == [b"", b"error: text: at most 5 bytes are read, got 6", b""]
+    assert answer["h"].shape == (3, 5, 9)
+    assert answer["n_chars"].tolist() == [5, 0, 1]
+
+
 @pytest.mark.parametrize("foreign", ["XlaLaunch", "CudnnRNNV3", "PyFunc", "TRTEngineOp", "SomebodysOwn"])
 def test_a_graph_that_a_stock_server_does_not_run_is_rejected(
     tiny: ExportedModel, tmp_path: Path, foreign: str
@@ -177,7 +198,8 @@ def test_the_same_model_is_kept_and_another_becomes_the_next_version(
     assert (out / "1" / "saved_model.pb").stat().st_mtime_ns == before
     export_saved_model(run, out, version=None, force=False, limits=Limits(rows=1))
     assert sorted(path.name for path in out.iterdir() if path.name.isdigit()) == ["1", "2"]
-    assert read(out).labels == {"stable": 1, "canary": 2}
+    assert read(out).labels == {"stable": 1}
+    assert read(out).versions == {1, 2}
 
 
 def test_a_fresh_process_gives_the_checkpoints_answers(tiny: ExportedModel) -> None:
