@@ -1,7 +1,6 @@
 """The commands `python -m export query text | score | info | status`: query a model that TF Serving serves."""
 
 import base64
-import contextlib
 import dataclasses
 import functools
 import json
@@ -53,8 +52,9 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
         target = {name: values.pop(name) for name in TARGET}
         files = {name: values.pop(name) for name in TLS}
         tls = make(Tls, files, "--tls-...") if values.pop("tls") or any(files.values()) else None
-        if target["version"] is None and target["label"] is None and has_stable(Client(**target, tls=tls)):
-            target["label"] = STABLE
+        if target["version"] is None and target["label"] is None:
+            stable = target | {"label": STABLE}
+            target = stable if has_label(Client(**stable, tls=tls)) else target
         with Client(**target, tls=tls) as client:
             command(client, **values)
 
@@ -63,8 +63,8 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     return connected
 
 
-def has_stable(client: "Client") -> bool:
-    """Whether the server has a label `stable` for the model. Closes the client; raises ServingError."""
+def has_label(client: "Client") -> bool:
+    """Whether the server has the client's label for the model. Closes the client; raises ServingError."""
     from export.client.client import ServingError
 
     with client:
@@ -174,8 +174,11 @@ def status(client: "Client", as_json: bool) -> None:
     versions = client.status()
     signatures = {}
     if any(version.state == "AVAILABLE" for version in versions):
-        with contextlib.suppress(ServingError):  # the version that was asked for may not be ready
+        try:
             signatures = client.metadata()
+        except ServingError as error:
+            if error.code.name != "NOT_FOUND" or client.settings.label != STABLE:  # stable may not be loaded yet
+                raise
     if as_json:
         _print_json([dataclasses.asdict(version) for version in versions])
         return

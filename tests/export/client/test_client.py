@@ -604,7 +604,7 @@ def test_an_unreachable_server_is_an_error() -> None:
     with (
         Client("localhost:1", "fake", retries=0) as client,
         pytest.raises(
-            ServingError, match="no server answers at localhost:1: check that it is up, and that this is"
+            ServingError, match="no server answers at localhost:1: check that it is up and has loaded its models, and"
         ) as no,
     ):
         client.status()

@@ -642,6 +642,7 @@ def test_a_card_gains_new_facts_and_keeps_old_ones(tmp_path: Path) -> None:
     assert card(base) == whole | {"on test": ["0.721 bits a byte (0.500 nats), over 10"]}
     exported(tmp_path / "moved", 7)  # facts stay with a version that is moved
     (base / "1").rename(tmp_path / "moved" / "8")
+    relabel(tmp_path / "moved", ["8"])
     relabel(tmp_path / "moved", ["canary=8"])
     assert card(tmp_path / "moved")["on test"][1] == "0.721 bits a byte (0.500 nats), over 10"
 
