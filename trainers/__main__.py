@@ -152,32 +152,34 @@ def judge(
     "--text",
     type=FOLDER,
     metavar="FILE",
-    help="What is read. Without --out, the run's neurons.json, which goes on to the web page, is then of it."
-    "  [default: the run's own test split]",
+    help="Text to read. Its results go to the run's neurons.json, and so to the web page, unless you pass --out."
+    "  [default: the run's test split]",
 )
-@click.option("--data", type=FOLDER, help="The data set, where it has moved since training.")
+@click.option("--data", type=FOLDER, help="The data set, if it has moved since training.")
 @click.option(
     "--length",
     type=click.IntRange(1),
     default=100_000,
     show_default=True,
-    help="Bytes or characters that are read; units are searched in the first 100,000.",
+    help="Maximum bytes or characters to read; the search uses the first 100,000.",
 )
 @click.option(
-    "--language", metavar="NAME", help="Of the code in it: c, python, tex, xml, ...  [default: as the files' names say]"
+    "--language",
+    metavar="NAME",
+    help="Language of the code: c, python, tex, xml, ...  [default: detected from file names]",
 )
 @click.option(
-    "--layer", type=int, help="With --unit: what is shown first, from 1.  [default: the clearest that is found]"
+    "--layer", type=int, help="Layer of the unit to show first, from 1.  [default: the unit with the clearest label]"
 )
-@click.option("--unit", type=int)
+@click.option("--unit", type=int, help="Unit to show first, from 1; needs --layer.")
 @click.option(
     "--excerpt",
     type=(int, int),
-    metavar="FIRST LENGTH",
-    help="What the page shows.  [default: 3,000 bytes or characters from the middle on]",
+    metavar="START LENGTH",
+    help="Part of the text to show, from 0.  [default: 3,000 bytes or characters of the second half]",
 )
-@click.option("--out", type=FOLDER, help="The page; a .json lies beside it.  [default: runs/NAME/neurons.html]")
-@click.option("--png", type=FOLDER, metavar="FILE", help="A picture of its first 800 characters; or .svg, .pdf.")
+@click.option("--out", type=FOLDER, help="The page; a .json is written beside it.  [default: runs/NAME/neurons.html]")
+@click.option("--png", type=FOLDER, metavar="FILE", help="Draw the excerpt's first 800 characters: .png, .svg or .pdf.")
 @click.option(
     "--activations", type=FOLDER, metavar="FILE.npz", help="Write the activations of every unit as NumPy arrays."
 )
@@ -194,11 +196,11 @@ def neurons(
     png: Path | None,
     activations: Path | None,
 ) -> None:
-    """Shows what single units of a run follow.
+    """Find out what single units of a run follow.
 
-    A text is read, and every unit of every layer held against what can be said of each character: in quotes, in a
-    comment, how far along the line, how deep in brackets. A table says which of the essay's units there are; a page
-    colours the text by any unit, with what is expected next below each character, and opens offline.
+    Reads a text and compares every unit of every layer with labels of each character: in quotes, in a comment, position
+    in the line, depth of brackets. A table lists the best unit of each label, with the units of Karpathy's essay first.
+    A page, which opens offline, colours the text by any unit and shows the likeliest next characters below each one.
 
     \b
     Examples:
@@ -207,11 +209,11 @@ def neurons(
       python -m trainers neurons runs/stdlib --length 1000000 --activations activations.npz
     """
     with console.quiet():
-        from trainers.neurons.neurons import Wanted, neurons_run
+        from trainers.neurons.neurons import NeuronOptions, neurons_run
     if (layer is None) != (unit is None):
-        raise click.BadParameter("--layer and --unit go together")
-    place = None if layer is None or unit is None else (layer, unit)
-    neurons_run(run, Wanted(text, data, language, length, place, excerpt, out, png, activations))
+        raise click.BadParameter("--layer and --unit must be passed together")
+    first = None if layer is None or unit is None else (layer, unit)
+    neurons_run(run, NeuronOptions(text, data, language, length, first, excerpt, out, png, activations))
 
 
 @cli.command()

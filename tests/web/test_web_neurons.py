@@ -26,8 +26,8 @@ def browsed(tmp_path_factory: pytest.TempPathFactory, out: Path, request: pytest
     colour_ExU = rng.uniform(-1, 1, (E, 2 * UNITS)).astype(np.float32)
     colour_ExU[:, 1] = np.abs(colour_ExU[:, 1])
     colour_ExU[:2] = np.array([[-0.9], [0.9]])  # only one is flat
-    held_ExU = np.arctanh(colour_ExU)
-    held_ExU[:, 4] = np.arange(5, 5 + E)
+    values_ExU = np.arctanh(colour_ExU)
+    values_ExU[:, 4] = np.arange(5, 5 + E)
     ids_ExK = rng.permuted(np.tile(np.arange(256), (E, 1)), axis=1)[:, :5]
     ids_ExK[2] = [10, 32, 0xE9, ord("<"), 0]  # after é, which is two bytes
     p_ExK = np.sort(rng.dirichlet(np.ones(9), E))[:, ::-1][:, :5]
@@ -46,7 +46,7 @@ def browsed(tmp_path_factory: pytest.TempPathFactory, out: Path, request: pytest
         ],
     }
     page = Page("a <run>", "byte", 2, UNITS, colour_ExU.var(0), report)
-    excerpt = Excerpt.of(vocab.encode(data), vocab, 7, held_ExU, ids_ExK, p_ExK, cells=True)
+    excerpt = Excerpt.of(vocab.encode(data), vocab, 7, values_ExU, ids_ExK, p_ExK, cells=True)
     write_page(folder / "neurons.html", page, excerpt, page.first)
     last = [k for k in range(E) if k + 1 == E or data[k + 1] & 0xC0 != 0x80]  # of each character
     cases = {

@@ -1,13 +1,13 @@
-"""What every unit of a run holds along a text, and what it follows there.
+"""Activations of every unit of a run along a text, and the labels that units follow.
 
-OUT.json     the units that were found to follow something, how well, and what was not found; the gates' saturation
-OUT.html     a page of an excerpt, to be coloured by any unit (trainers.neurons.page)
+OUT.json     the units that follow a label, the scores of all labels, and the saturation of the gates
+OUT.html     a page with an excerpt, coloured by any unit (trainers.neurons.page)
 
-The text is read in one carried pass, WINDOW characters at a time; what the search and the page want is kept of its
-first SEARCHED alone, so that a text of any length can go into the files of trainers.neurons.activations.
+The text is read in one carried pass, WINDOW characters at a time. Only its first SEARCHED characters stay in memory,
+for the search and the page, so activations can be written for a text of any length (trainers.neurons.activations).
 
-Legend: N ids of the text, n of a stretch, S of what is searched, T of a window, L layers, H units of a layer, U = L H
-units in all, V vocabulary, K likeliest.
+Legend: N ids of the text, n of a window, S searched ids, T length of a window, L layers, H units of a layer,
+U = L H units of all layers, V vocabulary, K likeliest.
 """
 
 import contextlib
@@ -37,21 +37,26 @@ from trainers.run import Run, data_of, read_run
 
 FORMAT_VERSION = 1
 WINDOW = 1000  # T
-SEARCHED = 100_000  # characters that units are searched in: their states are held in memory, 4 bytes each
+SEARCHED = 100_000  # characters; they need 4 bytes per unit of memory
 SHOWN = 3000  # characters of the page's excerpt
-LIKELIEST = 5  # that are shown of what is expected next
-GATES = ("input", "forget", "output", "update", "reset")  # what is shut at 0 and open at 1
-LEFT, RIGHT = 0.1, 0.9  # beyond which a gate counts as saturated, as in arXiv 1506.02078
+LIKELIEST = 5  # predictions shown per character
+GATES = ("input", "forget", "output", "update", "reset")
+LEFT, RIGHT = 0.1, 0.9  # a gate beyond these is saturated, as in arXiv 1506.02078
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What is asked for. Raises UsageError for what cannot be.
+class NeuronOptions:
+    """Options of `trainers neurons`. Raises UsageError for invalid ones.
 
-    text: a file; None: the run's own test split, with its data where they lie now. language: of its code, None: as its
-    name says. length: characters that are read. unit: layer and unit, from 1, that page and picture show first; None:
-    the one that was found clearest. excerpt: its first character, from 0, and how many. out: the page; the JSON lies
-    beside it. png: a picture of the excerpt. activations: as trainers.neurons.activations has it.
+    text: a file; default: the run's test split.
+    data: folder of the run's data set, if it has moved.
+    language: language of the code in the text; default: detected from file names.
+    length: maximum characters to read.
+    unit: layer and unit, from 1, to show first; default: the one with the clearest label.
+    excerpt: first character, from 0, and length.
+    out: the page; the JSON file is written beside it.
+    png: picture of the excerpt.
+    activations: .npz of all activations.
     """
 
     text: Path | None = None
@@ -66,7 +71,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if self.text and self.data:
-            raise UsageError("--data is where the run's own text lies: give it, or --text, not both")
+            raise UsageError("--data locates the run's own text: pass either --data or --text, not both")
         for option, path, suffixes in (
             ("--out", self.out, (".html",)),
             ("--png", self.png, (".png", ".svg", ".pdf")),
@@ -76,8 +81,11 @@ class Wanted:
                 raise UsageError(f"{option} must be a file NAME{' or '.join(suffixes)}, got {path}")
 
 
-class Text(NamedTuple):
-    """A text to read. ids_N: all of it; first: an id that is read ahead of it, since the text begins after it."""
+class Passage(NamedTuple):
+    """A text to read.
+
+    first: id fed before the text; by default none is.
+    """
 
     name: str
     ids_N: Array
@@ -85,127 +93,138 @@ class Text(NamedTuple):
     first: int | None = None
 
 
-class Seen(NamedTuple):
-    """A stretch of the text as it was read: what every layer held after each id, by name, nxH, and logits_nxV."""
+class Trace(NamedTuple):
+    """A window of a text: every layer's activations after each id, by name, nxH, and the logits."""
 
-    held: list[dict[str, Array]]
+    activations: list[dict[str, Array]]
     logits_nxV: Array
 
 
-class Watched:
-    """What is kept of a text: of its beginning, what its units held, c of an LSTM and h of other cells, and what was
-    expected after each id; of all of it, how often each gate was saturated."""
+class Recording:
+    """Data kept of a text.
+
+    state: name of the units' values: "c" of an LSTM, "h" of other cells.
+    values_SxU: the units' values in the first SEARCHED characters.
+    ids_SxK, p_SxK: the likeliest next ids there, and their probabilities.
+    gates: saturation of the gates over the whole text.
+    """
 
     def __init__(self, model: CharRNN, N: int):
         S, K = min(N, SEARCHED), min(LIKELIEST, model.vocab_size)
-        self.what, self.read = "c" if model.cell.states == 2 else "h", 0
-        self.held_SxU = np.empty((S, model.config.layers * model.config.units), np.float32)
+        self.state, self.read = "c" if model.cell.states == 2 else "h", 0
+        self.values_SxU = np.empty((S, model.config.layers * model.config.units), np.float32)
         self.ids_SxK, self.p_SxK = np.empty((S, K), np.int32), np.empty((S, K), np.float32)
-        self._saturated: dict[tuple[int, str], Array] = {}  # of each layer and gate, how often left and right, 2xH
+        self._saturated: dict[tuple[int, str], Array] = {}  # by layer and gate, counts left and right, 2xH
 
-    def take(self, seen: Seen) -> None:
-        """Takes the next stretch."""
-        part = slice(self.read, min(self.read + len(seen.logits_nxV), len(self.held_SxU)))
+    def append(self, trace: Trace) -> None:
+        part = slice(self.read, min(self.read + len(trace.logits_nxV), len(self.values_SxU)))
         n = max(part.stop - part.start, 0)
-        self.held_SxU[part] = np.concatenate([held[self.what][:n] for held in seen.held], 1)
-        self.ids_SxK[part], self.p_SxK[part] = likeliest(seen.logits_nxV[:n])
-        for layer, held in enumerate(seen.held, 1):
-            for gate in filter(held.__contains__, GATES):
-                now_2xH = np.stack([(held[gate] < LEFT).sum(0), (held[gate] > RIGHT).sum(0)])
-                self._saturated[layer, gate] = self._saturated.get((layer, gate), 0) + now_2xH
-        self.read += len(seen.logits_nxV)
+        self.values_SxU[part] = np.concatenate([by_name[self.state][:n] for by_name in trace.activations], 1)
+        self.ids_SxK[part], self.p_SxK[part] = likeliest(trace.logits_nxV[:n])
+        for layer, by_name in enumerate(trace.activations, 1):
+            for gate in filter(by_name.__contains__, GATES):
+                count_2xH = np.stack([(by_name[gate] < LEFT).sum(0), (by_name[gate] > RIGHT).sum(0)])
+                self._saturated[layer, gate] = self._saturated.get((layer, gate), 0) + count_2xH
+        self.read += len(trace.logits_nxV)
+
+    @property
+    def colour_SxU(self) -> Array:
+        """Colours of the units, -1 to 1: tanh(c), or h."""
+        return np.tanh(self.values_SxU) if self.state == "c" else self.values_SxU
 
     @property
     def gates(self) -> list[dict[str, Any]]:
-        """Of each layer and gate the shares of the text at which each unit's was saturated, left and right."""
-        shares = {place: (sum_2xH / self.read).round(4).tolist() for place, sum_2xH in self._saturated.items()}
+        """Shares of the text at which each unit's gate is saturated, left and right, per layer and gate."""
+        shares = {key: (count_2xH / self.read).round(4).tolist() for key, count_2xH in self._saturated.items()}
         return [
             {"layer": layer, "gate": gate, "left": left, "right": right}
             for (layer, gate), (left, right) in shares.items()
         ]
 
 
-def neurons_run(folder: Path, wanted: Wanted) -> None:
-    """Reads a text with a run's best checkpoint and writes all that is wanted of it.
+def neurons_run(folder: Path, options: NeuronOptions) -> None:
+    """Read a text with a run's best checkpoint; write the report, the page and the optional files.
 
-    Raises StageError where there is no such run or text, UsageError for a unit or an excerpt that it does not have.
+    Raises StageError for a missing run or text, UsageError for a unit or an excerpt out of range.
     """
     run = read_run(folder)
     chosen, config = checkpoint.best(run), run.config.model
-    text = _text(run, wanted)
-    searched_S = text.ids_N[:SEARCHED]
-    _check(wanted, folder, config, len(searched_S))
-    html = wanted.out or folder / "neurons.html"
+    passage = _passage(run, options)
+    searched_S = passage.ids_N[:SEARCHED]
+    _check_ranges(options, folder, config, len(searched_S))
+    html = options.out or folder / "neurons.html"
     _check_replaceable(html.with_suffix(".json"))
     model = checkpoint.load_model(run, chosen)
-    watched = watch(model, run.vocab, text, wanted.activations)
+    recording = record(model, run.vocab, passage, options.activations)
     with console.err.status("searching"):
-        labels = labels_of(searched_S, run.vocab, text.language)
-        found = search(watched.held_SxU, labels)
+        labels = labels_of(searched_S, run.vocab, passage.language)
+        results = search(recording.values_SxU, labels)
+    text = {"name": passage.name, "language": passage.language, "read": len(passage.ids_N), "searched": len(searched_S)}
     report = {
         "format_version": FORMAT_VERSION,
         "step": chosen.step,
         "weights_sha256": checkpoint.weights_sha256(chosen),
-        "text": {"name": text.name, "language": text.language, "read": len(text.ids_N), "searched": len(searched_S)},
-        "colour": "tanh(c)" if watched.what == "c" else "h",
-        **report_of(found, config.units),
-        "gates": watched.gates,
+        "text": text,
+        "colour": "tanh(c)" if recording.state == "c" else "h",
+        **report_of(results, config.units),
+        "gates": recording.gates,
     }
-    variance_U = (np.tanh(watched.held_SxU) if watched.what == "c" else watched.held_SxU).var(0)
+    variance_U = recording.colour_SxU.var(0)
     page = Page(folder.name, run.vocab.unit, config.layers, config.units, variance_U, report)
-    unit = wanted.unit or page.first
+    unit = options.unit or page.first
     clearest = next((label for label in labels if label.about == page.about(*unit)), labels[0])
-    start, length = wanted.excerpt or (_telling(searched_S, run.vocab, clearest), SHOWN)
+    start, length = options.excerpt or (_most_varied(searched_S, run.vocab, clearest), SHOWN)
     part = slice(start, start + length)
-    shown = (watched.held_SxU[part], watched.ids_SxK[part], watched.p_SxK[part])
-    excerpt = Excerpt.of(searched_S[part], run.vocab, start, *shown, cells=watched.what == "c")
+    data = (recording.values_SxU[part], recording.ids_SxK[part], recording.p_SxK[part])
+    excerpt = Excerpt.of(searched_S[part], run.vocab, start, *data, cells=recording.state == "c")
     write_json(html.with_suffix(".json"), report)
     write_page(html, page, excerpt, unit)
     console.out.print(_table(report, run.vocab.unit))
-    console.out.print(f"{folder} at step {chosen.step} on {text.name}: {html}, {html.with_suffix('.json').name}")
-    if wanted.png:
-        draw(wanted.png, page, excerpt, unit)
+    console.out.print(f"{folder} at step {chosen.step} on {passage.name}: {html}, {html.with_suffix('.json').name}")
+    if options.png:
+        draw(options.png, page, excerpt, *unit)
 
 
-def watch(model: CharRNN, vocab: Vocab, text: Text, path: Path | None = None) -> Watched:
-    """Read a text. path: also write all activations to this .npz."""
-    watched = Watched(model, len(text.ids_N))
+def record(model: CharRNN, vocab: Vocab, passage: Passage, path: Path | None = None) -> Recording:
+    """Read a passage. path: also write all activations to this .npz."""
+    recording = Recording(model, len(passage.ids_N))
     with console.progress(f"{vocab.unit}s") as bar, contextlib.ExitStack() as stack:
-        task = bar.add_task("reading", total=len(text.ids_N))
+        task = bar.add_task("reading", total=len(passage.ids_N))
         writer = None
-        for seen in read(model, vocab, text):
+        for trace in read(model, vocab, passage):
             if path and not writer:
-                file = activations_file(path, text.ids_N, model.config.layers, model.config.units, list(seen.held[0]))
+                layers, names = len(trace.activations), list(trace.activations[0])
+                file = activations_file(path, passage.ids_N, layers, model.config.units, names)
                 writer = stack.enter_context(file)
             if writer:
-                writer.append(seen.held)
-            watched.take(seen)
-            bar.update(task, completed=watched.read)
-    return watched
+                writer.append(trace.activations)
+            recording.append(trace)
+            bar.update(task, completed=recording.read)
+    return recording
 
 
-def read(model: CharRNN, vocab: Vocab, text: Text) -> Iterator[Seen]:
-    """The text in stretches, from an empty carry; so is every document, where there are such."""
-    ahead = 0 if text.first is None else 1
-    ids_M = np.concatenate([np.array([text.first] * ahead, text.ids_N.dtype), text.ids_N])
+def read(model: CharRNN, vocab: Vocab, passage: Passage) -> Iterator[Trace]:
+    """Read a passage in windows, from an empty carry, which is reset at the end of each document."""
+    ahead = 0 if passage.first is None else 1
+    ids_M = np.concatenate([np.array([passage.first] * ahead, passage.ids_N.dtype), passage.ids_N])
     T, inside = min(WINDOW, len(ids_M)), tf.function(model.inside, autograph=False)
     carry_1xLxSxH = model.initial_carry(1)
+    layers = {layer.name: index for index, layer in enumerate(model.rnns)}
     for start in range(0, len(ids_M), T):
         part = ids_M[start : start + T].astype(np.int32)
-        ids_1xT = np.pad(part, (0, T - len(part)))[None]  # of one length, that is traced once
+        ids_1xT = np.pad(part, (0, T - len(part)))[None]  # all windows share a shape, and one trace
         reset_1xT = None if vocab.end_id is None else tf.constant(ids_1xT == vocab.end_id)
-        logits_1xTxV, carry_1xLxSxH, found = inside(tf.constant(ids_1xT), carry_1xLxSxH, reset_1xT)
+        logits_1xTxV, carry_1xLxSxH, tensors = inside(tf.constant(ids_1xT), carry_1xLxSxH, reset_1xT)
         own = slice(ahead if start == 0 else 0, len(part))
-        held: list[dict[str, Array]] = [{} for _ in model.rnns]
-        names = {layer.name: index for index, layer in enumerate(model.rnns)}
-        for name, x_1xTxH in found.items():
-            layer, _, what = name.partition("/")
-            held[names[layer]][what] = x_1xTxH.numpy()[0, own]
-        yield Seen(held, logits_1xTxV.numpy()[0, own])
+        activations: list[dict[str, Array]] = [{} for _ in model.rnns]
+        for path, x_1xTxH in tensors.items():
+            layer, _, name = path.partition("/")
+            activations[layers[layer]][name] = x_1xTxH.numpy()[0, own]
+        yield Trace(activations, logits_1xTxV.numpy()[0, own])
 
 
 def likeliest(logits_nxV: Array) -> tuple[Array, Array]:
-    """The ids that are expected next, the likeliest first, and their probabilities: nxLIKELIEST, or as many as V is."""
+    """Return the LIKELIEST next ids, or all V if fewer, in descending order, and their probabilities."""
     logits_nxV = logits_nxV - logits_nxV.max(1, keepdims=True, initial=-np.inf)
     p_nxV = np.exp(logits_nxV)
     p_nxV /= p_nxV.sum(1, keepdims=True)
@@ -213,58 +232,61 @@ def likeliest(logits_nxV: Array) -> tuple[Array, Array]:
     return ids, np.take_along_axis(p_nxV, ids, 1)
 
 
-def _text(run: Run, wanted: Wanted) -> Text:
-    """The text that is wanted: a file's beginning, or of the split that the run was not trained on."""
-    language = known_language(wanted.language) if wanted.language else None
-    if wanted.text:
-        path = wanted.text
-        if run.vocab.unit == "byte":
-            with path.open("rb") as file:
-                data = file.read(wanted.length)
-        else:
-            try:
-                with path.open(encoding="utf-8", newline="") as text:
-                    data = text.read(wanted.length).encode()
-            except UnicodeDecodeError as error:
-                raise StageError(f"{path} is not UTF-8 ({error.reason})") from None
+def _passage(run: Run, options: NeuronOptions) -> Passage:
+    """Return the beginning of the given file, or of the run's test split (val if there is none)."""
+    language = known_language(options.language) if options.language else None
+    if options.text:
+        path = options.text
         try:
-            ids_N = run.vocab.encode(data)
+            ids_N = run.vocab.encode(_beginning(path, options.length, run.vocab.unit))
         except StageError as error:
             raise StageError(f"{path}: {error}") from None
-        found = Text(path.name, ids_N, language or language_of([(path.name, 1)]), run.vocab.start_id)
+        passage = Passage(path.name, ids_N, language or language_of([(path.name, 1)]), run.vocab.start_id)
     else:
-        folder, manifest = data_of(run, wanted.data)
+        folder, manifest = data_of(run, options.data)
         name = "test" if "test" in manifest.splits else "val"
         split = manifest.split(name)
-        ids_N = read_tokens(folder, split, manifest.dtype, 0, min(wanted.length, split.tokens))
-        found = Text(f"{folder.name}'s {name} split", ids_N, language or language_of_data(manifest))
-    if not len(found.ids_N):
-        raise StageError(f"{found.name} is empty: give another --text")
-    return found
+        ids_N = read_tokens(folder, split, manifest.dtype, 0, min(options.length, split.tokens))
+        passage = Passage(f"{folder.name}'s {name} split", ids_N, language or language_of_data(manifest))
+    if not len(passage.ids_N):
+        raise StageError(f"{passage.name} is empty: pass another file with --text")
+    return passage
 
 
-def _check(wanted: Wanted, folder: Path, config: ModelConfig, S: int) -> None:
-    """Raises UsageError for a unit that the model has not, or an excerpt that the text has not."""
-    layer, unit = wanted.unit or (1, 1)
+def _beginning(path: Path, length: int, unit: str) -> bytes:
+    """Read the first `length` bytes or characters of a file."""
+    if unit == "byte":
+        with path.open("rb") as file:
+            return file.read(length)
+    try:
+        with path.open(encoding="utf-8", newline="") as text:
+            return text.read(length).encode()
+    except UnicodeDecodeError as error:
+        raise StageError(f"not UTF-8 ({error.reason}); convert it, for example with iconv") from None
+
+
+def _check_ranges(options: NeuronOptions, folder: Path, config: ModelConfig, S: int) -> None:
+    """Raise UsageError for a unit that the model lacks, or an excerpt outside the text."""
+    layer, unit = options.unit or (1, 1)
     if not (1 <= layer <= config.layers and 1 <= unit <= config.units):
         raise UsageError(
             f"{folder} has layers 1 to {config.layers} and units 1 to {config.units}, got --layer {layer} --unit {unit}"
         )
-    start, length = wanted.excerpt or (0, 1)
+    start, length = options.excerpt or (0, 1)
     if not (0 <= start < S and length > 0):
-        raise UsageError(f"--excerpt wants a first character, 0 to {S - 1}, and how many, got {start} {length}")
+        raise UsageError(
+            f"--excerpt must be a start from 0 to {S - 1} and a length of at least 1, got {start} {length}"
+        )
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raises StageError where the JSON's place is taken by a file that no call of this wrote."""
-    found = read_json(path)
-    if path.exists() and not {"format_version", "neurons"} <= found.keys():
-        raise StageError(f"{path} is in the way and is no list of neurons of ours: move it, or give another --out")
+    """Raise StageError if the JSON file exists and is not a report of this command."""
+    if path.exists() and not {"format_version", "neurons"} <= read_json(path).keys():
+        raise StageError(f"{path} exists and was not written by `trainers neurons`: move it, or pass another --out")
 
 
-def _telling(ids_S: Array, vocab: Vocab, label: Label) -> int:
-    """Where the excerpt begins: at the line, in the half that units are scored on, from which on, as far as a picture
-    shows, a label varies most."""
+def _most_varied(ids_S: Array, vocab: Vocab, label: Label) -> int:
+    """Find the line of the second half from which a label varies most over the length of a picture."""
     S, newline = len(ids_S), vocab.symbols.index(b"\n") if b"\n" in vocab.symbols else -1
     starts = np.flatnonzero(ids_S[: max(S - DRAWN, 0)] == newline) + 1
     starts = starts[starts >= S // 2]
@@ -277,9 +299,10 @@ def _telling(ids_S: Array, vocab: Vocab, label: Label) -> int:
 
 
 def _table(report: dict[str, Any], unit: str) -> Table:
-    """What became of every label; the essay's units come first."""
-    title = f"What units follow, by {report['colour']} over {report['text']['searched']:,} {unit}s"
-    table = Table(title=title, title_justify="left", caption="* a unit of the essay", caption_justify="left", box=None)
+    """Tabulate the best unit of each label; labels from the essay come first."""
+    title = f"Best unit per label, by {report['colour']} over {report['text']['searched']:,} {unit}s"
+    caption = "* a unit in Karpathy's essay"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=None)
     for name in ("", "", "unit", "score", "chance"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for label in report["labels"]:

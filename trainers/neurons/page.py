@@ -1,4 +1,4 @@
-"""An excerpt of a text, to be coloured by any unit: a page that needs nothing but itself, and a picture for a paper.
+"""An excerpt of a text, coloured by any unit: a self-contained page, and a picture for a paper.
 
 Legend: E ids of the excerpt, C its characters, U units of all layers, K likeliest.
 """
@@ -23,29 +23,30 @@ from common.pages import render
 from common.printable import glyph
 from common.types import Array
 from pipeline.vocab import ASCII, Vocab
-from trainers.neurons.labels import pieces_of
+from trainers.neurons.labels import documents_of
 
-LISTED = 40  # units that no label was found for, those that vary most
-FLAT = 0.5  # the range of a colour, of 2, that shows nothing
-PLOT = 200  # the side of a plot of gates
-GREEN, BLUE, RED = (
-    "#6fd3a4",
-    "#8fbdf5",
-    "#f08b7a",
-)  # of the picture; the page has the first two, and its own for the dark
-DRAWN, COLUMNS = 800, 80  # characters of the picture, at most, and of a line of it
-ROW = 1.7, 0.85  # heights of a character and of an expectation, in widths of a column
+LISTED = 40  # units listed without a label
+FLAT = 0.5  # a colour range below this, of 2, cannot be seen
+PLOT = 200  # side of a plot of gates
+GREEN, BLUE, RED = "#6fd3a4", "#8fbdf5", "#f08b7a"  # as in the page's light theme
+DRAWN, COLUMNS = 800, 80  # maximum characters in the picture and in one of its lines
+ROW = 1.7, 0.85  # heights of a character and of a prediction, in column widths
 
 
 @dataclasses.dataclass(frozen=True)
 class Excerpt:
-    """A stretch of the text. start: of its first id; characters_C, those that end a document empty; held_CxU, what the
-    units hold, and what is expected next, ids_CxK and p_CxK, all after the last byte of each character; symbols: of the
-    ids, as they are shown; cells: what is held is c of an LSTM."""
+    """A part of a text, with data per character, taken after the character's last byte.
+
+    start: offset of the first id.
+    characters_C: characters; "" for the end of a document.
+    values_CxU: the units' values: c of an LSTM (`cells` is true), h of other cells.
+    ids_CxK, p_CxK: the likeliest next ids and their probabilities.
+    symbols: printable form of each id.
+    """
 
     start: int
     characters_C: list[str]
-    held_CxU: Array
+    values_CxU: Array
     ids_CxK: Array
     p_CxK: Array
     symbols: list[str]
@@ -53,19 +54,18 @@ class Excerpt:
 
     @property
     def colour_CxU(self) -> Array:
-        """What the units are coloured by, -1 to 1: tanh(c), or h."""
-        return np.tanh(self.held_CxU) if self.cells else self.held_CxU
+        """Colours of the units, -1 to 1: tanh(c), or h."""
+        return np.tanh(self.values_CxU) if self.cells else self.values_CxU
 
     @property
     def own_CxU(self) -> Array:
-        """The same by each unit's own range, from its least, -1, to its most, 1."""
-        low_U, high_U = self.held_CxU.min(0), self.held_CxU.max(0)
-        return (2 * self.held_CxU - low_U - high_U) / np.where(high_U > low_U, high_U - low_U, 1)
+        """Values scaled to each unit's own range: -1 at its minimum, 1 at its maximum."""
+        low_U, high_U = self.values_CxU.min(0), self.values_CxU.max(0)
+        return (2 * self.values_CxU - low_U - high_U) / np.where(high_U > low_U, high_U - low_U, 1)
 
     @property
     def flat_U(self) -> Array:
-        """Which units hardly change their colour: those of c far from 0 may still count on. They are shown by their own
-        range."""
+        """Units whose colour hardly changes, such as counters with c far from 0: these are shown by their own range."""
         return np.ptp(self.colour_CxU, axis=0) < FLAT
 
     @classmethod
@@ -74,28 +74,32 @@ class Excerpt:
         ids_E: Array,
         vocab: Vocab,
         start: int,
-        held_ExU: Array,
+        values_ExU: Array,
         ids_ExK: Array,
         p_ExK: Array,
         cells: bool = False,
     ) -> "Excerpt":
-        """What is known after each id, at the characters that they make."""
+        """Build an excerpt from data per id."""
         characters: list[str] = []
         lengths: list[int] = []
-        for text, lengths_C, ended in pieces_of(ids_E, vocab):
+        for text, lengths_C, ended in documents_of(ids_E, vocab):
             characters += [*text, *[""] * ended]
             lengths += [*lengths_C.tolist(), *[1] * ended]
         last_C = np.cumsum(lengths) - 1
         symbols = [glyph(symbol.decode("utf-8" if vocab.unit == "char" else "latin-1")) for symbol in vocab.symbols]
         if vocab.unit == "byte":
             symbols = [f"{b[0]:02x}" if b and b[0] >= ASCII else glyph(b.decode()) for b in vocab.symbols]
-        return cls(start, characters, held_ExU[last_C], ids_ExK[last_C], p_ExK[last_C], symbols, cells)
+        return cls(start, characters, values_ExU[last_C], ids_ExK[last_C], p_ExK[last_C], symbols, cells)
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What the page says of a run. unit: byte or char; variance_U: of what a unit is coloured by; report: as JSON has
-    it. Layers and units from 1."""
+    """Contents of the page for a run; layers and units count from 1.
+
+    unit: "byte" or "char".
+    variance_U: variance of each unit's colour over the text.
+    report: contents of the JSON file.
+    """
 
     run: str
     unit: str
@@ -106,32 +110,32 @@ class Page:
 
     @property
     def first(self) -> tuple[int, int]:
-        """The layer and unit that are shown first: those found clearest, or that vary most."""
-        one = self.listed()[0]
-        return one["layer"], one["unit"]
+        """Layer and unit to show first: the first of those listed."""
+        neuron = self.listed()[0]
+        return neuron["layer"], neuron["unit"]
 
     def listed(self) -> list[dict[str, Any]]:
-        """The units to choose from: those found, then those that vary most."""
-        found = self.report["neurons"]
-        known = {(neuron["layer"], neuron["unit"]) for neuron in found}
-        places = [(int(k) // self.units + 1, int(k) % self.units + 1) for k in np.argsort(-self.variance_U)]
-        rest = [{"layer": layer, "unit": unit} for layer, unit in places if (layer, unit) not in known]
-        return found + rest[:LISTED]
+        """Units to choose from: those that follow a label, then LISTED others by variance."""
+        neurons = self.report["neurons"]
+        labelled = {(neuron["layer"], neuron["unit"]) for neuron in neurons}
+        by_variance = [(int(k) // self.units + 1, int(k) % self.units + 1) for k in np.argsort(-self.variance_U)]
+        rest = [{"layer": layer, "unit": unit} for layer, unit in by_variance if (layer, unit) not in labelled]
+        return neurons + rest[:LISTED]
 
     def about(self, layer: int, unit: int) -> str:
-        """What a unit was found to follow; empty: nothing."""
+        """Description of the label that a unit follows; empty if there is none."""
         return next((n["about"] for n in self.report["neurons"] if (n["layer"], n["unit"]) == (layer, unit)), "")
 
 
 def write_page(path: Path, page: Page, excerpt: Excerpt, first: tuple[int, int]) -> None:
-    """Writes the page, whole or not at all. first: the layer and unit that it opens with."""
+    """Write the page in one move. first: layer and unit to show first."""
     data = {
         "characters": [c if c == " " else glyph(c) for c in excerpt.characters_C],
         "breaks": [k for k, c in enumerate(excerpt.characters_C) if c in ("\n", "")],
         "colour": _packed(excerpt.colour_CxU),
         "own": _packed(excerpt.own_CxU),
-        "low": excerpt.held_CxU.min(0).round(3).tolist(),
-        "high": excerpt.held_CxU.max(0).round(3).tolist(),
+        "low": excerpt.values_CxU.min(0).round(3).tolist(),
+        "high": excerpt.values_CxU.max(0).round(3).tolist(),
         "flat": excerpt.flat_U.tolist(),
         "symbols": excerpt.symbols,
         "ids": excerpt.ids_CxK.ravel().tolist(),
@@ -154,19 +158,17 @@ def write_page(path: Path, page: Page, excerpt: Excerpt, first: tuple[int, int])
 
 
 def _packed(x_CxU: Array) -> str:
-    """Numbers from -1 to 1 as the page takes them: a byte each, unit after unit, in base64."""
+    """Pack numbers from -1 to 1 for the page: one byte each, unit by unit, in base64."""
     return base64.b64encode(np.round(x_CxU.T * 127).astype(np.int8).tobytes()).decode()
 
 
-def draw(path: Path, page: Page, excerpt: Excerpt, place: tuple[int, int]) -> None:
-    """Draws the excerpt's beginning as a picture: its characters, coloured by a unit, and below each what was expected
-    next, the redder the likelier."""
-    layer, unit = place
+def draw(path: Path, page: Page, excerpt: Excerpt, layer: int, unit: int) -> None:
+    """Draw the beginning of an excerpt: characters coloured by a unit, each above its likeliest next characters, where
+    a deeper red is likelier."""
     index = (layer - 1) * page.units + unit - 1
     flat = bool(excerpt.flat_U[index])
     lines = _lines(excerpt.characters_C[:DRAWN])
-    below = excerpt.ids_CxK.shape[1]
-    height = ROW[0] + below * ROW[1] + 0.7
+    height = ROW[0] + excerpt.ids_CxK.shape[1] * ROW[1] + 0.7
     with mpl.rc_context({"font.family": "monospace", "svg.fonttype": "none"}):
         figure = Figure(figsize=(COLUMNS * 0.13, (len(lines) * height + 1.5) * 0.13), dpi=200)
         FigureCanvasAgg(figure)
@@ -178,16 +180,16 @@ def draw(path: Path, page: Page, excerpt: Excerpt, place: tuple[int, int]) -> No
             for column, k in enumerate(line):
                 _draw(axes, column, row * height, excerpt, k, float(values_C[k]))
         with whole_file(path) as partial, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # a character that the font has not is drawn as a box
+            warnings.filterwarnings("ignore", "Glyph")  # characters missing from the font are drawn as boxes
             figure.savefig(partial, format=path.suffix.lower().removeprefix("."))
     cut = len(excerpt.characters_C) > DRAWN
     about = page.about(layer, unit)
-    what = f"unit {unit} of layer {layer}{f' ({about})' if about else ''}{' by its own range' if flat else ''}"
-    console.note(f"{path}: {what}{f', the first {DRAWN} characters of the excerpt' if cut else ''}")
+    title = f"unit {unit} of layer {layer}{f' ({about})' if about else ''}{' by its own range' if flat else ''}"
+    console.note(f"{path}: {title}{f', the first {DRAWN} characters of the excerpt' if cut else ''}")
 
 
 def _draw(axes: Axes, x: float, y: float, excerpt: Excerpt, k: int, value: float) -> None:
-    """One character and what is below it."""
+    """Draw one character and its predictions."""
 
     def cell(y: float, height: float, colour: str, weight: float, text: str, size: float) -> None:
         shade = tuple(1 - weight * (1 - c) for c in to_rgb(colour))
@@ -201,7 +203,7 @@ def _draw(axes: Axes, x: float, y: float, excerpt: Excerpt, k: int, value: float
 
 
 def _lines(characters: list[str]) -> list[list[int]]:
-    """The places of the characters, a line each: as long as COLUMNS, or to the newline."""
+    """Break characters into lines of indices, at newlines and at COLUMNS."""
     lines: list[list[int]] = [[]]
     for k, character in enumerate(characters):
         if len(lines[-1]) == COLUMNS:
