@@ -111,7 +111,7 @@ def write_report(path: Path, report: Report) -> None:
     page = render(
         "pipeline",
         "report.html.j2",
-        {"visible": visible, "spread": spread},
+        {"escaped": escaped, "spread": spread},
         report=report,
         manifest=report.manifest,
         splits=splits,
@@ -210,10 +210,10 @@ def _five(stats: NumericStatistics) -> dict[str, float]:
     }
 
 
-def visible(text: str) -> str:
+def escaped(text: str) -> str:
     r"""Text without characters that control a terminal or a page.
 
-    >>> print(visible("a\tb é\x1b[1m" + chr(0xDCFF)))
+    >>> print(escaped("a\tb é\x1b[1m" + chr(0xDCFF)))
     a\tb é\x1b[1m<0xff>
     """
     return "".join(c if c == " " else name_of(ord(c)) for c in text)
