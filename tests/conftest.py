@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from typing import Any
 
+import numpy as np
 import pytest
 import serving
 import tiny_data
@@ -47,6 +48,14 @@ def pytest_collection_finish() -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Report which server answered the client's tests; pytest's header would be silent under -q."""
     terminalreporter.write_line(f"TF Serving: {serving.kind()}")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random inputs that differ on each run; pytest prints the seed of a failure."""
+    seed = int(np.random.default_rng().integers(2**31))
+    print(f"rng seed {seed}")
+    return np.random.default_rng(seed)
 
 
 @pytest.fixture(scope="session")

@@ -2,16 +2,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    """Fresh inputs on each run; pytest shows the seed with a failure."""
-    seed = int(np.random.default_rng().integers(2**31))
-    print(f"rng seed {seed}")
-    return np.random.default_rng(seed)
 
 
 @pytest.fixture(scope="session")

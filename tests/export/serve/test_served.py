@@ -22,14 +22,6 @@ from pipeline.vocab import Vocab
 ASCII = Vocab("char", tuple(chr(code).encode() for code in (10, *range(32, 123))))
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    """Different inputs at each run; a failure prints the seed."""
-    seed = int(np.random.default_rng().integers(2**31))
-    print(f"rng seed {seed}")
-    return np.random.default_rng(seed)
-
-
 @pytest.fixture(scope="module")
 def tiny(run: Path) -> ExportedModel:
     return served_models.exported(run)

@@ -47,14 +47,6 @@ FRESH = "carry_bytes: not a carry of this model; take one that start or continue
 HEAD = 68  # 32-bit words of a carry ahead of its states: mark (2), count (2), characters (64)
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    """Different inputs at each run; a failure prints the seed."""
-    seed = int(np.random.default_rng().integers(2**31))
-    print(f"rng seed {seed}")
-    return np.random.default_rng(seed)
-
-
 @pytest.fixture(scope="module")
 def both(run: Path, documents_run: Path) -> dict[str, ExportedModel]:
     return {"bytes": served_models.exported(run), "documents": served_models.exported(documents_run)}
