@@ -1,5 +1,7 @@
 """Command-line options for sampling, shared by the commands that write text."""
 
+import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -7,11 +9,19 @@ import click
 
 SEED = click.IntRange(-(1 << 63), (1 << 63) - 1)
 
+
+def _finite(context: click.Context, option: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.UsageError(f"{option.opts[0]} must be a finite number, got {value}")
+    return value
+
+
 _OPTIONS = (
     click.option("--length", type=click.IntRange(0), default=500, show_default=True, help="Characters to write."),
     click.option(
         "--temperature",
         type=click.FloatRange(0),
+        callback=_finite,
         default=0.8,
         show_default=True,
         help="0 is the most likely text, 1 the model's own distribution.",
@@ -25,21 +35,29 @@ _OPTIONS = (
     click.option(
         "--top-p",
         type=click.FloatRange(0, 1, min_open=True),
+        callback=_finite,
         default=1.0,
         help="Sample from the fewest characters with this total probability.",
     ),
     click.option(
         "--repetition-penalty",
         type=click.FloatRange(0, min_open=True),
+        callback=_finite,
         default=1.0,
         help="Above 1, make the last 64 characters less likely.",
     ),
-    click.option("--stop", default="", metavar="TEXT", help="Stop before this text, of at most 64 characters."),
+    click.option(
+        "--stop",
+        default="",
+        metavar="TEXT",
+        callback=lambda context, option, text: os.fsencode(text),  # the bytes as typed, whatever the locale
+        help="Stop before this text, of at most 64 characters.",
+    ),
 )
 
 
 def sampling(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options length, temperature, top_k, top_p, repetition_penalty and stop to a command."""
+    """Add the options length, temperature, top_k, top_p, repetition_penalty and stop (bytes) to a command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

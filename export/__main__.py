@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -210,18 +210,7 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
     help="The same seed writes the same text; in float32, that of `trainers sample`.",
 )
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtime.")
-def run_lite(
-    file: Path,
-    prompt: str,
-    length: int,
-    temperature: float,
-    seed: int,
-    top_k: int,
-    top_p: float,
-    repetition_penalty: float,
-    stop: str,
-    threads: int,
-) -> None:
+def run_lite(file: Path, prompt: str, length: int, threads: int, **sampling: Any) -> None:
     """Write text with a .tflite as a device does, without TensorFlow.
 
     \b
@@ -230,9 +219,8 @@ def run_lite(
     """
     from export.lite.runner import LiteModel, Sampling
 
-    sampling = Sampling(temperature, seed, top_k, top_p, repetition_penalty, os.fsencode(stop))
     text = os.fsencode(prompt)  # the bytes as typed, whatever the locale
-    console.write_pieces(LiteModel(file, threads).stream(text, length, sampling), before=text)
+    console.write_pieces(LiteModel(file, threads).stream(text, length, Sampling(**sampling)), before=text)
 
 
 @cli.command()

@@ -1,9 +1,8 @@
 """The command line: python -m trainers train | evaluate | judge | neurons | sample | info | plot."""
 
-import math
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -221,17 +220,7 @@ def neurons(
 @click.option("--prompt", default="", help="The text to continue; by default, as after a newline.")
 @options.sampling
 @click.option("--seed", type=options.SEED, default=1, show_default=True, help="The same seed gives the same text.")
-def sample(
-    run: Path,
-    prompt: str,
-    length: int,
-    temperature: float,
-    seed: int,
-    top_k: int,
-    top_p: float,
-    repetition_penalty: float,
-    stop: str,
-) -> None:
+def sample(run: Path, prompt: str, length: int, **sampling: Any) -> None:
     """Write text with a run's best checkpoint.
 
     \b
@@ -240,11 +229,8 @@ def sample(
     """
     with console.quiet():
         from trainers.sampling.sampler import sample_run
-    if not all(map(math.isfinite, (temperature, top_p, repetition_penalty))):
-        raise click.BadParameter("--temperature, --top-p and --repetition-penalty must be finite")
-    start, end = os.fsencode(prompt), os.fsencode(stop)  # the bytes as typed, in any encoding
-    pieces = sample_run(run, start, length, temperature, seed, top_k, top_p, repetition_penalty, end)
-    console.write_pieces(pieces, before=start)
+    start = os.fsencode(prompt)  # the bytes as typed, whatever the locale
+    console.write_pieces(sample_run(run, start, length, **sampling), before=start)
 
 
 @cli.command()

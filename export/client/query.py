@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import functools
 import json
-import math
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -103,12 +102,9 @@ def text(
     Example:
       python -m export query text --model book --prompt "Once " --length 2000 --stop "THE END"
     """
-    for name in ("temperature", "top_p", "repetition_penalty"):
-        if not math.isfinite(sampling[name]):
-            raise click.BadParameter(f"--{name.replace('_', '-')} must be a finite number, got {sampling[name]}")
     before = os.fsencode(prompt)  # the bytes as typed, whatever the locale
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
-    sampling |= {"seed": drawn, "stop": os.fsencode(sampling["stop"])}
+    sampling["seed"] = drawn
     if as_json:
         generated = client.generate(before, length, **sampling)
         encoded = {"b64": base64.b64encode(generated.text_bytes).decode()}  # as in TF Serving's REST API

@@ -223,7 +223,7 @@ def sample_run(
     seed: int,
     top_k: int = 0,
     top_p: float = 1.0,
-    penalty: float = 1.0,
+    repetition_penalty: float = 1.0,
     stop: bytes = b"",
 ) -> Iterator[bytes]:
     """Continue `prompt` with a run's best checkpoint, piece by piece.
@@ -237,7 +237,7 @@ def sample_run(
     resume = tf.function(sampler.resume, autograph=False)
     carry_B, held = tf.constant([b""]), b""
     for done in range(0, length, PIECE):
-        columns = (prompt, min(PIECE, length - done), temperature, seed, top_k, top_p, penalty, stop)
+        columns = (prompt, min(PIECE, length - done), temperature, seed, top_k, top_p, repetition_penalty, stop)
         request = Request(*(tf.constant([x], dtype) for x, dtype in zip(columns, REQUEST_TYPES, strict=True)))
         generated, carry_B = resume(carry_B, request)
         (reason,), prompt = generated.finish_reason.numpy(), b""
