@@ -1,6 +1,6 @@
 """The machine's own ceiling: the fastest large matrix product, over all cores, as one library's user gets it.
 
-    python -m bench.gemm tensorflow|torch DEVICE
+    python -m bench.gemm tensorflow|torch DEVICE PRECISION...
 
 It says that it is ready, and then, for each number of seconds that it reads, the best GFLOP/s in each precision: a
 ceiling is what was reached once, so the best of many products of several sizes. (On a GPU, not run so far, float32 has
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 
 from bench.peers import say
 
-PRECISIONS = ("float32", "bfloat16")
 SIDES = {"cpu": (1024, 2048, 3072), "gpu": (4096, 8192)}  # of square matrices
 AT_A_TIME = {"cpu": 1, "gpu": 10}  # products, before one waits for the device
 
@@ -62,18 +61,18 @@ def rates(products: Products, number: int, side: int, seconds: float) -> Iterato
         yield number * 2 * side**3 / (time.perf_counter() - start) / 1e9
 
 
-def main(library: str, device: str) -> None:
+def main(library: str, device: str, *precisions: str) -> None:
     sides, number = SIDES[device], AT_A_TIME[device]
     made = {
-        (precision, side): LIBRARIES[library](device, precision, side) for precision in PRECISIONS for side in sides
+        (precision, side): LIBRARIES[library](device, precision, side) for precision in precisions for side in sides
     }
     say({"ready": library})
     for line in sys.stdin:
-        best = dict.fromkeys(PRECISIONS, 0.0)
+        best = dict.fromkeys(precisions, 0.0)
         for (precision, side), products in made.items():
             best[precision] = max(best[precision], *rates(products, number, side, float(line) / len(made)))
         say(best)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

@@ -26,7 +26,6 @@ from typing import Any
 
 from rich.table import Table
 
-from bench import gemm
 from bench.machine import commit, machine
 from bench.peers import PEERS, Peer, Size, flops_a_character
 from common import console
@@ -50,8 +49,9 @@ def size_named(text: str) -> Size:
 def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> None:
     """Print a table and write out/bench-train-LxH.json (with -gpu): medians, ratios, and every round.
 
-    The peers' processes stay alive and idle while another one runs. A peer that is not installed is left out, and said
-    to be. Raises StageError where the code is not committed, or a peer fails.
+    The peers' processes stay alive and idle while another one runs. A peer that is not installed, or whose precision
+    the processor does not multiply, is left out with a note; one that fails is a row that says so. Raises StageError
+    where the code is not committed, or every peer fails.
     """
     made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
     peers = {name: peer for name, peer in PEERS.items() if _usable(name, peer, device)}
@@ -60,12 +60,20 @@ def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> 
         with console.err.status("warming up"):
             _import_once({peer.package for peer in peers.values()})
             arguments = [device, *map(str, size)]
-            started = {}
+            started, failed = {}, {}
             for name in peers:
-                workers[name] = Worker(name, device, "bench.peers", name, *arguments)
-                started[name] = _start(workers[name])
+                worker = Worker(name, device, "bench.peers", name, *arguments)
+                try:
+                    started[name] = _start(worker)
+                    workers[name] = worker
+                except StageError as error:
+                    failed[name] = str(error)
+            if not started:
+                raise StageError("; ".join(failed.values()))
+            peers = {name: peers[name] for name in started}
+            precisions = sorted({peer.precision for peer in peers.values()}, reverse=True)
             for library in sorted({peer.package for peer in peers.values()}):
-                workers[library] = Worker(library, device, "bench.gemm", library, device)
+                workers[library] = Worker(library, device, "bench.gemm", library, device, *precisions)
                 workers[library].read()
         turns = _turns(workers, rounds, seconds, size.name)
         peaks = {name: workers[name].peak() for name in peers}
@@ -86,6 +94,7 @@ def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> 
             }
             for name, peer in peers.items()
         },
+        "failed": failed,
         "ceiling": ceiling({library: turns[library] for library in workers.keys() - peers.keys()}),
         "ratios": {own: ratios(rates, own) for own in peers if own.startswith("ours")},
         "rounds": turns,
@@ -116,10 +125,10 @@ def ratios(rates: Rounds, own: str) -> dict[str, dict[str, float]]:
 def ceiling(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]:
     """The best GFLOP/s of any library in any round, for each precision, and whose it was."""
     best = {}
-    for precision in gemm.PRECISIONS:
-        found = {library: max(turn[precision] for turn in each) for library, each in turns.items()}
-        library = max(found, key=lambda name: found[name])
-        best[precision] = {"gflops": found[library], "library": library}
+    for precision in next(iter(turns.values()))[0]:
+        rates = {library: max(turn[precision] for turn in each) for library, each in turns.items()}
+        library = max(rates, key=lambda name: rates[name])
+        best[precision] = {"gflops": rates[library], "library": library}
     return best
 
 
@@ -145,6 +154,8 @@ def table(result: dict[str, Any]) -> Table:
             f"{peer['warm_seconds']:.1f} s",
             f"{peer['peak_bytes'] / 1e6:,.0f}",
         )
+    for name in result.get("failed", {}):
+        shown.add_row(name, "failed")
     shown.caption = _caption(result)
     return shown
 
@@ -169,6 +180,7 @@ def _caption(result: dict[str, Any]) -> str:
         "first, warm: from the command to the first step's end, and to the 20th's" + (f" ({steps})" if steps else ""),
         "MB: the most memory that the process held",
     ]
+    lines += [f"{name} failed: {reason}" for name, reason in result.get("failed", {}).items()]
     if (against := against_better_torch(result)) is not None:
         lines.append(f"ours by default is {against:.2f} x as fast as the better of torch's")
     return "\n".join(lines)
@@ -247,6 +259,9 @@ def _import_once(packages: set[str]) -> None:
 
 def _usable(name: str, peer: Peer, device: str) -> bool:
     if device == "gpu" and not peer.gpu:
+        return False
+    if device == "cpu" and peer.precision == "bfloat16" and not multiplies_bfloat16():
+        console.note(f"{name}: this processor has no bfloat16 instructions, left out")
         return False
     if not has(peer.package):
         console.note(f"{name}: {peer.package} is not installed (pip install {peer.package}), left out")

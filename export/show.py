@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import tensorflow as tf
+from rich.filesize import decimal
 from rich.table import Table
 
 from common import console
@@ -19,7 +20,7 @@ from trainers.sampling.rows import Request
 from trainers.sampling.sampler import Sampler
 
 TEMPERATURES = (0.2, 0.5, 0.8, 1.0)
-LENGTH = 160  # tokens after an empty prompt, which suits every text
+LENGTH = 240  # tokens after an empty prompt, which suits every text
 LINES, COLUMNS = 3, 100  # of each sample, blank lines left out
 
 
@@ -51,7 +52,7 @@ def _table(*columns: str) -> Table:
 
 
 def _made(run: Run, served: Path, lite: list[Path]) -> Table:
-    table = _table("What was made", "", "MB")
+    table = _table("What was made", "", "")
     report = run.folder / "report.html"
     for name, path in (
         ("data", run.data),
@@ -61,7 +62,7 @@ def _made(run: Run, served: Path, lite: list[Path]) -> Table:
         *((".tflite", path) for path in lite),
     ):
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        table.add_row(name, str(path), f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
+        table.add_row(name, str(path), decimal(sum(file.stat().st_size for file in files)))
     return table
 
 
@@ -80,7 +81,7 @@ def _bits(run: Run) -> Table:
 
 
 def _samples(texts: list[bytes]) -> None:
-    console.out.print("Samples, a seed each", style="bold")
+    console.out.print("Samples, one seed each", style="bold")
     for temperature, text in zip(TEMPERATURES, texts, strict=True):
         console.out.rule(f"temperature {temperature}", align="left")
         lines = text.decode("utf-8", errors="replace").split("\n")

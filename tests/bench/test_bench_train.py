@@ -100,6 +100,13 @@ def test_the_table_is_about_the_default_precision() -> None:
     assert "ours by default is 0.80 x as fast as the better of torch's" in printed(made_up("float32"))
 
 
+def test_a_peer_that_failed_is_a_row_that_says_so() -> None:
+    result = made_up("float32") | {"failed": {"torch nn.GRU": "torch nn.GRU ended with code 1"}}
+    rows = printed(result)
+    assert rows["torch nn.GRU"] == ["failed"]
+    assert "torch nn.GRU failed: torch nn.GRU ended with code 1" in rows
+
+
 def test_a_warm_up_that_was_cut_short_is_said() -> None:
     result = made_up("float32")
     assert "first, warm: from the command to the first step's end, and to the 20th's" in printed(result)
@@ -133,10 +140,20 @@ def test_all_and_a_size_exclude_each_other() -> None:
 
 def test_torch_is_left_out_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "has", lambda package: package != "torch")
+    monkeypatch.setattr(train, "multiplies_bfloat16", lambda: True)
     with console.err.capture() as seen:
         usable = [name for name, peer in PEERS.items() if train._usable(name, peer, "cpu")]
     assert usable == ["ours, float32", "ours, bfloat16", "keras.layers.LSTM, fit"]
     assert "torch nn.LSTM, float32: torch is not installed (pip install torch), left out" in seen.get()
+
+
+def test_a_precision_that_the_processor_does_not_multiply_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "has", lambda package: True)
+    monkeypatch.setattr(train, "multiplies_bfloat16", lambda: False)
+    with console.err.capture() as seen:
+        usable = [name for name, peer in PEERS.items() if train._usable(name, peer, "cpu")]
+    assert usable == ["ours, float32", "keras.layers.LSTM, fit", "torch nn.LSTM, float32"]
+    assert "torch nn.LSTM, bfloat16: this processor has no bfloat16 instructions, left out" in seen.get()
 
 
 def test_a_peer_that_ends_is_named_with_the_command_that_shows_why() -> None:
@@ -146,13 +163,15 @@ def test_a_peer_that_ends_is_named_with_the_command_that_shows_why() -> None:
 
 
 def test_two_peers_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["ours, float32", "torch nn.LSTM, float32" if importlib.util.find_spec("torch") else "ours, bfloat16"]
-    monkeypatch.setattr(train, "PEERS", {name: PEERS[name] for name in names})
+    names = ["ours, float32", "keras.layers.LSTM, fit"]
+    broken = {"a broken peer": PEERS[names[0]]}  # bench.peers knows no such name, so its process ends
+    monkeypatch.setattr(train, "PEERS", {name: PEERS[name] for name in names} | broken)
     monkeypatch.setattr(train, "commit", lambda: "a commit")
     monkeypatch.setattr(train, "_import_once", lambda packages: None)
     train.compare(Size(1, 8, lanes=4, window=5), "cpu", rounds=2, seconds=0.1, out=tmp_path)
     result = json.loads((tmp_path / "bench-train-1x8.json").read_text(encoding="utf-8"))
     assert list(result["peers"]) == names
+    assert "a broken peer ended with code 1" in result["failed"]["a broken peer"]
     for name in names:
         peer = result["peers"][name]
         assert peer["characters_per_second"] > 0
@@ -166,17 +185,17 @@ def test_two_peers_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
-def test_torch_learns_in_both_precisions() -> None:
+def test_torch_learns_in_the_processor_s_precisions() -> None:
     """In a process of its own: torch's threads and TensorFlow's do not get on."""
     code = """
-from bench import peers
 from bench.peers import Size, torch_lstm
+from common.machine import multiplies_bfloat16
 import torch
 torch.manual_seed(1)
 losses = []
 item = torch.Tensor.item
 torch.Tensor.item = lambda tensor: losses.append(item(tensor)) or losses[-1]
-for precision in ("float32", "bfloat16"):
+for precision in ("float32", *(["bfloat16"] if multiplies_bfloat16() else [])):
     run = torch_lstm(precision)(Size(1, 16, 4, 8), "cpu")
     run(1), run(60)
     assert losses[-1] < 0.9 * losses[-2], losses
