@@ -195,7 +195,7 @@ MISTAKES = [
         "the largest that fit",
         "trainers train configs/tiny.toml --out runs/a --set train.lanes=500",
         1,
-        "with windows of 20, use at most 4 lanes",
+        "with windows of 20, use at most 4",
     ),
     (
         "an unknown key",
@@ -234,7 +234,12 @@ MISTAKES = [
         1,
         "have another vocabulary",
     ),
-    ("a full version folder", "export savedmodel runs/tiny --out served/full --version 1", 1, "served/full/1 is full"),
+    (
+        "a full version folder",
+        "export savedmodel runs/tiny --out served/full --version 1",
+        1,
+        "served/full/1 already holds",
+    ),
     (
         "a folder of other things",
         "export tflite runs/tiny --out configs --force",
@@ -245,7 +250,7 @@ MISTAKES = [
         "a file for a folder",
         "trainers train configs/tiny.toml --out text.py",
         1,
-        "text.py is a file, a run is a folder",
+        "text.py is a file, but a run is a folder",
     ),
     (
         "no such precision",

@@ -166,15 +166,15 @@ def test_logits_scores_and_neurons_match_the_models_own_calls(cell: ServedModel,
     scored = cell.query("score_chars", [{"text": text} for text in texts])
     for text, start, score in zip(texts, started, scored, strict=True):
         logits, carries = slow.read(cell.vocab.prompt_ids(text))
-        np.testing.assert_allclose(start["logits"], logits[-1], atol=1e-5)
+        np.testing.assert_allclose(start["logits"], logits[-1], rtol=1e-5, atol=1e-5)
         packed = np.frombuffer(start["carry_bytes"], np.float32)[68:]
-        np.testing.assert_allclose(packed.reshape(carries.shape[1:]), carries[-1], atol=1e-5)
+        np.testing.assert_allclose(packed.reshape(carries.shape[1:]), carries[-1], rtol=1e-5, atol=1e-5)
         own = cell.vocab.encode(text).astype(int)
         logits, carries = slow.read([cell.vocab.start_id, *own])
         log_probs = logits - np.log(np.exp(logits.astype(np.float64)).sum(1, keepdims=True))
         expected = np.zeros_like(score["log_probs"])
         expected[: len(own)] = log_probs[np.arange(len(own)), own]
-        np.testing.assert_allclose(score["log_probs"], expected, atol=1e-5)
+        np.testing.assert_allclose(score["log_probs"], expected, rtol=1e-5, atol=1e-5)
     for layer in range(cell.net.config.layers):
         looked = cell.query("neurons", [{"text": text, "layer": layer} for text in texts])
         for text, one in zip(texts, looked, strict=True):
@@ -188,7 +188,7 @@ def test_logits_scores_and_neurons_match_the_models_own_calls(cell: ServedModel,
             for state, name in enumerate("hc"[:states]):
                 expected = np.zeros_like(one[name])
                 expected[: len(own)] = carries[1:, layer, state]
-                np.testing.assert_allclose(one[name], expected, atol=1e-5)
+                np.testing.assert_allclose(one[name], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_whole_window_gives_the_same_logits(model: ExportedModel, rng: np.random.Generator) -> None:
@@ -196,7 +196,7 @@ def test_a_whole_window_gives_the_same_logits(model: ExportedModel, rng: np.rand
         ids = model.vocab.prompt_ids(text).astype(np.int32)[None]
         resets = ids == model.vocab.end_id if model.vocab.end_id is not None else None
         logits, _ = model.net(ids, model.net.initial_carry(1), reset_BxT=resets)
-        np.testing.assert_allclose(model.query_row("start", prompt=text)["logits"], logits[0, -1], atol=1e-5)
+        np.testing.assert_allclose(model.query_row("start", prompt=text)["logits"], logits[0, -1], rtol=1e-5, atol=1e-5)
 
 
 def test_generated_text_matches_the_reference_loop(cell: ServedModel, rng: np.random.Generator) -> None:
