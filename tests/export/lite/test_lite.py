@@ -13,7 +13,7 @@ from export.bundle import pack, unpack
 from export.lite import lite
 from export.lite.graph import PRECISIONS, check_ops, convert, op_names
 from export.lite.lite import LiteSettings, export_lite, prove
-from export.lite.quality import Text, lanes, measure, reader
+from export.lite.quality import Quality, Text, lanes, measure, reader
 from export.lite.runner import LiteModel, Sampling
 from pipeline.manifest import Manifest, read_manifest
 from trainers import checkpoint
@@ -59,9 +59,10 @@ def steps(file: LiteModel, ids_T: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the fresh process that measures speed and memory."""
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the measurements of an export: every file loses nothing."""
     monkeypatch.setattr(lite, "probe", lambda path: {"us_a_step": 1.0, "peak_bytes": 1})
+    monkeypatch.setattr(lite, "measure", lambda model, files, text: (1.0, dict.fromkeys(files, Quality(1, 0, 0, 1))))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -197,7 +198,6 @@ def test_a_single_nan_is_refused(run: Path, devices: Path, precision: str, monke
         prove(devices / f"{precision}.tflite", load(run))
 
 
-@pytest.mark.usefixtures("unprobed")
 def test_a_loss_above_the_limit_is_refused_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
     strict = LiteSettings(("float32", "int8-dynamic"), {"int8-dynamic": -1.0})
     message = (
@@ -209,7 +209,7 @@ def test_a_loss_above_the_limit_is_refused_and_leaves_nothing(run: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("unprobed")
+@pytest.mark.usefixtures("unmeasured")
 def test_default_limits_apply_unless_overridden(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lite.LIMITS == {"float32": 0.0001, "float16": 0.001, "int8-dynamic": 0.02}
     monkeypatch.setitem(lite.LIMITS, "float32", -1.0)
@@ -221,7 +221,7 @@ def test_default_limits_apply_unless_overridden(run: Path, tmp_path: Path, monke
     assert (tmp_path / "out" / "neurons.json").read_text() == "a user's own"
 
 
-@pytest.mark.usefixtures("unprobed")
+@pytest.mark.usefixtures("unmeasured")
 def test_neurons_of_the_exported_weights_are_copied(run: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(run, folder)
