@@ -118,7 +118,7 @@ def test_a_text_beyond_the_bound_is_an_error_of_its_row(tiny: ExportedModel, mon
     answer = Served(Sampler(tiny.net, tiny.vocab, limits), "").answer(
         "neurons", {"text": [b"12345", b"123456", b"1"], "layer": [0, 0, 0]}
     )
-    assert answer["error"].tolist() == [b"", b"error: text: at most 5 bytes are read, got 6", b""]
+    assert answer["error"].tolist() == [b"", b"error: text: at most 5 bytes are read, got 6 bytes", b""]
     assert answer["h"].shape == (3, 5, 9)
     assert answer["n_chars"].tolist() == [5, 0, 1]
 
