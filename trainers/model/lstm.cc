@@ -192,7 +192,7 @@ struct Inputs {
     TF_DeleteStatus(status);
   }
   const float* operator[](int i) const { return static_cast<const float*>(TF_TensorData(tensors[i])); }
-  int dim(int i, int axis) const { return TF_Dim(tensors[i], axis); }
+  int dim(int i, int axis) const { return axis < TF_NumDims(tensors[i]) ? TF_Dim(tensors[i], axis) : -1; }
 
   // Fails the op unless input i has this shape.
   bool has(int i, std::initializer_list<int64_t> shape) {
