@@ -12,4 +12,4 @@ def test_doctest() -> None:
 
 def test_missing_template_values_are_errors() -> None:
     with pytest.raises(jinja2.UndefinedError, match="'report' is undefined"):
-        pages.render("pipeline", "report.html.j2", {"visible": str, "spread": str})
+        pages.render("pipeline", "report.html.j2", {"escaped": str, "spread": str})
