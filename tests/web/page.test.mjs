@@ -342,6 +342,7 @@ test("a character chosen while the text streams takes the place of what would ha
   on(
     async (page) => {
       await page.click("#write");
+      await says(page, /Writing/); // a click before that would choose without writing on
       await page.locator("#bars button").first().waitFor();
       await page.locator("#bars button").first().click();
       await says(page, "Done.");
