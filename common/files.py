@@ -30,7 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def check_replaceable(folder: Path, marker: str, kind: str, option: str = "--out") -> None:
     """Raise StageError unless `folder` is missing, empty, or a `kind`, which contains a file `marker`.
 
-    Anything else is the user's own, and not ours to replace even with --force. option: the one that named the folder.
+    Anything else is the user's own and is not replaced, even with --force. option: the option that names the folder.
     """
     if folder.exists() and not folder.is_dir():
         raise StageError(f"{folder} is a file, but {kind} is a folder: pass another {option}")
@@ -53,7 +53,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 def whole_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     """Yield an empty folder beside `path`, and replace `path` and its contents with it if the block succeeds.
 
-    Raises StageError if `path` has contents by then and `replace` is False: another process was faster.
+    Raises StageError if `replace` is False and another process has written to `path` in the meantime.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(path)
@@ -93,7 +93,7 @@ def _clear(path: Path) -> None:
 
 
 def _unlocked(folder: Path) -> bool:
-    """Whether no running process holds the lock on a folder."""
+    """Return whether no running process holds the lock on a folder."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -11,12 +11,12 @@ def processor() -> tuple[str, set[str]]:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware; without it, bfloat16 is slower than float32."""
+    """Check whether the processor multiplies bfloat16 in hardware; if not, bfloat16 is slower than float32."""
     return bool({"avx512_bf16", "amx_bf16"} & processor()[1])
 
 
 def memory(pid: int | None = None, peak: bool = False) -> int:
-    """Resident memory of a process in bytes, now or at its peak; 0 if unknown. pid: of another process."""
+    """Resident memory of a process in bytes, now or at its peak; 0 if unknown. By default, of this process."""
     value = _fields(Path(f"/proc/{pid or 'self'}/status")).get("VmHWM" if peak else "VmRSS", "0 kB")
     return int(value.split()[0]) * 1024
 
@@ -33,16 +33,16 @@ def _fields(path: Path) -> dict[str, str]:
 def keep_freed_memory() -> None:
     """Have glibc's malloc keep freed memory for the next tensor, instead of returning it to the kernel.
 
-    A training step allocates and frees tensors of several megabytes, and getting each anew from the kernel, page by
-    page, takes as long as half of its products. Call it before TensorFlow is imported: a thread that
-    has allocated before keeps its own heap. Does nothing with other C libraries.
+    A training step allocates and frees tensors of several megabytes. Requesting each from the kernel again, page by
+    page, takes half as long as the step's matrix products. Call this before importing TensorFlow: a thread that has
+    already allocated memory keeps its own heap. Does nothing with other C libraries.
     """
     settings = {
-        -1: 2**31 - 1,
-        -2: 2**28,
-        -3: 2**30,
-        -8: 1,
-    }  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX
+        -1: 2**31 - 1,  # M_TRIM_THRESHOLD
+        -2: 2**28,  # M_TOP_PAD
+        -3: 2**30,  # M_MMAP_THRESHOLD
+        -8: 1,  # M_ARENA_MAX
+    }
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         for name, value in settings.items():

@@ -30,14 +30,14 @@ _OPTIONS = (
         "--top-k",
         type=click.IntRange(0, (1 << 31) - 1),
         default=0,
-        help="Sample from this many most likely characters.  [default: all]",
+        help="Sample only from this many of the most likely characters.  [default: all]",
     ),
     click.option(
         "--top-p",
         type=click.FloatRange(0, 1, min_open=True),
         callback=_finite,
         default=1.0,
-        help="Sample from the fewest characters with this total probability.",
+        help="Sample only from the most likely characters that reach this total probability.",
     ),
     click.option(
         "--repetition-penalty",

@@ -67,7 +67,7 @@ def bars(series: Sequence[Sequence[float | None]], labels: list[str], tick: Call
     highest = max((height for heights in series for height in heights if height is not None), default=0) or 1
     group = WIDTH / max(len(labels), 1)
     width = 0.8 * group / max(len(series), 1)
-    drawn = [
+    boxes = [
         [
             ((index + 0.1) * group + k * width, HEIGHT * (1 - height / highest), width, HEIGHT * height / highest)
             for index, height in enumerate(heights)
@@ -90,7 +90,7 @@ def bars(series: Sequence[Sequence[float | None]], labels: list[str], tick: Call
         (label, [_formatted(heights[index], tick) for heights in series if heights])
         for index, label in enumerate(labels)
     )
-    plot = Plot(x_ticks, y_ticks, numbers, bars=drawn, absent=absent)
+    plot = Plot(x_ticks, y_ticks, numbers, bars=boxes, absent=absent)
     if not tilted:
         return plot
     below = 14 + max(map(_width, labels)) * math.sin(math.radians(TILT))
@@ -119,7 +119,7 @@ def _decades(values: list[float]) -> tuple[int, int]:
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most MOST_POINTS points, evenly spaced on a logarithmic axis, with the first and the last.
 
-    A single point is repeated, since SVG draws no polyline of one.
+    A single point is repeated, since SVG draws nothing for a polyline of one point.
     """
     if len(points) <= MOST_POINTS:
         return points * 2 if len(points) == 1 else points

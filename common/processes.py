@@ -14,10 +14,10 @@ def run(
 
     Raises StageError ("{failure}: {last line of standard error}") if its exit status is not 0.
     """
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise StageError(f"{failure}: {last_line(done.stderr)}")
-    return done.stdout
+    process = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise StageError(f"{failure}: {last_line(process.stderr)}")
+    return process.stdout
 
 
 def last_line(output: str) -> str:

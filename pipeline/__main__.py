@@ -19,7 +19,7 @@ def cli() -> None:
 
 @cli.command()
 def corpora() -> None:
-    """List the named corpora, the essay's among them, with their sources."""
+    """List the named corpora, including the essay's, with their sources."""
     from pipeline.fetch import listing
 
     if not console.out.is_terminal:
@@ -29,9 +29,7 @@ def corpora() -> None:
 
 @cli.command()
 @click.argument("name")
-@click.option(
-    "--from", "source", metavar="FILE|FOLDER|URL", help="Use your own copy; its text is verified all the same."
-)
+@click.option("--from", "source", metavar="FILE|FOLDER|URL", help="Use your own copy. Its text is verified as well.")
 @click.option("--to", type=click.Path(path_type=Path), help="The folder to create. Default data/raw/NAME.")
 @click.option("--force", is_flag=True, help="Fetch it again.")
 def fetch(name: str, source: str | None, to: Path | None, force: bool) -> None:
@@ -78,7 +76,7 @@ def _choice(*names: str) -> click.Choice[str]:
 @click.option("--errors", type=_choice("strict", "replace", "skip"), help="How to handle bytes that cannot be decoded.")
 @click.option("--newlines", type=_choice("keep", "lf"), help="lf converts CR LF and CR to LF.")
 @click.option("--bom", type=_choice("keep", "strip"), help="Whether to keep a byte-order mark.")
-@click.option("--unit", type=_choice("byte", "char"), help="What a token stands for. Default byte.")
+@click.option("--unit", type=_choice("byte", "char"), help="Unit of a token. Default byte.")
 @click.option("--max-vocab", type=int, help="For char: the largest vocabulary.")
 @click.option("--min-count", type=int, help="For char: how often a character must occur in train.")
 @click.option("--unknown", type=_choice("error", "replace", "skip"), help="For char: how to handle other characters.")
@@ -198,7 +196,7 @@ def _where(config: Path | None, section: str) -> str:
 
 
 def _folder(folder: Path | None, config: Path | None, usage: str) -> Path:
-    """The folder that was named, else the config's own."""
+    """Folder named on the command line, else the config's."""
     if folder:
         return folder
     if config:

@@ -59,14 +59,14 @@ def compression(path: Path) -> str | None:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file's first bytes are those of a zip or a tar, compressed or not."""
+    """Check whether a file's first bytes are those of a zip or a tar, compressed or not."""
     with open_text(path) as file:
         head = file.read(tarfile.BLOCKSIZE)
     return head.startswith(ZIP) or head[257:262] == b"ustar" or _is_tar_header(head)
 
 
 def _is_tar_header(head: bytes) -> bool:
-    """Whether the header checksum matches: the oldest tars have no magic number."""
+    """Check the header's checksum: the oldest tars have no magic number."""
     try:
         return bool(tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape"))
     except tarfile.HeaderError:
@@ -109,8 +109,8 @@ class _Decompressed(io.RawIOBase):
 
     def _more(self) -> bool:
         """Decompress the next piece. Returns False at the end of the file."""
-        fed = not getattr(self.decompressor, "needs_input", True)  # it holds more output already
-        piece = b"" if fed else self.rest or self.file.read(READ_SIZE)
+        pending = not getattr(self.decompressor, "needs_input", True)  # the decompressor holds more output
+        piece = b"" if pending else self.rest or self.file.read(READ_SIZE)
         if self.decompressor is None:
             # gzip and xz allow zero padding between streams.
             self.rest = piece.lstrip(b"\0")
@@ -118,7 +118,7 @@ class _Decompressed(io.RawIOBase):
                 self.decompressor = DECOMPRESSORS[self.kind]()
             return piece != b""
         self.rest = b""
-        if not (piece or fed):
+        if not (piece or pending):
             raise StageError(f"the {self.kind} stream of {self.path} is truncated: copy or fetch it again")
         try:
             limit = (MAX_OUTPUT,) if self.kind in ("bz2", "xz") else ()
@@ -149,10 +149,10 @@ def members(path: Path, ceiling: int) -> Iterator[tuple[str, int, BinaryIO]]:
         files = _zip_members(path)
     else:
         files = _tar_members(path, ceiling)
-    left = _Allowance(path, ceiling)
+    allowance = _Allowance(path, ceiling)
     with _corruption(path):
         for name, size, file in files:
-            yield name, size, io.BufferedReader(_Counted(file, left))
+            yield name, size, io.BufferedReader(_Counted(file, allowance))
 
 
 class _Allowance:
@@ -171,7 +171,7 @@ class _Allowance:
 
 
 class _Counted(io.RawIOBase):
-    """File in an archive that counts what is read, since headers may lie, and reports corruption."""
+    """File in an archive. Counts the bytes read, since headers may lie, and reports corruption."""
 
     def __init__(self, file: Any, allowance: _Allowance) -> None:
         self.file, self.allowance = file, allowance

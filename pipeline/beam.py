@@ -35,8 +35,8 @@ def run(stage: str, title: str = "", total: int = 0, options: str = "") -> Itera
     """Yield a Beam pipeline that runs when the block ends, under a progress bar `title` over `total` bytes.
 
     options: Beam's own, as on a command line ("--runner=FlinkRunner --parallelism=8"). The default runner is
-    FnApiRunner, since DirectRunner first tries to download another one. It keeps elements in memory, so pipelines pass
-    file positions between steps, never text.
+    FnApiRunner, since DirectRunner first tries to download another runner. It keeps elements in memory, so pipelines
+    pass file positions between steps, never text.
     Raises UsageError for options or runners that Beam does not know; StageError, in one line, for any failure inside.
     """
     parsed, runner = _parsed(options)
@@ -96,15 +96,15 @@ def _bar(title: str, total: int) -> Iterator[None]:
 
 def _parsed(options: str) -> tuple[PipelineOptions, PipelineRunner]:
     """Parse Beam's options. Returns them and the runner they name, by default FnApiRunner."""
-    complaint, name = io.StringIO(), None
+    stderr, name = io.StringIO(), None
     try:
         # Beam parses options on first use, and argparse then exits the process on an invalid one.
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(stderr):
             parsed = PipelineOptions(shlex.split(options))
             parsed.get_all_options()
             name = parsed.view_as(StandardOptions).runner
             return parsed, create_runner(name) if name else FnApiRunner()
     except (AttributeError, ImportError, SystemExit, ValueError) as error:
-        lines = complaint.getvalue().strip().splitlines()
+        lines = stderr.getvalue().strip().splitlines()
         rule = f"Beam has no runner {name!r}" if name else f"invalid --beam options {options!r}"
         raise UsageError(f"{rule}: {lines[-1] if lines else error}") from None

@@ -17,7 +17,7 @@ class IngestSettings:
 
     source: files, folders, patterns, "-" or named corpora (pipeline.sources), joined in this order.
     include, exclude: patterns for the file names in a folder.
-    unit: what a token stands for. "byte" covers every text; "char" is a Unicode code point.
+    unit: of a token. "byte" covers every text; "char" is a Unicode code point.
     max_vocab, min_count: for char, the largest vocabulary, and how often a character must occur in train to enter it.
     unknown: for char, how to handle a character outside the vocabulary: "error", "replace" (with U+FFFD) or "skip".
     encoding, errors, newlines, bom: how to read files (pipeline.text.Rules).
@@ -25,7 +25,7 @@ class IngestSettings:
     split: "contiguous": beginning, middle and end of the text; "document": each document to a split by its hash;
         "char-rnn": the beginning, middle and end of each of `streams` equal streams.
     train, val, test: shares that sum to 1, as exact decimals; or, for "contiguous", numbers of bytes. A val or test of
-        0 makes no such split.
+        0 omits that split.
     shard_bytes: approximate bytes of text per shard. One worker writes a shard. Small shards let lanes start quickly:
         TensorFlow reaches a position in a file by reading everything before it.
     """

@@ -73,7 +73,7 @@ CORPORA = {
         essay="not in it",
     ),
     "tinyshakespeare": Corpus(
-        about="40,000 lines of Shakespeare's plays, the first example of char-rnn; 65 distinct characters",
+        about="40,000 lines of Shakespeare's plays, char-rnn's first example; 65 distinct characters",
         licence="public domain",
         essay="not in it; char-rnn, the essay's code, trains on it by default",
         address="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -86,7 +86,7 @@ CORPORA = {
     "shakespeare": Corpus(
         about="all works of Shakespeare; 67 distinct characters",
         licence="public domain",
-        essay="a 3-layer RNN of 512 units a layer wrote the scenes of Pandarus and of Vincentio",
+        essay="a 3-layer RNN of 512 units per layer wrote the scenes of Pandarus and Vincentio",
         address="https://cs.stanford.edu/people/karpathy/char-rnn/shakespeare_input.txt",
         bytes=4_573_338,
         files=(r"(^|/)shakespeare_input\.txt$",),
@@ -94,11 +94,11 @@ CORPORA = {
         text_git="9b164024154db21fc8c833cde26b408486393a00",
     ),
     "wikipedia": Corpus(
-        about="enwik8, the first 100 MB of English Wikipedia's XML of 2006, of the Hutter Prize; literature on it "
-        "compares models on the last 5 MB, after 90 for training and 5 for validation: train = 90_000_000, "
+        about="enwik8, the first 100 MB of English Wikipedia's XML of 2006, as in the Hutter Prize; papers compare "
+        "models on the last 5 MB, after 90 for training and 5 for validation: train = 90_000_000, "
         "val = 5_000_000, test = 5_000_000",
         licence="CC BY-SA 3.0 and GFDL",
-        essay="following Graves, trained on the first 96 MB and validated on the other 4: links, tables, XML came out",
+        essay="following Graves, trained on the first 96 MB and validated on the other 4; wrote links, tables and XML",
         address="http://mattmahoney.net/dc/enwik8.zip",
         bytes=36_445_475,
         sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
@@ -117,8 +117,8 @@ CORPORA = {
         text_sha256="34c1c63050c87cc8477b9ae36b1cb0edf372612c92938b742e579a7109c20fa4",
     ),
     "linux": Corpus(
-        about="474 MB of the C source and headers of the Linux kernel, in order of path; pass another kernel's tar or "
-        "folder with --from",
+        about="474 MB of the Linux kernel's C source and headers, ordered by path; pass another kernel's tar or folder "
+        "with --from",
         licence="GPL-2.0",
         essay="3-layer LSTMs of some 10 million parameters wrote C for days, on 474 MB of all *.c and *.h of 2015",
         address="https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.1.tar.xz",
@@ -141,7 +141,7 @@ CORPORA = {
     "warpeace": Corpus(
         about="Tolstoy's War and Peace, Maudes' translation; with byte order mark and CRLF",
         licence="public domain",
-        essay="samples after 100 to 2,000 iterations show how a model learns; its neurons were looked at",
+        essay="samples after 100 to 2,000 iterations show how a model learns; its neurons are visualized",
         address="https://cs.stanford.edu/people/karpathy/char-rnn/warpeace_input.txt",
         bytes=3_258_246,
         sha256="fb66ba999dafe24017cdd59e04c56d385a9c8466993d374fd4c6f08b2142985e",
@@ -157,7 +157,7 @@ CORPORA = {
     ),
     "names": Corpus(
         about="2,943 male and 5,001 female first names, one per line (Mark Kantrowitz's corpus 1.3)",
-        licence="free to use and to pass on with its README and credit to Mark Kantrowitz; not public domain",
+        licence="free to use and redistribute with its README and credit to Mark Kantrowitz; not public domain",
         essay="8,000 names; 90 % of those generated were new: Rudi, Levette, Berice, Lussa",
         address="https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/corpora/names.zip",
         bytes=21_326,
@@ -180,7 +180,7 @@ def make_text(corpus: Corpus, source: Path, text: Path) -> None:
     """Build the corpus's `text` from `source`: an archive, a folder, or one file, compressed or not.
 
     An archive is streamed once, into a spool beside `text`, and never unpacked. Raises StageError if it contains none
-    of the corpus's files, is corrupted (pipeline.archives), or yields a different text than the known one.
+    of the corpus's files, is corrupted (pipeline.archives), or yields a text other than the known one.
     """
     spool = text.with_name(f".{text.name}.spool")
     with spool.open("wb+") as file:

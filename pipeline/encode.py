@@ -18,7 +18,7 @@ Advance = Callable[[int], None]  # reports bytes read, for the progress bar
 
 
 class Encoder:
-    """Encode texts into a shard, counting bytes, documents and characters outside the vocabulary."""
+    """Encoder of texts into a shard. Counts bytes, documents and characters outside the vocabulary."""
 
     def __init__(self, vocab: Vocab, unknown: str, shard: ShardWriter):
         self.vocab, self.keep_unknown, self.shard = vocab, unknown != "skip", shard

@@ -38,10 +38,10 @@ BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses worth another attemp
 def fetch(name: str, source: str | None = None, to: Path | None = None, force: bool = False) -> Path:
     """Create the folder `to` (default data/raw/NAME) with the corpus as input.txt and its provenance.json.
 
-    source: file, folder or http(s) URL to use instead of the corpus's own address; the text is verified all the same.
+    source: file, folder or http(s) URL to use instead of the corpus's own address; its text is verified as well.
     force: fetch again even if the corpus is already there.
-    Raises UsageError for an unknown name or source; StageError if the download fails, the text is not the expected
-    one, or `to` holds something else.
+    Raises UsageError for an unknown name or source; StageError if the download fails, the text is not the corpus's,
+    or `to` holds something else.
     """
     corpus = find(name)
     source = source or corpus.address
@@ -122,8 +122,8 @@ class UnfinishedError(StageError):
     """An incomplete download. Its bytes are kept, and the next call resumes it."""
 
 
-class _BrokenOffError(Exception):
-    """A response ended early or did not fit the request. The next request resumes or starts over."""
+class _InterruptedError(Exception):
+    """A response ended early or did not match the request. The next request resumes or starts over."""
 
 
 @contextlib.contextmanager
@@ -164,13 +164,13 @@ def _session() -> requests.Session:
 
 
 def _download(url: str, file: BinaryIO, size: int | None, ceiling: int) -> None:
-    """Download `url` into `file`, resuming after each break. Raises UnfinishedError after the last attempt."""
+    """Download `url` into `file`, resuming after each interruption. Raises UnfinishedError after the last attempt."""
     with _session() as session:
         for _ in range(ATTEMPTS):
             try:
                 return _attempt(session, url, file, size, ceiling)
-            except (_BrokenOffError, urllib3.exceptions.HTTPError) as error:
-                reason = _reason(error)  # the body broke off: the next request resumes it
+            except (_InterruptedError, urllib3.exceptions.HTTPError) as error:
+                reason = _reason(error)  # the body ended early: the next request resumes it
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.RetryError) as error:
                 reason = _reason(error)  # the session has retried already
                 break
@@ -183,7 +183,7 @@ def _download(url: str, file: BinaryIO, size: int | None, ceiling: int) -> None:
 
 
 def _attempt(session: requests.Session, url: str, file: BinaryIO, size: int | None, ceiling: int) -> None:
-    """Request what `file` lacks of `url` and append it. Raises _BrokenOffError where another request may help."""
+    """Append the missing bytes of `url` to `file`. Raises _InterruptedError where another request may help."""
     state_file = _state_file(Path(file.name))
     state = json.loads(state_file.read_text()) if state_file.is_file() else {}
     have = file.seek(0, os.SEEK_END) if state.get("url") == _public(url) else 0
@@ -208,14 +208,14 @@ def _attempt(session: requests.Session, url: str, file: BinaryIO, size: int | No
                 progress.update(task, completed=have)
     file.flush()
     if have < (total or size or 0):
-        raise _BrokenOffError(f"it broke off after {have:,} of {total or size:,} bytes")
+        raise _InterruptedError(f"the response ended after {have:,} of {total or size:,} bytes")
     write_json(state_file, {"url": _public(url), "validator": None, "bytes": have})
 
 
 def _announced(response: requests.Response, file: BinaryIO) -> tuple[int, int | None]:
     """Offset of a response's first byte in the file, and the file's size if the server announces it.
 
-    Raises _BrokenOffError where another request may help, StageError where it will not.
+    Raises _InterruptedError where another request may help, StageError where it will not.
     """
     status = response.status_code
     if status == 200:  # also from servers that ignore Range, and for a file that has changed since
@@ -228,7 +228,7 @@ def _announced(response: requests.Response, file: BinaryIO) -> tuple[int, int | 
     reason = f"HTTP {status} {response.reason}"
     if status in (206, 416):
         file.truncate(0)
-        raise _BrokenOffError(f"{reason}, but not for the range requested")
+        raise _InterruptedError(f"{reason}, but not for the range requested")
     raise StageError(f"{_public(response.url)} cannot be fetched: {reason}; pass another copy with --from")
 
 
@@ -249,7 +249,7 @@ def _public(url: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Root cause inside what requests and urllib3 wrap around it."""
+    """Root cause of an error that requests and urllib3 have wrapped."""
     while isinstance(cause := getattr(error, "reason", None) or (error.args or ("",))[-1], Exception):
         error = cause
     return re.sub(r"^\w+\([^)]*\): ", "", str(error.args[-1] if error.args else error))

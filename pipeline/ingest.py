@@ -41,7 +41,7 @@ ENDS: dict[str, Literal["newline", "token"] | None] = {"none": None, "line": "ne
 
 
 def ingest(settings: IngestSettings, out: Path, force: bool = False, options: str = "") -> Manifest:
-    """Make the data set `out`, unless it already exists, made from the same bytes with the same settings.
+    """Build the data set `out`, unless it was already built from the same bytes with the same settings.
 
     options: Beam's own (pipeline.beam).
     Raises UsageError for a missing source; StageError for a file that is not text, a text that is empty or too short,
@@ -58,8 +58,8 @@ def ingest(settings: IngestSettings, out: Path, force: bool = False, options: st
             console.out.print(f"{out} is up to date: same sources, same settings")
             return manifest
         with whole_folder(out, replace=force) as partial:
-            made = DataSet(settings, partial, options).make(sources.files)
-            manifest = dataclasses.replace(made, provenance=tuple(sources.provenance))
+            manifest = DataSet(settings, partial, options).make(sources.files)
+            manifest = dataclasses.replace(manifest, provenance=tuple(sources.provenance))
             _check_provenance(manifest)
             write_manifest(partial, manifest)
     report(out, manifest)
@@ -67,7 +67,7 @@ def ingest(settings: IngestSettings, out: Path, force: bool = False, options: st
 
 
 def report(out: Path, manifest: Manifest) -> None:
-    """Print the size of the data set, and what ingest changed in the text."""
+    """Print the size of the data set and the changes made to its text."""
     for change, count in manifest.cleaned.items():
         console.note(f"{change}: {count:,}")
     for name, split in manifest.splits.items():
@@ -125,7 +125,7 @@ def hash_sources(files: list[SourceFile]) -> tuple[Source, ...]:
 
 
 class DataSet:
-    """A data set under construction in the folder `folder`."""
+    """A data set under construction in `folder`."""
 
     def __init__(self, settings: IngestSettings, folder: Path, options: str):
         self.settings, self.folder, self.options = settings, folder, options
@@ -255,7 +255,7 @@ class DataSet:
 
         written = [shard for shards in self._each("writing tokens", work, plan, _length(plan)) for shard in shards]
         if unknown == "error":
-            _refuse_unknown(written, vocab.unit)
+            _reject_unknown(written, vocab.unit)
         written.sort(key=lambda shard: shard["index"])
         parts = {
             name: self._split([shard for shard in written if shard["split"] == name])
@@ -294,7 +294,7 @@ class DataSet:
         return more[self.settings.documents]
 
 
-def _refuse_unknown(written: list[dict[str, Any]], unit: str) -> None:
+def _reject_unknown(written: list[dict[str, Any]], unit: str) -> None:
     for shard in written:
         if shard["outside"]:
             character, count = max(shard["outside"].items(), key=lambda item: item[1])

@@ -1,4 +1,4 @@
-"""manifest.json, which describes a data set. It is written last and read first; without it, a folder is no data set.
+"""The manifest, manifest.json, describes a data set. Written last and read first: a folder without it is incomplete.
 
 data/NAME/manifest.json                   this file
 data/NAME/train-00000-of-00004.tokens     the shards (pipeline.shards)
@@ -55,14 +55,14 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """All that a reader of the data set needs to know, and all that says where it came from.
+    """Everything needed to read the data set and to trace its origin.
 
     settings: those that shape the data (pipeline.ingest).
     splits: "train" and, unless their share is 0, "val" and "test".
-    tools: versions of what made it.
-    cleaned: what was changed in the text as it was read, counted: {"bytes replaced": 3}; empty: nothing.
-    provenance: of each named corpus that it was made from, where that came from (pipeline.fetch).
-    validation: None until pipeline.validate finds nothing wrong; then when, with what settings, and what was checked.
+    tools: versions of Python and Beam.
+    cleaned: changes made to the text as it was read, counted by kind, such as {"bytes replaced": 3}.
+    provenance: origin of each named corpus among the sources (pipeline.fetch).
+    validation: None until the data set is valid; then the stamp of pipeline.validate.
     """
 
     sources: tuple[Source, ...]
@@ -81,10 +81,7 @@ class Manifest:
 
     @property
     def data_sha256(self) -> str:
-        """Hash of what a model can learn from: the vocabulary and every split's tokens.
-
-        Independent of names, tools and validation.
-        """
+        """Hash of the vocabulary and every split's tokens, independent of names, tools and validation."""
         shards = {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
         return sha256_json({"vocab": self.vocab.sha256, "shards": shards})
 

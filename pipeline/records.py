@@ -50,7 +50,7 @@ def _continuations(text: bytes) -> int:
 
 
 def is_escaped_byte(code: int) -> bool:
-    """Whether a code point represents a byte that is not UTF-8."""
+    """Check whether a code point represents a byte that is not UTF-8."""
     return ESCAPED_BYTE + 0x80 <= code <= ESCAPED_BYTE + 0xFF
 
 

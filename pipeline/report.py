@@ -29,7 +29,7 @@ LABELS = {
     "repeated_lines": "share of non-blank lines",
     "entropy": "bits per character",
     "non_ascii": "share of the characters",
-    "control": "share of the characters, without tabs and line ends",
+    "control": "share of the characters, excluding tabs and line ends",
     "space": "share of the characters",
     "digit": "share of the characters",
     "not_utf8": "share of the characters",
@@ -118,7 +118,7 @@ def write_report(path: Path, report: Report) -> None:
         labels=LABELS,
         frequent=frequent,
         largest_share=max((split.share(name) for split in splits for name in frequent), default=1),
-        unknown={split.name: without(split, splits[0]) for split in splits[1:]},
+        unknown={split.name: missing_from(splits[0], split) for split in splits[1:]},
         listed=[character_of(name, splits) for name in everywhere[:LISTED]],
         distinct=len(everywhere),
         rarest=[character_of(name_of(code), splits) for code in rarest(report.statistics)],
@@ -148,7 +148,7 @@ def rarest(statistics: dict[str, Statistics]) -> list[int]:
     return sorted(map(code_of, counts), key=lambda code: (counts[name_of(code)], code))[:RAREST]
 
 
-def without(split: Summary, train: Summary) -> list[tuple[str, int]]:
+def missing_from(train: Summary, split: Summary) -> list[tuple[str, int]]:
     """Characters of a split that are missing from train, with counts, most frequent first."""
     return [(name, n) for name, n in split.characters.most_common() if name not in train.characters]
 
@@ -193,13 +193,13 @@ def spread(feature: str, splits: list[Summary]) -> list[dict[str, float] | None]
     least = min((stats.min for stats in numbers if stats), default=0)
     width = max((stats.max for stats in numbers if stats), default=0) - least
 
-    def place(value: float) -> float:
+    def percent(value: float) -> float:
         return round(100 * min(max((value - least) / width, 0), 1), 2) if width else 50
 
-    return [stats and {name: place(value) for name, value in _five(stats).items()} for stats in numbers]
+    return [stats and {name: percent(value) for name, value in _quantiles(stats).items()} for stats in numbers]
 
 
-def _five(stats: NumericStatistics) -> dict[str, float]:
+def _quantiles(stats: NumericStatistics) -> dict[str, float]:
     (tenths,) = [histogram.buckets for histogram in stats.histograms if histogram.type == Histogram.QUANTILES]
     return {
         "least": stats.min,
@@ -211,7 +211,7 @@ def _five(stats: NumericStatistics) -> dict[str, float]:
 
 
 def escaped(text: str) -> str:
-    r"""Text without characters that control a terminal or a page.
+    r"""Escape the characters that control a terminal or a page.
 
     >>> print(escaped("a\tb é\x1b[1m" + chr(0xDCFF)))
     a\tb é\x1b[1m<0xff>

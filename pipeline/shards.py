@@ -48,7 +48,7 @@ class ShardWriter:
 def read_tokens(folder: Path, split: Split, dtype: npt.DTypeLike, start: int, stop: int) -> npt.NDArray[Any]:
     """Read tokens [start, stop) of a split, across shards. Reads no other bytes.
 
-    Each call opens its files: a read costs some 10 us, and no number of shards or readers exhausts the descriptors.
+    Each call opens its files anew, some 10 us per read, so that many shards and readers do not exhaust descriptors.
     """
     dtype = np.dtype(dtype)
     parts, shard_start = [], 0

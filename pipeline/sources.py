@@ -78,13 +78,17 @@ def defaults(sources: object) -> dict[str, Any]:
 
 
 def _files(source: str, include: list[str], exclude: list[str]) -> list[SourceFile]:
-    path = _place(source)
+    path = _path_of(source)
     if path.is_file():
         return [_source_file(path, path.name)]
     if path.is_dir():
         # The folder's own name comes first, even for "." or "..".
         top = path.resolve().name
-        return [_source_file(file, f"{top}/{name}") for name, file in _below(path) if _wanted(name, include, exclude)]
+        return [
+            _source_file(file, f"{top}/{name}")
+            for name, file in _files_below(path)
+            if _included(name, include, exclude)
+        ]
     if source == "stdlib":
         return list(_standard_library())
     if glob.has_magic(source):
@@ -102,7 +106,7 @@ def _files(source: str, include: list[str], exclude: list[str]) -> list[SourceFi
     raise UsageError(f"'{source}' is not a file, a folder or a named corpus ({', '.join(CORPORA)})")
 
 
-def _place(source: str) -> Path:
+def _path_of(source: str) -> Path:
     """Path of a source: its own, or that of the fetched corpus of this name."""
     fetched = RAW / source
     return fetched if not Path(source).exists() and source in CORPORA and fetched.is_dir() else Path(source)
@@ -110,7 +114,7 @@ def _place(source: str) -> Path:
 
 def _provenance(source: str) -> list[dict[str, Any]]:
     """Provenance that fetch recorded beside a text. Raises StageError if it is invalid."""
-    file = _place(source) / PROVENANCE
+    file = _path_of(source) / PROVENANCE
     if not file.is_file():
         return []
     try:
@@ -128,7 +132,7 @@ class _Provenance(pydantic.BaseModel, extra="allow"):
     settings: dict[str, Any] = {}
 
 
-def _below(folder: Path) -> Iterator[tuple[str, Path]]:
+def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
     """Files below a folder, not following links to folders. Raises OSError if a folder cannot be listed."""
 
     def fail(error: OSError) -> None:
@@ -142,7 +146,7 @@ def _below(folder: Path) -> Iterator[tuple[str, Path]]:
     return ((name.as_posix(), path) for name, path in sorted(files) if name.as_posix() != PROVENANCE)
 
 
-def _wanted(name: str, include: list[str], exclude: list[str]) -> bool:
+def _included(name: str, include: list[str], exclude: list[str]) -> bool:
     def fits(patterns: list[str]) -> bool:
         return any(fnmatch.fnmatchcase(part, pattern) for pattern in patterns for part in (name, Path(name).name))
 

@@ -42,7 +42,7 @@ class Stretch:
 class Layout:
     """The files on one line of positions.
 
-    documents: "none"; "line": each line is one; "file": each file is one. unit: as in Vocab.
+    documents: "none"; "line": each line is a document; "file": each file is. unit: as in Vocab.
     """
 
     def __init__(self, texts: Iterable[Text], documents: str, unit: str):
@@ -115,7 +115,7 @@ def shares(values: dict[str, int | float], total: int) -> dict[str, range]:
 
 
 def in_bytes(values: dict[str, int | float]) -> bool:
-    """Whether splits are numbers of bytes rather than shares."""
+    """Check whether splits are numbers of bytes rather than shares."""
     return any(value > 1 for value in values.values())
 
 

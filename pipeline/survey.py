@@ -46,9 +46,9 @@ class Survey:
     places: tuple[Place, ...]
 
 
-def survey(texts: Iterable[bytes], wanted: Collection[int]) -> Survey:
-    """Survey a text in pieces cut between characters, locating the `wanted` code points. Holds one piece at a time."""
-    missing = dict.fromkeys(wanted, PLACES)
+def survey(texts: Iterable[bytes], codes: Collection[int]) -> Survey:
+    """Survey a text in pieces cut between characters, locating the code points `codes`. Holds one piece at a time."""
+    missing = dict.fromkeys(codes, PLACES)
     lengths, places = np.zeros(len(LENGTHS), np.int64), []
     lines = longest = characters = begun = 0  # begun: characters of the unfinished line
     for text in texts:
@@ -72,9 +72,9 @@ def survey(texts: Iterable[bytes], wanted: Collection[int]) -> Survey:
 
 def _indices(codes_N: Codes, missing: dict[int, int]) -> list[int]:
     """Sorted indices of the characters whose places are still missing; updates `missing`."""
-    wanted = np.zeros(CODE_POINTS, bool)
-    wanted[list(missing)] = True
-    hits = np.flatnonzero(wanted[codes_N]) if missing else np.empty(0, np.intp)
+    is_missing = np.zeros(CODE_POINTS, bool)
+    is_missing[list(missing)] = True
+    hits = np.flatnonzero(is_missing[codes_N]) if missing else np.empty(0, np.intp)
     indices: list[int] = []
     for code in np.unique(codes_N[hits]).tolist():
         taken = hits[codes_N[hits] == code][: missing[code]].tolist()

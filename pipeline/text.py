@@ -29,13 +29,13 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-WAY_OUT = "pass the encoding (such as --encoding latin-1), or --errors replace or --errors skip"
-LEAVE_OUT = "leave the file out with --exclude or --errors skip"
+ENCODING_FIX = "pass the encoding (such as --encoding latin-1), or --errors replace or --errors skip"
+EXCLUDE_FIX = "leave the file out with --exclude or --errors skip"
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How to read files.
+    """Rules for reading files.
 
     encoding: Python's name; "raw" takes the bytes unchecked.
     errors: "strict" rejects invalid bytes; "replace" substitutes U+FFFD for them; "skip" drops them, and binary files
@@ -150,7 +150,7 @@ def _limited(file: IO[bytes], name: str, ceiling: int | None, advance: Callable[
 
 
 def _cleaned(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[str]) -> Iterator[bytes]:
-    """Convert to UTF-8, with newlines and byte-order mark as the rules say."""
+    """Convert to UTF-8, applying the rules for newlines and byte-order marks."""
     newline = io.IncrementalNewlineDecoder(None, translate=True)
     at_start = True
     for _, text in _decoded(pieces, name, rules, changes):
@@ -170,8 +170,8 @@ def _in_utf8(text: str, name: str, encoding: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:  # some encodings, such as utf-7, can express lone surrogates
-        half = ord(text[error.start])
-        raise StageError(f"{name}: {encoding} decodes to U+{half:04X}, half of a character: {WAY_OUT}") from None
+        code = ord(text[error.start])
+        raise StageError(f"{name}: {encoding} decodes to U+{code:04X}, a lone surrogate: {ENCODING_FIX}") from None
 
 
 def _decoded(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[str]) -> Iterator[tuple[bytes, str]]:
@@ -184,7 +184,7 @@ def _decoded(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[
     offset = characters = 0
     for piece in _ended(pieces):
         if utf8 and not offset:
-            _refuse_marks(piece)
+            _reject_marks(piece)
         pending = decoder.getstate()[0]
         _counting.changes = changes
         try:
@@ -194,7 +194,7 @@ def _decoded(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[
                 raise BinaryFileError(_nul(piece, offset)) from None
             at, byte = offset - len(pending) + error.start, error.object[error.start]
             raise StageError(
-                f"{name}: byte 0x{byte:02x} at offset {at} is not {rules.encoding} ({error.reason}): {WAY_OUT}"
+                f"{name}: byte 0x{byte:02x} at offset {at} is not {rules.encoding} ({error.reason}): {ENCODING_FIX}"
             ) from None
         except UnicodeError as error:  # of a whole stream: utf-16 without a mark
             raise StageError(
@@ -202,7 +202,7 @@ def _decoded(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[
             ) from None
         if "\0" in text:
             where = f"character {characters + text.index(chr(0)):,} is U+0000"
-            raise BinaryFileError(_nul(piece, offset) if utf8 else f"{where}: {LEAVE_OUT}")
+            raise BinaryFileError(_nul(piece, offset) if utf8 else f"{where}: {EXCLUDE_FIX}")
         offset, characters = offset + len(piece), characters + len(text)
         yield piece, text
 
@@ -213,17 +213,17 @@ def _ended(pieces: Iterator[bytes]) -> Iterator[bytes]:
     yield b""
 
 
-def _refuse_marks(head: bytes) -> None:
+def _reject_marks(head: bytes) -> None:
     for mark, encoding in MARKS.items():
         if head.startswith(mark):
             raise BinaryFileError(
                 f"it begins with the byte-order mark of {encoding} ({mark.hex(' ')} at offset 0): "
-                f"pass --encoding {encoding}, or {LEAVE_OUT}"
+                f"pass --encoding {encoding}, or {EXCLUDE_FIX}"
             )
 
 
 def _nul(piece: bytes, offset: int) -> str:
-    return f"byte 0x00 at offset {offset + piece.index(0)}: {LEAVE_OUT}"
+    return f"byte 0x00 at offset {offset + piece.index(0)}: {EXCLUDE_FIX}"
 
 
 # Error handlers are registered globally by name. Several files are read at a time, so each thread sets the counter that

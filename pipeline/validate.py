@@ -67,13 +67,13 @@ class Rules:
 
     def sha256_with(self, manifest: Manifest) -> str:
         """Hash of these rules and the data: if it is unchanged, so are the findings."""
-        question = {
+        inputs = {
             "settings": self.settings.as_json(),
             "data": manifest.data_sha256,
             "schema": text_format.MessageToString(self.schema) if self.schema else None,
             "against": self.earlier.data_sha256 if self.earlier else None,
         }
-        return sha256_json(question)
+        return sha256_json(inputs)
 
 
 def validate(
@@ -89,15 +89,15 @@ def validate(
     schema: schema that every split must match, train too; by default it is inferred from train.
     against: a validated data set; train is compared with its train for drift, val and test for skew.
     options: Beam's own (pipeline.beam).
-    A data set already stamped for all of these is skipped unless `force`.
+    A data set already stamped for all of these is skipped unless `force`. The stamp of an invalid one is removed.
     Raises UsageError for an invalid schema and for an `against` with the same data; StageError for a missing data set
-    and, listing the findings and removing the stamp, for an invalid one.
+    and, listing the findings, for an invalid one.
     """
     manifest = read_manifest(folder)
     earlier = read_earlier(against, folder, manifest) if against else None
     rules = Rules(settings, read_schema(schema) if schema else None, earlier)
-    report, question = folder / FOLDER / REPORT, rules.sha256_with(manifest)
-    if manifest.validation and manifest.validation.get("asked_sha256") == question and report.exists() and not force:
+    report, digest = folder / FOLDER / REPORT, rules.sha256_with(manifest)
+    if manifest.validation and manifest.validation.get("asked_sha256") == digest and report.exists() and not force:
         console.out.print(f"{folder} is already valid for these settings; report: {report}")
         return manifest
     check_hashes(folder, manifest)
@@ -221,8 +221,8 @@ def _statistics_file(folder: Path, split: str) -> Path:
     return folder / f"{split}.stats.pb"
 
 
-def surveys_of(folder: Path, manifest: Manifest, wanted: list[int]) -> dict[str, Survey]:
-    """Survey every split from end to end, locating the `wanted` code points."""
+def surveys_of(folder: Path, manifest: Manifest, codes: list[int]) -> dict[str, Survey]:
+    """Survey every split from end to end, locating the code points `codes`."""
     with console.progress(f"{manifest.vocab.unit}s") as bar:
         total = sum(split.tokens for split in manifest.splits.values())
         task = bar.add_task("looking for the rarest characters", total=total)
@@ -232,7 +232,7 @@ def surveys_of(folder: Path, manifest: Manifest, wanted: list[int]) -> dict[str,
                 yield read_text(folder, manifest, split, start, start + RANGE_TOKENS)
                 bar.advance(task, min(RANGE_TOKENS, split.tokens - start))
 
-        return {name: survey(texts(split), wanted) for name, split in manifest.splits.items()}
+        return {name: survey(texts(split), codes) for name, split in manifest.splits.items()}
 
 
 def schema_of(train: Statistics) -> Schema:
@@ -275,7 +275,7 @@ def check(name: str, statistics: dict[str, Statistics], schema: Schema, rules: R
 def findings_of(
     name: str, anomalies: Anomalies, statistics: dict[str, Statistics], schema: Schema, rules: Rules
 ) -> list[Finding]:
-    """Rules that a split breaks, in our words where we set the rule, else in TFDV's."""
+    """Rules that a split breaks, with our message for our own rules and TFDV's for the others."""
     if anomalies.data_missing:
         return [_finding(name, "char", "empty", "the split contains no text", rules)]
     findings = []

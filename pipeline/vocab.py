@@ -40,7 +40,7 @@ class Vocab:
     symbols: distinct, one or more.
     end_id: id that ends a document, if the text consists of documents: the newline's, or that of an empty last symbol
         if nothing in the text marks the end.
-    unknown_id: id for every character outside the vocabulary; without one, such a character is an error.
+    unknown_id: id for every character outside the vocabulary; if None, such a character is an error.
     """
 
     unit: str

@@ -104,7 +104,7 @@ def test_the_page(report: Report, folder: Path) -> None:
     assert words.startswith("<name>: valid")
     assert "Valid: no findings Every character" in words
     assert "val and test were compared with train." in words
-    assert "share of characters that train has 25.000%" in words
+    assert "share of characters that occur in train 25.000%" in words
     assert (
         "divergence from train, bits 0.2500 lines 1 1 longest line, characters 4 4 mean line, characters 4.0 4.0"
         in words
