@@ -32,7 +32,7 @@ def cli() -> None:
     "--allow",
     multiple=True,
     metavar="SECTION.KEY",
-    help="Resume with this setting changed, or with other `data`.",
+    help="Resume with this setting changed, or with different `data`.",
 )
 def train(
     config: Path,
@@ -122,7 +122,7 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
 def judge(
     run: Path, data: Path | None, temperatures: str, texts: int, length: int, seed: int, kind: str, force: bool
 ) -> None:
-    """Judge what a run writes, over temperatures, beside held-out text.
+    """Judge the texts that a run writes, by temperature, against held-out text.
 
     Samples the best checkpoint and measures how likely and how varied its texts are, how well they follow the rules of
     their kind (closed brackets, functions that parse, known speakers, new names), and how much they copy from train.
@@ -195,11 +195,12 @@ def neurons(
     png: Path | None,
     activations: Path | None,
 ) -> None:
-    """Find out what single units of a run follow.
+    """Find single units that follow a feature of the text, such as quotes or line length.
 
     Reads a text and compares every unit of every layer with labels of each character: in quotes, in a comment, position
     in the line, depth of brackets. A table lists the best unit of each label, with the units of Karpathy's essay first.
-    A page, which opens offline, colours the text by any unit and shows the likeliest next characters below each one.
+    A page, which opens offline, colours the text by any unit and shows the likeliest next characters below each
+    character.
 
     \b
     Examples:

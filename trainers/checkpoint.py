@@ -85,20 +85,20 @@ def _read(folder: Path, run: Run) -> Checkpoint:
         value = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         if value["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version {value['format_version']}, this program reads {FORMAT_VERSION}")
-        before, rate = value["run"]["config"]["train"]["learning_rate"], value["learning_rate"]
-        rate = rate if before == run.config.train.learning_rate else None  # a changed setting overrides it
-        read = Checkpoint(folder, value["step"], value["val_nats"], Since(**value["since"]), rate)
+        previous, rate = value["run"]["config"]["train"]["learning_rate"], value["learning_rate"]
+        rate = rate if previous == run.config.train.learning_rate else None  # a changed setting overrides it
+        saved = Checkpoint(folder, value["step"], value["val_nats"], Since(**value["since"]), rate)
         vocab_sha256 = value["vocab_sha256"]
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from None
     if vocab_sha256 != run.vocab.sha256:
-        raise StageError(f"{folder} is a checkpoint of another vocabulary than its run's: remove it")
-    return read
+        raise StageError(f"{folder} was saved with a different vocabulary than its run's: remove it")
+    return saved
 
 
 def best(run: Run) -> Checkpoint:
     """The checkpoint with the lowest validation loss, which evaluate, sample and export use."""
-    validated = [each for each in checkpoints(run) if each.val_nats is not None]
+    validated = [saved for saved in checkpoints(run) if saved.val_nats is not None]
     if not validated:
         raise StageError(f"{run.folder} has no checkpoint yet: train it with python -m trainers train CONFIG")
     return min(validated, key=_val_nats)
@@ -117,7 +117,7 @@ def weights_sha256(checkpoint: Checkpoint) -> str:
 
 
 class State:
-    """The train state: weights, optimizer, and the carry as one array over all lanes."""
+    """The training state: weights, optimizer, and the carry as one array over all lanes."""
 
     def __init__(self, model: CharRNN, optimizer: keras.Optimizer, lanes: int):
         self.model, self.optimizer = model, optimizer
@@ -151,7 +151,7 @@ class State:
         kept = min(saved, key=_val_nats)
         for old in saved[: -run.config.train.keep]:
             if old != kept:
-                (old.folder / "checkpoint.json").unlink()  # first, so that a half-removed folder is no checkpoint
+                (old.folder / "checkpoint.json").unlink()  # first: a half-removed folder must not look like one
                 shutil.rmtree(old.folder)
         return Checkpoint(folder, step, val_nats, since)
 
@@ -216,13 +216,13 @@ class Source:
 
     @classmethod
     def read(cls, folder: Path) -> "Source":
-        """Raises StageError if the run is missing or has no checkpoint."""
+        """Find a run's best checkpoint. Raises StageError if the run is missing or has no checkpoint."""
         run = read_run(folder)
         chosen = best(run)
         return cls(run, chosen, f"{folder.name} at step {chosen.step} ({weights_sha256(chosen)[:12]})")
 
     def check(self, ours: ModelConfig) -> None:
-        """Raises StageError if a model differs in shape from the run's, apart from the vocabulary."""
+        """Raise StageError if a model differs in shape from the run's, apart from the vocabulary."""
         theirs = self.run.config.model
         for name, value in dataclasses.asdict(theirs).items():
             if "dropout" not in name and getattr(ours, name) != value:
@@ -231,17 +231,16 @@ class Source:
                 )
 
     def copy_to(self, model: CharRNN, vocab: Vocab) -> None:
-        """Copy the weights into a model. Rows of symbols that only its own vocabulary has keep their initial values."""
+        """Copy the weights into a model. Symbols that the run's vocabulary lacks keep their initial weights."""
         rows = {symbol: index for index, symbol in enumerate(self.run.vocab.symbols)}
         shared = [(index, rows[symbol]) for index, symbol in enumerate(vocab.symbols) if symbol in rows]
-        to, taken = (list(column) for column in zip(*shared, strict=True)) if shared else ([], [])
-        for mine, other in zip(model.weights, load_model(self.run, self.chosen).weights, strict=True):
-            value, axis = other.numpy(), model.vocab_axis(mine)
+        target_rows, source_rows = (list(column) for column in zip(*shared, strict=True)) if shared else ([], [])
+        for target, source in zip(model.weights, load_model(self.run, self.chosen).weights, strict=True):
+            value, axis = source.numpy(), model.vocab_axis(target)
             if axis is not None:
-                whole, value = value, mine.numpy()
-                index = (slice(None),) * axis
-                value[(*index, to)] = whole[(*index, taken)]
-            mine.assign(value)
+                value, index = target.numpy(), (slice(None),) * axis
+                value[(*index, target_rows)] = source.numpy()[(*index, source_rows)]
+            target.assign(value)
 
 
 def _tracked(model: CharRNN, **others: Any) -> tf.train.Checkpoint:

@@ -36,7 +36,7 @@ class ModelConfig:
 
 @settings
 class TrainConfig:
-    """How to train a model. A step reads lanes x window characters."""
+    """Settings of the training. A step reads lanes x window characters."""
 
     lanes: int = Field(50, gt=0)  # B, parallel streams over all replicas and workers: the batch size
     window: int = Field(50, gt=0)  # T, characters per step, through which gradients flow back (truncated BPTT)
@@ -52,12 +52,12 @@ class TrainConfig:
     decay: float = Field(1.0, gt=0, le=1)
     warmup: int = Field(0, ge=0)  # steps over which the learning rate first rises linearly from 0
     weight_decay: float = Field(0.0, ge=0)  # of the kernels, per step, times the learning rate
-    clip: float = Field(5.0, gt=0)  # the gradient's largest global norm, or its largest value
+    clip: float = Field(5.0, gt=0)  # maximum of the gradients: of their global norm, or of each value
     clip_by: Literal["norm", "value"] = "norm"
 
     patience: int = Field(0, ge=0)  # evaluations without improvement that end training; 0: never
     seed: int = Field(1, ge=0, lt=2**31)  # for initial weights and dropout
-    # The type of the layers' products on a CPU; all else is float32. auto: bfloat16 where the processor supports it.
+    # Type of the matrix products on a CPU; all else is float32. auto: bfloat16 where the processor supports it.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     report_every: int = Field(100, gt=0)  # steps between lines of metrics.jsonl
@@ -95,7 +95,7 @@ class RunConfig:
 
     @classmethod
     def from_tables(cls, model: dict[str, Any], train: dict[str, Any], where: str) -> "RunConfig":
-        """Raises UsageError with `where` and the invalid setting."""
+        """Build from a config's sections. Raises UsageError with `where` and the invalid setting."""
         return cls(
             model=make(ModelConfig, model, f"{where} [model]"),
             train=make(TrainConfig, train, f"{where} [train]"),
@@ -110,5 +110,5 @@ class RunConfig:
         tables = read_config(path, overrides)
         for override in overrides:
             if not override.strip().startswith(("model.", "train.")):
-                raise UsageError(f"--set changes [model] and [train] here, got '{override}': not [data]")
+                raise UsageError(f"--set takes settings of [model] and [train] here, not of [data], got '{override}'")
         return cls.from_tables(tables["model"], tables["train"], str(path))

@@ -10,9 +10,8 @@ from trainers.run import read_run
 
 
 def show(folder: Path) -> None:
-    """Print a run's config, vocabulary, parameters, steps, losses and sizes. Raises StageError if there is no run."""
+    """Print a run's config, vocabulary, parameters, steps, losses and sizes. Raises StageError for a missing run."""
     run = read_run(folder)
-    saved = checkpoint.checkpoints(run)
     table = Table(title=str(folder), show_header=False, title_justify="left")
     table.add_row("data", f"{run.data} (sha256 {run.data_sha256[:12]})")
     table.add_row("vocabulary", f"{run.vocab.size} {run.vocab.unit}s (sha256 {run.vocab.sha256[:12]})")
@@ -24,8 +23,8 @@ def show(folder: Path) -> None:
         table.add_row(
             f"{name} validation", f"step {row['step']:,}: {row['val_nats']:.4f} nats, {row['val_bits']:.4f} bits"
         )
-    for each in saved:
-        judged = "not validated" if each.val_nats is None else f"{each.val_nats:.4f} nats on val"
-        size = sum(file.stat().st_size for file in each.folder.iterdir())
-        table.add_row(f"checkpoint {each.step:,}", f"{judged}, {size / 1e6:.1f} MB, {each.folder}")
+    for saved in checkpoint.checkpoints(run):
+        loss = "not validated" if saved.val_nats is None else f"{saved.val_nats:.4f} nats on val"
+        size = sum(file.stat().st_size for file in saved.folder.iterdir())
+        table.add_row(f"checkpoint {saved.step:,}", f"{loss}, {size / 1e6:.1f} MB, {saved.folder}")
     console.out.print(table)

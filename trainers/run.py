@@ -1,4 +1,4 @@
-"""A run on disk: its settings, vocabulary and data, and who may resume it.
+"""A run on disk: its settings, vocabulary and data, and the rules for resuming it.
 
 runs/NAME/run.json            config, vocabulary, data, and the run whose weights it started from
 runs/NAME/metrics.jsonl       reports, one per line (trainers.metrics)
@@ -38,7 +38,7 @@ CHANGEABLE = ("model.dropout", "model.output_dropout", "model.variational_dropou
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The content of run.json: all that is needed to rebuild the model, and its training data."""
+    """The content of run.json: everything needed to rebuild the model, and its training data."""
 
     folder: Path
     config: RunConfig
@@ -89,8 +89,8 @@ def _precise(run: Run, precision: Literal["auto", "float32", "bfloat16"]) -> Run
 
 
 def _check_same(before: Run, run: Run, allow: tuple[str, ...]) -> None:
-    """Raises StageError if `run` differs from the run `before` that it would resume."""
-    folder, way_out = run.folder, "pass another --out"
+    """Raise StageError if `run` differs from the run `before` that it would resume."""
+    folder, fix = run.folder, "pass another --out"
     if before.vocab.sha256 != run.vocab.sha256:
         raise StageError(
             f"the checkpoints in {folder} have another vocabulary ({before.vocab.size} {before.vocab.unit}s) than "
@@ -98,27 +98,27 @@ def _check_same(before: Run, run: Run, allow: tuple[str, ...]) -> None:
         )
     if before.init_from != run.init_from:
         source = before.init_from or "new weights"
-        raise StageError(f"{folder} was started from {source}, not from {run.init_from}: {way_out}")
+        raise StageError(f"{folder} was started from {source}, not from {run.init_from}: {fix}")
     changes = {"data": (before.data_sha256[:12], run.data_sha256[:12])}
     # Unless the learning rate depends on the total number of steps, more epochs only extend the run.
     free = {f"train.{name}" for name in FREE}
     free |= {"train.epochs"} if run.config.train.schedule in ("constant", "char-rnn") else set()
     for section in ("model", "train"):
-        old, new = (dataclasses.asdict(getattr(each.config, section)) for each in (before, run))
+        old, new = (dataclasses.asdict(getattr(config, section)) for config in (before.config, run.config))
         changes |= {f"{section}.{name}": (old[name], new[name]) for name in old if f"{section}.{name}" not in free}
     known = {*changes, *free}
     changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
     unknown = sorted(set(allow) - known)
     if unknown:
         raise UsageError(f"--allow {unknown[0]}: unknown setting; {', '.join(changes) or 'nothing'} differs here")
-    shown = {name: f"{name} {old} -> {new}" for name, (old, new) in changes.items()}
+    texts = {name: f"{name} {old} -> {new}" for name, (old, new) in changes.items()}
     fixed = [name for name in changes if name.startswith(FIXED) and name not in CHANGEABLE]
     if fixed:
-        raise StageError(f"{folder} cannot resume with another {fixed[0]} ({shown[fixed[0]]}): {way_out}")
-    refused = [text for name, text in shown.items() if name not in allow]
-    if refused:
+        raise StageError(f"{folder} cannot resume with another {fixed[0]} ({texts[fixed[0]]}): {fix}")
+    rejected = [text for name, text in texts.items() if name not in allow]
+    if rejected:
         flags = " ".join(f"--allow {name}" for name in changes)
-        raise StageError(f"{folder} has other settings ({'; '.join(refused)}): {way_out}, or {flags}")
+        raise StageError(f"{folder} has other settings ({'; '.join(rejected)}): {fix}, or {flags}")
 
 
 def read_run(folder: Path) -> Run:
@@ -160,8 +160,8 @@ def default_precision() -> Literal["float32", "bfloat16"]:
 
 @contextlib.contextmanager
 def hold(run: Run, chief: bool) -> Iterator[None]:
-    """Lock the run for training, write run.json and remove what a killed process left. With several workers the chief
-    locks it for all.
+    """Lock the run for training, write run.json, and remove the leftovers of a killed process. With several workers,
+    the chief locks it for all.
 
     Raises StageError if another process holds the lock.
     """
@@ -171,6 +171,6 @@ def hold(run: Run, chief: bool) -> Iterator[None]:
     run.folder.mkdir(parents=True, exist_ok=True)
     with exclusive(run.folder):
         write_json(run.folder / "run.json", run.to_json())
-        for left in (run.folder / "checkpoints").glob(".step-*.partial-*"):
-            shutil.rmtree(left)
+        for leftover in (run.folder / "checkpoints").glob(".step-*.partial-*"):
+            shutil.rmtree(leftover)
         yield

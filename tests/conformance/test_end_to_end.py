@@ -166,7 +166,7 @@ def test_checkpoint_and_saved_model_write_the_same(made: dict[str, tuple[str, st
         ("pipeline ingest --config configs/tiny.toml", "is up to date: same sources, same settings"),
         ("pipeline validate data/tiny --config configs/tiny.toml", "is already valid"),
         ("trainers train configs/tiny.toml", "is already trained to step"),
-        ("trainers evaluate runs/tiny", "is already made from checkpoint"),
+        ("trainers evaluate runs/tiny", "is up to date with checkpoint"),
         ("export savedmodel runs/tiny", "is already made from"),
         ("export tflite runs/tiny", "is already made from"),
     ],

@@ -183,7 +183,7 @@ def test_a_checkpoint_of_another_vocabulary_is_rejected(tmp_path: Path, data: Pa
         open_run(dataclasses.replace(one.run, vocab=Vocab("byte", (b"a", b"b"))))
     about = json.loads((saved.folder / "checkpoint.json").read_text())
     (saved.folder / "checkpoint.json").write_text(json.dumps({**about, "vocab_sha256": "0"}))
-    with pytest.raises(StageError, match="step-00000001 is a checkpoint of another vocabulary than its run's"):
+    with pytest.raises(StageError, match="step-00000001 was saved with a different vocabulary than its run's"):
         checkpoint.load_model(one.run)
 
 
@@ -220,7 +220,7 @@ def test_a_nan_loss_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
     one.steps.model.dense.bias.assign(np.full(256, np.nan, np.float32))
     one.state.save(one.run, 10, 2.0)
     with pytest.raises(
-        StageError, match=r"the loss or its gradient is nan before step 1\d; the checkpoint of step 10 is whole. Try a"
+        StageError, match=r"the loss or its gradient is nan before step 1\d; the checkpoint of step 10 is intact. Try a"
     ):
         tiny_training(tmp_path / "run", data, on(), total=20).go()
     assert [c.step for c in checkpoint.checkpoints(one.run)] == [5, 10]
@@ -236,7 +236,7 @@ def test_a_diverged_loss_stops_the_run(tmp_path: Path, data: Path, on: On) -> No
 
     one.steps.train = train  # type: ignore[method-assign]
     with pytest.raises(
-        StageError, match=r"the loss rose to 10\.000 nats from 2\.500 before step 5; the checkpoint of step 0 is whole"
+        StageError, match=r"the loss rose to 10\.000 nats from 2\.500 before step 5; the checkpoint of step 0 is intact"
     ):
         one.go()
     assert checkpoint.best(one.run).val_nats < 6, "what is kept is from before"

@@ -64,7 +64,7 @@ def test_settings_are_immutable() -> None:
             "a callback needs a name, such as name = 'CSVLogger', got",
         ),
         ("[train]\nepochs = inf", "", "'epochs': input should be a finite number, got inf"),
-        ("", "data.unit=byte", "--set changes [model] and [train] here, got 'data.unit=byte'"),
+        ("", "data.unit=byte", "--set takes settings of [model] and [train] here, not of [data], got 'data.unit=byte'"),
         ("[trian]\nlanes = 2", "", "unknown section 'trian' (did you mean 'train'?); choose from: data, validate,"),
         ("lanes = 2", "", "unknown section 'lanes'"),
         ("train = 2", "", "[train] must be a section, got 2"),

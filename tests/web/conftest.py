@@ -42,10 +42,10 @@ def trained(folder: Path, manifest: Manifest, model: dict[str, Any]) -> Path:
     train = {"lanes": 8, "window": 25, "learning_rate": 0.02, "sample": 0, "precision": "float32"}
     config = RunConfig.from_tables(model, train, "test")
     run = open_run(Run(folder, config, manifest.vocab, folder.parent / "data", manifest.data_sha256))
-    an_epoch = windows_per_epoch(manifest.split("train").tokens, train["lanes"], train["window"])
+    epoch_steps = windows_per_epoch(manifest.split("train").tokens, train["lanes"], train["window"])
     devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
     with hold(run, chief=True):
-        Training(run, manifest, devices, an_epoch, 150).go()
+        Training(run, manifest, devices, epoch_steps, 150).go()
     return folder
 
 

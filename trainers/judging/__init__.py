@@ -1,1 +1,1 @@
-"""How good a model is: evaluation, n-gram baselines, samples, reports and plots."""
+"""The quality of a model: evaluation, n-gram baselines, samples, reports and plots."""

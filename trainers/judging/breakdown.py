@@ -1,4 +1,4 @@
-"""Statistics of single losses: the confidence interval of their mean, and which characters a model finds hard.
+"""Statistics of per-target losses: the confidence interval of their mean, and the characters that a model finds hard.
 
 Legend: N targets in text order, G groups of targets, V vocabulary.
 """
@@ -115,9 +115,9 @@ def by_position(inputs_N: Array, lanes: int, end_id: int | None) -> Groups:
     power_N = np.empty(N, np.uint8)
     for lane in range(lanes):
         part = slice(lane * N // lanes, (lane + 1) * N // lanes)
-        place = np.arange(part.stop - part.start)
-        begin = np.maximum.accumulate(np.where(inputs_N[part] == end_id, place, 0))
-        power_N[part] = np.frexp(place - begin + 1)[1] - 1
+        position = np.arange(part.stop - part.start)
+        begin = np.maximum.accumulate(np.where(inputs_N[part] == end_id, position, 0))
+        power_N[part] = np.frexp(position - begin + 1)[1] - 1
     return Groups(["1", *(f"{2**k:,} to {2 ** (k + 1) - 1:,}" for k in range(1, power_N.max() + 1))], power_N)
 
 

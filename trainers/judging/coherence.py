@@ -1,5 +1,5 @@
-"""How well a text follows the rules of its kind, measured as shares from 0 to 1, for C, LaTeX, wiki XML, Python, plays
-and names. A text may be cut off anywhere, so brackets that are still open at its end do not count as errors.
+"""Coherence of a text: the shares, 0 to 1, of its parts that follow the rules of C, LaTeX, wiki XML, Python, plays or
+names. A text may be cut off anywhere, so brackets that are still open at its end do not count as errors.
 """
 
 import ast
@@ -17,7 +17,7 @@ Counts = dict[str, tuple[int, int]]  # measure: (correct, total)
 
 
 class Share(TypedDict):
-    """good: how many are correct. of: how many there are. share: good / of."""
+    """good: number of correct parts. of: number of all parts. share: good / of."""
 
     share: float
     good: int
@@ -26,7 +26,7 @@ class Share(TypedDict):
 
 SPEAKER = r"[A-Z][A-Za-z' ]+:"
 
-# Patterns that identify a kind, and how many matches per 10,000 characters are enough.
+# Patterns that identify a kind, and the matches per 10,000 characters that suffice.
 MARKS = {
     "c": (re.compile(r";$|^#(?:include|define)|^\}$", re.MULTILINE), 60),
     "latex": (re.compile(r"\\(?:begin|end|ref|label|section|item)\b"), 10),
@@ -92,7 +92,7 @@ def c(text: str, _: frozenset[str]) -> Counts:
 
 
 def _accepts(function: str) -> bool:
-    """Whether the text is exactly one C function."""
+    """Check that the text is exactly one C function."""
     root = _C.parse(function.encode()).root_node
     return not root.has_error and [node.type for node in root.children] == ["function_definition"]
 

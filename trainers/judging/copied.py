@@ -1,4 +1,4 @@
-"""How much of a text is copied verbatim from the training text, whether memorised or in common use.
+"""The share of a text that is copied verbatim from the training text, whether memorised or in common use.
 
 Legend: M bytes of all texts and train, N bytes of the texts.
 """
@@ -25,26 +25,26 @@ def longest(train: bytes, texts: list[bytes]) -> list[Array]:
     all_M = np.frombuffer(b"".join(texts) + train, np.uint8).copy()
     order_M = pydivsufsort.divsufsort(all_M)
     common_M = pydivsufsort.kasai(all_M, order_M)  # common prefix of each suffix and the next
-    places_N = np.flatnonzero(order_M < ends[-1])
-    longest_N = np.empty(len(places_N), np.int64)
-    after_N = _common_before(len(order_M) - 1 - places_N[::-1], common_M[-2::-1])[::-1]
-    longest_N[order_M[places_N]] = np.maximum(_common_before(places_N, common_M), after_N)
-    left_N = np.repeat(ends, [len(text) for text in texts]) - np.arange(len(longest_N))
-    return np.split(np.minimum(longest_N, left_N), ends[:-1])
+    ranks_N = np.flatnonzero(order_M < ends[-1])
+    longest_N = np.empty(len(ranks_N), np.int64)
+    after_N = _common_before(len(order_M) - 1 - ranks_N[::-1], common_M[-2::-1])[::-1]
+    longest_N[order_M[ranks_N]] = np.maximum(_common_before(ranks_N, common_M), after_N)
+    rest_N = np.repeat(ends, [len(text) for text in texts]) - np.arange(len(longest_N))
+    return np.split(np.minimum(longest_N, rest_N), ends[:-1])
 
 
-def _common_before(places_N: Array, common_M: Array) -> Array:
-    """Common prefix of the suffix at each place and the last suffix of train before it.
+def _common_before(ranks_N: Array, common_M: Array) -> Array:
+    """Length of the common prefix of each suffix of the texts and the last suffix of train before it.
 
-    places_N: sorted places of the texts' suffixes. common_M: common prefix of each suffix and the next.
+    ranks_N: ranks of the texts' suffixes, ascending. common_M: common prefix of each suffix and the next.
     """
     lengths: list[int] = []
     shortest, last = 0, -1
-    for place, common in zip(places_N.tolist(), common_M[places_N - 1].tolist(), strict=True):
+    for rank, common in zip(ranks_N.tolist(), common_M[ranks_N - 1].tolist(), strict=True):
         # In a run of suffixes of texts, the shortest common prefix so far carries over.
-        shortest = min(shortest, common) if place == last + 1 and lengths else common
-        lengths.append(shortest if place else 0)
-        shortest, last = lengths[-1], place
+        shortest = min(shortest, common) if rank == last + 1 and lengths else common
+        lengths.append(shortest if rank else 0)
+        shortest, last = lengths[-1], rank
     return np.array(lengths, np.int64)
 
 

@@ -58,9 +58,9 @@ def evaluate_run(folder: Path, split: str | None, data: Path | None, count: bool
         "ngram": compared,
     }
     path, unit = folder / f"evaluation-{split}.json", run.vocab.unit
-    done = read_json(path)
-    if not force and done.get("format_version") == FORMAT_VERSION and _is_current(done["inputs"], inputs, count):
-        console.note(f"{path} is already made from checkpoint {chosen.step}: {done['bits']:.3f} bits per {unit}")
+    saved = read_json(path)
+    if not force and saved.get("format_version") == FORMAT_VERSION and _is_current(saved["inputs"], inputs, count):
+        console.note(f"{path} is up to date with checkpoint {chosen.step}: {saved['bits']:.3f} bits per {unit}")
         return
     if count is None and split != "train" and not compared:
         console.note(
@@ -68,11 +68,11 @@ def evaluate_run(folder: Path, split: str | None, data: Path | None, count: bool
             f"{tokens * 60 / 1e9:,.1f} GB; pass --ngram to count them"
         )
     # With one replica, the number of lanes, and so the loss, does not depend on the host's devices.
-    placed = devices.prepare(1)
-    with placed.strategy.scope():
+    replica = devices.prepare(1)
+    with replica.strategy.scope():
         model = checkpoint.load_model(run, chosen)
     with console.progress("windows") as bar:
-        nats_N, lanes = losses(Steps(placed, model), data, manifest, split, lanes, run.config.train.window, bar)
+        nats_N, lanes = losses(Steps(replica, model), data, manifest, split, lanes, run.config.train.window, bar)
     evaluation = {"format_version": FORMAT_VERSION, "inputs": inputs}
     evaluation |= figures_of(nats_N, lanes, data, manifest, split, compared)
     console.out.print(
@@ -84,10 +84,10 @@ def evaluate_run(folder: Path, split: str | None, data: Path | None, count: bool
     console.note(f"report: {report.write(folder)}")
 
 
-def _is_current(done: dict[str, Any], inputs: dict[str, Any], count: bool | None) -> bool:
-    """Whether an evaluation made from `done` can be kept. With `count` unset, one with an n-gram can."""
-    more = {"ngram": done["ngram"]} if count is None and done["ngram"] else {}
-    return done == inputs | more
+def _is_current(saved: dict[str, Any], inputs: dict[str, Any], count: bool | None) -> bool:
+    """Compare the inputs of a saved evaluation with the current ones. If `count` is unset, it may have an n-gram."""
+    more = {"ngram": saved["ngram"]} if count is None and saved["ngram"] else {}
+    return saved == inputs | more
 
 
 def figures_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split: str, count: bool) -> dict[str, Any]:

@@ -28,7 +28,7 @@ DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's, for texts too small to estimate them
 
 
 class NGram(NamedTuple):
-    """order: the best one on val. val_nats: mean loss on val of each order from 1. nats_Q: loss of each judged target
+    """order: the best order on val. val_nats: mean loss on val of each order from 1. nats_Q: loss of each judged target
     at the best order. In nats."""
 
     order: int

@@ -62,8 +62,8 @@ def plot(folders: tuple[Path, ...], out: Path, x: X) -> None:
         )
     folders = tuple(dict.fromkeys(folders))
     names = [folder.name for folder in folders]
-    twins = {name for name in names if names.count(name) > 1}
-    runs = [read(folder, str(folder) if folder.name in twins else folder.name, x) for folder in folders]
+    repeated = {name for name in names if names.count(name) > 1}
+    runs = [read(folder, str(folder) if folder.name in repeated else folder.name, x) for folder in folders]
     figure = draw(runs, x)
     with whole_file(out) as partial:
         figure.savefig(partial, format=kind)
@@ -106,16 +106,16 @@ def _draw(run: Curves, index: int, panels: dict[str, Axes]) -> None:
     loss, colour = panels["loss"], COLOURS[index % len(COLOURS)]
     dashes = "-" if index < len(COLOURS) else "--"
     marker = MARKERS[index % len(MARKERS)]
-    looks: dict[str, Any] = {"color": colour, "linestyle": dashes}
-    loss.plot(*run.points("train_nats"), linewidth=0.8, alpha=0.7, marker=_alone(run, "train_nats"), **looks)
-    loss.plot(*run.points("val_nats"), linewidth=1.8, marker=marker, markersize=4, label=_legend(run), **looks)
+    style: dict[str, Any] = {"color": colour, "linestyle": dashes}
+    loss.plot(*run.points("train_nats"), linewidth=0.8, alpha=0.7, marker=_point_marker(run, "train_nats"), **style)
+    loss.plot(*run.points("val_nats"), linewidth=1.8, marker=marker, markersize=4, label=_legend(run), **style)
     if best := run.best():
         loss.plot(best[0], best[1]["val_nats"], marker="*", markersize=15, color=colour, markeredgecolor="white")
     for key in BELOW:
-        panels[key].plot(*run.points(key), linewidth=1, marker=_alone(run, key), **looks)
+        panels[key].plot(*run.points(key), linewidth=1, marker=_point_marker(run, key), **style)
 
 
-def _alone(run: Curves, key: str) -> str:
+def _point_marker(run: Curves, key: str) -> str:
     """Marker for a curve of a single point, which a line would not show."""
     return "." if len(run.points(key)[0]) == 1 else ""
 
@@ -166,11 +166,11 @@ def _finish_below(panels: dict[str, Axes], runs: list[Curves], unit: str) -> Non
 def _legends(figure: Figure, loss: Axes) -> None:
     """Add a legend of runs above the plot, and one of line styles inside it."""
     figure.legend(handles=loss.get_legend_handles_labels()[0], loc="outside upper left")
-    looks: dict[str, Any] = {"color": "grey"}
+    style: dict[str, Any] = {"color": "grey"}
     kinds = [
-        Line2D([], [], linewidth=0.8, alpha=0.7, label="train", **looks),
-        Line2D([], [], linewidth=1.8, marker="o", markersize=4, label="validation", **looks),
-        Line2D([], [], linestyle="", marker="*", markersize=12, label="best validation", **looks),
+        Line2D([], [], linewidth=0.8, alpha=0.7, label="train", **style),
+        Line2D([], [], linewidth=1.8, marker="o", markersize=4, label="validation", **style),
+        Line2D([], [], linestyle="", marker="*", markersize=12, label="best validation", **style),
     ]
     loss.legend(handles=kinds, loc="upper right")
 

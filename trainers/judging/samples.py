@@ -39,7 +39,7 @@ COLUMNS = ("bits", "distinct_runs", "repeated", "words_known")  # measures shown
 
 @settings
 class Sweep:
-    """What to sample: at each temperature, `texts` texts of up to `length` bytes or characters."""
+    """A sweep over temperatures: at each, `texts` texts of up to `length` bytes or characters."""
 
     temperatures: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
     texts: int = Field(0, ge=0, le=100_000)  # 0: TEXTS or LINES
@@ -85,9 +85,9 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
     sweep = dataclasses.replace(sweep, texts=sweep.texts or (LINES if lines else TEXTS))
     values = {**dataclasses.asdict(sweep), "temperatures": list(sweep.temperatures)}
     inputs = {"weights_sha256": checkpoint.weights_sha256(chosen), "data_sha256": run.data_sha256, **values}
-    path, done = folder / report.SAMPLES, read_json(folder / report.SAMPLES)
-    if not force and done.get("format_version") == report.SAMPLES_FORMAT and done["inputs"] == inputs:
-        console.note(f"{path} is already made from checkpoint {chosen.step}")
+    path, saved = folder / report.SAMPLES, read_json(folder / report.SAMPLES)
+    if not force and saved.get("format_version") == report.SAMPLES_FORMAT and saved["inputs"] == inputs:
+        console.note(f"{path} is up to date with checkpoint {chosen.step}")
         return
     split = next(name for name in ("test", "val", "train") if name in manifest.splits)
 
@@ -100,12 +100,12 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
     with console.progress("texts") as bar:
         generate = tf.function(sampler.generate, autograph=False, reduce_retracing=True)
         score = tf.function(sampler.score, autograph=False, reduce_retracing=True)
-        drawn = [_draw(generate, temperature, sweep, end, bar) for temperature in sweep.temperatures]
-        groups = [_scored(score, texts, end, bar) for texts in (*drawn, held_out)]
+        sampled = [_sample(generate, temperature, sweep, end, bar) for temperature in sweep.temperatures]
+        groups = [_score(score, texts, end, bar) for texts in (*sampled, held_out)]
     kind = sweep.kind
     if kind == "auto":
         kind = "names" if lines else coherence.kind_of("\n".join(groups[-1].strings))
-    *rows, real = _measured(groups, kind, train)
+    *rows, real = _measure(groups, kind, train)
     result = {
         "format_version": report.SAMPLES_FORMAT,
         "inputs": inputs,
@@ -133,7 +133,7 @@ def _held_out(ids_N: Array, vocab: Vocab, sweep: Sweep, lines: bool) -> list[byt
     return list(itertools.islice(filter(None, texts), sweep.texts))
 
 
-def _draw(
+def _sample(
     generate: Callable[[Request], Generated], temperature: float, sweep: Sweep, end: bytes, bar: Progress
 ) -> list[bytes]:
     """Sample the texts of one temperature, with the end of those that reached it.
@@ -154,7 +154,7 @@ def _draw(
     return texts
 
 
-def _scored(score: Callable[[tf.Tensor], Any], texts: list[bytes], end: bytes, bar: Progress) -> Texts:
+def _score(score: Callable[[tf.Tensor], Any], texts: list[bytes], end: bytes, bar: Progress) -> Texts:
     """Score texts, sampled or real, from the state that sampling starts in."""
     task = bar.add_task("scoring", total=len(texts))
     targets, log_prob = 0, 0.0
@@ -178,7 +178,7 @@ def _batches(rows: Any) -> Iterator[Any]:
     return (rows[k : k + BATCH] for k in range(0, len(rows), BATCH))
 
 
-def _measured(groups: list[Texts], kind: str, train: bytes) -> list[dict[str, Any]]:
+def _measure(groups: list[Texts], kind: str, train: bytes) -> list[dict[str, Any]]:
     """Measure each group of texts; one row per group."""
     longest = iter(copied.longest(train, [text for group in groups for text in group.texts]))
     text = train.decode(errors="replace")

@@ -20,13 +20,11 @@ import keras
 import tensorflow as tf
 
 State = tuple[tf.Tensor, ...]
-Kept = tuple[tf.Tensor, ...]  # BxH each
+Residuals = tuple[tf.Tensor, ...]  # BxH each
 Infer = Callable[[tf.Tensor, tf.Tensor, State], State]  # from z, h R and the previous state
 
-_sigmoid_grad, _tanh_grad = (
-    tf.raw_ops.SigmoidGrad,
-    tf.raw_ops.TanhGrad,
-)  # dy y (1 - y) and dy (1 - y y), a single op each
+_sigmoid_grad = tf.raw_ops.SigmoidGrad  # dy y (1 - y) in a single op
+_tanh_grad = tf.raw_ops.TanhGrad  # dy (1 - y y)
 
 
 class Weights(NamedTuple):
@@ -42,21 +40,24 @@ class Cell(Protocol):
 
     layer: type[keras.Layer]  # the stock layer that owns the weights
     states: int  # S, tensors in its state
-    kept: int  # tensors, BxH each, that `forward` saves for `backward`
-    apart: bool  # whether the recurrent product has another gradient than z
+    residuals: int  # tensors, BxH each, that `forward` saves for `backward`
+    separate_gradients: bool  # whether the gradient of the recurrent product differs from that of z
 
     def weights(self, layer: Any) -> Weights:
         """Read a built Keras layer's weights. Gradients flow back to its variables."""
 
-    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Kept]:
+    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Residuals]:
         """The state after the step, and the tensors that its gradient needs."""
 
-    def backward(self, after: State, kept: Kept) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
-        """The gradients of z, of h R (the same tensor, unless `apart`) and of the state before the step apart from h R,
-        None where zero, from those of the state after it."""
+    def backward(self, after: State, residuals: Residuals) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
+        """The gradients of z, of h R and of the state before the step, from those of the state after it.
 
-    def look(self, kept: Kept) -> dict[str, tf.Tensor]:
-        """A step's gates by name, and an LSTM's c, from the tensors it kept."""
+        The first two are the same tensor unless `separate_gradients`. The last leaves out the path through h R; None
+        where it is zero.
+        """
+
+    def gates(self, residuals: Residuals) -> dict[str, tf.Tensor]:
+        """A step's gates by name, and an LSTM's c, from its residuals."""
 
     def fold(self, w: Weights) -> Weights:
         """The weights for `infer`, multiplied by the factors that `forward` applies to its sums."""
@@ -64,7 +65,7 @@ class Cell(Protocol):
     def inference(self, units: int) -> Infer:
         """`forward` with folded weights, in fewer ops and without a gradient; it returns the next state.
 
-        Create it outside the loop that calls it: a loop would rebuild its constants every turn.
+        Create it outside the loop that calls it: inside, its constants would be rebuilt at every turn.
         """
 
 
@@ -72,7 +73,7 @@ class Lstm:
     """Keras orders the gate columns i, f, c, o; here i, f, o, c: three sigmoids side by side, then one tanh."""
 
     layer = keras.layers.LSTM
-    states, kept, apart = 2, 6, False
+    states, residuals, separate_gradients = 2, 6, False
 
     def weights(self, layer: Any) -> Weights:
         cell = layer.cell
@@ -83,7 +84,7 @@ class Lstm:
         i, f, c, o = tf.split(tf.convert_to_tensor(w_G), 4, axis=-1)
         return tf.concat([i, f, o, c], axis=-1)
 
-    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Kept]:
+    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Residuals]:
         _, c_prev_BxH = before
         H = c_prev_BxH.shape[-1]
         # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: one tanh over all gates is faster than three sigmoids.
@@ -93,8 +94,8 @@ class Lstm:
         tanh_c = tf.tanh(c_BxH)
         return (o * tanh_c, c_BxH), (i, f, o, g, c_prev_BxH, tanh_c)
 
-    def look(self, kept: Kept) -> dict[str, tf.Tensor]:
-        i, f, o, g, c_prev, _ = kept
+    def gates(self, residuals: Residuals) -> dict[str, tf.Tensor]:
+        i, f, o, g, c_prev, _ = residuals
         return {"input": i, "forget": f, "output": o, "candidate": g, "c": f * c_prev + i * g}
 
     def _half(self, H: int) -> tf.Tensor:
@@ -115,9 +116,9 @@ class Lstm:
 
         return infer
 
-    def backward(self, after: State, kept: Kept) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
+    def backward(self, after: State, residuals: Residuals) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
         dh_BxH, dc_BxH = after
-        i, f, o, g, c_prev_BxH, tanh_c = kept
+        i, f, o, g, c_prev_BxH, tanh_c = residuals
         dc_BxH += _tanh_grad(y=tanh_c, dy=dh_BxH * o)
         dz = [_sigmoid_grad(y=i, dy=dc_BxH * g), _sigmoid_grad(y=f, dy=dc_BxH * c_prev_BxH)]
         dz += [_sigmoid_grad(y=o, dy=dh_BxH * tanh_c), _tanh_grad(y=g, dy=dc_BxH * i)]
@@ -129,7 +130,7 @@ class Gru:
     """Gate columns z, r, h, as in Keras. The reset gate scales the recurrent product, so its gradient is separate."""
 
     layer = keras.layers.GRU
-    states, kept, apart = 1, 5, True
+    states, residuals, separate_gradients = 1, 5, True
 
     def weights(self, layer: Any) -> Weights:
         cell = layer.cell
@@ -137,7 +138,7 @@ class Gru:
         kernel, recurrent = (tf.convert_to_tensor(w) for w in (cell.kernel, cell.recurrent_kernel))
         return Weights(kernel, bias_G, (recurrent, recurrent_bias_G))
 
-    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Kept]:
+    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Residuals]:
         (h_prev_BxH,) = before
         H = h_prev_BxH.shape[-1]
         z, r = tf.split(tf.sigmoid(z_BxG[:, : 2 * H] + hr_BxG[:, : 2 * H]), 2, axis=1)
@@ -145,15 +146,15 @@ class Gru:
         g = tf.tanh(z_BxG[:, 2 * H :] + r * hr_h)
         return (g + z * (h_prev_BxH - g),), (z, r, g, hr_h, h_prev_BxH)
 
-    def backward(self, after: State, kept: Kept) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
-        (dh_BxH,), (z, r, g, hr_h, h_prev_BxH) = after, kept
+    def backward(self, after: State, residuals: Residuals) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
+        (dh_BxH,), (z, r, g, hr_h, h_prev_BxH) = after, residuals
         dz_z = _sigmoid_grad(y=z, dy=dh_BxH * (h_prev_BxH - g))
         dz_g = _tanh_grad(y=g, dy=dh_BxH * (1 - z))
         dz_r = _sigmoid_grad(y=r, dy=dz_g * hr_h)
         return tf.concat([dz_z, dz_r, dz_g], 1), tf.concat([dz_z, dz_r, dz_g * r], 1), (dh_BxH * z,)
 
-    def look(self, kept: Kept) -> dict[str, tf.Tensor]:
-        return dict(zip(("update", "reset", "candidate"), kept, strict=False))
+    def gates(self, residuals: Residuals) -> dict[str, tf.Tensor]:
+        return dict(zip(("update", "reset", "candidate"), residuals, strict=False))
 
     def fold(self, w: Weights) -> Weights:
         H = w.recurrent[0].shape[0]
@@ -178,7 +179,7 @@ class Rnn:
     """A plain tanh."""
 
     layer = keras.layers.SimpleRNN
-    states, kept, apart = 1, 1, False
+    states, residuals, separate_gradients = 1, 1, False
 
     def weights(self, layer: Any) -> Weights:
         kernel, recurrent, bias = (
@@ -186,17 +187,17 @@ class Rnn:
         )
         return Weights(kernel, bias, (recurrent,))
 
-    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Kept]:
+    def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Residuals]:
         h_BxH = tf.tanh(z_BxG + hr_BxG)
         return (h_BxH,), (h_BxH,)
 
-    def backward(self, after: State, kept: Kept) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
-        (dh_BxH,), (h_BxH,) = after, kept
+    def backward(self, after: State, residuals: Residuals) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
+        (dh_BxH,), (h_BxH,) = after, residuals
         dz_BxH = _tanh_grad(y=h_BxH, dy=dh_BxH)
         return dz_BxH, dz_BxH, (None,)
 
-    def look(self, kept: Kept) -> dict[str, tf.Tensor]:
-        return {"state": kept[0]}
+    def gates(self, residuals: Residuals) -> dict[str, tf.Tensor]:
+        return {"state": residuals[0]}
 
     def fold(self, w: Weights) -> Weights:
         return w

@@ -37,8 +37,8 @@ class CharRNN(keras.Model):
 
     The layers are stock Keras layers with their usual weights, names and initial values (orthogonal recurrent kernels,
     an LSTM's forget bias 1), except in the first kernel. With `layer_norm` a LayerNormalization follows each, before
-    dropout; the state is not normalized. They run through cuDNN on a GPU, else in trainers.model.recurrence,
-    which is several times faster on a CPU, and which alone can start a document inside a window.
+    dropout; the state is not normalized. They run through cuDNN on a GPU, else in trainers.model.recurrence, which is
+    several times faster on a CPU. Only the latter can start a document inside a window.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 1, precision: str = "float32"):
@@ -52,8 +52,8 @@ class CharRNN(keras.Model):
             return kind(seed=next(seeds), **settings)
 
         # Gates start with unit variance. A one-hot input selects a row of the first kernel, so the fan-in is 1, not V,
-        # and rows get unit variance; Glorot's rule would start 20 times smaller and learn far more slowly. With an
-        # embedding its rows have unit variance, and Lecun's rule (variance 1 / E) keeps it through the kernel.
+        # and rows get unit variance; Glorot's rule would start 20 times smaller and learn far more slowly. The rows of
+        # an embedding have unit variance too, and Lecun's rule (variance 1 / E) preserves it through the kernel.
         if config.embedding:
             first = initializer(keras.initializers.LecunNormal)
             rows = initializer(keras.initializers.RandomNormal, stddev=1.0)
@@ -114,15 +114,15 @@ class CharRNN(keras.Model):
 
     @property
     def inner_kernels(self) -> list[keras.Variable]:
-        """The matrices from units to units, or from an embedding to units: no axis of theirs is the vocabulary's."""
+        """The kernels without an axis of the vocabulary: from units to units, or from an embedding to units."""
         return [w for w in self.trainable_variables if w.path.endswith("kernel") and self.vocab_axis(w) is None]
 
     def dropout_masks(self, lanes: int, window: int, seed: tf.Tensor) -> Masks:
-        """For what each layer gives, a mask_BxTxH, 0 or 1 / (1 - its rate); None for a layer without dropout.
+        """A mask_BxTxH for each layer's output, of 0 or 1 / (1 - rate); None for a layer without dropout.
 
         With variational dropout a mask serves all steps of the window: mask_Bx1xH.
-        A pure function of the seed (shape [2], integers), so that a step repeats exactly. Made for all lanes of a step,
-        of which each replica takes its own rows: the masks do not depend on how many replicas there are.
+        A pure function of the seed (shape [2], integers), so that a step repeats exactly. Masks are drawn for all lanes
+        of a step, and each replica takes its own rows, so they do not depend on the number of replicas.
         """
         config, steps = self.config, 1 if self.config.variational_dropout else window
         rates = [config.dropout] * (config.layers - 1) + [config.output_dropout]
@@ -153,7 +153,7 @@ class CharRNN(keras.Model):
             y_BxTxH, states = self._run_loop(ids_BxT, states, masks, reset_BxT, self.matmul_dtype, recurrence.recur)
         return self._logits(y_BxTxH), join_carry(states)
 
-    def inside(
+    def internals(
         self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, reset_BxT: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         """The results of `call`, in float32, and the states and gates of every layer after each id, BxTxH each.
@@ -165,10 +165,10 @@ class CharRNN(keras.Model):
         names = iter(layer.name for layer in self.rnns)
 
         def recur(cell: Cell, z_TxBxG: tf.Tensor, state: State, recurrent: Any, _: tf.DType, keep: Any) -> Any:
-            y_TxBxH, after, held = recurrence.watch(cell, z_TxBxG, state, recurrent, keep)
+            y_TxBxH, after, gates = recurrence.loop_with_gates(cell, z_TxBxG, state, recurrent, keep)
             layer = next(names)
-            held = {"h": y_TxBxH, **held}
-            values.update({f"{layer}/{name}": tf.transpose(x, [1, 0, 2]) for name, x in held.items()})
+            gates = {"h": y_TxBxH, **gates}
+            values.update({f"{layer}/{name}": tf.transpose(x, [1, 0, 2]) for name, x in gates.items()})
             return y_TxBxH, after
 
         ids_BxT, states = tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLxSxH)
@@ -178,8 +178,8 @@ class CharRNN(keras.Model):
     def gates(
         self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, reset_BxT: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
-        """The gates from `inside`; for the plain RNN, its state."""
-        values = self.inside(ids_BxT, carry_BxLxSxH, reset_BxT)[2]
+        """The gates from `internals`; for the plain RNN, its state."""
+        values = self.internals(ids_BxT, carry_BxLxSxH, reset_BxT)[2]
         return {name: x for name, x in values.items() if not name.endswith(("/h", "/c"))}
 
     def _logits(self, y_BxTxH: tf.Tensor) -> tf.Tensor:

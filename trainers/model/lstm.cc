@@ -4,7 +4,7 @@
 // which costs as much as multiplying 25 rows by it. Here it is packed once per window and multiplied T times.
 // Products follow Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
 //
-// The reference, which the tests hold this file against, is trainers/model/recurrence.py with the Lstm cell; gate columns are i, f, o, c.
+// The tests compare this file with trainers/model/recurrence.py and its Lstm cell. Gate columns are i, f, o, c.
 //
 // Legend: T time steps, B lanes, H units, G = 4 H gate columns; K inputs and N columns of a product of M rows.
 
@@ -49,7 +49,7 @@ struct Packed {
   int K, N;
   const float* data;
 
-  // transposed: b is stored as NxK. The buffer stays with the thread: giving it back costs a page fault per 1,024 floats.
+  // transposed: b is stored as NxK. The thread keeps its buffer: freeing it would cost a page fault per 1,024 floats.
   Packed(const float* b, int K, int N, bool transposed) : K(K), N(N) {
     thread_local Buffer buffer;
     thread_local int64_t size = 0;
@@ -59,7 +59,7 @@ struct Packed {
     for (int k0 = 0; k0 < K; k0 += DEPTH) {
       const int depth = std::min(DEPTH, K - k0);
       float* block = buffer.get() + int64_t(k0) * panels * PANEL;
-      if (transposed) {  // reads a row of b after the other, writes within a panel
+      if (transposed) {  // reads b row by row, writes within a panel
         for (int n = 0; n < panels * PANEL; ++n)
           for (int k = 0; k < depth; ++k)
             block[(n / PANEL * depth + k) * PANEL + n % PANEL] = n < N ? b[int64_t(n) * K + k0 + k] : 0;
@@ -76,7 +76,7 @@ struct Packed {
   }
 };
 
-// c_MxPANEL += a_MxK b_KxPANEL, of a panel.
+// c_MxPANEL += a_MxK b_KxPANEL, for one panel.
 template <int M>
 void add_tile(int K, const float* a, int64_t lda, const float* b, float* c, int64_t ldc) {
   V sum[M][2];
@@ -85,7 +85,7 @@ void add_tile(int K, const float* a, int64_t lda, const float* b, float* c, int6
   for (int k = 0; k < K; ++k, b += PANEL) {
     const V b0 = *reinterpret_cast<const V*>(b), b1 = *reinterpret_cast<const V*>(b + W);
     for (int m = 0; m < M; ++m) {
-      const V x = a[m * lda + k] - V{};  // in all places; V{} + x would be computed, for -0
+      const V x = a[m * lda + k] - V{};  // a broadcast; V{} + x would compile to an addition, since -0 + 0 is 0
       sum[m][0] += x * b0;
       sum[m][1] += x * b1;
     }
@@ -101,7 +101,7 @@ void add_tile(int M, int K, const float* a, int64_t lda, const float* b, float* 
   tiles[M - 1](K, a, lda, b, c, ldc);
 }
 
-// c_MxN += a_MxK b_KxN. transposed: a is stored as KxM. Rows are dealt evenly to tiles: 25 as five fives.
+// c_MxN += a_MxK b_KxN. transposed: a is stored as KxM. Rows are divided evenly into tiles: 25 make five tiles of five.
 void add_product(int M, const float* a, const Packed& b, float* c, bool transposed = false) {
   const int panels = (b.N + PANEL - 1) / PANEL;
   float turned[BLOCK * DEPTH];
@@ -156,7 +156,7 @@ V tanh(V x) {
 
 V sigmoid(V x) { return tanh(x * 0.5f) * 0.5f + 0.5f; }
 
-// A vector of `count` floats, zeros behind them.
+// A vector of `count` floats, padded with zeros.
 V load(const float* p, int count = W) {
   if (count == W) return *reinterpret_cast<const V*>(p);
   V v = {};

@@ -5,10 +5,10 @@
     loop     a graph loop for all else, with a hand-written gradient: this file's `loop`
     step     a single time step for sampling and export: trainers.sampling.stepper
 
-trainers.model.cells contains what differs between cells; this file what they share.
+The differences between cells are in trainers.model.cells; this file is common to all.
 
-Before a step that starts a new document the state is multiplied by `keep` = 0, else by 1. cuDNN cannot do that, so such
-windows use the loop.
+Before each step the state is multiplied by `keep`: 0 where a new document starts, else 1. cuDNN cannot do that, so
+windows with such steps use the loop.
 
 Legend: T time steps, B lanes, I inputs, V vocabulary, H units, G gate columns, K columns, N rows. A state is a tuple of
 BxH tensors, h first.
@@ -22,7 +22,7 @@ import tensorflow as tf
 from trainers.model import kernel
 from trainers.model.cells import Cell, Lstm, State, Weights
 
-UNROLL = 10  # steps per turn of the loop: with fewer its overhead shows, more only lengthen the first trace
+UNROLL = 10  # steps per turn of the loop: fewer do not hide its overhead, more only lengthen the first trace
 TABLE = 2048  # largest vocabulary to project once as a whole; beyond, each window projects the rows it reads
 
 Recurrent = tuple[tf.Tensor, ...]  # trainers.model.cells.Weights.recurrent
@@ -88,20 +88,19 @@ def loop(
     Returns h_TxBxH in the dtype of z, and the state after the window in float32; products run in `dtype`.
 
     The gradient is written by hand because that of tf.while_loop stacks every intermediate of every step. This one
-    saves h in the products' dtype and what the cell needs, and computes the recurrent kernel's gradient in one product
-    after the loop. Saved tensors stay separate array elements; only h and dz are joined, as in a small layer such
-    copies cost as much as the products.
+    saves only h, in the products' dtype, and the cell's residuals, and computes the recurrent kernel's gradient in one
+    product after the loop. Of these only h and dz are stacked: in a small layer, a copy costs as much as the products.
     """
 
     @tf.custom_gradient
     def window(z_TxBxG: tf.Tensor, *rest: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable[..., list[tf.Tensor]]]:
         before, recurrent = rest[: cell.states], rest[cell.states :]
-        after, hs, kept = _forward(cell, z_TxBxG, before, recurrent, keep_TxBx1, dtype)
+        after, hs, residuals = _forward(cell, z_TxBxG, before, recurrent, keep_TxBx1, dtype)
         h_T1xBxH = hs.stack()
 
         def grad(dhs_TxBxH: tf.Tensor, *dafter: tf.Tensor) -> list[tf.Tensor]:
             h_prev_TxBxH = h_T1xBxH[:-1] if keep_TxBx1 is None else h_T1xBxH[:-1] * tf.cast(keep_TxBx1, dtype)
-            dz_TxBxG, *others = _backward(cell, dhs_TxBxH, dafter, h_prev_TxBxH, kept, recurrent, keep_TxBx1)
+            dz_TxBxG, *others = _backward(cell, dhs_TxBxH, dafter, h_prev_TxBxH, residuals, recurrent, keep_TxBx1)
             return [tf.cast(dz_TxBxG, z_TxBxG.dtype), *others]
 
         return (tf.cast(h_T1xBxH[1:], z_TxBxG.dtype), *after), grad
@@ -110,12 +109,12 @@ def loop(
     return h_TxBxH, tuple(after)
 
 
-def watch(
+def loop_with_gates(
     cell: Cell, z_TxBxG: tf.Tensor, before: State, recurrent: Recurrent, keep_TxBx1: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, State, dict[str, tf.Tensor]]:
-    """`recur` in float32, and the gates of every step by name (`Cell.look`), TxBxH each."""
-    after, hs, kept = _forward(cell, z_TxBxG, before, recurrent, keep_TxBx1, tf.float32)
-    return hs.stack()[1:], after, cell.look(tuple(array.stack() for array in kept))
+    """`recur` in float32, and the gates of every step by name (`Cell.gates`), TxBxH each."""
+    after, hs, residuals = _forward(cell, z_TxBxG, before, recurrent, keep_TxBx1, tf.float32)
+    return hs.stack()[1:], after, cell.gates(tuple(array.stack() for array in residuals))
 
 
 def _recurrent(recurrent: Recurrent, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -137,15 +136,15 @@ def _array(size: int, dtype: tf.DType) -> tf.TensorArray:
     return tf.TensorArray(dtype, size=size)
 
 
-def _kept(state: State, keep_TxBx1: tf.Tensor | None, t: Any) -> State:
+def _masked(state: State, keep_TxBx1: tf.Tensor | None, t: Any) -> State:
     """A state, or its gradient, zero in the lanes that start a document at step t."""
     return state if keep_TxBx1 is None else tuple(x_BxH * keep_TxBx1[t] for x_BxH in state)
 
 
 def _scan(steps: int, step: Callable[..., Any], state: Any, back: bool = False) -> Any:
-    """state = step(t, *state) for every t in order, or in reverse: UNROLL steps a turn of a loop, the rest written out.
+    """Run state = step(t, *state) for every t, in order or in reverse.
 
-    The rest are the last steps, in either order.
+    A turn of the loop runs UNROLL steps. The last `steps` % UNROLL, in either order, are unrolled outside it.
     """
     whole = steps - steps % UNROLL
 
@@ -174,18 +173,18 @@ def _forward(
     keep_TxBx1: tf.Tensor | None,
     dtype: tf.DType,
 ) -> tuple[State, tf.TensorArray, Sequence[tf.TensorArray]]:
-    """The state after the last step; arrays of h, from the one before the first step to the last, in `dtype`, and of
-    what the cell keeps of each step."""
+    """The state after the last step, the array of h from before the first step to the last, in `dtype`, and the arrays
+    of the cell's residuals."""
     T, product = z_TxBxG.shape[0], _recurrent(recurrent, dtype)
 
-    def step(t: Any, state: Any, hs: Any, kept: Any) -> tuple[Any, ...]:
-        state = _kept(state, keep_TxBx1, t)
+    def step(t: Any, state: Any, hs: Any, residuals: Any) -> tuple[Any, ...]:
+        state = _masked(state, keep_TxBx1, t)
         state, keeps = cell.forward(tf.cast(z_TxBxG[t], tf.float32), product(state[0]), state)
         hs = hs.write(t + 1, tf.cast(state[0], dtype))
-        return state, hs, tuple(array.write(t, x_BxH) for array, x_BxH in zip(kept, keeps, strict=True))
+        return state, hs, tuple(array.write(t, x_BxH) for array, x_BxH in zip(residuals, keeps, strict=True))
 
     hs = _array(T + 1, dtype).write(0, tf.cast(before[0], dtype))
-    return _scan(T, step, (tuple(before), hs, tuple(_array(T, tf.float32) for _ in range(cell.kept))))
+    return _scan(T, step, (tuple(before), hs, tuple(_array(T, tf.float32) for _ in range(cell.residuals))))
 
 
 def _backward(
@@ -193,7 +192,7 @@ def _backward(
     dhs_TxBxH: tf.Tensor,
     dafter: State,
     h_prev_TxBxH: tf.Tensor,
-    kept: Sequence[tf.TensorArray],
+    residuals: Sequence[tf.TensorArray],
     recurrent: Recurrent,
     keep_TxBx1: tf.Tensor | None,
 ) -> list[tf.Tensor]:
@@ -204,14 +203,16 @@ def _backward(
     def step(t: Any, dstate: Any, dzs: Any) -> tuple[Any, ...]:
         dh_BxH, *others = dstate
         dh_BxH += tf.cast(dhs_TxBxH[t], tf.float32)
-        dz_BxG, dhr_BxG, (direct, *others) = cell.backward((dh_BxH, *others), tuple(array.read(t) for array in kept))
+        dz_BxG, dhr_BxG, (direct, *others) = cell.backward(
+            (dh_BxH, *others), tuple(array.read(t) for array in residuals)
+        )
         dz_BxG = tf.cast(dz_BxG, dtype)
-        written = (dz_BxG, tf.cast(dhr_BxG, dtype)) if cell.apart else (dz_BxG,)
+        written = (dz_BxG, tf.cast(dhr_BxG, dtype)) if cell.separate_gradients else (dz_BxG,)
         dh_BxH = product(written[-1])
-        dstate = _kept((dh_BxH if direct is None else dh_BxH + direct, *others), keep_TxBx1, t)
+        dstate = _masked((dh_BxH if direct is None else dh_BxH + direct, *others), keep_TxBx1, t)
         return dstate, tuple(array.write(t, x_BxG) for array, x_BxG in zip(dzs, written, strict=True))
 
-    dzs = tuple(_array(T, dtype) for _ in range(1 + cell.apart))  # of z and, where that is another one, of h R
+    dzs = tuple(_array(T, dtype) for _ in range(1 + cell.separate_gradients))  # of z and, if separate, of h R
     dbefore, dzs = _scan(T, step, (tuple(dafter), dzs), back=True)
     dz_TxBxG, dhr_TxBxG = dzs[0].stack(), dzs[-1].stack()
     h_NxH, dhr_NxG = tf.reshape(h_prev_TxBxH, [-1, h_prev_TxBxH.shape[-1]]), tf.reshape(dhr_TxBxG, [-1, G])

@@ -1,1 +1,1 @@
-"""What single units follow: labels, the search, activations and the page."""
+"""Units that follow a feature of the text: labels, the search, activations and the page."""

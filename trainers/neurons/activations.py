@@ -23,7 +23,7 @@ Activations = Sequence[Mapping[str, Array]]  # per layer, by name, nxH
 
 
 class ActivationWriter:
-    """Appends windows of activations to arrays of N rows."""
+    """Writer that appends windows of activations to arrays of N rows."""
 
     def __init__(self, arrays: Mapping[str, Array]):
         self.arrays, self.rows = arrays, 0

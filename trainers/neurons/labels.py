@@ -257,11 +257,8 @@ def _conditions(tokens: list[Token], language: str, C: int) -> Array:
     inside_C = np.zeros(C, bool)
     if language not in (*PAREN_IF, PYTHON):
         return inside_C
-    pending, began, depth = (
-        False,
-        -1,
-        0,
-    )  # `if` was read, without its parenthesis; start of the condition; open brackets
+    # An `if` still without its parenthesis; start of the condition; open brackets.
+    pending, began, depth = False, -1, 0
     for start, kind, value in tokens:
         if kind in Keyword and value in ("if", "elif"):
             pending, began, depth = language != PYTHON, start + len(value) if language == PYTHON else -1, 0

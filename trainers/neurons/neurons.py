@@ -101,7 +101,7 @@ class Trace(NamedTuple):
 
 
 class Recording:
-    """Data kept of a text.
+    """Measurements along a text.
 
     state: name of the units' values: "c" of an LSTM, "h" of other cells.
     values_SxU: the units' values in the first SEARCHED characters.
@@ -207,14 +207,14 @@ def read(model: CharRNN, vocab: Vocab, passage: Passage) -> Iterator[Trace]:
     """Read a passage in windows, from an empty carry, which is reset at the end of each document."""
     ahead = 0 if passage.first is None else 1
     ids_M = np.concatenate([np.array([passage.first] * ahead, passage.ids_N.dtype), passage.ids_N])
-    T, inside = min(WINDOW, len(ids_M)), tf.function(model.inside, autograph=False)
+    T, internals = min(WINDOW, len(ids_M)), tf.function(model.internals, autograph=False)
     carry_1xLxSxH = model.initial_carry(1)
     layers = {layer.name: index for index, layer in enumerate(model.rnns)}
     for start in range(0, len(ids_M), T):
         part = ids_M[start : start + T].astype(np.int32)
         ids_1xT = np.pad(part, (0, T - len(part)))[None]  # all windows share a shape, and one trace
         reset_1xT = None if vocab.end_id is None else tf.constant(ids_1xT == vocab.end_id)
-        logits_1xTxV, carry_1xLxSxH, tensors = inside(tf.constant(ids_1xT), carry_1xLxSxH, reset_1xT)
+        logits_1xTxV, carry_1xLxSxH, tensors = internals(tf.constant(ids_1xT), carry_1xLxSxH, reset_1xT)
         own = slice(ahead if start == 0 else 0, len(part))
         activations: list[dict[str, Array]] = [{} for _ in model.rnns]
         for path, x_1xTxH in tensors.items():

@@ -128,7 +128,7 @@ class Page:
 
 
 def write_page(path: Path, page: Page, excerpt: Excerpt, first: tuple[int, int]) -> None:
-    """Write the page in one move. first: layer and unit to show first."""
+    """Write the page atomically. first: layer and unit to show first."""
     data = {
         "characters": [c if c == " " else glyph(c) for c in excerpt.characters_C],
         "breaks": [k for k, c in enumerate(excerpt.characters_C) if c in ("\n", "")],

@@ -25,7 +25,7 @@ CLEAR = 0.6  # minimum strength to count as found: an AUC of 0.8, a correlation 
 
 
 class Match(NamedTuple):
-    """How well a unit follows a label.
+    """A unit that follows a label.
 
     strength: on the second half of the text.
     inverted: the unit is low where the label is high; the strength is that of the negated unit.

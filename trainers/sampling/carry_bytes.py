@@ -1,4 +1,4 @@
-"""The state of a text, and the same as bytes: the carry that a caller keeps between calls.
+"""The state of a text, and its form as bytes: the carry that a caller keeps between calls.
 
 Legend: R rows, M characters remembered, L layers, S states of a cell, H units, W 32-bit words of a carry.
 """
@@ -18,7 +18,7 @@ MEMORY = 64  # M: the window of the repetition penalty, and the longest stop
 
 
 class TextState(NamedTuple):
-    """The state of each row's text: all that resuming it needs."""
+    """The state of each row's text: everything needed to resume it."""
 
     states: States
     recent_RxM: tf.Tensor  # the last ids, the latest last; -2 - id if it was read, not drawn; -1: none
@@ -37,8 +37,8 @@ def select_rows(mask_Rx1: tf.Tensor, a: States, b: States) -> States:
 
 
 class CarryBytes:
-    """Packs a model's text states into bytes and back: fingerprint, drawn, recent, states, in little-endian 32-bit
-    words."""
+    """Conversion of a model's text states to bytes and back: fingerprint, drawn, recent, states, in little-endian
+    32-bit words."""
 
     def __init__(self, model: CharRNN, vocab: Vocab):
         self.model, self.vocab = model, vocab
@@ -46,7 +46,7 @@ class CarryBytes:
 
     @functools.cached_property
     def fingerprint(self) -> list[int]:
-        """Two 32-bit words that tell this model's carries from those of others."""
+        """Two 32-bit words that distinguish this model's carries from those of others."""
         digest = hashlib.sha256(self.vocab.sha256.encode())
         with tf.init_scope():  # also while a graph is traced
             for weight in self.model.get_weights():
@@ -93,5 +93,5 @@ class CarryBytes:
             tf.where(valid_R[:, None], recent_RxM, initial.recent_RxM),
             tf.where(valid_R, drawn_R, initial.drawn_R),
         )
-        rule = tf.fill([R], "carry_bytes: not a carry of this model; take one that start or continue gave")
+        rule = tf.fill([R], "carry_bytes: not a carry of this model; pass one that start or continue returned")
         return text, first_problem((~valid_R & (carry_R != ""), rule))

@@ -32,7 +32,7 @@ def named(problem_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 class Codec:
-    """Encodes and decodes with a vocabulary."""
+    """Encoder and decoder for a vocabulary."""
 
     def __init__(self, vocab: Vocab):
         self.vocab = vocab
@@ -41,23 +41,23 @@ class Codec:
     def encode(self, text_B: tf.Tensor, most: int, name: str, exact: bool = False) -> Ids:
         """Encode texts of at most `most` ids per row. name: of the input, for the messages.
 
-        Symbols outside the vocabulary become its unknown id; without one, or with `exact`, they are a problem, as is
-        invalid UTF-8 in a text of characters.
+        Symbols outside the vocabulary become its unknown id. If it has none, or with `exact`, they are a problem, as is
+        invalid UTF-8 if the unit is the character.
         """
         unit = "bytes" if self.vocab.unit == "byte" else "characters"
         widest = 1 if self.vocab.unit == "byte" else 4  # bytes per unit
         size_B = tf.strings.length(text_B)
         large_B = size_B > most * widest  # certainly too long: not even decoded
         read = self._encode_bytes if self.vocab.unit == "byte" else self._encode_characters
-        ids_BxP, length_B, broken_B, strange_B, what_B = read(tf.where(large_B, "", text_B))
+        ids_BxP, length_B, malformed_B, unknown_B, symbol_B = read(tf.where(large_B, "", text_B))
         if self.vocab.unknown_id is not None and not exact:
-            strange_B = tf.zeros_like(strange_B)
+            unknown_B = tf.zeros_like(unknown_B)
         long_B = large_B | (length_B > most)
         got_B = tf.where(large_B, tf.strings.as_string(size_B) + " bytes", tf.strings.as_string(length_B))
         problem_B = first_problem(
             (long_B, tf.strings.join([f"{name}: at most {most} {unit} are read, got ", got_B])),
-            (broken_B, tf.fill(tf.shape(text_B), f"{name}: not UTF-8, which a text of characters must be")),
-            (strange_B, tf.strings.join([f"{name}: ", what_B, " is not in the model's vocabulary; see info"])),
+            (malformed_B, tf.fill(tf.shape(text_B), f"{name}: must be valid UTF-8")),
+            (unknown_B, tf.strings.join([f"{name}: ", symbol_B, " is not in the model's vocabulary; see info"])),
         )
         return Ids(ids_BxP, tf.where(problem_B == "", length_B, 0), problem_B)
 
@@ -79,25 +79,27 @@ class Codec:
         ids_BxP = tf.gather(tf.constant([ids.get(byte, -1) for byte in range(256)]), bytes_BxP)
         outside_BxP = (ids_BxP < 0) & tf.sequence_mask(length_B, longest)
         first_B = tf.gather(bytes_BxP, tf.argmax(outside_BxP, axis=1), batch_dims=1)
-        what_B = tf.strings.join(["byte ", tf.strings.as_string(first_B)])
-        return tf.maximum(ids_BxP, 0), length_B, tf.zeros_like(length_B, tf.bool), _any(outside_BxP), what_B
+        symbol_B = tf.strings.join(["byte ", tf.strings.as_string(first_B)])
+        return tf.maximum(ids_BxP, 0), length_B, tf.zeros_like(length_B, tf.bool), _any(outside_BxP), symbol_B
 
     def _encode_characters(self, text_B: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        broken_B = tf.strings.unicode_transcode(text_B, "UTF-8", "UTF-8") != text_B  # replaces invalid UTF-8 by U+FFFD
-        codes = tf.strings.unicode_decode(tf.where(broken_B, "", text_B), "UTF-8")
+        malformed_B = (
+            tf.strings.unicode_transcode(text_B, "UTF-8", "UTF-8") != text_B
+        )  # replaces invalid UTF-8 by U+FFFD
+        codes = tf.strings.unicode_decode(tf.where(malformed_B, "", text_B), "UTF-8")
         length_B = tf.cast(codes.row_lengths(), tf.int32)
         codes_BxP = codes.to_tensor(-1, shape=[-1, tf.maximum(tf.reduce_max(length_B), 1)])
         codes_BxP = tf.ensure_shape(codes_BxP, [text_B.shape[0], None])
         known_V = tf.constant([ord(symbol.decode()) for symbol in self._written])  # sorted, like the ids
         flat_N = tf.reshape(codes_BxP, [-1])
         ids_N = tf.minimum(tf.searchsorted(known_V, flat_N), len(self._written) - 1)
-        strange_BxP = tf.reshape((tf.gather(known_V, ids_N) != flat_N) & (flat_N >= 0), tf.shape(codes_BxP))
+        outside_BxP = tf.reshape((tf.gather(known_V, ids_N) != flat_N) & (flat_N >= 0), tf.shape(codes_BxP))
         ids_BxP = tf.reshape(ids_N, tf.shape(codes_BxP))
         if self.vocab.unknown_id is not None:
-            ids_BxP = tf.where(strange_BxP, self.vocab.unknown_id, ids_BxP)
-        first_B = tf.gather(codes_BxP, tf.argmax(strange_BxP, axis=1), batch_dims=1)
-        what_B = tf.strings.join(["'", tf.strings.unicode_encode(tf.maximum(first_B, 0)[:, None], "UTF-8"), "'"])
-        return ids_BxP, length_B, broken_B, _any(strange_BxP), what_B
+            ids_BxP = tf.where(outside_BxP, self.vocab.unknown_id, ids_BxP)
+        first_B = tf.gather(codes_BxP, tf.argmax(outside_BxP, axis=1), batch_dims=1)
+        symbol_B = tf.strings.join(["'", tf.strings.unicode_encode(tf.maximum(first_B, 0)[:, None], "UTF-8"), "'"])
+        return ids_BxP, length_B, malformed_B, _any(outside_BxP), symbol_B
 
     def decode(self, ids_BxN: tf.Tensor, length_B: tf.Tensor) -> tf.Tensor:
         """Decode the first `length` ids of each row to byte strings."""
@@ -106,5 +108,5 @@ class Codec:
         return tf.strings.reduce_join(tf.where(real_BxN, symbols_BxN, ""), axis=1)
 
 
-def _any(bad_BxP: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_any(bad_BxP, axis=1)
+def _any(mask_BxP: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_any(mask_BxP, axis=1)

@@ -29,8 +29,8 @@ TRIANGLE = 512  # largest vocabulary to cumulate by a matrix product, several ti
 def sharpness(temperature_B: tf.Tensor) -> tf.Tensor:
     """The factor of the logits: 1 / temperature, at least FLATTEST, or SHARPEST at temperatures below GREEDY."""
     warm_B = temperature_B >= GREEDY
-    one_by_B = 1 / tf.cast(tf.where(warm_B, temperature_B, 1), tf.float64)  # float32 would round by position
-    return tf.where(warm_B, tf.maximum(tf.cast(one_by_B, tf.float32), FLATTEST), SHARPEST)
+    inverse_B = 1 / tf.cast(tf.where(warm_B, temperature_B, 1), tf.float64)  # float32 would round by position
+    return tf.where(warm_B, tf.maximum(tf.cast(inverse_B, tf.float32), FLATTEST), SHARPEST)
 
 
 def uniforms(seed_B: tf.Tensor, drawn_B: tf.Tensor, sharpness_B: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
@@ -65,9 +65,9 @@ def choose(scaled_BxV: tf.Tensor, uniform_Bx1: tf.Tensor, cumulate: Cumulate) ->
     any probability."""
     below_BxV = scaled_BxV - tf.reduce_max(scaled_BxV, axis=1, keepdims=True)
     cumulated_BxV = cumulate(tf.exp(below_BxV))
-    # The largest uniform float32 is 1 - 2**-23; times the total it is below the total: weight 0 is never drawn.
-    falls_Bx1 = uniform_Bx1 * cumulated_BxV[:, -1:]
-    return tf.reshape(tf.raw_ops.UpperBound(sorted_inputs=cumulated_BxV, values=falls_Bx1), [-1])
+    # The largest uniform float32, 1 - 2**-23, times the total is below the total, so an id of weight 0 is never drawn.
+    threshold_Bx1 = uniform_Bx1 * cumulated_BxV[:, -1:]
+    return tf.reshape(tf.raw_ops.UpperBound(sorted_inputs=cumulated_BxV, values=threshold_Bx1), [-1])
 
 
 def log_probability(logits_BxV: tf.Tensor, ids_B: tf.Tensor) -> tf.Tensor:

@@ -102,14 +102,14 @@ def draw_ids(
 ) -> tuple[Drawn, TextState]:
     """Draw each row's ids, and return the text states after them.
 
-    keep: hold each row's state at its own last character. Otherwise the returned state is of no use.
+    keep: stop updating a row's state at its last character. Otherwise the returned states are meaningless.
     """
     cumulate = draw.cumulation(stepper.weights.dense_bias_V.shape[0])
     longest, sharpness_R = _round_up(tf.reduce_max(request.length_B), DRAW_TURN), draw.sharpness(request.temperature_B)
     uniform_SxR = draw.uniforms(request.seed_B, text.drawn_R, sharpness_R, longest)
-    wanted_SxR = tf.range(longest)[:, None] < request.length_B
+    within_SxR = tf.range(longest)[:, None] < request.length_B
     sharpness_Rx1, with_options = sharpness_R[:, None], request.stop_B is not None
-    may_stop = with_options or end_id is not None  # otherwise every row runs to its length, and none is counted
+    may_stop = with_options or end_id is not None  # otherwise every row runs to its full length
     if with_options:
         penalises = tf.reduce_any(request.penalty_B != 1)
         narrows = tf.reduce_any((request.top_k_B > 0) | (request.top_p_B < 1))
@@ -117,7 +117,7 @@ def draw_ids(
     stop_RxM, any_RxM = _align_right(stop, MEMORY)
     stops_R = stop.length_B > 0
 
-    def step(state: DrawState, uniform_Rx1: tf.Tensor, wanted_R: tf.Tensor) -> tuple[DrawState, list[tf.Tensor]]:
+    def step(state: DrawState, uniform_Rx1: tf.Tensor, within_R: tf.Tensor) -> tuple[DrawState, list[tf.Tensor]]:
         states, recent_RxM, active_R, stopped_R, ended_R, count_R = state
         logits_RxV = scaled_RxV = stepper.logits(states)
         if with_options:
@@ -134,7 +134,7 @@ def draw_ids(
         ids_R = draw.choose(scaled_RxV, uniform_Rx1, cumulate)
         after = stepper.read(ids_R, states)
         if may_stop:
-            active_R &= wanted_R
+            active_R &= within_R
             count_R += tf.cast(active_R, tf.int32)
         active_Rx1 = active_R[:, None]
         states = select_rows(active_Rx1, after, states) if keep else after
@@ -150,7 +150,7 @@ def draw_ids(
 
     no_R, count_R = tf.zeros_like(stops_R), tf.zeros_like(request.length_B) if may_stop else request.length_B
     state = DrawState(text.states, text.recent_RxM, request.length_B > 0, no_R, no_R, count_R)
-    inputs, more = [uniform_SxR[..., None], wanted_SxR], _any_active if may_stop else None
+    inputs, more = [uniform_SxR[..., None], within_SxR], _any_active if may_stop else None
     state, (log_prob_RxS, ids_RxS) = run_steps(DRAW_TURN, step, state, inputs, LOG_PROB_AND_ID, log_probabilities, more)
     text = TextState(state.states, state.recent_RxM, text.drawn_R + tf.cast(state.count_R, tf.int64))
     return Drawn(ids_RxS, log_prob_RxS, state.count_R, state.stopped_R, state.ended_R), text

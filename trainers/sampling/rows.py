@@ -1,4 +1,4 @@
-"""The rows of a call: its request, its limits, its result, and the padding between the caller's rows and the graph's.
+"""The rows of a call: request, limits, result, and the padding between the caller's rows and the graph's.
 
 Legend: B rows requested, R rows run.
 """
@@ -34,7 +34,7 @@ class Request(NamedTuple):
     length_B: tf.Tensor  # int32: characters to write
     temperature_B: tf.Tensor  # float32; 0: greedy
     seed_B: tf.Tensor  # int64
-    # The options: either all of them are given or none.
+    # The options: all or none.
     top_k_B: Any = None  # int32; 0: all
     top_p_B: Any = None  # float32; 1: all
     penalty_B: Any = None  # float32, repetition penalty; 1: none
@@ -75,12 +75,12 @@ class Rows:
         return [tf.pad(column_B[: self.accepted], [[0, self.run - self.accepted]]) for column_B in columns_B]
 
     def unpad(self, x: tf.Tensor) -> tf.Tensor:
-        """The rows that were requested: as run, or zeros if there were too many."""
+        """The results of the requested rows, or zeros if there were too many."""
         return tf.pad(x[: self.accepted], [[0, self.requested - self.accepted]] + [[0, 0]] * (len(x.shape) - 1))
 
     def errors(self, problem_R: tf.Tensor) -> tf.Tensor:
         """The rows' problems as the caller sees them: "error: …", or empty."""
         problem_B = self.unpad(problem_R)
-        many = tf.strings.join([f"at most {self.limit} rows a call, got ", tf.strings.as_string(self.requested)])
+        many = tf.strings.join([f"at most {self.limit} rows per call, got ", tf.strings.as_string(self.requested)])
         problem_B = tf.where(self.requested > self.limit, many, problem_B)
         return tf.where(problem_B == "", "", "error: " + problem_B)

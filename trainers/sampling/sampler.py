@@ -53,9 +53,9 @@ class Sampler:
         return _unpadded(rows, generated, rows.errors(problem_R))
 
     def resume(self, carry_B: tf.Tensor, request: Request) -> tuple[Generated, tf.Tensor]:
-        """`generate` from a carry, and the carry after it.
+        """Continue a text from its carry; also return the carry after it.
 
-        carry: from `start` or `resume`; empty: start a new text. Under one seed, the pieces join to the text that
+        carry: from `start` or `resume`; empty: start a new text. With the same seed, the pieces join to the text that
         `generate` writes in one call. A stop that began in an earlier piece is recognised; n_back counts its bytes
         that were already returned.
         """
@@ -184,7 +184,7 @@ class Sampler:
         return generated, problem_R, text
 
     def _problems(self, request: Request) -> list[tf.Tensor]:
-        """The rules that the rows' numbers break, a problem_R for each rule."""
+        """A problem_R for each rule about the numbers of a request."""
         finite, longest = tf.math.is_finite, self.limits.length
         length_R, temperature_R = request.length_B, request.temperature_B
         rules = [
@@ -202,7 +202,7 @@ class Sampler:
                 ((top_p_R > 0) & (top_p_R <= 1), "top_p: more than 0, at most 1 (all), got ", top_p_R),
                 (finite(penalty_R) & (penalty_R > 0), "repetition_penalty: a number above 0, got ", penalty_R),
             ]
-        return [tf.where(kept_R, "", tf.strings.join([rule, _as_string(x)])) for kept_R, rule, x in rules]
+        return [tf.where(valid_R, "", tf.strings.join([rule, _as_string(x)])) for valid_R, rule, x in rules]
 
 
 def _unpadded(rows: Rows, generated: Generated, error_B: tf.Tensor) -> Generated:

@@ -46,7 +46,7 @@ class PackedWeights(NamedTuple):
 
 
 def padded_rows(rows: tf.Tensor) -> tf.Tensor:
-    """The number of rows to run `rows` as, so that each gets the same product in any batch: 4, 12, 16, 24, …"""
+    """Round up the number of rows to 4, 12, 16, 24, …, so that a row gets the same product in any batch."""
     quads = tf.maximum(-(-rows // QUAD), 1)
     return QUAD * (quads + tf.cast(quads % 3 == 2, quads.dtype))
 
@@ -145,7 +145,7 @@ def _sizes(whole: int, size: int) -> list[int]:
 
 
 def _times(y_BxK: tf.Tensor, matrix: Matrix, G: int) -> tf.Tensor:
-    """The product with a matrix that had G columns."""
+    """The product with a matrix of G columns before padding."""
     parts = tf.split(y_BxK, [piece[0].shape[0] for piece in matrix], axis=1) if len(matrix) > 1 else [y_BxK]
     sums = []
     for y, piece in zip(parts, matrix, strict=True):

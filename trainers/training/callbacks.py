@@ -1,4 +1,4 @@
-"""Keras callbacks, from a config or a caller, driven by our own loop.
+"""Keras callbacks, from a config or a caller, driven by this project's own loop.
 
 A callback's epoch is the interval between two evaluations, as an epoch of a large text may take days. The logs contain
 loss, val_loss (nats per target), bits, val_bits, gradient_norm, learning_rate and per_second. A resumed run starts with
@@ -21,36 +21,36 @@ RATE_CHANGERS = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLR
 def make_callbacks(config: TrainConfig) -> list[keras.callbacks.Callback]:
     """Create the config's callbacks.
 
-    Raises UsageError for an unknown one, for invalid arguments, or for one that sets a scheduled learning rate.
+    Raises UsageError for an unknown callback, invalid arguments, or a callback that sets a scheduled learning rate.
     """
-    made = [_make(table) for table in config.callbacks]
-    for callback in made:
+    callbacks = [_make(table) for table in config.callbacks]
+    for callback in callbacks:
         if isinstance(callback, RATE_CHANGERS) and (config.schedule != "constant" or config.warmup):
             raise UsageError(
-                f"[train] callbacks: {type(callback).__name__} sets the learning rate, so it needs a constant one, "
-                f"got schedule={config.schedule}, warmup={config.warmup}"
+                f"[train] callbacks: {type(callback).__name__} sets the learning rate, so it needs a constant "
+                f"one, got schedule={config.schedule}, warmup={config.warmup}"
             )
-    return made
+    return callbacks
 
 
 def _make(table: dict[str, Any]) -> keras.callbacks.Callback:
     name, settings = table["name"], {key: value for key, value in table.items() if key != "name"}
     module, _, kind = name.rpartition(":")
     try:
-        found = getattr(importlib.import_module(module) if module else keras.callbacks, kind, None)
-        if found is None:
+        factory = getattr(importlib.import_module(module) if module else keras.callbacks, kind, None)
+        if factory is None:
             known = "" if module else f", which has {', '.join(n for n in dir(keras.callbacks) if n[0].isupper())}"
             raise UsageError(f"[train] callbacks: no '{kind}' in {module or 'keras.callbacks'}{known}")
-        made = found(**settings)
+        callback = factory(**settings)
     except (AttributeError, ImportError, TypeError, ValueError) as error:
-        raise UsageError(f"[train] callbacks: '{name}' cannot be made ({type(error).__name__}: {error})") from None
-    if not isinstance(made, keras.callbacks.Callback):
-        raise UsageError(f"[train] callbacks: '{name}' is no keras.callbacks.Callback, it made {made!r}")
-    return made
+        raise UsageError(f"[train] callbacks: '{name}' cannot be created ({type(error).__name__}: {error})") from None
+    if not isinstance(callback, keras.callbacks.Callback):
+        raise UsageError(f"[train] callbacks: '{name}' must create a keras.callbacks.Callback, got {callback!r}")
+    return callback
 
 
 class Driver:
-    """Calls callbacks as `fit` would. An epoch is an interval of `every` steps; the last may be shorter."""
+    """Driver that calls callbacks as `fit` would. An epoch is an interval of `every` steps; the last may be shorter."""
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model, total: int, every: int):
         model.stop_training = False
@@ -95,5 +95,5 @@ class Driver:
 
     @property
     def stop(self) -> bool:
-        """Whether a callback requested a stop."""
+        """True once a callback has requested a stop."""
         return bool(self.model.stop_training)

@@ -1,4 +1,4 @@
-"""The devices of a run, and how its lanes divide over them. `prepare` runs once, before anything is placed on one."""
+"""The devices of a run, and the division of its lanes over them. Call `prepare` once, before using any device."""
 
 import json
 import os
@@ -59,7 +59,7 @@ class Devices:
 
     @property
     def chief(self) -> bool:
-        """Whether this process writes the files."""
+        """True in the process that writes the files."""
         return self.worker == 0
 
     def rows(self, lanes: int) -> range:
@@ -90,7 +90,7 @@ def plan(lanes: int, replicas: int | None = None, cluster: Cluster | None = None
     if gpus and count > len(gpus):
         raise UsageError(f"at most {len(gpus)} replicas, one per GPU, got {count}")
     if cluster and count != (len(gpus) or 1):
-        raise UsageError(f"a worker of TF_CONFIG uses all its GPUs, or one CPU: leave out the {count} replicas")
+        raise UsageError(f"a worker of TF_CONFIG uses all its GPUs, or one CPU: omit --replicas {count}")
     if lanes % (count * workers):
         fits = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
         raise UsageError(f"{lanes} lanes do not divide over {count * workers} replicas; numbers that do: {fits}")

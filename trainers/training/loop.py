@@ -5,8 +5,8 @@ The step alone determines the position in the data, so resuming is arithmetic:
     epoch  = step // windows per epoch          the carry starts empty at each epoch
     window = step %  windows per epoch          the next batch is `window` of the epoch's lanes
 
-Several workers run this same loop, each on its own lanes. After each call they agree on what only one of them can know:
-a signal, or its clock.
+Several workers run this same loop, each on its own lanes. After each call they agree on events that only one of them
+may have seen: a signal, or the time.
 """
 
 import dataclasses
@@ -90,27 +90,26 @@ def train(
         source.check(config.model)
     if tf.config.list_physical_devices("GPU") and run.config.train.precision == "bfloat16":
         raise UsageError("precision bfloat16 is for CPUs: set train.precision=float32 on a GPU")
-    an_epoch = windows_per_epoch(tokens, train.lanes, train.window)
+    epoch_steps = windows_per_epoch(tokens, train.lanes, train.window)
     # Round first: 1.1 epochs of 10 windows are 11 steps, not 12 (11.000000000000002).
-    total = max(1, math.ceil(round(train.epochs * an_epoch, 6)))
-    why = done(run, total)
-    if why:
-        console.note(f"{folder} is already trained to step {why}")
+    total = max(1, math.ceil(round(train.epochs * epoch_steps, 6)))
+    if completed := done(run, total):
+        console.note(f"{folder} is already trained to step {completed}")
         return
     try:
         devices = prepare(count, cluster)
         with hold(run, devices.chief):
-            Training(run, manifest, devices, an_epoch, total, callbacks, source).go()
+            Training(run, manifest, devices, epoch_steps, total, callbacks, source).go()
     except tf.errors.OpError as error:
         reason = f"{type(error).__name__}: {(error.message or '').partition(chr(10))[0]}"
-        who = f"worker {cluster.index} lost the others, or never found them" if cluster else "TensorFlow failed"
-        way_out = "restart all workers, in any number" if cluster else "restart it"
-        at = f"{folder} resumes from step {checkpoint.last_step(run):,}"
-        raise StageError(f"{who} ({reason}): {way_out}; {at}") from None
+        failure = f"worker {cluster.index} lost the others, or never found them" if cluster else "TensorFlow failed"
+        fix = "restart all workers, in any number" if cluster else "run the command again"
+        step = checkpoint.last_step(run)
+        raise StageError(f"{failure} ({reason}): {fix}; {folder} resumes from step {step:,}") from None
 
 
 def done(run: Run, total: int) -> str:
-    """Why there is nothing left to train; empty if there is."""
+    """The step of a finished run, and the reason if it ended early; empty if the run is not finished."""
     last = next(reversed(checkpoint.checkpoints(run)), None)
     if last is None or (last.step == total and last.val_nats is None):  # stopped before its last validation
         return ""
@@ -139,19 +138,19 @@ class Training:
         run: Run,
         manifest: Manifest,
         devices: Devices,
-        an_epoch: int,
+        epoch_steps: int,
         total: int,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         source: checkpoint.Source | None = None,
     ):
         self.run, self.manifest, self.devices = run, manifest, devices
         self.config = run.config.train
-        self.an_epoch, self.total = an_epoch, total
+        self.epoch_steps, self.total = epoch_steps, total
         with devices.strategy.scope():
             model = run.build()
             if source:
                 source.copy_to(model, run.vocab)
-            optimizer = make_optimizer(self.config, total, an_epoch, model.trainable_variables, model.inner_kernels)
+            optimizer = make_optimizer(self.config, total, epoch_steps, model.trainable_variables, model.inner_kernels)
             model.compile(optimizer, jit_compile=False)  # for Keras callbacks, which read model.optimizer
         self.steps = Steps(devices, model, optimizer, self.config)
         self.state = State(model, optimizer, self.config.lanes)
@@ -202,29 +201,29 @@ class Training:
         step, config = last.step if last else 0, self.config
         self.since = last.since if last else Since()
         carry = self.steps.scatter(self.state.carry_BxLxSxH)
-        iterator = self._batches(step % self.an_epoch)
+        iterator = self._batches(step % self.epoch_steps)
         if last is None or (last.val_nats is None and self._evaluates(step)):
             self._evaluate(step, carry, self.trained, bar)
         while step < self.total and not self.driver.stop and not 0 < config.patience <= self.stale:
-            if step % self.an_epoch == 0:
+            if step % self.epoch_steps == 0:
                 carry = self.steps.scatter(self.steps.model.initial_carry(config.lanes))
             count, clock = self._count(step), time.monotonic()
             totals, carry = self.steps.train(iterator, carry, tf.constant(step, tf.int64), tf.constant(count))
             totals = Totals(*(x.numpy() for x in totals))
-            self._see(totals, time.monotonic() - clock)
+            self._accumulate(totals, time.monotonic() - clock)
             step += count
             stop, save, self.pace = self._agreed(count, time.monotonic() - clock)
             self._after(step, totals, carry, stop, save, bar)
         if not self._evaluates(step):  # a callback ended training between two evaluations
             self._save(step, carry, None)
         if step < self.total and self.devices.chief:
-            why = "a callback" if self.driver.stop else f"{self.config.patience} evaluations without improvement"
-            console.note(f"ended at step {step:,} of {self.total:,} by {why}")
+            cause = "a callback" if self.driver.stop else f"{self.config.patience} evaluations without improvement"
+            console.note(f"ended at step {step:,} of {self.total:,} by {cause}")
 
     def _after(self, step: int, totals: Totals, carry: Any, stop: int, save: bool, bar: Progress) -> None:
-        """Do what is due after `step` steps: report, validate, save, or stop as requested."""
+        """Run the tasks due after `step` steps: report, validate, save, or stop as requested."""
         rate = float(tf.convert_to_tensor(self.steps.optimizer.learning_rate))
-        row = train_row(step, self.an_epoch, self.since, float(totals.gradient_norm[-1]), rate)
+        row = train_row(step, self.epoch_steps, self.since, float(totals.gradient_norm[-1]), rate)
         losses = [float(n) / int(t) for n, t in zip(totals.nats, totals.targets, strict=True)]
         self._check(step, row["train_nats"], losses, totals.gradient_norm)
         self.driver.steps(step, losses)
@@ -252,19 +251,19 @@ class Training:
         if train:
             self.driver.evaluating(step)
         score = evaluate(self.steps, run.data, self.manifest, "val", config.lanes, config.window, bar, poll)
-        row = val_row(step, self.an_epoch, score.nats)
+        row = val_row(step, self.epoch_steps, score.nats)
         self._check_number(step, score.nats)
         self._remember(row)
         self.watch.evaluated(row, best=self.stale == 0)
         if config.histograms and self.devices.chief:
-            self.watch.histograms(step, self._inside())
+            self.watch.histograms(step, self._internals())
         if train:
             self.driver.evaluated(step, train, row)
         self._save(step, carry, score.nats)  # after the callbacks, which may change the learning rate
 
-    def _inside(self) -> dict[str, tf.Tensor]:
+    def _internals(self) -> dict[str, tf.Tensor]:
         """Gradients and gates over the first windows of the val split."""
-        return self.steps.inside(self._first)
+        return self.steps.internals(self._first)
 
     @functools.cached_property
     def _first(self) -> Batch:
@@ -273,7 +272,7 @@ class Training:
         return next(iter(batches(self.run.data, self.manifest, "val", lanes, window).take(1)))
 
     def _remember(self, row: dict[str, Any]) -> None:
-        """Update the lowest loss and the patience by a report."""
+        """Update the lowest loss and the patience from a report."""
         if "train_nats" in row:
             self.lowest, self.trained = min(self.lowest, row["train_nats"]), row
         else:
@@ -296,9 +295,9 @@ class Training:
         return step % self.config.evaluate_every == 0 or step == self.total
 
     def _count(self, step: int) -> int:
-        """Steps of the next call: up to what is due next, at most `pace`."""
+        """Steps of the next call: up to the next task, at most `pace`."""
         config = self.config
-        due = [period - step % period for period in (config.report_every, config.evaluate_every, self.an_epoch)]
+        due = [period - step % period for period in (config.report_every, config.evaluate_every, self.epoch_steps)]
         return min(*due, self.total - step, self.pace)
 
     def _batches(self, window: int) -> Any:
@@ -313,7 +312,7 @@ class Training:
 
         return self.steps.distribute(make, config.lanes)
 
-    def _see(self, totals: Totals, seconds: float) -> None:
+    def _accumulate(self, totals: Totals, seconds: float) -> None:
         since = self.since
         nats, targets = float(np.sum(totals.nats, dtype=np.float64)), int(np.sum(totals.targets))
         self.since = Since(since.nats + nats, since.targets + targets, since.seconds + seconds)
@@ -326,10 +325,10 @@ class Training:
         return stop, bool(save), -slow
 
     def _check(self, step: int, nats: float, losses: list[float], norms: Any) -> None:
-        """Raises StageError if a loss or gradient norm is not finite, or the recent loss is far above its lowest."""
+        """Raise StageError if a loss or gradient norm is not finite, or the recent loss is far above its lowest."""
         for number in (*losses, *norms):
             self._check_number(step, number)
-        # Near 0 a multiple means little, so it must also have risen by one nat.
+        # Near 0 a multiple means little, so the loss must also have risen by one nat.
         if nats > max(DIVERGED * self.lowest, self.lowest + 1):
             self._fail(step, f"rose to {nats:.3f} nats from {self.lowest:.3f}")
 
@@ -337,10 +336,10 @@ class Training:
         if not math.isfinite(loss):
             self._fail(step, f"or its gradient is {loss}")
 
-    def _fail(self, step: int, what: str) -> NoReturn:
+    def _fail(self, step: int, failure: str) -> NoReturn:
         config, last = self.config, checkpoint.last_step(self.run)
         raise StageError(
-            f"{self.run.folder}: the loss {what} before step {step:,}; the checkpoint of step {last:,} is whole. Try "
-            f"a lower learning_rate than {config.learning_rate}, a lower clip than {config.clip}, or a warmup, in "
+            f"{self.run.folder}: the loss {failure} before step {step:,}; the checkpoint of step {last:,} is intact. "
+            f"Try a lower learning_rate than {config.learning_rate}, a lower clip than {config.clip}, or a warmup, in "
             "another --out"
         )

@@ -19,11 +19,11 @@ MOMENTUM = 0.9  # of sgd
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
     """The learning rate as a function of the step, counted from 0. It has no state to save.
 
-    total: steps of the run; an_epoch: steps per epoch.
+    total: steps of the run; epoch_steps: steps per epoch.
     """
 
-    def __init__(self, config: TrainConfig, total: int, an_epoch: int):
-        self.config, self.total, self.an_epoch = config, total, an_epoch
+    def __init__(self, config: TrainConfig, total: int, epoch_steps: int):
+        self.config, self.total, self.epoch_steps = config, total, epoch_steps
 
     def __call__(self, step: Any) -> tf.Tensor:
         config, step = self.config, tf.cast(step, tf.float32)
@@ -34,14 +34,14 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
         elif config.schedule == "cosine":
             factor = config.decay + (1 - config.decay) * (1 + tf.cos(share * math.pi)) / 2
         elif config.schedule == "char-rnn":
-            epoch = tf.floor((step + 0.5) / self.an_epoch)  # half a step against rounding at the edge
+            epoch = tf.floor((step + 0.5) / self.epoch_steps)  # half a step against rounding at the edge
             factor = config.decay ** tf.maximum(0.0, epoch - DECAY_AFTER + 1)
         if config.warmup:
             factor *= tf.minimum((step + 1) / config.warmup, 1.0)
         return config.learning_rate * factor
 
     def get_config(self) -> dict[str, Any]:
-        return {"config": dataclasses.asdict(self.config), "total": self.total, "an_epoch": self.an_epoch}
+        return {"config": dataclasses.asdict(self.config), "total": self.total, "epoch_steps": self.epoch_steps}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "LearningRate":
@@ -49,7 +49,7 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def make_optimizer(
-    config: TrainConfig, total: int, an_epoch: int, variables: list[Any], inner: Sequence[Any]
+    config: TrainConfig, total: int, epoch_steps: int, variables: list[Any], inner: Sequence[Any]
 ) -> keras.Optimizer:
     """Create the config's Keras optimizer for these variables. It expects gradients summed over all replicas.
 
@@ -57,7 +57,7 @@ def make_optimizer(
     A constant learning rate is a variable that callbacks may set.
     """
     constant = config.schedule == "constant" and not config.warmup
-    rate = config.learning_rate if constant else LearningRate(config, total, an_epoch)
+    rate = config.learning_rate if constant else LearningRate(config, total, epoch_steps)
     kinds = {
         "adam": keras.optimizers.Adam,
         "adamw": keras.optimizers.AdamW,

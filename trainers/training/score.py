@@ -4,8 +4,8 @@
     bits per target = nats / ln 2
 
 Each lane starts from an empty carry in the middle of the text, so more lanes make the pass faster but add cold starts
-of about 2 nats each (judging/evaluate.py chooses their number). With documents, each one starts from an empty carry
-too: that is part of what the model is.
+of about 2 nats each (judging/evaluate.py chooses their number). Each document starts from an empty carry too, as it
+does in training.
 
 Legend: B lanes, T time steps, N targets.
 """
@@ -26,20 +26,20 @@ from trainers.training.step import Steps
 
 
 class Score(NamedTuple):
-    """Mean loss in nats a target, and how many targets it is the mean of."""
+    """Mean loss in nats per target, and the number of targets."""
 
     nats: float
     targets: int
 
     @property
     def bits(self) -> float:
-        """Bits a target: bits per character, or per byte where the unit is the byte."""
+        """Bits per target: per character, or per byte if the unit is the byte."""
         return self.nats / math.log(2)
 
 
 def lanes_and_window(targets: int, lanes: int, window: int, replicas: int) -> tuple[int, int]:
-    """The most lanes, up to those wanted, that fill one window each and divide over the replicas; a shorter window
-    where even one lane a replica would not fill it."""
+    """Fit lanes and window to a split: at most `lanes` that each fill a window and divide over the replicas, and a
+    shorter window if even one lane per replica would not fill it."""
     B = max(replicas, min(lanes, targets // window) // replicas * replicas)
     return B, max(1, min(window, targets // B))
 
@@ -54,16 +54,18 @@ def _pass(
     window: int,
     bar: Progress,
 ) -> Iterator[Any]:
-    """What `step` gives of each window of a split in turn, with a task of its own on the progress bar. Touches no state
-    but its own carry. lanes and window: as `lanes_and_window` gives them."""
+    """Yield the result of `step` on each window of a split in turn, with its own task on the progress bar.
+
+    lanes, window: from `lanes_and_window`. Changes no state but its own carry.
+    """
     batches = steps.distribute(lambda rows: batches_of(data, manifest, split, lanes, window, rows=rows), lanes)
     carry = steps.scatter(steps.model.initial_carry(lanes))
     windows = windows_per_epoch(manifest.split(split).tokens, lanes, window)
     task = bar.add_task(f"evaluating {split}", total=windows)
     for _ in range(windows):
-        found, carry = step(next(batches), carry)
+        result, carry = step(next(batches), carry)
         bar.advance(task)
-        yield found
+        yield result
     bar.remove_task(task)
 
 
@@ -77,9 +79,9 @@ def evaluate(
     bar: Progress,
     poll: Callable[[], object] = lambda: None,
 ) -> Score:
-    """Scores a split.
+    """Score a split.
 
-    poll: called after each batch; what it raises ends the evaluation.
+    poll: called after each batch; an exception from it ends the evaluation.
     """
     B, T = lanes_and_window(manifest.split(split).tokens - 1, lanes, window, steps.devices.replicas)
     nats, targets = 0.0, 0
@@ -92,7 +94,7 @@ def evaluate(
 def losses(
     steps: Steps, data: Path, manifest: Manifest, split: str, lanes: int, window: int, bar: Progress
 ) -> tuple[Array, int]:
-    """The loss of every target of a split in nats, in the order of the text (float32), and the lanes it was read in."""
+    """The loss of every target of a split in nats (float32), in text order, and the number of lanes used."""
     N = manifest.split(split).tokens - 1
     B, T = lanes_and_window(N, lanes, window, steps.devices.replicas)
     nats_N = np.empty(N, np.float32)

@@ -24,7 +24,7 @@ class Totals(NamedTuple):
 
 
 def target_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tensor) -> tf.Tensor:
-    """nats_BxT: -ln p(target) of each row's first `count` targets, 0 for the others. The one definition of the loss."""
+    """The loss of each target, in nats_BxT: -ln p(target) of each row's first `count` targets, 0 for the others."""
     nats_BxT = _nats(logits_BxTxV, tf.cast(targets_BxT, tf.int32))
     return nats_BxT * tf.sequence_mask(count_B, tf.shape(targets_BxT)[1], dtype=nats_BxT.dtype)
 
@@ -83,8 +83,8 @@ class Steps:
         self.model, self.optimizer, self.config = model, optimizer, config
 
     def distribute(self, make: Callable[[range], tf.data.Dataset], lanes: int) -> Any:
-        """An iterator over make(rows), the batches of these lanes. Each worker makes its own and gives each replica, in
-        order, an equal share of the rows. Do not read past the end."""
+        """An iterator over make(rows), the batches of these lanes. Each worker makes its own, and each of its replicas
+        gets an equal share of the rows, in order. Do not read past the end."""
         local = self.devices.replicas // self.devices.workers
 
         def split(batch: Batch) -> Any:
@@ -122,9 +122,9 @@ class Steps:
 
     @tf.function
     def train(self, batches: Any, carry: Any, first: tf.Tensor, count: tf.Tensor) -> tuple[Totals, Any]:
-        """Update the weights `count` times with the next batches, in one call, whose overhead a small model would feel.
-        first (int64): the number of earlier updates, which seeds dropout.
+        """Update the weights `count` times with the next batches, in one call: its overhead would slow a small model.
 
+        first (int64): the number of earlier updates, which seeds dropout.
         Returns the totals of each step, arrays of `count`, and the carry after the last.
         """
         nats = tf.TensorArray(tf.float32, count)
@@ -138,7 +138,7 @@ class Steps:
 
     @tf.function
     def evaluate(self, batch: Any, carry: Any) -> tuple[Totals, Any]:
-        """The loss, without dropout and update."""
+        """The loss of a batch, without dropout or an update."""
         totals, carry = self.strategy.run(self._score, args=(batch, carry))
         return self._any(totals), carry
 
@@ -149,7 +149,7 @@ class Steps:
         return self.strategy.gather(nats, axis=0), carry
 
     @tf.function(autograph=False)
-    def inside(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def internals(self, batch: Batch) -> dict[str, tf.Tensor]:
         """Gradients of all weights and activations of all gates, from an empty carry on one device, for histograms."""
         carry_BxLxSxH = self.model.initial_carry(batch.ids_BxT.shape[0])
         size = batch.ids_BxT.shape[0] * batch.ids_BxT.shape[1]
@@ -210,11 +210,11 @@ class Steps:
         return [slice(tower * B // towers, (tower + 1) * B // towers) for tower in range(towers)]
 
     def _tower(
-        self, batch: Batch, carry_BxLxSxH: tf.Tensor, masks: Masks, targets_a_step: int
+        self, batch: Batch, carry_BxLxSxH: tf.Tensor, masks: Masks, targets_per_step: int
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         with tf.GradientTape() as tape:
             logits_BxTxV, carry_BxLxSxH = self.model(batch.ids_BxT, carry_BxLxSxH, masks, batch.reset_BxT)
             nats = total_nats(logits_BxTxV, batch.targets_BxT, batch.count_B)
             # Divide by a full step's targets even in an epoch's short last window, to weigh all targets equally.
-            loss = nats / targets_a_step
+            loss = nats / targets_per_step
         return nats, carry_BxLxSxH, tape.gradient(loss, self.model.trainable_variables)

@@ -30,7 +30,7 @@ WIDEST = 120  # columns of a sample's frame; longer lines are hard to read
 
 
 class Watch:
-    """Shows and records the reports of a run that starts at step `start` of `total`. Only the chief does so."""
+    """Display and log of the reports of a run that starts at step `start` of `total`. Active only in the chief."""
 
     def __init__(self, run: Run, model: CharRNN, start: int, total: int, bar: Progress, chief: bool):
         self.run, self.total, self.bar, self.chief = run, total, bar, chief
@@ -133,12 +133,12 @@ def _where(row: dict[str, Any], split: str) -> str:
     return f"{row['step']:>9,}{row['epoch']:>8.2f}{row[f'{split}_nats']:>8.3f}{row[f'{split}_bits']:>8.3f}"
 
 
-def train_row(step: int, an_epoch: int, since: checkpoint.Since, norm: float, rate: float) -> dict[str, Any]:
+def train_row(step: int, epoch_steps: int, since: checkpoint.Since, norm: float, rate: float) -> dict[str, Any]:
     """A train report since the last one. Losses are means per target; norm: of the last step's gradient."""
     nats = since.nats / since.targets
     return {
         "step": step,
-        "epoch": step / an_epoch,
+        "epoch": step / epoch_steps,
         "train_nats": nats,
         "train_bits": nats / math.log(2),
         "gradient_norm": norm,
@@ -149,6 +149,6 @@ def train_row(step: int, an_epoch: int, since: checkpoint.Since, norm: float, ra
     }
 
 
-def val_row(step: int, an_epoch: int, nats: float) -> dict[str, Any]:
+def val_row(step: int, epoch_steps: int, nats: float) -> dict[str, Any]:
     """A validation report."""
-    return {"step": step, "epoch": step / an_epoch, "val_nats": nats, "val_bits": nats / math.log(2)}
+    return {"step": step, "epoch": step / epoch_steps, "val_nats": nats, "val_bits": nats / math.log(2)}

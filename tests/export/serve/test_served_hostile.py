@@ -43,7 +43,7 @@ SETTINGS: list[tuple[Row, str]] = [
     ),
 ]
 UNITS = {"byte": "bytes", "char": "characters"}
-FRESH = "carry_bytes: not a carry of this model; take one that start or continue gave"
+FRESH = "carry_bytes: not a carry of this model; pass one that start or continue returned"
 HEAD = 68  # 32-bit words of a carry ahead of its states: mark (2), count (2), characters (64)
 
 
@@ -70,7 +70,7 @@ def texts_too_long(unit: str, name: str, most: int) -> list[tuple[Row, str]]:
 
 
 def invalid_utf_8(name: str) -> list[tuple[Row, str]]:
-    return [({name: text}, f"{name}: not UTF-8, which a text of characters must be") for text in INVALID_UTF_8]
+    return [({name: text}, f"{name}: must be valid UTF-8") for text in INVALID_UTF_8]
 
 
 def bad_requests(unit: str) -> list[tuple[Row, str]]:
@@ -281,7 +281,7 @@ def test_errors_name_the_unknown_character() -> None:
     rows = [{"text": text} for text in ("ab!é".encode(), b"a\xff", "\U0010fffd".encode(), b"", b"abc\x00", b"ab")]
     assert [one["error"].decode() for one in characters.query("score", rows)] == [
         "error: text: '!' is not in the model's vocabulary; see info",
-        "error: text: not UTF-8, which a text of characters must be",
+        "error: text: must be valid UTF-8",
         "error: text: '\U0010fffd' is not in the model's vocabulary; see info",
         "",
         "error: text: '\0' is not in the model's vocabulary; see info",
@@ -307,7 +307,7 @@ def test_calls_without_rows_and_with_too_many(model: ExportedModel, signature: s
             assert [one["info"] == b"" for one in answers] == [False] * 64 + [True] * (rows - 64)
             continue
         for one in answers:
-            assert one.get("error", one.get("finish_reason")).decode() == f"error: at most 64 rows a call, got {rows}"
+            assert one.get("error", one.get("finish_reason")).decode() == f"error: at most 64 rows per call, got {rows}"
             check_empty(signature, one)
 
 

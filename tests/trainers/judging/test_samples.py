@@ -40,7 +40,7 @@ def test_variety_by_hand() -> None:
 
 
 def test_certain_text_has_zero_bits() -> None:
-    (row,) = samples._measured([Texts([b"aa"], 2, log_prob=0.0)], "text", b"aaa")
+    (row,) = samples._measure([Texts([b"aa"], 2, log_prob=0.0)], "text", b"aaa")
     assert str(row["bits"]) == "0.0"
 
 
@@ -102,7 +102,7 @@ def test_sweep(tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.Ca
     sweep_run(prose, None, sweep, force=False)
     assert (prose / "samples.json").stat().st_mtime_ns == before
     out, err = capsys.readouterr()
-    assert "samples.json is already made from checkpoint" in err
+    assert "samples.json is up to date with checkpoint" in err
     assert out.splitlines()[0] == f"{prose} at step 40, 3 texts per temperature"
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["0.5", "1.5", "test"]
 
@@ -188,6 +188,6 @@ def test_sampling_and_scoring_errors_stop_the_sweep(make_model: Callable[..., Ch
     sampler = Sampler(make_model(vocab=3), Vocab("char", (b"\n", b"a", b"b")), Limits(length=5))
     with console.progress() as bar:
         with pytest.raises(StageError, match=r"^length: 0 to 5, got 6$"):
-            samples._draw(sampler.generate, 1.0, Sweep(texts=2, length=6), b"", bar)
+            samples._sample(sampler.generate, 1.0, Sweep(texts=2, length=6), b"", bar)
         with pytest.raises(StageError, match=r"^text: 'é' is not in the model's vocabulary; see info$"):
-            samples._scored(sampler.score, [b"ab", "é".encode()], b"", bar)
+            samples._score(sampler.score, [b"ab", "é".encode()], b"", bar)

@@ -51,7 +51,7 @@ def test_ids_are_those_of_the_vocabulary(vocab: Vocab, texts: list[bytes]) -> No
 @pytest.mark.parametrize("broken", [b"\xff", b"a\xc3", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\x80a"])
 def test_what_is_not_utf_8_is_a_problem_of_its_row(broken: bytes) -> None:
     encoded = Codec(VOCABS["characters"]).encode(tf.constant([b"ab", broken, "я".encode()]), 9, "text")
-    assert encoded.problem_B.numpy().tolist() == [b"", b"text: not UTF-8, which a text of characters must be", b""]
+    assert encoded.problem_B.numpy().tolist() == [b"", b"text: must be valid UTF-8", b""]
     assert encoded.length_B.numpy().tolist() == [2, 0, 1]
 
 

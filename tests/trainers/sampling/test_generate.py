@@ -172,7 +172,7 @@ def test_a_row_that_cannot_be_answered_says_so_and_leaves_the_others_alone(sampl
     assert mixed.text_bytes.tolist() == [fine.text_bytes[0], b"", b""]
     assert (mixed.n_chars.tolist(), mixed.log_prob.tolist()[1:]) == ([30, 0, 0], [0, 0])
     many = ask(limited, [b"a"] * 5, [1] * 5)
-    assert many.finish_reason.tolist() == [b"error: at most 4 rows a call, got 5"] * 5
+    assert many.finish_reason.tolist() == [b"error: at most 4 rows per call, got 5"] * 5
     assert ask(limited, [], []).text_bytes.tolist() == []
     for settings, what in (
         ({"warm": np.nan}, "temperature: a number, 0 (greedy) or more, got nan"),
@@ -197,7 +197,7 @@ def test_what_is_outside_the_vocabulary_is_named() -> None:
     prompts = ["ab!é".encode(), b"\xff", "\U0010fffd".encode(), b"a"]
     assert ask(spell, prompts, [2] * 4, 0.0).finish_reason.tolist() == [
         b"error: prompt: '!' is not in the model's vocabulary; see info",
-        b"error: prompt: not UTF-8, which a text of characters must be",
+        b"error: prompt: must be valid UTF-8",
         "error: prompt: '\U0010fffd' is not in the model's vocabulary; see info".encode(),
         b"length",
     ]

@@ -214,13 +214,13 @@ def test_a_callback_of_the_caller_may_end_a_run_within_a_stretch(tmp_path: Path,
         ({"name": "csv:Logger"}, "no 'Logger' in csv$"),
         (
             {"name": "no_such_module:Logger"},
-            r"'no_such_module:Logger' cannot be made \(ModuleNotFoundError: No module ",
+            r"'no_such_module:Logger' cannot be created \(ModuleNotFoundError: No module ",
         ),
-        ({"name": "CSVLogger"}, r"'CSVLogger' cannot be made \(TypeError: .*'filename'\)$"),
-        ({"name": "ReduceLROnPlateau", "factor": 2.0}, r"'ReduceLROnPlateau' cannot be made \(ValueError: "),
+        ({"name": "CSVLogger"}, r"'CSVLogger' cannot be created \(TypeError: .*'filename'\)$"),
+        ({"name": "ReduceLROnPlateau", "factor": 2.0}, r"'ReduceLROnPlateau' cannot be created \(ValueError: "),
         (
             {"name": "collections:OrderedDict"},
-            "'collections:OrderedDict' is no keras.callbacks.Callback, it made Ordered",
+            "'collections:OrderedDict' must create a keras.callbacks.Callback, got Ordered",
         ),
     ],
 )

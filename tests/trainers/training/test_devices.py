@@ -54,7 +54,7 @@ def test_lanes_divide_over_all_replicas_or_are_refused() -> None:
         plan(6, replicas=4)
     with pytest.raises(UsageError, match=r"7 lanes do not divide over 2 replicas; numbers that do: 1, 7$"):
         plan(7, cluster=Cluster(("a:1", "b:1"), 0))
-    with pytest.raises(UsageError, match="a worker of TF_CONFIG uses all its GPUs, or one CPU: leave out the 2"):
+    with pytest.raises(UsageError, match="a worker of TF_CONFIG uses all its GPUs, or one CPU: omit --replicas 2"):
         plan(8, replicas=2, cluster=Cluster(("a:1", "b:1"), 0))
 
 
