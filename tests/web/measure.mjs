@@ -22,7 +22,7 @@ export async function measure(browser, address, model, precision, length) {
       await page.click("#write");
       await says(page, "Done.");
     }
-    const caption = (await page.textContent(".told")).match(/([\d,]+) characters, ([\d,]+) a second/);
+    const caption = (await page.textContent(".progress")).match(/([\d,]+) characters, ([\d,]+) per second/);
     const [characters, rate] = caption.slice(1).map((number) => Number(number.replaceAll(",", "")));
     return { model, precision, browser: `Chromium ${browser.version()}`, characters, characters_per_second: rate };
   } finally {

@@ -118,7 +118,7 @@ test("the greedy text is the checkpoint's over 500 characters", () =>
     await page.click("#write");
     await says(page, "Done.");
     assert.equal(await text(page), cases.greedy.text);
-    assert.match(await page.textContent(".told"), /^500 characters, \d+ a second$/);
+    assert.match(await page.textContent(".progress"), /^500 characters, \d+ per second$/);
   }));
 
 test("a seed's text is the terminal's, with temperature, top-k and top-p", () =>
@@ -269,7 +269,7 @@ test("all of it works by keyboard alone", () =>
     }
     assert.deepEqual(order, ["write", "on", "copy", "share", "text", "temperature", "top_k", "top_p", "seed", "length", "compare", ""]);
     await page.keyboard.press("Enter"); // on the first bar: the likeliest character
-    await soon(async () => assert.match(await page.textContent(".told"), /^501 characters/));
+    await soon(async () => assert.match(await page.textContent(".progress"), /^501 characters/));
     await page.locator("#neurons input").first().focus();
     await page.keyboard.press("ArrowDown");
     await page.locator(".text [data-level]").first().waitFor();
@@ -347,7 +347,7 @@ test("a character chosen while the text streams takes the place of what would ha
       await page.locator("#bars button").first().click();
       await says(page, "Done.");
       assert.ok((await page.locator(".text .chosen").count()) === 1);
-      assert.match(await page.textContent(".told"), /^2,000 characters/);
+      assert.match(await page.textContent(".progress"), /^2,000 characters/);
     },
     { hash: link({ prompt: "The ", length: 2000 }) },
   ));
@@ -728,7 +728,7 @@ function looked(name, context) {
       await page.locator("#card").waitFor();
       await clean("neuron");
       await page.check("#compare");
-      await soon(async () => assert.match(await page.locator(".told").nth(1).textContent(), /^120 characters/));
+      await soon(async () => assert.match(await page.locator(".progress").nth(1).textContent(), /^120 characters/));
       await clean("compared");
       const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
       assert.equal(wide, 0, "nothing to scroll sideways");

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { uniform } from "../../export/web/page/chance.js";
+import { uniform } from "../../export/web/page/random.js";
 import { choose, likeliest, probabilities } from "../../export/web/page/sample.js";
 import { DEFAULTS, fromHash, toHash } from "../../export/web/page/share.js";
 import { Text } from "../../export/web/page/text.js";
@@ -99,12 +99,12 @@ test("a text keeps what it has read, and forgets what is changed", async () => {
   const model = counter();
   const text = new Text(model, undefined);
   text.begin([2, 3]);
-  while (!text.read) await text.readOn();
+  while (!text.read) await text.readNext();
   for (let n = 0; n < 3; n++) assert.equal(await text.write(GREEDY, 1), true);
   assert.deepEqual([text.ids, model.steps], [[2, 3, 4, 0, 1], 5]);
   text.begin([2, 3, 3]);
   assert.deepEqual([text.ids, text.read], [[2, 3], false]);
-  await text.readOn();
+  await text.readNext();
   assert.equal(model.steps, 6, "only what is new was read");
   await text.write(GREEDY, 1, 0);
   await text.write(GREEDY, 1);
@@ -119,7 +119,7 @@ test("of a long text the last 1,000 carries are kept: a change before them has i
   const read = async (prompt) => {
     text.begin(prompt);
     const kept = [text.ids.length, text.carries.length];
-    while (!text.read) await text.readOn();
+    while (!text.read) await text.readNext();
     return kept;
   };
   const [lively, still] = [Array.from({ length: 500 }, (_, index) => index % 5), Array(1000).fill(2)];
@@ -134,7 +134,7 @@ test("of a long text the last 1,000 carries are kept: a change before them has i
 test("a text ends where its document does, unless a person goes on", async () => {
   const text = new Text(counter(), 0);
   text.begin([3]);
-  await text.readOn();
+  await text.readNext();
   assert.deepEqual([await text.write(GREEDY, 1), await text.write(GREEDY, 1)], [true, false]);
   assert.deepEqual(text.ids, [3, 4]);
   assert.equal(await text.write(GREEDY, 1, 0), true);
@@ -144,10 +144,10 @@ test("a text ends where its document does, unless a person goes on", async () =>
 test("neurons are followed, and ranked by how much they move", async () => {
   const text = new Text(counter(), undefined);
   text.begin([0, 4, 2]);
-  while (!text.read) await text.readOn();
+  while (!text.read) await text.readNext();
   const held = Array.from(text.follow({ layer: 0, unit: 1 }, 1), (value) => value.toFixed(4));
   assert.deepEqual(held, [1, 0.5].map((value) => Math.tanh(value).toFixed(4)));
   assert.deepEqual(text.ranked(9).map(({ unit }) => unit), [1, 0]);
   assert.equal(text.expected(0), undefined);
-  assert.deepEqual([text.expected(1).five[0].id, text.expected(1).came], [1, 0]);
+  assert.deepEqual([text.expected(1).likeliest[0].id, text.expected(1).actual], [1, 0]);
 });

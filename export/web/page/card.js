@@ -3,8 +3,8 @@
 import { find, make, percent } from "./dom.js";
 
 /**
- * came: probability of the actual character; five: the likeliest characters.
- * @typedef {{five: {id: number, p: number}[], came: number}} Expected
+ * actual: probability of the actual character; likeliest: the likeliest characters.
+ * @typedef {{likeliest: {id: number, p: number}[], actual: number}} Expected
  */
 
 const GAP = 8; // pixels between a character and its card
@@ -25,31 +25,31 @@ export class Card {
    * @param {number} id
    * @param {number | undefined} activity
    * @param {Expected | undefined} expected undefined for the first character
-   * @param {boolean} aloud
+   * @param {boolean} announced
    */
-  show(span, vocab, id, activity, expected, aloud) {
-    const held = activity === undefined ? "" : `neuron ${activity.toFixed(2).replace("-", "−")}`;
-    const head = make("p", {}, make("b", {}, vocab.label(id)), expected ? ` ${percent(expected.came)} likely` : " first character");
-    const rows = (expected?.five ?? []).map(({ id: other, p }) => {
-      const row = make("li", { className: other === id ? "came" : "" }, make("b", {}, vocab.label(other)), make("i"));
+  show(span, vocab, id, activity, expected, announced) {
+    const reading = activity === undefined ? "" : `neuron ${activity.toFixed(2).replace("-", "−")}`;
+    const head = make("p", {}, make("b", {}, vocab.label(id)), expected ? ` ${percent(expected.actual)} likely` : " first character");
+    const rows = (expected?.likeliest ?? []).map(({ id: other, p }) => {
+      const row = make("li", { className: other === id ? "actual" : "" }, make("b", {}, vocab.label(other)), make("i"));
       row.append(make("span", {}, percent(p)));
       row.style.setProperty("--p", String(p));
       return row;
     });
-    this.root.replaceChildren(head, make("ol", { className: "likely" }, ...rows), ...(held ? [make("p", {}, held)] : []));
+    this.root.replaceChildren(head, make("ol", { className: "likely" }, ...rows), ...(reading ? [make("p", {}, reading)] : []));
     this.root.hidden = false;
     this.#place(span);
-    if (!aloud) return;
-    const five = (expected?.five ?? []).map(({ id: other, p }) => `${vocab.spoken(other)} ${percent(p)}`).join(", ");
-    this.spoken.textContent = [vocab.spoken(id), held, five && `expected: ${five}`].filter(Boolean).join("; ");
+    if (!announced) return;
+    const likeliest = (expected?.likeliest ?? []).map(({ id: other, p }) => `${vocab.spoken(other)} ${percent(p)}`).join(", ");
+    this.spoken.textContent = [vocab.spoken(id), reading, likeliest && `expected: ${likeliest}`].filter(Boolean).join("; ");
   }
 
   /** Place the card below the character, or above it if there is no room below. @param {HTMLElement} span */
   #place(span) {
-    const at = span.getBoundingClientRect();
+    const box = span.getBoundingClientRect();
     const { offsetWidth, offsetHeight, style } = this.root;
-    const below = at.bottom + GAP + offsetHeight < innerHeight;
-    style.top = `${below ? at.bottom + GAP : Math.max(at.top - GAP - offsetHeight, GAP)}px`;
-    style.left = `${Math.max(Math.min(at.left, document.documentElement.clientWidth - offsetWidth - GAP), GAP)}px`;
+    const below = box.bottom + GAP + offsetHeight < innerHeight;
+    style.top = `${below ? box.bottom + GAP : Math.max(box.top - GAP - offsetHeight, GAP)}px`;
+    style.left = `${Math.max(Math.min(box.left, document.documentElement.clientWidth - offsetWidth - GAP), GAP)}px`;
   }
 }

@@ -1,22 +1,22 @@
-// The page's models, and the two lists to choose from.
+// The choice of a model and its precision, in two lists.
 
 import { find, make } from "./dom.js";
 
 /**
  * A model in models.json.
- * @typedef {object} Listed
+ * @typedef {object} ModelEntry
  * @property {string} name
  * @property {import("./vocab.js").VocabJson} vocab
  * @property {{precision: string, bits: number, url: string, size: number, sha256: string}[]} files
  * @property {{layer: number, unit: number, about: string}[]} neurons numbered from 1
  */
 
-export class Shelf {
+export class Chooser {
   /** @param {(model: string, precision: string) => void} choose called with each choice */
   constructor(choose) {
     this.models = find("model", HTMLSelectElement);
     this.precisions = find("precision", HTMLSelectElement);
-    /** @type {Listed[]} */
+    /** @type {ModelEntry[]} */
     this.listed = [];
     for (const list of [this.models, this.precisions]) {
       list.addEventListener("change", () => choose(this.models.value, this.precisions.value));
@@ -24,7 +24,7 @@ export class Shelf {
   }
 
   /** Load the list of models. */
-  async fill() {
+  async load() {
     const response = await fetch("models.json");
     if (!response.ok) throw new Error(`models.json is missing (the server answered ${response.status}): export the page again`);
     this.listed = (await response.json()).models;
@@ -36,7 +36,7 @@ export class Shelf {
    * @param {string} model
    * @param {string} precision
    */
-  take(model, precision) {
+  select(model, precision) {
     const listed = this.listed.find(({ name }) => name === model) ?? this.listed[0];
     const file = listed.files.find((other) => other.precision === precision) ?? listed.files[0];
     this.models.value = listed.name;

@@ -10,7 +10,7 @@ export class Engine {
     this.worker = new Worker(new URL("worker.js", import.meta.url));
     /** @type {Map<number, Waiting>} */
     this.waiting = new Map();
-    this.made = 0;
+    this.calls = 0;
     this.worker.onmessage = ({ data: { call, value, error } }) => {
       const { resolve, reject } = /** @type {Waiting} */ (this.waiting.get(call));
       this.waiting.delete(call);
@@ -26,13 +26,13 @@ export class Engine {
   /**
    * @template {keyof Calls} Name
    * @param {Name} name
-   * @param {Parameters<Calls[Name]>[0]} wanted
+   * @param {Parameters<Calls[Name]>[0]} argument
    * @returns {Promise<Awaited<ReturnType<Calls[Name]>>>}
    */
-  call(name, wanted) {
+  call(name, argument) {
     return new Promise((resolve, reject) => {
-      this.waiting.set(++this.made, { resolve, reject });
-      this.worker.postMessage({ call: this.made, name, wanted });
+      this.waiting.set(++this.calls, { resolve, reject });
+      this.worker.postMessage({ call: this.calls, name, argument });
     });
   }
 }

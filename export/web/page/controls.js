@@ -6,7 +6,7 @@ import { DEFAULTS, fromHash, toHash } from "./share.js";
 /** @type {("temperature" | "top_k" | "top_p" | "seed" | "length" | "beside")[]} */
 const NUMBERS = ["temperature", "top_k", "top_p", "seed", "length", "beside"];
 const BESIDE = 1.2; // default of the second temperature
-const PATIENCE = 400; // milliseconds without a change before the address is updated: browsers limit the rate
+const DELAY = 400; // milliseconds without a change before the address is updated: browsers limit the rate
 const OFF = { top_k: 0, top_p: 1 }; // values without effect
 
 export class Controls {
@@ -14,7 +14,7 @@ export class Controls {
   constructor(changed) {
     this.settings = { ...DEFAULTS };
     this.compare = find("compare", HTMLInputElement);
-    this.following = 0; // the timer
+    this.timer = 0; // of the next update of the address
     for (const name of NUMBERS) {
       const field = find(name, HTMLInputElement);
       field.addEventListener("input", () => {
@@ -42,26 +42,26 @@ export class Controls {
 
   /**
    * Show the settings in the fields and in the address.
-   * @param {Element | null} typed the field to leave alone, so that typing is not interrupted
+   * @param {Element | null} focused the field to leave alone, so that typing is not interrupted
    */
-  show(typed = document.activeElement) {
+  show(focused = document.activeElement) {
     const { settings } = this;
     for (const name of NUMBERS) {
       const field = find(name, HTMLInputElement);
       const value = settings[name] ?? BESIDE;
-      if (field !== typed) field.value = String(value);
+      if (field !== focused) field.value = String(value);
       const output = document.getElementById(`${name}-value`);
       if (output) output.textContent = name in OFF && OFF[/** @type {keyof typeof OFF} */ (name)] === value ? "off" : String(value);
     }
     this.compare.checked = settings.beside !== null;
     find("beside-field", HTMLLabelElement).hidden = settings.beside === null;
     document.body.classList.toggle("comparing", settings.beside !== null);
-    clearTimeout(this.following);
-    this.following = window.setTimeout(() => this.#follow(), PATIENCE);
+    clearTimeout(this.timer);
+    this.timer = window.setTimeout(() => this.#updateAddress(), DELAY);
   }
 
   /** Update the page's address. */
-  #follow() {
+  #updateAddress() {
     try {
       history.replaceState(null, "", toHash(this.settings) || location.pathname + location.search);
     } catch {} // the next change retries

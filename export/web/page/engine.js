@@ -1,5 +1,5 @@
-// The worker's side: the model, the texts, and the calls that the page may make. Work is done in short slices, so that a new
-// call never waits long; the page calls again for more.
+// The worker's side: the model, the texts, and the calls that the page may make. Each call works for a short slice of time, so
+// that the next one never waits long, and the page calls again for more.
 
 import { Model } from "./model.js";
 import { likeliest, probabilities } from "./sample.js";
@@ -41,7 +41,7 @@ export const calls = {
    * @param {File} file
    */
   async open(file) {
-    const bytes = await fetched(file);
+    const bytes = await fetchFile(file);
     model?.delete();
     model = undefined;
     model = await Model.open(bytes);
@@ -55,7 +55,7 @@ export const calls = {
 
   /**
    * Start a text from a prompt. Returns the length of the part that is already read.
-   * @param {{text: number, prompt: number[]}} wanted
+   * @param {{text: number, prompt: number[]}} argument
    */
   async begin({ text, prompt }) {
     texts[text].begin(prompt);
@@ -64,7 +64,7 @@ export const calls = {
 
   /**
    * Truncate a text to `length`. Returns its length.
-   * @param {{text: number, length: number}} wanted
+   * @param {{text: number, length: number}} argument
    */
   async cut({ text, length }) {
     texts[text].cut(length);
@@ -73,18 +73,18 @@ export const calls = {
 
   /**
    * Continue a text for some milliseconds: read its prompt, then write until it is `until` ids long.
-   * from: the length that the caller has. chosen: positions and the ids to place there.
+   * from: the length of the caller's copy. chosen: positions and the ids to place there.
    * @param {{text: number, from: number, until: number, millis: number, seed: number, sampling: Sampling,
-   *   chosen: [number, number][], neuron: Neuron | null}} wanted
+   *   chosen: [number, number][], neuron: Neuron | null}} argument
    * @returns {Promise<Slice>}
    */
-  async goOn({ text: index, from, until, millis, seed, sampling, chosen, neuron }) {
+  async advance({ text: index, from, until, millis, seed, sampling, chosen, neuron }) {
     const text = texts[index];
     const choice = new Map(chosen);
     const end = performance.now() + millis;
     let ended = false;
     while (!ended && performance.now() < end) {
-      if (!text.read) await text.readOn();
+      if (!text.read) await text.readNext();
       else if (text.ids.length >= until) break;
       else ended = !(await text.write(sampling, seed, choice.get(text.ids.length)));
     }
@@ -100,7 +100,7 @@ export const calls = {
 
   /**
    * Return the likeliest next ids under the sampling settings.
-   * @param {{text: number, sampling: Sampling}} wanted
+   * @param {{text: number, sampling: Sampling}} argument
    */
   async next({ text, sampling }) {
     return next(texts[text], sampling);
@@ -108,7 +108,7 @@ export const calls = {
 
   /**
    * Return a neuron's activity at each id of a text.
-   * @param {{text: number, neuron: Neuron}} wanted
+   * @param {{text: number, neuron: Neuron}} argument
    */
   async follow({ text, neuron }) {
     return texts[text].follow(neuron, 0);
@@ -116,7 +116,7 @@ export const calls = {
 
   /**
    * Return the distribution before an id and a neuron's activity after it.
-   * @param {{text: number, at: number, neuron: Neuron | null}} wanted
+   * @param {{text: number, at: number, neuron: Neuron | null}} argument
    */
   async expected({ text, at, neuron }) {
     const activity = neuron ? texts[text].follow(neuron, at)[0] : undefined;
@@ -125,7 +125,7 @@ export const calls = {
 
   /**
    * Return the neurons that vary most over a text.
-   * @param {{text: number}} wanted
+   * @param {{text: number}} argument
    */
   async ranked({ text }) {
     return texts[text].ranked(RANKED);
@@ -145,29 +145,29 @@ function next(text, sampling) {
  * @param {File} file
  * @param {RequestCache} cache
  */
-async function fetched(file, cache = "default") {
+async function fetchFile(file, cache = "default") {
   const { url } = file;
   const name = url.split("/").at(-1);
   const response = await fetch(url, { cache }).catch(() => undefined);
   if (!response) throw new Error(`cannot load ${name}: there is no network, and this model has not been opened here before`);
   if (!response.ok) throw new Error(`${name} is missing (the server answered ${response.status})`);
   const bytes = new Uint8Array(await response.arrayBuffer());
-  const fault = await damage(bytes, file);
-  if (!fault) return bytes;
-  if (cache === "reload") throw new Error(`${name} is corrupted${fault}`);
-  return fetched(file, "reload");
+  const problem = await corruption(bytes, file);
+  if (!problem) return bytes;
+  if (cache === "reload") throw new Error(`${name} is corrupted${problem}`);
+  return fetchFile(file, "reload");
 }
 
 /**
- * Return the fault in the bytes of a file; empty if they are intact.
+ * Describe the corruption of a file; empty if it is intact.
  * @param {Uint8Array<ArrayBuffer>} bytes
  * @param {File} file
  */
-async function damage(bytes, { size, sha256 }) {
+async function corruption(bytes, { size, sha256 }) {
   if (bytes.length !== size) return `: received ${bytes.length} bytes of ${size}`;
   // Browsers offer hashing on https and localhost only.
-  const other = crypto.subtle && hexadecimal(await crypto.subtle.digest("SHA-256", bytes)) !== sha256;
-  return other ? " or belongs to another model: its checksum does not match this page" : "";
+  const differs = crypto.subtle && hexadecimal(await crypto.subtle.digest("SHA-256", bytes)) !== sha256;
+  return differs ? " or belongs to another model: its checksum does not match this page" : "";
 }
 
 /** @param {ArrayBuffer} buffer */

@@ -1,6 +1,6 @@
 // Rate-limited drawing: often enough to look smooth, no more, because it competes with the model for the processor.
 
-const REST = 50; // milliseconds between frames
+const INTERVAL = 50; // milliseconds between frames
 
 /**
  * Return a function that schedules `draw` for the next frame with its latest argument.
@@ -14,7 +14,7 @@ export function perFrame(draw) {
   let drawn = 0;
   return (value) => {
     if (!next) {
-      const rest = drawn + REST - performance.now(); // negative after a pause
+      const delay = drawn + INTERVAL - performance.now(); // negative after a pause
       setTimeout(() => {
         requestAnimationFrame(() => {
           const { value } = /** @type {{value: T}} */ (next);
@@ -22,7 +22,7 @@ export function perFrame(draw) {
           drawn = performance.now();
           draw(value);
         });
-      }, rest);
+      }, delay);
     }
     next = { value };
   };

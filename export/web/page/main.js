@@ -2,14 +2,14 @@
 
 import { Bars } from "./bars.js";
 import { Card } from "./card.js";
+import { Chooser, megabytes } from "./chooser.js";
 import { Engine } from "./client.js";
 import { Controls } from "./controls.js";
 import { find } from "./dom.js";
 import { Neurons } from "./neurons.js";
-import { keep } from "./offline.js";
+import { enableOffline } from "./offline.js";
 import { Pane } from "./pane.js";
 import { RANGES, toHash } from "./share.js";
-import { Shelf, megabytes } from "./shelf.js";
 import { Vocab } from "./vocab.js";
 import { Writer } from "./writer.js";
 
@@ -20,20 +20,20 @@ const problem = find("problem", HTMLParagraphElement);
 const status = find("status", HTMLParagraphElement);
 const prompt = find("prompt", HTMLTextAreaElement);
 const promptNote = find("prompt-note", HTMLParagraphElement);
-const writeOrStop = find("write", HTMLButtonElement);
-const goOn = find("on", HTMLButtonElement);
+const writeButton = find("write", HTMLButtonElement);
+const continueButton = find("on", HTMLButtonElement);
 
 const engine = new Engine();
 const card = new Card();
 const bars = new Bars(find("bars", HTMLOListElement), choose);
 const neurons = new Neurons(colour);
-const shelf = new Shelf(open);
+const chooser = new Chooser(open);
 const controls = new Controls(changed);
 const { settings } = controls;
 const writers = [0, 1].map((text) => {
   const pane = new Pane(find("panes", HTMLDivElement), (at, span, key) => point(text, at, span, key));
-  const now = () => ({ sampling: controls.sampling(text), seed: settings.seed, neuron: settings.neuron });
-  return new Writer(engine, text, pane, now, ({ next }) => text === 0 && next.length && bars.show(next));
+  const current = () => ({ sampling: controls.sampling(text), seed: settings.seed, neuron: settings.neuron });
+  return new Writer(engine, text, pane, current, ({ next }) => text === 0 && next.length && bars.show(next));
 });
 
 /** @type {Vocab} */
@@ -53,11 +53,11 @@ function fail(error) {
 /** Enable the buttons that apply now. */
 function enable() {
   for (const button of form.querySelectorAll("button")) button.disabled = !ready;
-  goOn.disabled = !ready || writing || !settings.written;
-  writeOrStop.textContent = writing ? "Stop" : "Write";
+  continueButton.disabled = !ready || writing || !settings.written;
+  writeButton.textContent = writing ? "Stop" : "Write";
 }
 
-/** Show the settings and update what depends on them. */
+/** Show the settings and update everything that depends on them. */
 function changed() {
   controls.show();
   writers[1].pane.root.hidden = settings.beside === null;
@@ -76,7 +76,7 @@ function changed() {
  */
 async function open(name, precision) {
   const turn = ++turns;
-  const { model, file } = shelf.take(name, precision);
+  const { model, file } = chooser.select(name, precision);
   if (settings.model && settings.model !== model.name) settings.chosen = [];
   Object.assign(settings, { model: model.name, precision: file.precision });
   for (const writer of writers) writer.stop();
@@ -112,9 +112,9 @@ async function open(name, precision) {
  * @param {number} length characters to write after it
  */
 async function begin(writer, length) {
-  let wanted;
+  let encoded;
   try {
-    wanted = vocab.promptIds(settings.prompt);
+    encoded = vocab.promptIds(settings.prompt);
     promptNote.textContent = HINT;
     prompt.ariaInvalid = "false";
   } catch (error) {
@@ -123,7 +123,7 @@ async function begin(writer, length) {
     return;
   }
   const chosen = writer === writers[0] ? settings.chosen : []; // the bars belong to the first text
-  await writer.begin(wanted, chosen, length && wanted.ids.length + length);
+  await writer.begin(encoded, chosen, length && encoded.ids.length + length);
 }
 
 /** Return the writers of the visible texts. */
@@ -159,12 +159,12 @@ function choose(id) {
 /**
  * Wait for texts in progress and show the outcome.
  * @param {Promise<void>[]} texts
- * @param {string} told the status meanwhile; empty if they only read
+ * @param {string} message the status meanwhile; empty if they only read
  */
-async function work(texts, told) {
+async function work(texts, message) {
   const turn = ++turns;
-  writing = told === "Writing …";
-  if (told) status.textContent = told;
+  writing = message === "Writing …";
+  if (message) status.textContent = message;
   problem.hidden = true;
   enable();
   controls.show();
@@ -219,12 +219,12 @@ function link() {
 
 /**
  * @param {string} text
- * @param {string} what
+ * @param {string} name
  */
-async function copy(text, what) {
+async function copy(text, name) {
   try {
     await navigator.clipboard.writeText(text);
-    status.textContent = `${what} copied.`;
+    status.textContent = `${name} copied.`;
   } catch {
     status.textContent = "The browser blocks copying: select and copy by hand.";
   }
@@ -255,8 +255,8 @@ function listen() {
   prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
-  goOn.addEventListener("click", () => {
-    work(active().map((writer) => writer.goOn(writer.length + settings.length)), "Writing …");
+  continueButton.addEventListener("click", () => {
+    work(active().map((writer) => writer.extend(writer.length + settings.length)), "Writing …");
   });
   find("copy", HTMLButtonElement).addEventListener("click", () => copy(writers[0].pane.text, "Text"));
   find("share", HTMLButtonElement).addEventListener("click", () => copy(link(), "Link"));
@@ -265,10 +265,10 @@ function listen() {
 async function start() {
   find("waiting", HTMLElement).hidden = true;
   if (typeof WebAssembly !== "object") throw new Error("This browser has no WebAssembly, or it is disabled; the models need it");
-  await keep((text) => {
+  await enableOffline((text) => {
     find("offline", HTMLParagraphElement).textContent = text;
   });
-  await shelf.fill();
+  await chooser.load();
   promptNote.textContent = HINT;
   listen();
   for (const id of ["models", "work"]) find(id, HTMLDivElement).hidden = false;

@@ -19,12 +19,12 @@ export class Neurons {
     /** @type {Neuron | null} */
     this.chosen = null;
     this.list.addEventListener("change", ({ target }) => {
-      if (target instanceof HTMLInputElement) this.#take(parsed(target.value));
+      if (target instanceof HTMLInputElement) this.#select(parsed(target.value));
     });
     for (const field of [this.layer, this.unit]) {
       field.addEventListener("change", () => {
         const neuron = { layer: this.layer.valueAsNumber - 1, unit: this.unit.valueAsNumber - 1 };
-        if (this.layer.checkValidity() && this.unit.checkValidity() && neuron.layer >= 0 && neuron.unit >= 0) this.#take(neuron);
+        if (this.layer.checkValidity() && this.unit.checkValidity() && neuron.layer >= 0 && neuron.unit >= 0) this.#select(neuron);
       });
     }
   }
@@ -38,10 +38,10 @@ export class Neurons {
     this.layer.max = String(layers);
     this.unit.max = String(units);
     this.known = known.length > 0;
-    const what = cells ? "tanh(c)" : "h";
+    const value = cells ? "tanh(c)" : "h";
     this.note.textContent = this.known
-      ? `Neurons and the features they follow. Colours show ${what}.`
-      : `Those that vary most over this text come first. Colours show ${what}.`;
+      ? `Neurons and the features they follow. Colours show ${value}.`
+      : `Those that vary most over this text come first. Colours show ${value}.`;
     this.rank(known, true);
   }
 
@@ -51,8 +51,8 @@ export class Neurons {
    * @param {boolean} [known] whether they are those of neurons.json, which are kept
    */
   rank(ranked, known = false) {
-    const held = this.list.contains(document.activeElement); // the list must not change under the keyboard focus
-    if (!known && (this.known || held)) return;
+    const focused = this.list.contains(document.activeElement); // the list must not change under the keyboard focus
+    if (!known && (this.known || focused)) return;
     const most = Math.max(...ranked.map(({ variance }) => variance ?? 0), 1e-9);
     const rows = ranked.map(({ layer, unit, about, variance }) => {
       const row = this.#row({ layer, unit }, about ?? "");
@@ -70,7 +70,7 @@ export class Neurons {
   }
 
   /** @param {Neuron | null} neuron */
-  #take(neuron) {
+  #select(neuron) {
     this.show(neuron);
     this.choose(neuron);
   }

@@ -24,8 +24,8 @@ export class Pane {
     this.body.role = "textbox";
     this.body.ariaReadOnly = "true";
     this.body.ariaMultiLine = "true";
-    this.told = make("p", { className: "note told" });
-    this.root = make("section", { className: "pane" }, this.caption, this.body, this.told);
+    this.progress = make("p", { className: "note progress" });
+    this.root = make("section", { className: "pane" }, this.caption, this.body, this.progress);
     parent.append(this.root);
     /** @type {Vocab | undefined} */
     this.vocab = undefined;
@@ -34,15 +34,15 @@ export class Pane {
     /** @type {number[]} */
     this.ids = [];
     /** @type {{span: HTMLElement, from: number, to: number}[]} characters and their ranges of ids */
-    this.shown = [];
+    this.characters = [];
     this.open = 0; // position of the first id of an incomplete character
     this.ahead = 0; // hidden ids before the text
     this.prompt = 0; // length of the prompt in ids
     /** @type {Set<number>} */
     this.chosen = new Set();
     this.fragment = document.createDocumentFragment();
-    this.cursor = -1; // index into `shown`; -1: none
-    this.soon = perFrame(() => this.flush());
+    this.cursor = -1; // index into `characters`; -1: none
+    this.scheduleFlush = perFrame(() => this.flush());
     this.#listen();
   }
 
@@ -68,7 +68,7 @@ export class Pane {
    */
   add({ ids, activity }) {
     for (const [index, id] of ids.entries()) this.#push(id, activity[index]);
-    this.soon(undefined);
+    this.scheduleFlush(undefined);
   }
 
   /**
@@ -78,16 +78,16 @@ export class Pane {
   cut(length) {
     if (length >= this.ids.length) return;
     this.flush();
-    const again = this.ids.slice(0, length);
-    const first = this.shown.findIndex(({ to }) => to > length);
-    const gone = first < 0 ? [] : this.shown.splice(first);
-    for (const { span } of gone) span.remove();
-    this.ids.length = this.shown.at(-1)?.to ?? 0;
+    const kept = this.ids.slice(0, length);
+    const first = this.characters.findIndex(({ to }) => to > length);
+    const removed = first < 0 ? [] : this.characters.splice(first);
+    for (const { span } of removed) span.remove();
+    this.ids.length = this.characters.at(-1)?.to ?? 0;
     this.open = this.ids.length;
     this.decoder = this.vocab && new Decoder(this.vocab);
-    for (const id of again.slice(this.ids.length)) this.#push(id, undefined);
+    for (const id of kept.slice(this.ids.length)) this.#push(id, undefined);
     this.cursor = -1;
-    this.soon(undefined);
+    this.scheduleFlush(undefined);
   }
 
   /**
@@ -96,7 +96,7 @@ export class Pane {
    */
   colour(activity) {
     this.flush();
-    for (const { span, to } of this.shown) paint(span, activity?.[to - 1]);
+    for (const { span, to } of this.characters) paint(span, activity?.[to - 1]);
   }
 
   /** Set the heading, which shows when there are two panes, and the accessible name. @param {string} text */
@@ -106,8 +106,8 @@ export class Pane {
   }
 
   /** Set the note below. @param {string} text */
-  tell(text) {
-    this.told.textContent = text;
+  report(text) {
+    this.progress.textContent = text;
   }
 
   /**
@@ -124,7 +124,7 @@ export class Pane {
       if (this.chosen.has(at)) span.classList.add("chosen");
       if (from <= this.prompt && this.prompt < to && this.prompt > 0) span.classList.add("first");
       paint(span, activity);
-      this.shown.push({ span, from, to });
+      this.characters.push({ span, from, to });
       this.fragment.append(span);
     }
   }
@@ -138,12 +138,12 @@ export class Pane {
   }
 
   #listen() {
-    const pointed = (/** @type {Event} */ { target }) => {
-      const index = this.shown.findIndex(({ span }) => span === target);
+    const onPointer = (/** @type {Event} */ { target }) => {
+      const index = this.characters.findIndex(({ span }) => span === target);
       if (index >= 0) this.#move(index, false);
     };
-    this.body.addEventListener("pointerover", pointed);
-    this.body.addEventListener("click", pointed);
+    this.body.addEventListener("pointerover", onPointer);
+    this.body.addEventListener("click", onPointer);
     this.body.addEventListener("pointerleave", () => this.#leave());
     this.body.addEventListener("blur", () => this.#leave());
     this.body.addEventListener("keydown", (event) => {
@@ -160,22 +160,22 @@ export class Pane {
    * @param {string} key
    */
   #target(key) {
-    const last = this.shown.length - 1;
-    const first = Math.min(this.shown.findIndex(({ to }) => to > this.ahead), last);
-    const within = (/** @type {number} */ index) => Math.max(Math.min(index, last), Math.max(first, 0));
+    const last = this.characters.length - 1;
+    const first = Math.min(this.characters.findIndex(({ to }) => to > this.ahead), last);
+    const clamp = (/** @type {number} */ index) => Math.max(Math.min(index, last), Math.max(first, 0));
     const here = this.cursor;
     if (last < 0) return undefined;
     switch (key) {
       case "ArrowRight":
-        return within(here + 1);
+        return clamp(here + 1);
       case "ArrowLeft":
-        return here < 0 ? last : within(here - 1);
+        return here < 0 ? last : clamp(here - 1);
       case "ArrowDown":
-        return within(this.#line(1));
+        return clamp(this.#line(1));
       case "ArrowUp":
-        return within(this.#line(-1));
+        return clamp(this.#line(-1));
       case "Home":
-        return within(0);
+        return clamp(0);
       case "End":
         return last;
       default:
@@ -185,22 +185,22 @@ export class Pane {
 
   /**
    * Return the nearest character on the next or the previous line.
-   * @param {1 | -1} way
+   * @param {1 | -1} direction
    */
-  #line(way) {
-    const here = this.shown[this.cursor]?.span;
-    if (!here) return way > 0 ? 0 : this.shown.length - 1;
-    let [found, distance, top] = [this.cursor, Number.POSITIVE_INFINITY, here.offsetTop];
-    for (let index = this.cursor + way; this.shown[index]; index += way) {
-      const { offsetTop, offsetLeft } = this.shown[index].span;
+  #line(direction) {
+    const here = this.characters[this.cursor]?.span;
+    if (!here) return direction > 0 ? 0 : this.characters.length - 1;
+    let [nearest, distance, top] = [this.cursor, Number.POSITIVE_INFINITY, here.offsetTop];
+    for (let index = this.cursor + direction; this.characters[index]; index += direction) {
+      const { offsetTop, offsetLeft } = this.characters[index].span;
       if (offsetTop === here.offsetTop) continue;
       if (top !== here.offsetTop && offsetTop !== top) break;
       top = offsetTop;
       if (Math.abs(offsetLeft - here.offsetLeft) <= distance) {
-        [found, distance] = [index, Math.abs(offsetLeft - here.offsetLeft)];
+        [nearest, distance] = [index, Math.abs(offsetLeft - here.offsetLeft)];
       }
     }
-    return found;
+    return nearest;
   }
 
   /**
@@ -208,16 +208,16 @@ export class Pane {
    * @param {boolean} key
    */
   #move(index, key) {
-    this.shown[this.cursor]?.span.classList.remove("here");
+    this.characters[this.cursor]?.span.classList.remove("here");
     this.cursor = index;
-    const { span, from } = this.shown[index];
+    const { span, from } = this.characters[index];
     span.classList.add("here");
     if (key) span.scrollIntoView({ block: "nearest" });
     this.point(from, span, key);
   }
 
   #leave() {
-    this.shown[this.cursor]?.span.classList.remove("here");
+    this.characters[this.cursor]?.span.classList.remove("here");
     this.cursor = -1;
     this.point(-1, null, false);
   }

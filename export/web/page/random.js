@@ -1,4 +1,4 @@
-// The random numbers of trainers/sampling/draw.py, so that a seed gives the same text here and in the terminal: Philox4x32-10
+// The random numbers of trainers/sampling/draw.py, so that a seed writes the same text here and in the terminal: Philox4x32-10
 // (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with the seed as its key.
 
 const MULTIPLIERS = [0xd2511f53n, 0xcd9e8d57n];
@@ -37,6 +37,6 @@ function philox(seed, counter) {
  * @param {number} b
  */
 function product(a, b) {
-  const whole = a * BigInt(b);
-  return [Number(whole >> 32n), Number(whole & 0xffffffffn)];
+  const full = a * BigInt(b);
+  return [Number(full >> 32n), Number(full & 0xffffffffn)];
 }

@@ -28,12 +28,12 @@ export function probabilities(logits, { temperature, topK, topP }) {
  * @param {number} uniform
  */
 export function choose(probability, uniform) {
-  const whole = probability.reduce((sum, p) => sum + p, 0);
+  const total = probability.reduce((sum, p) => sum + p, 0);
   let [sum, likely] = [0, 0];
   for (const [id, p] of probability.entries()) {
     if (p > 0) likely = id;
     sum += p;
-    if (sum > uniform * whole) return id;
+    if (sum > uniform * total) return id;
   }
   return likely;
 }
@@ -60,8 +60,8 @@ export function likeliest(probability, count) {
 function softmax(scaled) {
   const most = scaled.reduce((a, b) => Math.max(a, b));
   const weights = Float64Array.from(scaled, (x) => Math.exp(x - most));
-  const whole = weights.reduce((sum, weight) => sum + weight, 0);
-  return weights.map((weight) => weight / whole);
+  const total = weights.reduce((sum, weight) => sum + weight, 0);
+  return weights.map((weight) => weight / total);
 }
 
 /**
@@ -72,15 +72,15 @@ function softmax(scaled) {
  * @param {number} topP
  */
 function narrowed(scaled, topK, topP) {
-  const few = Math.min(topK || scaled.length, scaled.length);
-  if (few === scaled.length && topP >= 1) return scaled;
-  const kept = scaled.slice().sort().reverse().subarray(0, few);
+  const count = Math.min(topK || scaled.length, scaled.length);
+  if (count === scaled.length && topP >= 1) return scaled;
+  const largest = scaled.slice().sort().reverse().subarray(0, count);
   let [enough, before] = [0, 0];
-  for (const p of topP < 1 ? softmax(kept) : []) {
+  for (const p of topP < 1 ? softmax(largest) : []) {
     if (before >= topP) break;
     enough += 1;
     before += p;
   }
-  const last = kept[(topP < 1 ? Math.max(enough, 1) : few) - 1];
+  const last = largest[(topP < 1 ? Math.max(enough, 1) : count) - 1];
   return scaled.map((x) => (x >= last ? x : -Infinity));
 }

@@ -50,8 +50,8 @@ export const RANGES = {
 export function toHash(settings) {
   const fields = new URLSearchParams();
   for (const name of /** @type {(keyof Settings)[]} */ (Object.keys(DEFAULTS))) {
-    const value = written(settings[name]);
-    if (value !== written(DEFAULTS[name])) fields.set(name, value);
+    const value = format(settings[name]);
+    if (value !== format(DEFAULTS[name])) fields.set(name, value);
   }
   return fields.size ? `#${fields}` : "";
 }
@@ -78,7 +78,7 @@ export function fromHash(hash) {
 }
 
 /** @param {Settings[keyof Settings]} value */
-function written(value) {
+function format(value) {
   if (value === null) return "";
   if (typeof value === "boolean") return value ? "1" : "";
   if (Array.isArray(value)) return value.map((pair) => pair.join(".")).join("-");

@@ -1,6 +1,6 @@
 // A text that a model reads and writes, with the neurons and the logits after each character.
 
-import { uniform } from "./chance.js";
+import { uniform } from "./random.js";
 import { PLAIN, choose, likeliest, probabilities, warm } from "./sample.js";
 
 /** @typedef {import("./sample.js").Sampling} Sampling */
@@ -16,11 +16,11 @@ import { PLAIN, choose, likeliest, probabilities, warm } from "./sample.js";
  */
 
 /**
- * The record of an id: the logits after it, and the neurons [L, H], flat, scaled by FULL.
- * @typedef {{logits: Float32Array, held: Int16Array}} Kept
+ * The record of an id: the logits after it, and the neurons' activity [L, H], flat, times SCALE.
+ * @typedef {{logits: Float32Array, activity: Int16Array}} Step
  */
 
-const FULL = 32767; // stands for 1 in `held`
+const SCALE = 32767; // of `activity`
 const RECENT = 1000; // number of last ids whose carries are kept and over which neurons are ranked
 
 /** One neuron: layer and unit, from 0. @typedef {{layer: number, unit: number}} Neuron */
@@ -37,7 +37,7 @@ export class Text {
     this.prompt = [];
     /** @type {number[]} ids read and written so far */
     this.ids = [];
-    /** @type {Kept[]} */
+    /** @type {Step[]} */
     this.steps = [];
     /** @type {Float32Array[]} after the last ids */
     this.carries = [];
@@ -60,14 +60,14 @@ export class Text {
    * @param {number} length
    */
   cut(length) {
-    const gone = Math.max(this.ids.length - length, 0);
-    this.carries.length = Math.max(this.carries.length - gone, 0);
-    this.ids.length = this.carries.length && this.ids.length - gone;
+    const removed = Math.max(this.ids.length - length, 0);
+    this.carries.length = Math.max(this.carries.length - removed, 0);
+    this.ids.length = this.carries.length && this.ids.length - removed;
     this.steps.length = this.ids.length;
     for (const at of this.chosen) if (at >= this.ids.length) this.chosen.delete(at);
   }
 
-  /** Whether the prompt is read. */
+  /** True once the whole prompt is read. */
   get read() {
     return this.ids.length >= this.prompt.length;
   }
@@ -78,7 +78,7 @@ export class Text {
   }
 
   /** Read the next id of the prompt. */
-  async readOn() {
+  async readNext() {
     await this.#step(this.prompt[this.ids.length]);
   }
 
@@ -103,15 +103,15 @@ export class Text {
    */
   #draw(sampling, seed) {
     const drawn = this.ids.length - this.prompt.length - this.chosen.size;
-    const chance = warm(sampling.temperature) ? uniform(seed, drawn) : 0;
-    return choose(probabilities(/** @type {Float32Array} */ (this.logits), sampling), chance);
+    const random = warm(sampling.temperature) ? uniform(seed, drawn) : 0;
+    return choose(probabilities(/** @type {Float32Array} */ (this.logits), sampling), random);
   }
 
   /** @param {number} id */
   async #step(id) {
     const { logits, carry } = await this.model.step(id, this.carries.at(-1) ?? this.model.initialCarry());
     this.ids.push(id);
-    this.steps.push({ logits, held: this.#held(carry) });
+    this.steps.push({ logits, activity: this.#activity(carry) });
     this.carries.push(carry);
     if (this.carries.length > RECENT) this.carries.shift();
   }
@@ -123,7 +123,7 @@ export class Text {
    */
   follow(neuron, from) {
     const at = neuron.layer * this.model.units + neuron.unit;
-    return Float32Array.from(this.steps.slice(from), ({ held }) => held[at] / FULL);
+    return Float32Array.from(this.steps.slice(from), ({ activity }) => activity[at] / SCALE);
   }
 
   /**
@@ -134,7 +134,7 @@ export class Text {
     const logits = this.steps[at - 1]?.logits;
     if (!logits) return undefined;
     const probability = probabilities(logits, PLAIN);
-    return { five: likeliest(probability, 5), came: probability[this.ids[at]] };
+    return { likeliest: likeliest(probability, 5), actual: probability[this.ids[at]] };
   }
 
   /**
@@ -146,13 +146,13 @@ export class Text {
     const rows = this.steps.slice(-RECENT);
     const length = rows.length || 1;
     const [sum, squares] = [new Float64Array(layers * units), new Float64Array(layers * units)];
-    for (const { held } of rows) {
-      for (let at = 0; at < held.length; at++) {
-        sum[at] += held[at];
-        squares[at] += held[at] ** 2;
+    for (const { activity } of rows) {
+      for (let at = 0; at < activity.length; at++) {
+        sum[at] += activity[at];
+        squares[at] += activity[at] ** 2;
       }
     }
-    const variance = squares.map((square, at) => (square - sum[at] ** 2 / length) / length / FULL ** 2);
+    const variance = squares.map((square, at) => (square - sum[at] ** 2 / length) / length / SCALE ** 2);
     const order = Array.from(variance.keys()).sort((a, b) => variance[b] - variance[a]);
     return order.slice(0, count).map((at) => ({ layer: Math.floor(at / units), unit: at % units, variance: variance[at] }));
   }
@@ -161,14 +161,14 @@ export class Text {
    * Return the neurons' activity in a carry.
    * @param {Float32Array} carry
    */
-  #held(carry) {
+  #activity(carry) {
     const { layers, states, units } = this.model;
-    const held = new Int16Array(layers * units);
-    for (let at = 0; at < held.length; at++) {
+    const activity = new Int16Array(layers * units);
+    for (let at = 0; at < activity.length; at++) {
       const layer = Math.floor(at / units);
       const value = carry[at + (layer + 1) * (states - 1) * units]; // the last state: c of an LSTM
-      held[at] = Math.round(FULL * (states === 2 ? Math.tanh(value) : value));
+      activity[at] = Math.round(SCALE * (states === 2 ? Math.tanh(value) : value));
     }
-    return held;
+    return activity;
   }
 }

@@ -7,7 +7,7 @@
 
 /**
  * A run of ids as shown: one character, or empty for the end of a document.
- * @typedef {{text: string, ids: number}} Shown
+ * @typedef {{text: string, ids: number}} Character
  */
 
 const REPLACEMENT = "\ufffd";
@@ -46,7 +46,7 @@ export class Vocab {
     const symbols = this.unit === "byte" ? [...new TextEncoder().encode(text)] : [...text];
     return symbols.map((symbol) => {
       const id = this.idOf.get(symbol) ?? this.unknownId;
-      if (id === undefined) throw new Error(`this model has never seen ${named(symbol)}`);
+      if (id === undefined) throw new Error(`this model has never seen ${describe(symbol)}`);
       return id;
     });
   }
@@ -85,41 +85,41 @@ export class Vocab {
   }
 }
 
-/** Decodes ids one at a time into whole characters, holding bytes back until theirs is complete. */
+/** Decoder of ids into whole characters, one id at a time. Bytes are held back until their character is complete. */
 export class Decoder {
   /** @param {Vocab} vocab */
   constructor(vocab) {
     this.vocab = vocab;
     this.utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
-    this.waiting = 0;
+    this.pending = 0;
   }
 
   /**
    * @param {number} id
-   * @returns {Shown[]} the characters completed, in order
+   * @returns {Character[]} the characters completed, in order
    */
   push(id) {
     const symbol = this.vocab.symbols[id];
     if (symbol === undefined) return [...this.end(), { text: "", ids: 1 }];
     if (typeof symbol === "string") return [{ text: symbol, ids: 1 }];
     const [first, second] = this.utf8.decode(Uint8Array.of(symbol), { stream: true });
-    const before = this.waiting;
-    this.waiting += 1;
+    const before = this.pending;
+    this.pending += 1;
     if (first === undefined) return [];
-    this.waiting = 0;
+    this.pending = 0;
     if (second !== undefined) return [{ text: first, ids: before }, { text: second, ids: 1 }];
-    // One character: of all waiting bytes, or, if this byte begins another one, an invalid one of the bytes before it.
+    // One character: of all pending bytes or, if this byte begins another, an invalid one of the bytes before it.
     if (before && first === REPLACEMENT && symbol >= FIRST_LEAD) {
-      this.waiting = 1;
+      this.pending = 1;
       return [{ text: first, ids: before }];
     }
     return [{ text: first, ids: before + 1 }];
   }
 
-  /** @returns {Shown[]} the waiting bytes as an invalid character */
+  /** @returns {Character[]} the pending bytes as an invalid character */
   end() {
-    const ids = this.waiting;
-    this.waiting = 0;
+    const ids = this.pending;
+    this.pending = 0;
     return Array.from(this.utf8.decode(), (text) => ({ text, ids }));
   }
 }
@@ -135,7 +135,7 @@ function hex(code) {
 }
 
 /** @param {number | string} symbol */
-function named(symbol) {
+function describe(symbol) {
   if (typeof symbol === "number") return `the byte 0x${hex(symbol).toLowerCase()}`;
   return `“${symbol}” (U+${hex(/** @type {number} */ (symbol.codePointAt(0))).padStart(4, "0")})`;
 }

@@ -8,8 +8,8 @@
  * @typedef {import("./engine.js").Slice} Slice
  */
 
-/** Settings of a slice, read for each because the user may change them.
- * @typedef {{sampling: Sampling, seed: number, neuron: Neuron | null}} Now */
+/** Settings of a slice, read anew for each because the user may change them.
+ * @typedef {{sampling: Sampling, seed: number, neuron: Neuron | null}} SliceSettings */
 
 const SLICE = 40; // milliseconds: about one frame, since each slice costs a round trip of messages
 
@@ -18,20 +18,20 @@ export class Writer {
    * @param {Engine} engine
    * @param {number} text index of the engine's text
    * @param {Pane} pane
-   * @param {() => Now} now
-   * @param {(slice: Slice) => void} heard called with each slice
+   * @param {() => SliceSettings} current
+   * @param {(slice: Slice) => void} onSlice called with each slice
    */
-  constructor(engine, text, pane, now, heard) {
+  constructor(engine, text, pane, current, onSlice) {
     this.engine = engine;
     this.text = text;
     this.pane = pane;
-    this.now = now;
-    this.heard = heard;
+    this.current = current;
+    this.onSlice = onSlice;
     /** @type {[number, number][]} positions and the ids that the user placed there */
     this.chosen = [];
     this.until = 0;
     this.ended = false;
-    this.since = { time: 0, length: 0 }; // when writing began, and the length then
+    this.start = { time: 0, length: 0 }; // when writing began, and the length then
     /** @type {Promise<void>} */
     this.edits = Promise.resolve();
     /** @type {Promise<void> | undefined} */
@@ -85,7 +85,7 @@ export class Writer {
    * Continue until the text is `until` ids long.
    * @param {number} until
    */
-  goOn(until) {
+  extend(until) {
     this.until = until;
     return this.#edit(async () => {});
   }
@@ -99,7 +99,7 @@ export class Writer {
   #edit(change) {
     this.ended = false;
     this.edits = this.edits.catch(() => {}).then(change).then(() => {
-      this.since = { time: performance.now(), length: this.length };
+      this.start = { time: performance.now(), length: this.length };
     });
     this.running ??= this.#run().finally(() => {
       this.running = undefined;
@@ -112,21 +112,22 @@ export class Writer {
       const edits = this.edits;
       await edits; // the next slice starts after them
       if (edits !== this.edits) continue;
-      const { sampling, seed, neuron } = this.now();
-      const wanted = { text: this.text, from: this.length, until: this.until, millis: SLICE, seed, sampling };
-      const slice = await this.engine.call("goOn", { ...wanted, chosen: this.chosen, neuron });
+      const { sampling, seed, neuron } = this.current();
+      const request = { text: this.text, from: this.length, until: this.until, millis: SLICE, seed, sampling };
+      const slice = await this.engine.call("advance", { ...request, chosen: this.chosen, neuron });
       this.pane.add(slice);
       this.ended = slice.ended;
-      this.heard(slice);
-      this.#tell(slice);
+      this.onSlice(slice);
+      this.#report(slice);
       more = edits !== this.edits || slice.unread > 0 || (!slice.ended && this.length < this.until);
     }
   }
+
   /** Report length and speed below the text. @param {Slice} slice */
-  #tell({ ids, unread }) {
-    if (unread) this.since = { time: performance.now(), length: this.length };
+  #report({ ids, unread }) {
+    if (unread) this.start = { time: performance.now(), length: this.length };
     const { written } = this;
-    const rate = (this.length - this.since.length) / (performance.now() - this.since.time);
-    if (ids.length) this.pane.tell(written ? `${written.toLocaleString("en")} characters, ${Math.round(1000 * rate)} a second` : "");
+    const rate = (this.length - this.start.length) / (performance.now() - this.start.time);
+    if (ids.length) this.pane.report(written ? `${written.toLocaleString("en")} characters, ${Math.round(1000 * rate)} per second` : "");
   }
 }
