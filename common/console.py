@@ -51,8 +51,8 @@ def write_pieces(pieces: Iterable[bytes], before: bytes = b"") -> None:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def put(piece: bytes, last: bool = False) -> None:
-        shown = visible(decoder.decode(piece, last), keep="\n\t").encode() if out.is_terminal else piece
-        sys.stdout.buffer.write(shown + b"\n" * last)
+        output = visible(decoder.decode(piece, last), keep="\n\t").encode() if out.is_terminal else piece
+        sys.stdout.buffer.write(output + b"\n" * last)
         sys.stdout.buffer.flush()
 
     rest = iter(pieces)

@@ -96,14 +96,14 @@ def label(base: Path, changes: tuple[str, ...], targets: tuple[str, ...]) -> Non
 
     LABEL=VERSION moves a label, LABEL= removes it, VERSION makes servers load a version without a label. Without
     arguments, the labels are printed. Running servers follow within seconds. Versions that were labelled until now stay
-    loaded until the next change, so that going back is quick.
+    loaded until the next change, so that rolling back is quick.
 
-    A server takes a label only for a version that it has loaded. With --target, the version is loaded first, and the
+    A server accepts a label only for a version that it has loaded. With --target, the version is loaded first, and the
     label moves once the server reports it AVAILABLE.
 
     \b
     Examples:
-      python -m export label served/stdlib stable=2           # promote; go back with stable=1
+      python -m export label served/stdlib stable=2           # promote; roll back with stable=1
       python -m export label served/stdlib canary=3 --target localhost:8500
     """
     with console.quiet():
@@ -146,7 +146,7 @@ def front(
       curl localhost:8080/v1/completions -d '{"model": "stdlib", "prompt": "def "}'
     """
     if (pem is None) != (pem_key is None):
-        raise click.UsageError("--certificate and --key go together: give both or neither")
+        raise click.UsageError("--certificate and --key go together: pass both or neither")
     from export.front.app import Front, Limits
     from export.front.server import serve as serve_front
 
@@ -175,9 +175,8 @@ def front(
 def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], data: Path | None, force: bool) -> None:
     """Export .tflite files for devices, one per precision.
 
-    Exports the run's best checkpoint as one step, with the carry in and out. Each file is
-    measured on up to 100,000 characters of held-out text, with the runtime of devices; a file that loses more than
-    accepted is rejected.
+    Exports the run's best checkpoint as one step, with the carry in and out. Each file is measured on up to 100,000
+    characters of held-out text, with the runtime of devices; a file that loses more than accepted is rejected.
 
     \b
     Examples:
@@ -185,13 +184,13 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
       python -m export tflite runs/stdlib --precision int8-dynamic --allow int8-dynamic=0.1
     """
     allowed = {}
-    for each in allow:
-        name, _, bits = each.partition("=")
+    for limit in allow:
+        name, _, bits = limit.partition("=")
         try:
             allowed[name] = float(bits)
         except ValueError:
             rule = "--allow must be PRECISION=BITS (such as int8-dynamic=0.1)"
-            raise click.BadParameter(f"{rule}, got '{each}'") from None
+            raise click.BadParameter(f"{rule}, got '{limit}'") from None
     with console.quiet():
         from export.lite.lite import LiteSettings, export_lite
     settings = LiteSettings(tuple(name for name in precision.split(",") if name), allowed)
@@ -227,7 +226,7 @@ def run_lite(file: Path, prompt: str, length: int, threads: int, **sampling: Any
 @click.argument("folders", type=FOLDER, metavar="devices/NAME...", nargs=-1, required=True)
 @click.option("--out", type=FOLDER, help="Output folder.  [default: site/NAME; site/all for several models]")
 @click.option("--force", is_flag=True, help="Overwrite a different page.")
-@click.option("--serve", is_flag=True, help="Then serve it on this machine until Ctrl-C.")
+@click.option("--serve", is_flag=True, help="Serve the page on this machine until Ctrl-C.")
 @click.option("--port", type=click.IntRange(0, 65535), help="With --serve; 0: any.  [default: 8000]")
 def web(folders: tuple[Path, ...], out: Path | None, force: bool, serve: bool, port: int | None) -> None:
     """Export a page that runs the models in the browser.

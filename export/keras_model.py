@@ -2,7 +2,7 @@
 
 exported/NAME/model.keras      ids (int, [batch, any length]) -> logits (float32, [batch, length, V]); the recurrent
                                layers are stateful: each call resumes from the previous one
-exported/NAME/model.json       the vocabulary, and the run that the file was made from
+exported/NAME/model.json       the vocabulary, and the origin of the file
 
 A stock layer cannot reset its state inside a window. For data made of documents, start a new window at the end of each
 document, and reset the layers before it.
@@ -17,14 +17,14 @@ import numpy as np
 
 from common import console, processes
 from common.files import check_replaceable, whole_folder, write_json
-from export.made import LOGITS_TOLERANCE, already_made, check_logits, made_from
+from export.origin import LOGITS_TOLERANCE, check_logits, is_current, origin_of
 from trainers import checkpoint
 from trainers.model.char_rnn import CharRNN
 from trainers.run import read_run
 
-WINDOWS = (7, 1, 5)  # lengths of the consecutive windows in the proof
+WINDOWS = (7, 1, 5)  # lengths of the consecutive windows that are compared
 
-# The program of the fresh process: what a user of the file would write.
+# The program of the fresh process, as a user of the file would write it.
 LOAD = """
 import sys
 import keras
@@ -55,14 +55,14 @@ def export_keras(folder: Path, out: Path, batch: int, force: bool) -> None:
     project, before moving it into place.
 
     batch: rows of every call, which stateful layers fix.
-    Raises StageError if `out` exists and was made from something else (unless `force`), or if the file does not load or
-    its logits differ from the checkpoint's.
+    Raises StageError if `out` exists with another origin (unless `force`), or if the file does not load or its logits
+    differ from the checkpoint's.
     """
     run = read_run(folder)
     chosen = checkpoint.best(run)
-    origin = {**made_from(run, chosen), "batch": batch}
+    origin = {**origin_of(run, chosen), "batch": batch}
     check_replaceable(out, "model.json", "a Keras model")
-    if not force and already_made(out, "model.json", origin, "another --out"):
+    if not force and is_current(out, "model.json", origin, "another --out"):
         return
     model = checkpoint.load_model(run, chosen)
     with console.err.status(f"writing {out}"), whole_folder(out, replace=force) as partial:

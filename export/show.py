@@ -1,4 +1,4 @@
-"""The last screen of `make demo`: the files, the bits per character, a sample per temperature and the next commands."""
+"""The last screen of `make demo`: the files, the bits per character, a sample per temperature, the next commands."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from common.errors import StageError
 from common.files import read_json
 from export.lite.graph import PRECISIONS
 from export.lite.runner import LiteModel, Sampling
-from export.serve.saved_model import MADE_FROM, latest_version
+from export.serve.saved_model import ORIGIN, latest_version
 from pipeline.manifest import read_manifest
 from trainers import checkpoint, metrics
 from trainers.run import Run, read_run
@@ -25,19 +25,19 @@ LINES, COLUMNS = 3, 100  # of each sample, blank lines left out
 
 
 def show(folder: Path, served: Path, devices: Path) -> None:
-    """Print what a run came to. Raises StageError for an export that is missing or of another checkpoint."""
+    """Print a run's results. Raises StageError for an export that is missing or of another checkpoint."""
     run = read_run(folder)
     chosen = checkpoint.best(run)
     weights, latest = checkpoint.weights_sha256(chosen), _latest(served)
-    for made, about in ((latest, latest / MADE_FROM), (devices, devices / "model.json")):
+    for path, about in ((latest, latest / ORIGIN), (devices, devices / "model.json")):
         if read_json(about).get("weights_sha256") != weights:
-            raise StageError(f"{made} was not exported from {chosen.folder}, now the best of {folder}: export it again")
+            raise StageError(f"{path} was not exported from {chosen.folder}, now the best of {folder}: export it again")
     lite = [path for name in PRECISIONS if (path := devices / f"{name}.tflite").is_file()]
     if not lite:
-        raise StageError(f"{devices} holds no .tflite: run python -m export tflite {folder} --force")
+        raise StageError(f"{devices} has no .tflite: run python -m export tflite {folder} --force")
     texts = _from_checkpoint(run, chosen)
     others = {str(latest): _from_saved_model(latest), str(lite[0]): _from_lite(lite[0])}
-    console.out.print(_made(run, served, lite))
+    console.out.print(_files(run, served, lite))
     console.out.print(_bits(run))
     _samples(texts)
     console.out.print(_agreement(texts, others))
@@ -51,7 +51,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _made(run: Run, served: Path, lite: list[Path]) -> Table:
+def _files(run: Run, served: Path, lite: list[Path]) -> Table:
     table = _table("What was made", "", "")
     report = run.folder / "report.html"
     for name, path in (
@@ -91,7 +91,7 @@ def _samples(texts: list[bytes]) -> None:
 
 def _agreement(texts: list[bytes], others: dict[str, list[bytes]]) -> str:
     """State whether the exports write the checkpoint's texts. Quantized weights may write others."""
-    same = {name: sum(a == b for a, b in zip(texts, each, strict=True)) for name, each in others.items()}
+    same = {name: sum(a == b for a, b in zip(texts, other, strict=True)) for name, other in others.items()}
     if min(same.values()) == len(texts):
         return f"The checkpoint, {' and '.join(others)} write the same texts."
     counts = (f"{name} {count} of them" for name, count in same.items())
@@ -125,7 +125,7 @@ def _from_checkpoint(run: Run, chosen: checkpoint.Checkpoint) -> list[bytes]:
 def _latest(served: Path) -> Path:
     latest = latest_version(served)
     if not latest:
-        raise StageError(f"{served} holds no SavedModel: run python -m export savedmodel")
+        raise StageError(f"{served} has no SavedModel: run python -m export savedmodel")
     return served / str(latest)
 
 

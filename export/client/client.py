@@ -300,7 +300,7 @@ def _bytes(text: Text) -> bytes:
 
 
 def _is_column(value: Any) -> bool:
-    """Whether a value holds one entry per row."""
+    """Check whether a value has one entry per row."""
     return isinstance(value, list | tuple | np.ndarray)
 
 
@@ -319,12 +319,12 @@ INPUTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
 }
 
 
-def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in the default sampling options. Raises UsageError for an unknown one."""
-    unknown = sorted(set(given) - set(DEFAULTS))
+def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the default sampling options. Raises UsageError for an unknown option."""
+    unknown = sorted(set(options) - set(DEFAULTS))
     if unknown:
-        raise UsageError(f"unknown sampling option '{unknown[0]}'; there are: {', '.join(DEFAULTS)}")
-    return {**DEFAULTS, **given}
+        raise UsageError(f"unknown sampling option '{unknown[0]}'; choose from: {', '.join(DEFAULTS)}")
+    return {**DEFAULTS, **options}
 
 
 def _columns(texts: Any, inputs: Mapping[str, Any]) -> dict[str, Array]:
@@ -336,7 +336,7 @@ def _columns(texts: Any, inputs: Mapping[str, Any]) -> dict[str, Array]:
         if isinstance(value, np.ndarray) and value.ndim != 1:
             raise UsageError(f"'{name}': an array must have one dimension, one entry per row, got shape {value.shape}")
         if _is_column(value) and not several:
-            raise UsageError(f"'{name}' has one value per row, so the texts must be as many, got a single text")
+            raise UsageError(f"'{name}' has several values, so there must be as many texts, got a single text")
         count = len(texts) if several else 1
         if not count:
             raise UsageError("there must be at least one text, got none")

@@ -1,8 +1,8 @@
 """A connection to a model on TF Serving, over gRPC: arrays in, arrays out.
 
 Every call has a deadline. While the server is unreachable or its queue is full, gRPC retries within the deadline, with
-exponential backoff. A call that fails because of another one in its batch is repeated once. Any other failure is a
-ServingError: one line with the cause and the fix.
+exponential backoff. A call that fails because of another call in its batch is repeated once. Any other failure is
+a ServingError: one line with the cause and the fix.
 """
 
 import copy
@@ -64,7 +64,7 @@ class Tls:
 
     def __post_init__(self) -> None:
         if (self.key is None) != (self.certificate is None):
-            raise ValueError("a client's key and certificate go together: give both or neither")
+            raise ValueError("a client's key and certificate go together: pass both or neither")
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Load the files. Raises StageError for a file that cannot be read or is not PEM of its kind."""
@@ -101,14 +101,14 @@ class ConnectionSettings:
             secure = url[1] in ("https", "grpcs")
             address = url[2] if re.search(r":[0-9]+$", url[2]) else f"{url[2]}:{443 if secure else 8500}"
             tls = ", with TLS (--tls, or tls=Tls())" if secure else ""
-            raise ValueError(f"a target has no scheme: give {address}{tls}, got {self.target!r}")
+            raise ValueError(f"a target has no scheme: pass {address}{tls}, got {self.target!r}")
         match = re.fullmatch(r"unix:.+|\S+:([0-9]{1,5})", self.target)
         if not match or not 1 <= int(match[1] or 1) <= 65535:  # gRPC would wrap the port around
             raise ValueError(
                 f"a target is host:port, such as localhost:8500, with a port of 1 to 65535, got {self.target!r}"
             )
         if self.version is not None and self.label is not None:
-            raise ValueError("give a version or a label, not both")
+            raise ValueError("pass a version or a label, not both")
 
     def channel(self, extra_options: Sequence[tuple[str, Any]]) -> grpc.Channel:
         """Open a channel with these settings and extra gRPC options."""
@@ -138,7 +138,7 @@ class ConnectionSettings:
 
 @dataclasses.dataclass(frozen=True)
 class VersionStatus:
-    """Status of a model version on a server. state: "AVAILABLE", "LOADING", ...; error: why it did not load."""
+    """Status of a model version on a server. state: "AVAILABLE", "LOADING", ...; error: of its loading, if any."""
 
     version: int
     state: str
@@ -165,10 +165,10 @@ class Connection:
     """One model on one server. A context manager; threads may share it.
 
     target: "host:port" of gRPC. If a name has several addresses ("dns:///name:port"), calls rotate over them.
-    model: its name on the server. version, label: select a version (give at most one). Default: the latest.
+    model: its name on the server. version, label: select a version (pass at most one). Default: the latest.
     timeout: seconds per call, retries and the pauses between them included.
     retries: attempts after the first while the server is unavailable, some 0.1, 0.2, 0.4 and 0.8 s apart. Unless 0, a
-    call that failed because of a malformed one in its batch is repeated once.
+    call that failed because of a malformed call in its batch is repeated once.
     max_message_bytes: limit of a request and of an answer (those of `neurons` are large).
     channel_options: more gRPC options, as (name, value).
     Raises UsageError for invalid settings, StageError for a TLS file that cannot be read.
@@ -229,8 +229,8 @@ class Connection:
         answer = self.raw_status()
         state = get_model_status_pb2.ModelVersionStatus.State.Name
         versions = [
-            VersionStatus(each.version, state(each.state), each.status.error_message if each.status.error_code else "")
-            for each in answer.model_version_status
+            VersionStatus(entry.version, state(entry.state), entry.status.error_message * bool(entry.status.error_code))
+            for entry in answer.model_version_status
         ]
         return sorted(versions, key=operator.attrgetter("version"))
 
@@ -242,7 +242,7 @@ class Connection:
         until = time.monotonic() + seconds
         for version in versions:
             while True:
-                status = next((each for each in self.status() if each.version == version), None)
+                status = next((status for status in self.status() if status.version == version), None)
                 state = status.state if status else "not in its configuration yet"
                 if state == "AVAILABLE":
                     break
@@ -296,7 +296,7 @@ class Connection:
         return f"the model '{self.settings.model}' at {self.settings.target}"
 
     def _call(self, method: Callable[..., Any], request: Any) -> Any:
-        """Make a call, and repeat it once if a malformed one failed its batch.
+        """Make a call, and repeat it once if a malformed call failed its batch.
 
         Raises ServingError, and UsageError after `close`.
         """
@@ -310,10 +310,10 @@ class Connection:
                 return method(request, timeout=max(until - time.monotonic(), 0))
         except grpc.RpcError as error:
             code, details = error.code(), " ".join((error.details() or "").split())
-            shown = details if len(details) <= MAX_DETAILS else details[:MAX_DETAILS] + "..."
-            raise ServingError(f"{self._explain(code, details, request.model_spec)} ({shown})", code) from None
+            message = details if len(details) <= MAX_DETAILS else details[:MAX_DETAILS] + "..."
+            raise ServingError(f"{self._explain(code, details, request.model_spec)} ({message})", code) from None
         except ValueError:  # gRPC's, of a closed channel
-            raise UsageError(f"the client of {self._where} is closed: make another") from None
+            raise UsageError(f"the client of {self._where} is closed: create another") from None
 
     def _explain(self, code: StatusCode, details: str, spec: Any) -> str:
         """Explain a failure and its fix. The phrases matched in `details` are TF Serving's and gRPC's."""
@@ -331,7 +331,7 @@ class Connection:
                 return f"{self._where} has no label '{spec.version_label}': the server's model config file sets them"
             case StatusCode.FAILED_PRECONDITION | StatusCode.INVALID_ARGUMENT if "signature key" in details:
                 signatures = ", ".join(self.metadata())
-                return f"{self._where} has no signature '{spec.signature_name}'; there are: {signatures}"
+                return f"{self._where} has no signature '{spec.signature_name}'; choose from: {signatures}"
             case StatusCode.FAILED_PRECONDITION if _failed_by_another(code, details):
                 return f"a malformed call of another caller failed its batch at {target}, this call included: try again"
             case StatusCode.INVALID_ARGUMENT if "Task size" in details:
@@ -385,8 +385,8 @@ class Connection:
             versions = ", ".join(f"{status.version} ({status.state})" for status in self.status())
         except ServingError as error:
             return unknown if error.code == StatusCode.NOT_FOUND else f"{self._where} was not found"
-        which = f"no version {spec.version.value}" if spec.HasField("version") else "no version that is ready"
-        return f"{self._where} has {which}; there are: {versions}"
+        missing = f"no version {spec.version.value}" if spec.HasField("version") else "no version that is ready"
+        return f"{self._where} has {missing}; its versions: {versions}"
 
 
 def check_rows(inputs: Mapping[str, Array]) -> None:
@@ -402,7 +402,7 @@ def check_rows(inputs: Mapping[str, Array]) -> None:
 
 
 def _failed_by_another(code: StatusCode, details: str) -> bool:
-    """Whether a batch failed because its calls had tensors of different shapes, one of them malformed."""
+    """Check whether a batch failed because its calls had tensors of different shapes, one of them malformed."""
     return code == StatusCode.FAILED_PRECONDITION and "different shapes" in details
 
 

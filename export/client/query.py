@@ -63,7 +63,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def has_label(client: "Client") -> bool:
-    """Whether the server has the client's label for the model. Closes the client; raises ServingError."""
+    """Check whether the server has the client's label for the model. Closes the client; raises ServingError."""
     from export.client.client import ServingError
 
     with client:
@@ -121,7 +121,7 @@ def text(
 
 
 def _noting_seed(pieces: Iterator[bytes], seed: int) -> Iterator[bytes]:
-    """Print the seed once the first piece has arrived, so that a refused request stays one line."""
+    """Print the seed once the first piece has arrived, so that the error of a rejected request stays one line."""
     for index, piece in enumerate(pieces):
         if index == 0:
             console.note(f"seed {seed}")

@@ -33,7 +33,7 @@ BODY_BYTES = 4 << 20
 BODY_SECONDS = 10
 ANSWER_BYTES = 8 << 20  # of the server's answer; its JSON takes some ten times as much memory
 HEALTH_SECONDS = 2.0
-KNOWN_SECONDS = 10  # after which a version's signatures are requested again
+SIGNATURE_SECONDS = 10  # after which a version's signatures are requested again
 PROBE = {"prompt": np.array([b""], object), "length": np.ones(1, np.int32)}
 PROBE |= {"temperature": np.zeros(1, np.float32), "seed": np.zeros(1, np.int64)}
 PATH = re.compile(r"([^/:]+)(?:/versions/(\d{1,18})|/labels/([^/:]+))?(:predict|/metadata)?")
@@ -72,11 +72,11 @@ class Guard:
         self.count, self.seconds = Counter[tuple[str, int]](), defaultdict[str, float](float)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun, status, path = time.monotonic(), 0, scope["path"]
+        start, status, path = time.monotonic(), 0, scope["path"]
         known = [name for name in ("/healthz", "/metrics", "/v1/completions", "/v1/models") if path.startswith(name)]
         route, limited = ":predict" if path.endswith(":predict") else ([*known, "/"])[0], path.startswith("/v1/")
 
-        async def noted(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
@@ -86,7 +86,7 @@ class Guard:
             app = JSONResponse({"error": f"too many calls: try again in {wait} s"}, 429, {"Retry-After": str(wait)})
         self.running += limited
         try:
-            await app(scope, receive, noted)
+            await app(scope, receive, send_and_record)
         except ClientDisconnect:
             status = 499
         except Exception as error:  # only its type is logged, because its message may contain a prompt
@@ -94,7 +94,7 @@ class Guard:
         finally:
             self.running -= limited
             self.count[route, status] += 1
-            self.seconds[route] += time.monotonic() - begun
+            self.seconds[route] += time.monotonic() - start
 
     def _wait(self, client: str) -> int:
         """Seconds until the client may call again; 0: now."""
@@ -110,8 +110,8 @@ class Guard:
 class Front:
     """Routes to one served model.
 
-    client: selects the version for callers that name none. If it selects none either, they get the version labelled
-    `stable`, if there is one. page: folder of `export web` for /. origins: origins of web pages that may call.
+    client: its version or label is the default of callers that name none. If it has none either, they get the version
+    labelled `stable`, if any. page: folder of `export web` for /. origins: origins of web pages that may call.
     """
 
     def __init__(self, client: Client, limits: Limits, page: Path | None = None, origins: tuple[str, ...] = ()):
@@ -164,10 +164,10 @@ class Front:
         parsed: dict[str, Any] = await self.thread(bodies.parse, bytes(content))
         return parsed
 
-    def known(self, client: Client) -> dict[str, Signature]:
+    def signatures_of(self, client: Client) -> dict[str, Signature]:
         key, now = (client.settings.version, client.settings.label), time.monotonic()
         if self.signatures.get(key, (0.0, {}))[0] < now:
-            self.signatures[key] = now + KNOWN_SECONDS, client.metadata()
+            self.signatures[key] = now + SIGNATURE_SECONDS, client.metadata()
         return self.signatures[key][1]
 
     def select(self, version: str | None = None, label: str | None = None) -> Client:
@@ -178,9 +178,9 @@ class Front:
         if self.client.settings.label or stable is self.client:
             return self.client
         try:
-            self.has_stable = bool(self.known(stable))
+            self.has_stable = bool(self.signatures_of(stable))
         except ServingError as error:
-            # Never fall back once the label was there: while it moves, callers must not get the canary.
+            # Never fall back once the label has existed: while it moves, callers must not get the canary.
             if self.has_stable or error.code != StatusCode.INVALID_ARGUMENT:
                 raise
             return self.client
@@ -211,7 +211,7 @@ class Front:
 
     def _predict(self, body: dict[str, Any], version: str | None, label: str | None) -> bytes:
         client = self.select(version, label)
-        outputs = self.predict(client, *bodies.read(body, self.known(client)))
+        outputs = self.predict(client, *bodies.read(body, self.signatures_of(client)))
         return bodies.to_json(outputs, by_rows="instances" in body)
 
     def _metadata(self, _: Any, version: str | None, label: str | None) -> bytes:
@@ -224,7 +224,7 @@ class Front:
             version = str(self.select(label=label).raw_metadata()[0].version.value)
         versions = _dict(self.client.raw_status())["model_version_status"]
         healthy = {"status": {"error_code": "OK", "error_message": ""}}
-        versions = [healthy | each for each in versions if version in (None, each["version"])]
+        versions = [healthy | entry for entry in versions if version in (None, entry["version"])]
         if not versions:
             raise HTTPException(404, f"Could not find version {version} of model {self.model}")
         return json.dumps({"model_version_status": versions}).encode()
@@ -271,7 +271,7 @@ class Front:
         try:
             return bool(self.predict(self.select().at(timeout=HEALTH_SECONDS), "serving_default", PROBE))
         except StageError:
-            # The row waits behind a long batch: a server that answers its calls in time is busy, not dead.
+            # The row may wait behind a long batch: a server that answers its calls in time is busy, not down.
             return self.guard.running > 0 and time.monotonic() - self.answered < self.client.settings.timeout
 
     async def metrics(self, request: Request) -> Response:

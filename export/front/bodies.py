@@ -1,6 +1,7 @@
 """TF Serving's REST bodies: JSON to arrays that match a signature, and answers to JSON.
 
-A batching server hangs on a call without rows, and fails the batch mates of one of another rank: neither may reach it.
+Some calls must not reach a batching server: without rows, they hang; with inputs of another rank, they fail the calls
+that share their batch.
 """
 
 import base64
@@ -52,23 +53,23 @@ def read(body: dict[str, Any], signatures: Mapping[str, Signature]) -> tuple[str
     if len(forms) != 1 or not forms <= {"instances", "inputs"}:
         raise UsageError("a body has 'signature_name' and either 'instances' (rows) or 'inputs' (columns)")
     if not isinstance(name, str) or name not in signatures:
-        raise UsageError(f"unknown signature; there are: {', '.join(signatures)}")
-    inputs, (form, given) = signatures[name].inputs, *((form, body[form]) for form in forms)
+        raise UsageError(f"unknown signature; choose from: {', '.join(signatures)}")
+    inputs, (form, content) = signatures[name].inputs, *((form, body[form]) for form in forms)
     if any(len(info.shape or ()) != 1 or info.dtype not in TYPES for info in inputs.values()):
         raise UsageError(f"'{name}' has inputs that are not lists of text or numbers")
     if len(inputs) == 1:  # a single input may be given without its name
         (only,) = inputs
         if form == "inputs":
-            given = given if isinstance(given, dict) else {only: given}
-        elif isinstance(given, list):
-            given = [row if isinstance(row, dict) and row.keys() != {"b64"} else {only: row} for row in given]
+            content = content if isinstance(content, dict) else {only: content}
+        elif isinstance(content, list):
+            content = [row if isinstance(row, dict) and row.keys() != {"b64"} else {only: row} for row in content]
     types = {column: TYPES[info.dtype] for column, info in inputs.items()}
     if form == "instances":
-        rows = _validated(list[_closed(types)], given, form)  # type: ignore[misc]
+        rows = _validated(list[_closed(types)], content, form)  # type: ignore[misc]
         columns = {column: [row[column] for row in rows] for column in inputs}
     else:
         lists: dict[str, Any] = {column: list[kind] for column, kind in types.items()}  # type: ignore[valid-type]
-        columns = _validated(_closed(lists), given, form)
+        columns = _validated(_closed(lists), content, form)
     counts = {column: len(values) for column, values in columns.items()}
     if len(set(counts.values())) > 1:
         raise UsageError("unequal rows: " + ", ".join(f"{column} has {count}" for column, count in counts.items()))
@@ -83,9 +84,9 @@ def _closed(types: dict[str, Any]) -> Any:
     return kind
 
 
-def _validated(kind: Any, given: Any, form: str) -> Any:
+def _validated(kind: Any, content: Any, form: str) -> Any:
     try:
-        return pydantic.TypeAdapter(kind).validate_python(given, strict=True)
+        return pydantic.TypeAdapter(kind).validate_python(content, strict=True)
     except (pydantic.ValidationError, RecursionError) as error:
         first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else {"loc": (), "msg": "too deep"}
         raise UsageError(f"'{'.'.join(map(str, (form, *first['loc'])))}': {first['msg']}") from None

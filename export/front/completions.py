@@ -15,7 +15,7 @@ from common.settings import make, settings
 from common.types import Array
 from export.client.client import INPUTS, Client
 
-# Fields that a client may send with the value that changes nothing.
+# Unsupported fields, which a client may send with their neutral values.
 NEUTRAL = {"best_of": 1, "echo": False, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "suffix": ""}
 
 
@@ -46,7 +46,7 @@ class Completion:
         rows = len(self.prompt) * self.n
         sampling = {"length": self.max_tokens, **self.sampling()}
         columns: dict[str, Array] = {name: np.full(rows, value, INPUTS[name][0]) for name, value in sampling.items()}
-        columns["seed"] += np.arange(rows)  # beyond the largest seed follows the smallest
+        columns["seed"] += np.arange(rows)  # the largest seed is followed by the smallest
         columns["prompt"] = np.array([text.encode() for text in self.prompt for _ in range(self.n)], object)
         return columns
 
@@ -57,13 +57,13 @@ class Completion:
 
 def parse(body: dict[str, Any], model: str) -> Completion:
     """Check a body. Raises UsageError."""
-    given = {name: value for name, value in body.items() if value is not None and NEUTRAL.get(name, ...) != value}
+    fields = {name: value for name, value in body.items() if value is not None and NEUTRAL.get(name, ...) != value}
     for name, default in (("prompt", [""]), ("stop", [])):
-        value = given.get(name, default)
-        given[name] = [value] if isinstance(value, str) else value
-    request = make(Completion, {"seed": secrets.randbelow(1 << 63), **given}, "the request")
+        value = fields.get(name, default)
+        fields[name] = [value] if isinstance(value, str) else value
+    request = make(Completion, {"seed": secrets.randbelow(1 << 63), **fields}, "the request")
     if request.model != model:
-        raise UsageError(f"unknown model; there is: {model}")
+        raise UsageError(f"unknown model; choose from: {model}")
     try:
         "".join(request.prompt + request.stop).encode()
     except UnicodeEncodeError:

@@ -21,7 +21,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def server(front: Front, tls: tuple[Path, Path] | None = None, proxy: str | None = None) -> uvicorn.Server:
-    """Make a server. tls: certificate and key. proxy: the address whose X-Forwarded-For is trusted."""
+    """Create a server. tls: certificate and key. proxy: the address whose X-Forwarded-For is trusted."""
     if tls:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*tls)
@@ -36,8 +36,8 @@ def server(front: Front, tls: tuple[Path, Path] | None = None, proxy: str | None
 
 def serve(front: Front, host: str, port: int, tls: tuple[Path, Path] | None, proxy: str | None) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    made = server(front, tls, proxy)
+    http_server = server(front, tls, proxy)
     with listen(host, port) as listener:
         address = f"{host}:{listener.getsockname()[1]}"
         console.note(f"serving {front.model} at http{'s' if tls else ''}://{address} (Ctrl-C to stop)")
-        made.run([listener])
+        http_server.run([listener])

@@ -95,9 +95,9 @@ def convert(model: CharRNN, end_id: int | None, precision: str) -> bytes:
 def check_ops(flatbuffer: bytes, precision: str) -> None:
     """Raise StageError if a flatbuffer needs other than builtin ops, or keeps its weights in variables."""
     ops = op_names(flatbuffer)
-    refused = sorted(op for op in ops if op in STATEFUL or not hasattr(schema.BuiltinOperator, op))
-    if refused:
-        raise StageError(f"the {precision} .tflite needs more than stateless builtin ops: {', '.join(refused)}")
+    rejected = sorted(op for op in ops if op in STATEFUL or not hasattr(schema.BuiltinOperator, op))
+    if rejected:
+        raise StageError(f"the {precision} .tflite needs more than stateless builtin ops: {', '.join(rejected)}")
 
 
 def op_names(flatbuffer: bytes) -> set[str]:

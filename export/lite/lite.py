@@ -6,8 +6,8 @@ devices/NAME/float32.tflite, float16.tflite, int8-dynamic.tflite
                                passed in; vocab.json inside (export.bundle)
 devices/NAME/model.json        their origin, and the size, SHA-256 and quality of each
 devices/NAME/report.json       the figures of the table that the export prints
-devices/NAME/neurons.json      the neurons that the page lists: your own list, which is kept, or that of `trainers
-                               neurons` for the same weights
+devices/NAME/neurons.json      the neurons that the page lists: your own list, which is kept, or the one that `trainers
+                               neurons` wrote for the same weights
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from export.bundle import NEURONS, pack
 from export.lite.graph import PRECISIONS, convert
 from export.lite.quality import LANES, LENGTH, Quality, Text, lanes, measure, reader
 from export.lite.runner import LiteModel
-from export.made import already_made, check_logits, known, made_from
+from export.origin import check_logits, is_current, known, origin_of
 from trainers import checkpoint
 from trainers.model.char_rnn import CharRNN
 from trainers.run import data_of, read_run
@@ -69,11 +69,11 @@ def export_lite(folder: Path, out: Path, settings: LiteSettings, data: Path | No
     """
     run = read_run(folder)
     chosen = checkpoint.best(run)
-    origin = made_from(run, chosen)
+    origin = origin_of(run, chosen)
     check_replaceable(out, "model.json", "a device model")
     if not force:
-        _check_there(out, settings)
-        if already_made(out, "model.json", origin, "another --out"):
+        _check_precisions(out, settings)
+        if is_current(out, "model.json", origin, "another --out"):
             _check_files(out)
             if neurons := _neurons(folder, out, origin):
                 with whole_file(out / NEURONS) as partial:
@@ -150,11 +150,11 @@ def table(out: Path, report: dict[str, Any], unit: str) -> Table:
     """Render a report for the terminal."""
     text, own = report["text"], report["checkpoint_bits"]
     title = f"{out}: bits per {unit}, on {text['characters']:,} of {text['split']}; the checkpoint has {own:.4f}"
-    shown = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    grid = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for column in ("", "MB", "us/step", "peak MB", "bits", "lost", "limit", "KL", "greedy"):
-        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
+        grid.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, figures in report["files"].items():
-        shown.add_row(
+        grid.add_row(
             name,
             f"{figures['bytes'] / 1e6:.2f}",
             f"{figures['us_a_step']:.1f}",
@@ -165,7 +165,7 @@ def table(out: Path, report: dict[str, Any], unit: str) -> Table:
             f"{figures['kl_bits']:.5f}",
             f"{figures['greedy_agreement']:.1%}",
         )
-    return shown
+    return grid
 
 
 def _neurons(folder: Path, out: Path, origin: Mapping[str, Any]) -> Path | None:
@@ -177,13 +177,13 @@ def _neurons(folder: Path, out: Path, origin: Mapping[str, Any]) -> Path | None:
     return of_run if read_json(of_run).get("weights_sha256") == origin["weights_sha256"] else None
 
 
-def _check_there(out: Path, settings: LiteSettings) -> None:
+def _check_precisions(out: Path, settings: LiteSettings) -> None:
     """Raise StageError if `out` holds some of the precisions but not all."""
-    held = read_json(out / "model.json").get("files", {})
-    missing = [name for name in settings.precisions if held and name not in held]
+    existing = read_json(out / "model.json").get("files", {})
+    missing = [name for name in settings.precisions if existing and name not in existing]
     if missing:
         raise StageError(
-            f"{out} has {', '.join(held)}, not {missing[0]}: rebuild all with --force, or pass another --out"
+            f"{out} has {', '.join(existing)}, not {missing[0]}: rebuild all with --force, or pass another --out"
         )
 
 
@@ -198,13 +198,13 @@ def _check_files(out: Path) -> None:
 
 def _files(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
     """Return the entries of model.json for the files, by precision."""
-    kept = [field.name for field in dataclasses.fields(Quality)]
+    measures = [field.name for field in dataclasses.fields(Quality)]
     return {
         name: {
             "file": f"{name}.tflite",
             "size": figures["bytes"],
             "sha256": sha256_file(folder / f"{name}.tflite"),
-            **{field: figures[field] for field in kept},
+            **{field: figures[field] for field in measures},
         }
         for name, figures in report["files"].items()
     }

@@ -1,1 +1,1 @@
-"""SavedModels for TF Serving, proven in a fresh process, with the files a server starts from."""
+"""SavedModels for TF Serving, verified in a fresh process, with the files that start a server."""

@@ -35,7 +35,7 @@ def row_limit(origin: dict[str, Any]) -> int:
 
 
 def _bits(version: ServedVersion, nats: float) -> str:
-    return f"{nats / math.log(2):.3f} bits a {version.vocab.unit} ({nats:.3f} nats)"
+    return f"{nats / math.log(2):.3f} bits per {version.vocab.unit} ({nats:.3f} nats)"
 
 
 def _test(version: ServedVersion) -> str:
@@ -66,9 +66,9 @@ def _sources(version: ServedVersion) -> str:
             f"{corpus['name']}, from {corpus['from'] or corpus['address']}, {corpus['date']}"
             for corpus in data["corpora"]
         )
-    shown = ", ".join(data["sources"][:5]) + (", ..." if len(data["sources"]) > 5 else "")
+    names = ", ".join(data["sources"][:5]) + (", ..." if len(data["sources"]) > 5 else "")
     files = f"{data['files']:,} file{'s' * (data['files'] != 1)}"
-    return f"{shown} ({files}, {data['bytes']:,} bytes)"
+    return f"{names} ({files}, {data['bytes']:,} bytes)"
 
 
 def _licence(version: ServedVersion) -> str:

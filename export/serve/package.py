@@ -2,13 +2,13 @@
 
 served/NAME/
     1/, 2/, ...             the versions (export.serve.saved_model)
-        batching_params.pbtxt   how its requests are batched: at most its own rows
+        batching_params.pbtxt   its batching: at most its own row limit
     models.config           the versions that a server loads, and their labels (export.serve.labels)
     batching_params.pbtxt   the threads of all batches, and the batch size of a server without the versions' own files
-    monitoring.config       where Prometheus reads the server's metrics
+    monitoring.config       the path of the server's metrics, for Prometheus
     compose.yaml            docker compose
     kubernetes.yaml         kubectl apply
-    MODEL_CARD.md           what the model is, what it can do, and what it is not for
+    MODEL_CARD.md           the model's data, scores, uses and limits
 
 Only models.config holds state: the labels. The other files are regenerated from it and from the versions. A running
 server rereads it every POLL_SECONDS, so that a label moves without a restart.
@@ -29,14 +29,14 @@ from common.errors import StageError
 from common.files import exclusive, read_json, whole_file, write_json
 from export.serve import labels
 from export.serve.card import ServedVersion, cell, row_limit, table
-from export.serve.labels import CANARY, MADE_FROM, MODELS, STABLE, ServingConfig
+from export.serve.labels import CANARY, MODELS, ORIGIN, STABLE, ServingConfig
 
 BATCHING = "batching_params.pbtxt"
 Wait = Callable[[str, set[int]], None]  # the model's name, and the versions to wait for
 TEMPLATES = (BATCHING, "monitoring.config", "compose.yaml", "kubernetes.yaml", "MODEL_CARD.md")
 FACTS = "assets.extra/facts.json"
 
-# The server of the TensorFlow release that wrote the graph. Older ones should read it too, but were not tried.
+# The server of the TensorFlow release that wrote the graph. Older releases should read it too, but are not tested.
 IMAGE = "tensorflow/serving:2.21.0"
 GRPC_PORT, REST_PORT = 8500, 8501
 CPUS = 2
@@ -85,11 +85,11 @@ def write_package(base: Path, version: int, facts: dict[str, Any]) -> None:
     facts: the version's (export.serve.facts).
     """
     with exclusive(base):
-        before, kept = labels.read(base), read_json(base / str(version) / FACTS)
+        before, old_facts = labels.read(base), read_json(base / str(version) / FACTS)
         served = before or ServingConfig({STABLE: version}, frozenset([version]))
-        if before and not kept and version not in before.labels.values():
+        if before and not old_facts and version not in before.labels.values():
             served = ServingConfig(before.labels, before.versions | {version})
-        _write(base, served, {version: _updated(kept, facts)})
+        _write(base, served, {version: _merged(old_facts, facts)})
     if served == before:
         return
     console.note(f"{base}: {served}")
@@ -101,7 +101,7 @@ def relabel(base: Path, changes: Sequence[str], wait: Wait | None = None) -> Non
     """Change the labels of a model's versions and regenerate the package; without changes, print the labels.
 
     Versions that were labelled until now stay loaded until the next change, so that no request by label fails in
-    between, and going back is quick.
+    between, and rolling back is quick.
 
     changes: "LABEL=VERSION"; "LABEL=" removes the label; "VERSION" makes servers load a version without a label.
     wait: called with the model's name and the versions that labels move to, before they move; returns when servers have
@@ -110,7 +110,7 @@ def relabel(base: Path, changes: Sequence[str], wait: Wait | None = None) -> Non
     """
     parsed = labels.parse(changes)
     if not base.is_dir():
-        raise StageError(f"there is no model in {base}: make one with python -m export savedmodel runs/NAME")
+        raise StageError(f"there is no model in {base}: create one with python -m export savedmodel runs/NAME")
     if wait and (moved := set(parsed.moved.values())):
         _change(base, labels.LabelChanges({}, set(), moved | parsed.loaded))
         wait(model_name(base), moved)
@@ -118,7 +118,7 @@ def relabel(base: Path, changes: Sequence[str], wait: Wait | None = None) -> Non
 
 
 def label_canary(base: Path, version: int, wait: Wait) -> None:
-    """Label a new version canary once servers have loaded it, unless it has a label, or another one is canary."""
+    """Label a new version canary once servers have loaded it, unless it has a label or another version is canary."""
     served = labels.read(base)
     if served and version not in served.labels.values() and CANARY not in served.labels:
         relabel(base, [f"{CANARY}={version}"], wait)
@@ -186,9 +186,9 @@ def health_check(name: str) -> str:
     return f"exec 3<>/dev/tcp/127.0.0.1/{REST_PORT} && {request} && head -n 1 <&3 | grep -q ' 200 '"
 
 
-def _updated(kept: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts of a version that is packaged again: newly known ones are added, its tools stay those that made it."""
-    return kept | {name: value for name, value in facts.items() if not kept or (value is not None and name != "tools")}
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a version that is packaged again: known facts are updated, but its tools stay those that wrote it."""
+    return old | {name: value for name, value in new.items() if not old or (value is not None and name != "tools")}
 
 
 def _write(base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any]]) -> None:
@@ -213,9 +213,9 @@ def _write(base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any
 def _version(base: Path, number: int, served: ServingConfig, new_facts: dict[int, dict[str, Any]]) -> ServedVersion:
     folder = base / str(number)
     own_labels = sorted((label for label, version in served.labels.items() if version == number), reverse=True)
-    origin = read_json(folder / MADE_FROM)
+    origin = read_json(folder / ORIGIN)
     if not origin:
-        raise StageError(f"{folder / MADE_FROM} is corrupted: export the version again with --force")
+        raise StageError(f"{folder / ORIGIN} is corrupted: export the version again with --force")
     return ServedVersion(number, own_labels, origin, new_facts.get(number) or read_json(folder / FACTS))
 
 
@@ -231,8 +231,8 @@ def _render(base: Path, versions: list[ServedVersion]) -> dict[str, str]:
     )
     environment.filters |= {"yaml": json.dumps, "cell": cell}
     values = _values(base, versions)
-    # A batch must hold the version's largest warm-up request, or the version does not load; and no more rows than its
-    # graph takes, or the batch's callers are all refused. So each version has a size of its own.
+    # If a batch cannot hold the version's largest warm-up request, the version does not load. If it holds more rows
+    # than the graph accepts, all of its callers are rejected. So each version has its own batch size.
     own = {f"{version.number}/{BATCHING}": (BATCHING, values | {"rows": version.rows}) for version in versions}
     files = own | {file: (file, values) for file in TEMPLATES}
     return {path: environment.get_template(f"{file}.j2").render(values) for path, (file, values) in files.items()}
@@ -240,8 +240,8 @@ def _render(base: Path, versions: list[ServedVersion]) -> dict[str, str]:
 
 def _values(base: Path, versions: list[ServedVersion]) -> dict[str, Any]:
     """Variables of the templates."""
-    kept = [read_json(base / str(number) / MADE_FROM) for number in labels.complete_versions(base)]
-    rows = max(row_limit(origin) for origin in [*kept, *(version.origin for version in versions)])
+    origins = [read_json(base / str(number) / ORIGIN) for number in labels.complete_versions(base)]
+    rows = max(row_limit(origin) for origin in [*origins, *(version.origin for version in versions)])
     name = model_name(base)
     return {
         "name": name,

@@ -3,7 +3,7 @@
 served/NAME/1/                                  a version below TF Serving's base path
     saved_model.pb, variables/                  the graph and the weights
     assets.extra/tf_serving_warmup_requests     requests of each signature and batch size, replayed at load
-    assets.extra/export.json                    the run, step, config and vocabulary that it was made from
+    assets.extra/export.json                    its origin: the run, step, config and vocabulary
 
 export.serve.signatures describes the signatures.
 """
@@ -29,9 +29,9 @@ from common import console
 from common.errors import StageError
 from common.files import check_replaceable, read_json, whole_folder, write_json
 from common.processes import last_line
-from export.made import already_made, known, made_from
+from export.origin import is_current, known, origin_of
 from export.serve.facts import facts_of
-from export.serve.labels import MADE_FROM
+from export.serve.labels import ORIGIN
 from export.serve.package import batch_sizes, model_name, write_package
 from export.serve.session import WARM_UP, decode_output
 from export.serve.signatures import DTYPES, INPUTS, Served
@@ -96,7 +96,7 @@ def requests(served: Served) -> Iterator[Request]:
 
 def info(run: Run, chosen: Checkpoint, limits: Limits) -> dict[str, Any]:
     """Content of export.json, which the signature `info` returns."""
-    origin = made_from(run, chosen)
+    origin = origin_of(run, chosen)
     return {
         **origin,
         "unit": run.vocab.unit,
@@ -122,8 +122,8 @@ def export_saved_model(folder: Path, out: Path, version: int | None, force: bool
 
     version: default: the latest if it already holds this model, otherwise the next. limits: default: `Limits()`; see
     `bounded`.
-    Raises StageError if the version exists and was made from something else (unless `force`), or if the exported model
-    answers differently from the checkpoint.
+    Raises StageError if the version exists with another origin (unless `force`), or if the exported model answers
+    differently from the checkpoint.
     """
     run = read_run(folder)
     chosen = checkpoint.best(run)
@@ -131,24 +131,24 @@ def export_saved_model(folder: Path, out: Path, version: int | None, force: bool
     about = info(run, chosen, limits)
     latest = latest_version(out)
     if version is None:
-        again = force or read_json(out / str(latest) / MADE_FROM) == about
-        version = max(latest, 1) if again else latest + 1
+        rewrite = force or read_json(out / str(latest) / ORIGIN) == about
+        version = max(latest, 1) if rewrite else latest + 1
     target = out / str(version)
     check_replaceable(target, "saved_model.pb", "a SavedModel")
-    if not force and already_made(target, MADE_FROM, about, f"--version {latest + 1}"):
+    if not force and is_current(target, ORIGIN, about, f"--version {latest + 1}"):
         write_package(out, version, facts_of(run, chosen))  # an evaluation may be new
         return version
     sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab, limits, frozen=True)
     served = Served(sampler, json.dumps(about, ensure_ascii=False))
     with console.err.status(f"writing {target}"), whole_folder(target, replace=force) as partial:
         write_version(partial, model_name(out), served)
-        begun = time.monotonic()
+        start = time.monotonic()
         prove(served, partial)
-    warm_up = {"warm_up_seconds": math.ceil(time.monotonic() - begun)}
+    warm_up = {"warm_up_seconds": math.ceil(time.monotonic() - start)}
     write_package(out, version, facts_of(run, chosen) | warm_up)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     console.out.print(
-        f"{target}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB; a fresh process gives the checkpoint's "
+        f"{target}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB; a fresh process returns the checkpoint's "
         f"answers in all {len(INPUTS)} signatures",
     )
     return version
@@ -162,7 +162,7 @@ def write_version(folder: Path, model: str, served: Served) -> None:
     tf.saved_model.save(served, str(folder), signatures=served.functions)
     check_ops(folder)
     write_warmup(folder / WARM_UP, model, served)
-    write_json(folder / MADE_FROM, json.loads(served.info))
+    write_json(folder / ORIGIN, json.loads(served.info))
 
 
 def latest_version(out: Path) -> int:
@@ -172,8 +172,8 @@ def latest_version(out: Path) -> int:
 
 def check_ops(folder: Path) -> None:
     """Raise StageError if a written graph contains an op that is not in OPS, or is placed on a GPU."""
-    read = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-    graph = read.meta_graphs[0].graph_def
+    saved_model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    graph = saved_model.meta_graphs[0].graph_def
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
     own = {function.signature.name for function in graph.library.function}
     foreign = {node.op for node in nodes} - own - {*OPS.split()}

@@ -54,7 +54,7 @@ def write_page(folders: Sequence[Path], out: Path, force: bool) -> tuple[list[di
     if not force and out.exists() and any(out.iterdir()):
         if not (out / BUILD).is_file() or (out / BUILD).read_bytes() != files[BUILD]:
             raise StageError(f"{out} already holds a different page: pass another --out or --force")
-        console.note(f"{out} is already made from the same files")
+        console.note(f"{out} is up to date with the same files")
         return models, sizes
     with console.err.status(f"writing {out}"), whole_folder(out, replace=force) as partial:
         for name, content in files.items():
@@ -75,7 +75,7 @@ def read_model(folder: Path) -> dict[str, Any]:
     for precision, (path, bits) in listed.items():
         packed = unpack(path)[1]
         if any(packed.get(field) != about.get(field) for field in ("weights_sha256", "vocab")):
-            raise StageError(f"{path} belongs to another model than {folder / 'model.json'}: export it again")
+            raise StageError(f"{path} belongs to a different model than {folder / 'model.json'}: export it again")
         url, size = urllib.parse.quote(f"models/{name}/{path.name}"), path.stat().st_size
         files.append({"precision": precision, "bits": bits, "url": url, "size": size, "sha256": sha256_file(path)})
     return {"name": name, "vocab": about["vocab"], "files": files, "neurons": _neurons(folder)}
@@ -83,13 +83,13 @@ def read_model(folder: Path) -> dict[str, Any]:
 
 def packages() -> Path:
     """Return node_modules, after installing the runtime if needed. Raises StageError without npm."""
-    wanted = json.loads((WEB / "package.json").read_text(encoding="utf-8"))["dependencies"]["@litertjs/core"]
+    version = json.loads((WEB / "package.json").read_text(encoding="utf-8"))["dependencies"]["@litertjs/core"]
     about = PACKAGES / "@litertjs" / "core" / "package.json"
-    if not about.is_file() or json.loads(about.read_text(encoding="utf-8"))["version"] != wanted:
+    if not about.is_file() or json.loads(about.read_text(encoding="utf-8"))["version"] != version:
         npm = shutil.which("npm")
         if npm is None:
             raise StageError("the page needs LiteRT.js from npm, and npm is missing: install Node.js")
-        console.note(f"fetching LiteRT.js {wanted}: npm ci in {WEB}")
+        console.note(f"fetching LiteRT.js {version}: npm ci in {WEB}")
         processes.run([npm, "ci", "--omit=dev", "--no-fund", "--no-audit"], f"npm ci in {WEB} failed", cwd=WEB)
     return PACKAGES
 
@@ -121,9 +121,9 @@ def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
         ) from None
 
 
-def address(of: http.server.ThreadingHTTPServer) -> str:
+def address(http_server: http.server.ThreadingHTTPServer) -> str:
     """Return the URL of a server."""
-    return f"http://{HOST}:{of.server_port}/"
+    return f"http://{HOST}:{http_server.server_port}/"
 
 
 def serve(folder: Path, port: int) -> None:
@@ -154,9 +154,9 @@ def _glue(litert: Path) -> dict[str, bytes]:
     """Return the runtime's JavaScript."""
     core = (litert / "core" / "dist" / "index.js").read_bytes()
     # Browsers cannot resolve package names without an inline import map, which the page's policy forbids.
-    here = core.replace(b'"@litertjs/wasm-utils"', b'"./wasm-utils.js"')
+    patched = core.replace(b'"@litertjs/wasm-utils"', b'"./wasm-utils.js"')
     utils = (litert / "wasm-utils" / "dist" / "index.js").read_bytes()
-    return {"litert/core.js": here, "litert/wasm-utils.js": utils}
+    return {"litert/core.js": patched, "litert/wasm-utils.js": utils}
 
 
 def _neurons(folder: Path) -> list[dict[str, Any]]:
@@ -181,6 +181,6 @@ def _summary(out: Path, models: list[dict[str, Any]], sizes: dict[str, int]) -> 
     total = sum(sizes.values())
     spare = sum(sizes[f"litert/{RUNTIME[1]}{kind}"] for kind in (".js", ".wasm"))
     of_models = [file["size"] for model in models for file in model["files"]]
-    shown = "; ".join(f"{m['name']} ({', '.join(f['precision'] for f in m['files'])})" for m in models)
+    names = "; ".join(f"{m['name']} ({', '.join(f['precision'] for f in m['files'])})" for m in models)
     least = total - spare - sum(of_models) + min(of_models)
-    return f"{out}: {shown}; {total / 1e6:.1f} MB, of which a browser loads {least / 1e6:.1f} MB before the first text"
+    return f"{out}: {names}; {total / 1e6:.1f} MB, of which a browser loads {least / 1e6:.1f} MB before the first text"

@@ -167,8 +167,8 @@ def test_checkpoint_and_saved_model_write_the_same(made: dict[str, tuple[str, st
         ("pipeline validate data/tiny --config configs/tiny.toml", "is already valid"),
         ("trainers train configs/tiny.toml", "is already trained to step"),
         ("trainers evaluate runs/tiny", "is up to date with checkpoint"),
-        ("export savedmodel runs/tiny", "is already made from"),
-        ("export tflite runs/tiny", "is already made from"),
+        ("export savedmodel runs/tiny", "is up to date with"),
+        ("export tflite runs/tiny", "is up to date with"),
     ],
 )
 def test_a_stage_that_is_done_says_so(home: Path, made: dict[str, tuple[str, str]], line: str, note: str) -> None:

@@ -85,7 +85,7 @@ def test_another_models_folder_is_rejected_and_the_same_model_is_kept(
     run: Path, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export_keras(run, exported, BATCH, force=False)
-    assert "is already made from" in capsys.readouterr().err
+    assert "is up to date with" in capsys.readouterr().err
     assert json.loads((exported / "model.json").read_text())["vocab"]["unit"] == "byte"
     with pytest.raises(StageError, match=r"tiny already holds a different model: pass another --out or --force$"):
         export_keras(run, exported, BATCH + 1, force=False)

@@ -703,7 +703,7 @@ test("opened as a file, it says what to do", async () => {
   const page = await browser.newPage(DESKTOP);
   await page.goto(pathToFileURL(join(cases.site, "index.html")).href);
   await soon(async () => {
-    assert.match(await page.locator("#waiting").innerText(), /does not load from a file: opened as file:\/\/… .*python3 -m http\.server/s);
+    assert.match(await page.locator("#waiting").innerText(), /do not load JavaScript modules from file:\/\/… .*python3 -m http\.server/s);
   });
   await page.context().close();
 });

@@ -117,8 +117,8 @@ class Steps:
         """The maximum of each value over all workers, so that all do the same. All workers must call it."""
         if self.devices.workers == 1:
             return values
-        mine = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant([values]))
-        return list(map(int, tf.reduce_max(self.gather(mine), axis=0)))
+        local = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant([values]))
+        return list(map(int, tf.reduce_max(self.gather(local), axis=0)))
 
     @tf.function
     def train(self, batches: Any, carry: Any, first: tf.Tensor, count: tf.Tensor) -> tuple[Totals, Any]:
@@ -193,8 +193,8 @@ class Steps:
         first = tf.distribute.get_replica_context().replica_id_in_sync_group * B
         sums, carries = [], []
         for rows in self._towers(batch):
-            mine = [None if mask is None else mask[first : first + B][rows] for mask in masks]
-            nats, carry, gradients = self._tower(take(batch, rows), carry_BxLxSxH[rows], mine, lanes * T)
+            tower_masks = [None if mask is None else mask[first : first + B][rows] for mask in masks]
+            nats, carry, gradients = self._tower(take(batch, rows), carry_BxLxSxH[rows], tower_masks, lanes * T)
             sums.append([nats, *gradients])
             carries.append(carry)
         nats, *gradients = [tf.add_n(parts) for parts in zip(*sums, strict=True)]

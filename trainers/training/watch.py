@@ -100,10 +100,10 @@ class Watch:
 
     def _left(self, step: int) -> str:
         """The time left at the pace since the start, including validations; empty until it can be estimated."""
-        then, clock = self._pace or (step, 0.0)
-        if step == then:
+        first, clock = self._pace or (step, 0.0)
+        if step == first:
             return ""
-        minutes, seconds = divmod(round((time.monotonic() - clock) / (step - then) * (self.total - step)), 60)
+        minutes, seconds = divmod(round((time.monotonic() - clock) / (step - first) * (self.total - step)), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
     def _line(self, line: str, style: str = "") -> None:
@@ -119,11 +119,11 @@ class Watch:
 
     def _show(self, step: int, text: str) -> None:
         """Print a sample in a frame. The table repeats its header below it."""
-        shown = Text(visible(text, keep="\n\t"))
+        body = Text(visible(text, keep="\n\t"))
         title = f"written at step {step:,}, temperature {TEMPERATURE}"
         width = min(console.err.width, WIDEST)
         console.err.print(
-            Panel(shown, title=title, title_align="left", border_style="dim", width=width), soft_wrap=False
+            Panel(body, title=title, title_align="left", border_style="dim", width=width), soft_wrap=False
         )
         self._has_header = False
 

@@ -328,16 +328,16 @@ USAGE: list[tuple[Callable[[Client], object], str]] = [
     (lambda c: c.generate(None), "'prompt': a text must be str or bytes, several a list, .* got None"),  # type: ignore[call-overload]
     (
         lambda c: c.generate("", **TEMPERED),
-        "unknown sampling option 'temprature'; there are: temperature, seed",
+        "unknown sampling option 'temprature'; choose from: temperature, seed",
     ),
-    (lambda c: c.generate("", seed=[1, 2]), "'seed' has one value per row, so the texts must be as many"),  # type: ignore[call-overload]
+    (lambda c: c.generate("", seed=[1, 2]), "'seed' has several values, so there must be as many texts"),  # type: ignore[call-overload]
     (lambda c: c.generate(["", ""], seed=[1, 2, 3]), "'seed' must have one value, or one for each of 2 texts, got 3"),
     (lambda c: c.stream(piece=0), "'piece' must be at least 1, got 0"),
     (lambda c: c.stream(piece="x"), "'piece': 'str' object cannot be interpreted as an integer, got 'x'"),  # type: ignore[arg-type]
     (lambda c: c.stream(stop=None), "'stop': a text must be str or bytes, .* got None"),  # type: ignore[arg-type]
     (lambda c: c.continue_("x"), r"'carry' must be a result's, such as start\(...\).carry, got a str"),  # type: ignore[arg-type]
     (lambda c: c.generate(temperature=1e300), "'temperature': overflow encountered in cast, got 1e[+]300"),
-    (lambda c: c.close() or c.status(), r"the client of the model 'fake' at \S+ is closed: make another"),  # type: ignore[func-returns-value]
+    (lambda c: c.close() or c.status(), r"the client of the model 'fake' at \S+ is closed: create another"),  # type: ignore[func-returns-value]
     (lambda c: c.stream(length=0.5), "'length': 'float' object"),  # type: ignore[arg-type]
     *(
         (lambda c, none=none: c.generate(none), "there must be at least one text")
@@ -357,7 +357,7 @@ USAGE: list[tuple[Callable[[Client], object], str]] = [
         r"'text' must have one dimension, one entry per row, got shape \(1, 1\)",
     ),
     *(
-        (lambda c, url=url: Client(url, "fake"), f"a target has no scheme: give {fix}, got {re.escape(repr(url))}")  # type: ignore[misc]
+        (lambda c, url=url: Client(url, "fake"), f"a target has no scheme: pass {fix}, got {re.escape(repr(url))}")  # type: ignore[misc]
         for url, fix in (
             ("http://host:8500", "host:8500"),
             ("http://host/v1/models", "host:8500"),
@@ -375,7 +375,7 @@ USAGE: list[tuple[Callable[[Client], object], str]] = [
     (lambda c: Client("a:1", ""), "'model': string should have at least 1 character, got ''"),
     (lambda c: Client("a:1", "fake", timeout=0), "'timeout': input should be greater than 0, got 0"),
     (lambda c: Client("a:1", "fake", retries=5), "'retries': input should be less than or equal to 4, got 5"),
-    (lambda c: Client("a:1", "fake", version=1, label="x"), "give a version or a label, not both"),
+    (lambda c: Client("a:1", "fake", version=1, label="x"), "pass a version or a label, not both"),
 ]
 
 
@@ -409,7 +409,7 @@ FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode
         {"version": 3},
         Client.generate,
         StatusCode.NOT_FOUND,
-        r"the model 'fake' at {target} has no version 3; there are: 1 \(AVAILABLE\), 2 \(AVAILABLE\) \(Servable not "
+        r"the model 'fake' at {target} has no version 3; its versions: 1 \(AVAILABLE\), 2 \(AVAILABLE\) \(Servable not "
         r"found for request: Specific\(fake, 3\)\)",
     ),
     (
@@ -425,7 +425,7 @@ FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode
         {},
         lambda client: client.predict("sing", {}),
         StatusCode.FAILED_PRECONDITION,
-        r"the model 'fake' at {target} has no signature 'sing'; there are: continue, generate, info, neurons, score, "
+        r"the model 'fake' at {target} has no signature 'sing'; choose from: continue, generate, info, neurons, score, "
         r"score_chars, serving_default, start, total \(Serving signature key \"sing\" not found.\)",
     ),
     (
@@ -749,12 +749,12 @@ MISTAKES = [
     (["text", "--length", "5000", "--no-stream"], 1, "rejects the request: the length must be 0 to 4096, got 5000"),
     (["text", "--model", "book"], 1, "serves no model 'book'"),
     (["text", "--target", "localhost:1"], 1, "no server answers at localhost:1"),
-    (["text", "--version", "7"], 1, "has no version 7; there are: 1 (AVAILABLE), 2 (AVAILABLE)"),
-    (["text", "--version", "1", "--label", "x"], 2, "give a version or a label, not both"),
-    (["text", "--tls-key", "key.pem"], 2, "a client's key and certificate go together: give both or neither"),
+    (["text", "--version", "7"], 1, "has no version 7; its versions: 1 (AVAILABLE), 2 (AVAILABLE)"),
+    (["text", "--version", "1", "--label", "x"], 2, "pass a version or a label, not both"),
+    (["text", "--tls-key", "key.pem"], 2, "a client's key and certificate go together: pass both or neither"),
     (["text", "--tls-root", "none.pem"], 1, "the TLS file none.pem cannot be read: No such file or directory"),
     (["text", "--timeout", "nan"], 2, "'timeout': input should be a finite number, got nan"),
-    (["status", "--version", "7"], 1, "has no version 7; there are: 1 (AVAILABLE), 2 (AVAILABLE)"),
+    (["status", "--version", "7"], 1, "has no version 7; its versions: 1 (AVAILABLE), 2 (AVAILABLE)"),
     (["status", "--label", "none", "--json"], 1, "has no label 'none'"),
     (["text", "--temperature", "nan"], 2, "--temperature must be a finite number, got nan"),
     (["text", "--temperature", "inf"], 2, "--temperature must be a finite number, got inf"),

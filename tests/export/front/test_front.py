@@ -148,7 +148,7 @@ def test_without_the_label_the_latest_version_answers(fake: Path) -> None:
 
 
 def test_a_label_that_is_lost_is_not_replaced(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front_app, "KNOWN_SECONDS", 0)
+    monkeypatch.setattr(front_app, "SIGNATURE_SECONDS", 0)
     stand_in = StandIn(fake, labels={"stable": 1})
     with serving(stand_in) as target, fronted(target) as site:
         assert site.predict("score", inputs=["a"]).status_code == 200
@@ -180,7 +180,7 @@ MALFORMED: list[tuple[Any, int, str]] = [
     ({}, 400, "a body has 'signature_name' and either 'instances'"),
     ({"instances": ["a"], "inputs": ["a"]}, 400, "a body has 'signature_name' and either 'instances'"),
     ({"inputs": ["a"], "output_filter": ["nats"]}, 400, "a body has 'signature_name' and either 'instances'"),
-    ({"signature_name": "none", "inputs": ["a"]}, 400, "unknown signature; there are: continue, generate, info"),
+    ({"signature_name": "none", "inputs": ["a"]}, 400, "unknown signature; choose from: continue, generate, info"),
     ({"signature_name": 7, "inputs": ["a"]}, 400, "unknown signature"),
     ({"signature_name": "__saved_model_init_op", "inputs": {}}, 400, "unknown signature"),
     ({"inputs": []}, 400, "a call must have 1 to 64 rows, got 0"),
@@ -254,7 +254,7 @@ PATHS = [
     (f"{MODEL}:classify", 404, "the model is fake"),
     (f"{MODEL}/versions/x:predict", 404, "the model is fake"),
     (f"{MODEL}/versions/{'9' * 30}:predict", 404, "the model is fake"),
-    (f"{MODEL}/versions/7:predict", 404, "the model 'fake' has no version 7; there are: 1 (AVAILABLE)"),
+    (f"{MODEL}/versions/7:predict", 404, "the model 'fake' has no version 7; its versions: 1 (AVAILABLE)"),
     (f"{MODEL}/labels/none:predict", 400, "the model 'fake' has no label 'none'"),
     ("/v1/other", 404, "Not Found"),
 ]
@@ -398,7 +398,7 @@ def test_a_stream_arrives_in_pieces(site: Site) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"model": "other"}, "unknown model; there is: fake"),
+    ({"model": "other"}, "unknown model; choose from: fake"),
     ({"model": 7}, "the request: 'model': "),
     ({"prompt": [1, 2]}, "the request: 'prompt.0': "),
     ({"prompt": []}, "a call must have 1 to 64 rows, got 0"),

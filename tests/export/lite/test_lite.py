@@ -283,7 +283,7 @@ def test_the_same_model_is_kept_and_another_is_refused(
 ) -> None:
     export_lite(run, devices, LiteSettings(), data=None, force=False)
     export_lite(run, devices, LiteSettings(("int8-dynamic",)), data=None, force=False)
-    assert capsys.readouterr().err.count("is already made from") == 2
+    assert capsys.readouterr().err.count("is up to date with") == 2
     about = devices / "model.json"
     whole = json.loads(about.read_text())
     other = shutil.copytree(devices, tmp_path / "other")

@@ -173,7 +173,7 @@ def copy_version(monkeypatch: pytest.MonkeyPatch, model: ExportedModel) -> None:
 
     def copy(folder: Path, name: str, served: Served) -> None:
         shutil.copytree(model.base / "1", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("facts.json"))
-        (folder / saved_model.MADE_FROM).write_text(served.info, encoding="utf-8")
+        (folder / saved_model.ORIGIN).write_text(served.info, encoding="utf-8")
 
     monkeypatch.setattr(saved_model, "write_version", copy)
 
@@ -192,7 +192,7 @@ def test_the_same_model_is_kept_and_another_becomes_the_next_version(
     before = (out / "1" / "saved_model.pb").stat().st_mtime_ns
     for version in (None, 1):
         export_saved_model(run, out, version, force=False, limits=LIMITS)
-        assert "is already made from" in capsys.readouterr().err
+        assert "is up to date with" in capsys.readouterr().err
     with pytest.raises(StageError, match=r"1 already holds a different model: pass --version 2 or --force$"):
         export_saved_model(run, out, version=1, force=False)  # with other limits
     assert (out / "1" / "saved_model.pb").stat().st_mtime_ns == before
@@ -204,7 +204,7 @@ def test_the_same_model_is_kept_and_another_becomes_the_next_version(
 
 def test_a_fresh_process_gives_the_checkpoints_answers(tiny: ExportedModel) -> None:
     """The one test of the proof in its own process. `exported` skips it."""
-    about = (tiny.base / "1" / saved_model.MADE_FROM).read_text(encoding="utf-8")
+    about = (tiny.base / "1" / saved_model.ORIGIN).read_text(encoding="utf-8")
     served = Served(tiny.sampler, json.dumps(json.loads(about), ensure_ascii=False))  # as it was exported
     saved_model.prove(served, tiny.base / "1")
 

@@ -15,7 +15,7 @@ from serving_stand_in import Loaded
 from common.errors import StageError
 from export.client.client import Client, Generated
 from export.client.query import query
-from export.serve.saved_model import MADE_FROM
+from export.serve.saved_model import ORIGIN
 from export.serve.signatures import INPUTS
 from pipeline.vocab import Vocab
 
@@ -220,7 +220,7 @@ def test_serving_default_is_generate_without_options(model: ExportedModel, rng: 
 def test_info_describes_the_model(model: ExportedModel) -> None:
     one, other = (json.loads(row["info"]) for row in model.query("info", [{}, {"ignored": b"\xff"}]))
     assert one == other
-    written = json.loads((model.base / "1" / MADE_FROM).read_text(encoding="utf-8"))
+    written = json.loads((model.base / "1" / ORIGIN).read_text(encoding="utf-8"))
     assert one == written
     assert one.keys() == {
         *("format_version", "run", "step", "val_nats", "weights_sha256", "data_sha256", "config", "vocab"),

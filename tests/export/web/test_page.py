@@ -91,7 +91,7 @@ def test_the_same_page_is_kept_and_another_is_refused(tmp_path: Path, capsys: py
     export_page([one], out, force=False)
     assert (out / "CNAME").read_text() == "a file of the user" * 100_000
     again = capsys.readouterr()
-    assert "is already made from the same files" in again.err
+    assert "is up to date with the same files" in again.err
     assert again.out == told, "only files of the page are counted"
     about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": "one"}
     (one / "float32.tflite").write_bytes(pack(b"other weights", about))
@@ -125,14 +125,14 @@ def test_corrupted_missing_and_foreign_files_are_refused(tmp_path: Path) -> None
     whole = (one / "float32.tflite").read_bytes()
     shutil.copyfile(two / "float32.tflite", one / "float32.tflite")
     with pytest.raises(
-        StageError, match=r"one/float32\.tflite belongs to another model than .*model\.json: export it again$"
+        StageError, match=r"one/float32\.tflite belongs to a different model than .*model\.json: export it again$"
     ):
         read_model(one)
     (one / "float32.tflite").write_bytes(whole)
     about = json.loads((one / "model.json").read_text())
     other = {**about, "vocab": {**about["vocab"], "symbols": about["vocab"]["symbols"][::-1]}}
     (one / "model.json").write_text(json.dumps(other))
-    with pytest.raises(StageError, match=r"one/float32\.tflite belongs to another model than .*model\.json"):
+    with pytest.raises(StageError, match=r"one/float32\.tflite belongs to a different model than .*model\.json"):
         read_model(one)
     (one / "model.json").write_text(json.dumps(about))
     for corrupted in (whole[:5] + b"?" + whole[6:], whole[:-5]):

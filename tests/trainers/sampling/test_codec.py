@@ -39,7 +39,7 @@ def test_ids_are_those_of_the_vocabulary(vocab: Vocab, texts: list[bytes]) -> No
             expected, refused = vocab.encode(b""), str(error)
         many = len(text) if vocab.unit == "byte" else len(text.decode("utf-8", "replace"))
         if many > 9 or refused:
-            assert problem.startswith("prompt: not UTF-8" if "is not UTF-8" in refused else "prompt: ")
+            assert problem.startswith("prompt: must be valid UTF-8" if "is not UTF-8" in refused else "prompt: ")
             assert (int(encoded.length_B[row]), decoded[row]) == (0, b"")
             continue
         assert problem == ""

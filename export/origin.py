@@ -13,8 +13,8 @@ from trainers.run import Run
 LOGITS_TOLERANCE = 1e-4
 
 
-def made_from(run: Run, chosen: Checkpoint) -> dict[str, Any]:
-    """Describe the run and checkpoint that a model is made from, as the JSON written beside it."""
+def origin_of(run: Run, chosen: Checkpoint) -> dict[str, Any]:
+    """Describe the run and checkpoint that a model comes from, as the JSON written beside it."""
     return {
         "format_version": 1,
         "run": run.folder.name,
@@ -27,18 +27,18 @@ def made_from(run: Run, chosen: Checkpoint) -> dict[str, Any]:
     }
 
 
-def already_made(target: Path, about: str, origin: dict[str, Any], way_out: str) -> bool:
+def is_current(target: Path, about: str, origin: dict[str, Any], fix: str) -> bool:
     """Check whether `target` already holds the same model, and print a note if so.
 
-    about: the JSON file in `target` that describes its origin.
+    about: the JSON file in `target` that describes its origin. fix: the option that keeps both models.
     Raises StageError if it holds a different model.
     """
     if not target.exists() or not any(target.iterdir()):
         return False
     existing = read_json(target / about)
     if {**existing, **origin} != existing:
-        raise StageError(f"{target} already holds a different model: pass {way_out} or --force")
-    console.note(f"{target} is already made from step {origin['step']} of {origin['run']}")
+        raise StageError(f"{target} already holds a different model: pass {fix} or --force")
+    console.note(f"{target} is up to date with step {origin['step']} of {origin['run']}")
     return True
 
 
