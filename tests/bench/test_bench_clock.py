@@ -68,6 +68,7 @@ def test_torch_has_the_seconds_that_ours_took(config: Path, monkeypatch: pytest.
     ]
 
 
+@pytest.mark.slow
 def test_ours_is_a_run_of_the_command_line(config: Path) -> None:
     found = clock._ours(config, config.parent / "data", config.parent / "run")
     assert found["seen"] == 2 * len(TEXT)

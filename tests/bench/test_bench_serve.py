@@ -73,6 +73,7 @@ class FakeWorker:
     def kill(self) -> None: ...
 
 
+@pytest.mark.slow
 def test_loops_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also that those named have one model: the logits are compared before anything is timed."""
     names = ["ours", "ours, ids", *(["torch nn.LSTM", "torch LSTMCell"] if importlib.util.find_spec("torch") else [])]

@@ -162,6 +162,7 @@ def test_a_peer_that_ends_is_named_with_the_command_that_shows_why() -> None:
         worker.read()
 
 
+@pytest.mark.slow
 def test_two_peers_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["ours, float32", "keras.layers.LSTM, fit"]
     broken = {"a broken peer": PEERS[names[0]]}  # bench.peers knows no such name, so its process ends

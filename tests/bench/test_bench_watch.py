@@ -49,6 +49,7 @@ def test_what_watching_adds_is_a_ratio_within_a_round(config: Path, monkeypatch:
     assert (result["config"]["model"]["units"], result["commit"], result["steps"]) == (4, "a commit", 20)
 
 
+@pytest.mark.slow
 def test_a_real_turn_gives_the_time_of_each_stretch(config: Path) -> None:
     turn = watch._turn("watched", config, config.parent / "data", 17, ())
     assert len(turn["stretches"]) == 3, "4 stretches of 5, 5, 5 and 2 steps, of which the first stands apart"

@@ -66,7 +66,7 @@ def result(one: Training) -> list[np.ndarray]:
     ("before", "after", "end", "optimizer"),
     [
         ((1, 2), (1, 2), "newline", "adam"),
-        ((2, 1), (1, 1), "newline", "muon"),
+        pytest.param((2, 1), (1, 1), "newline", "muon", marks=pytest.mark.slow),
         pytest.param((2, 1), (2, 1), None, "muon", marks=pytest.mark.slow),
         pytest.param((1, 1), (2, 1), None, "adam", marks=pytest.mark.slow),
     ],
