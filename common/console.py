@@ -31,6 +31,9 @@ CHATTER = re.compile(
     rb"|^WARNING:root:apitools not found"  # Beam, without Google Cloud's clients
 )
 
+# Keras imports these if they are installed, for features that nothing here uses: a quarter of its start-up.
+UNUSED = ("pandas", "matplotlib.pyplot")
+
 
 def note(message: str) -> None:
     """Print a message to standard error."""
@@ -96,13 +99,17 @@ def quiet_libraries() -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet(withhold: Iterable[str] = UNUSED) -> Iterator[None]:
     """Quiet the libraries, and drop their start-up chatter while the block imports TensorFlow.
 
     TensorFlow's C++ writes to file descriptor 2 before it reads any setting. So the block's standard error is buffered,
     and everything but known chatter is written when it ends.
+
+    withhold: modules that cannot be imported within the block, unless they already were.
     """
     quiet_libraries()
+    withheld = dict.fromkeys(set(withhold) - sys.modules.keys())
+    sys.modules.update(withheld)  # type: ignore[arg-type]
     sys.stderr.flush()
     real = os.dup(2)
     with tempfile.TemporaryFile() as buffer:
@@ -110,6 +117,8 @@ def quiet() -> Iterator[None]:
         try:
             yield
         finally:
+            for name in withheld:
+                del sys.modules[name]
             sys.stderr.flush()
             os.dup2(real, 2)
             os.close(real)

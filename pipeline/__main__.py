@@ -150,7 +150,7 @@ def validate(
       python -m pipeline validate data/B --schema data/A/validation/schema.pbtxt --against data/A
       python -m pipeline validate --config configs/NAME.toml     (validates data/NAME)
     """
-    with console.quiet():
+    with console.quiet(withhold=()):  # TFDV needs pandas
         from pipeline.config import ValidateSettings
         from pipeline.validate import validate as run
 

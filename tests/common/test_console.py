@@ -1,6 +1,8 @@
 """Terminal output and exit codes."""
 
+import importlib
 import os
+import sys
 from collections.abc import Callable
 
 import click
@@ -61,6 +63,15 @@ def test_quiet_drops_chatter_only(capfd: pytest.CaptureFixture[str]) -> None:
             2, b"I0000 00:00:17 port.cc:153] oneDNN\nW0000 what matters\nWARNING: All log messages before absl::\nx\n"
         )
     assert capfd.readouterr().err == "W0000 what matters\nx\n"
+
+
+def test_quiet_withholds_modules_until_its_end() -> None:
+    sys.modules.pop("colorsys", None)
+    with console.quiet(withhold=["colorsys", "sys"]):
+        with pytest.raises(ImportError):
+            importlib.import_module("colorsys")
+        assert importlib.import_module("sys") is sys, "already imported"
+    importlib.import_module("colorsys")
 
 
 def test_quiet_prints_standard_error_when_an_import_fails(capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from pipeline.records import NUMBERS, name_of, record_batch
 from pipeline.report import counts_of
 from pipeline.vocab import char_vocab
 
-with quiet():
+with quiet(withhold=()):
     from pipeline import validate as module
     from pipeline.validate import (
         Earlier,
