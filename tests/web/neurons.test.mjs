@@ -53,7 +53,7 @@ function near(found, expected) {
   for (const [k, value] of found.entries()) assert.ok(Math.abs(value - expected[k]) < 0.01, `${k}: ${value}, not ${expected[k]}`);
 }
 
-test("it shows the text in the colours of the unit that was found, and what was expected", () =>
+test("the page colours the text by the best unit, and shows what was expected", () =>
   on(async (page) => {
     assert.equal((await page.locator("#text b").allTextContents()).join(""), cases.text);
     assert.deepEqual((await page.locator("#text span").nth(1).locator("i").allTextContents()).join(" "), cases.second.join(" "));
@@ -64,7 +64,7 @@ test("it shows the text in the colours of the unit that was found, and what was 
     assert.equal(await page.locator("#text i:visible").count(), 0);
   }));
 
-test("another unit is chosen from the list, or by its number", () =>
+test("another unit can be chosen from the list or by number", () =>
   on(async (page) => {
     await page.check('input[value="2.1"]');
     near(await colours(page), cases.colours["2.1"]);
@@ -77,7 +77,7 @@ test("another unit is chosen from the list, or by its number", () =>
     near(await colours(page), cases.colours["2.3"]); // there are three
   }));
 
-test("a unit whose colour hardly changes is shown by its own range, and any other on wish", () =>
+test("a unit of low contrast is scaled to its own range, and any other on request", () =>
   on(async (page) => {
     assert.equal(await page.isChecked("#own"), false);
     await page.fill("#layer", "2");
@@ -94,7 +94,7 @@ test("a unit whose colour hardly changes is shown by its own range, and any othe
     assert.equal(Math.max(...(await colours(page))), 1);
   }));
 
-test("the keyboard goes from character to character and line to line", () =>
+test("the keyboard moves by character and by line", () =>
   on(async (page) => {
     const status = () => page.textContent("#status");
     await page.focus("#text");
@@ -130,10 +130,10 @@ function looked(name, context) {
   );
 }
 
-test("axe finds nothing in the light", () => looked("light", { colorScheme: "light" }));
-test("axe finds nothing in the dark, on a phone", () => looked("dark", { colorScheme: "dark", viewport: { width: 390, height: 844 } }));
+test("axe finds nothing: light", () => looked("light", { colorScheme: "light" }));
+test("axe finds nothing: phone, dark", () => looked("dark", { colorScheme: "dark", viewport: { width: 390, height: 844 } }));
 
-test("without scripts the tables are there", () =>
+test("the tables are there without scripts", () =>
   on(
     async (page) => {
       assert.match(await page.locator("noscript").innerText(), /needs JavaScript/);

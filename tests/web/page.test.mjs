@@ -159,7 +159,7 @@ test("a model of characters ends its text where the document does", () =>
     { hash: link({ temperature: 1, length: 40 }) },
   ));
 
-test("neurons colour the text as NumPy has them", () =>
+test("neurons colour the text as in NumPy", () =>
   on(async (page) => {
     await type(page, cases.text);
     const range = ([layer, unit]) => {
@@ -200,7 +200,7 @@ async function coloured(page, layer, unit) {
   assert.equal(at, cases.held.length - 1);
 }
 
-test("the neurons that move most come first", () =>
+test("the most variable neurons come first", () =>
   on(async (page) => {
     await type(page, cases.text);
     const variance = (values) => {
@@ -230,7 +230,7 @@ function percent(p) {
   return p > 0 && p < 0.001 ? "<0.1%" : `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)}%`;
 }
 
-test("a character that is pointed at shows the five that were likeliest", () =>
+test("hovering over a character shows the five likeliest", () =>
   on(async (page) => {
     await type(page, cases.text);
     await page.locator(".text span").nth(5).hover();
@@ -241,7 +241,7 @@ test("a character that is pointed at shows the five that were likeliest", () =>
     await card.waitFor({ state: "hidden" });
   }));
 
-test("the same by keyboard, and it is read out", () =>
+test("the keyboard shows them too, and a screen reader announces them", () =>
   on(async (page) => {
     await type(page, cases.text);
     await page.locator(".text").first().focus();
@@ -255,7 +255,7 @@ test("the same by keyboard, and it is read out", () =>
     await page.locator("#card").waitFor({ state: "hidden" });
   }));
 
-test("all of it works by keyboard alone", () =>
+test("everything works by keyboard alone", () =>
   on(async (page) => {
     const focused = () => page.evaluate(() => document.activeElement.id || document.activeElement.className || document.activeElement.value);
     await page.locator("#prompt").focus();
@@ -291,7 +291,7 @@ test("the bars follow temperature, top-k and top-p", () =>
     await soon(async () => assert.deepEqual(await bars(page), [[ranked[0][0], "100%"]]));
   }));
 
-test("a bar that is chosen is written, the text goes on from it, and a link repeats it", async () => {
+test("a chosen bar is written, the text continues from it, and a link repeats it", async () => {
   let shared = "";
   let written = "";
   await on(async (page) => {
@@ -324,7 +324,7 @@ test("a bar that is chosen is written, the text goes on from it, and a link repe
   );
 });
 
-test("what an address has chosen is written if the model has it, and not by another model", () =>
+test("an address's chosen characters are written only by a model that has them", () =>
   on(
     async (page) => {
       const written = await text(page);
@@ -338,7 +338,7 @@ test("what an address has chosen is written if the model has it, and not by anot
     { hash: link({ prompt: "The ", temperature: 0, length: 20, chosen: "4.256-5.10-6.65", written: 1 }) },
   ));
 
-test("a character chosen while the text streams takes the place of what would have come", () =>
+test("a character chosen while the text streams replaces the next one", () =>
   on(
     async (page) => {
       await page.click("#write");
@@ -352,7 +352,7 @@ test("a character chosen while the text streams takes the place of what would ha
     { hash: link({ prompt: "The ", length: 2000 }) },
   ));
 
-test("a link brings back all that was set, and the text", async () => {
+test("a link restores all settings and the text", async () => {
   let [shared, written, colours] = ["", "", ""];
   const painted = (page) => page.locator(".text").nth(0).evaluate((pane) => Array.from(pane.children, (span) => span.dataset.level ?? "").join());
   await on(async (page) => {
@@ -387,7 +387,7 @@ test("a link brings back all that was set, and the text", async () => {
   );
 });
 
-test("another address in the open page, and the way back, bring what they say", () =>
+test("editing the address of the open page, and going back, restore its settings", () =>
   on(
     async (page) => {
       const value = (id) => page.locator(`#${id}`).inputValue();
@@ -407,7 +407,7 @@ test("another address in the open page, and the way back, bring what they say", 
     { hash: link({ prompt: "The cat" }) },
   ));
 
-test("an address that the browser does not let change stops nothing", () =>
+test("a browser that blocks address changes stops nothing", () =>
   on(
     async (page) => {
       for (let step = 0; step < 40; step++) await slide(page, "temperature", step / 20);
@@ -432,7 +432,7 @@ test("an address that the browser does not let change stops nothing", () =>
     },
   ));
 
-test("two temperatures stand side by side, and each writes its own text", () =>
+test("two temperatures side by side write their own texts", () =>
   on(
     async (page) => {
       assert.deepEqual(await page.locator(".pane h2").allTextContents(), ["Temperature 1.1", "Temperature 0"]);
@@ -446,7 +446,7 @@ test("two temperatures stand side by side, and each writes its own text", () =>
     { hash: link({ prompt: "The ", ...cases.sampled.options, length: 300, beside: 0, written: 1 }) },
   ));
 
-test("a text that comes to stand beside another is as long, and of the same beginning", () =>
+test("a text added beside another has its length and its prompt", () =>
   on(
     async (page) => {
       await page.check("#compare");
@@ -459,7 +459,7 @@ test("a text that comes to stand beside another is as long, and of the same begi
     { hash: link({ prompt: "The ", temperature: 1, top_k: 2, length: 30, written: 1 }) },
   ));
 
-test("it stops, and goes on, as if it had not stopped", () =>
+test("a stopped text continues as if it had not stopped", () =>
   on(
     async (page) => {
       await page.click("#write");
@@ -482,7 +482,7 @@ test("it stops, and goes on, as if it had not stopped", () =>
     { hash: link({ prompt: "The ", length: 10000 }) },
   ));
 
-test("the network reads what is typed as it is typed", () =>
+test("the network reads the prompt while it is typed", () =>
   on(async (page) => {
     await page.locator("#neurons input").nth(1).check();
     await page.locator("#prompt").pressSequentially("The cat");
@@ -495,7 +495,7 @@ test("the network reads what is typed as it is typed", () =>
     await soon(async () => assert.equal((await bars(page)).length, 10)); // an empty text starts after a newline
   }));
 
-test("a character that the vocabulary does not have is named", () =>
+test("an unknown character is named", () =>
   on(
     async (page) => {
       await page.route("**/models.json", async (route) => {
@@ -514,7 +514,7 @@ test("a character that the vocabulary does not have is named", () =>
     { hash: link({ model: cases.odd }) },
   ));
 
-test("the text is copied as it is", () =>
+test("the text is copied unchanged", () =>
   on(
     async (page) => {
       await page.click("#copy");
@@ -524,7 +524,7 @@ test("the text is copied as it is", () =>
     { hash: link({ prompt: "The ", temperature: 0, neuron: "2.3", written: 1 }) },
   ));
 
-test("once opened, it works without a network, and says so", () =>
+test("once opened, the page works offline, and says so", () =>
   on(
     async (page) => {
       await soon(async () => assert.equal(await page.textContent("#offline"), "Works offline with the models you have opened."));
@@ -543,7 +543,7 @@ test("once opened, it works without a network, and says so", () =>
     { hash: link({ prompt: "The ", temperature: 0, written: 1 }), context: KEPT },
   ));
 
-test("a file that was kept damaged is fetched once more, and kept whole", () =>
+test("a corrupted cached file is fetched and cached again", () =>
   on(
     async (page) => {
       const kept = (change) =>
@@ -587,7 +587,7 @@ async function hosted(use, behind = "") {
   }
 }
 
-test("any static host and any path will do", () => hosted(async (page) => assert.equal(await text(page), cases.greedy.text)));
+test("any static host and any path work", () => hosted(async (page) => assert.equal(await text(page), cases.greedy.text)));
 
 /**
  * Run a page whose service worker begins with `script`.
@@ -629,12 +629,12 @@ async function told(prepare) {
   return problem;
 }
 
-test("without WebAssembly it says so", async () => {
+test("missing WebAssembly is reported", async () => {
   const problem = await told((page) => page.addInitScript(() => delete window.WebAssembly));
   assert.match(problem, /^This browser has no WebAssembly, or it is disabled/);
 });
 
-test("a file that is missing, cut short, changed or of another model is told by name", async () => {
+test("a missing, truncated, changed or foreign file is named", async () => {
   const file = "**/models/prose/*.tflite";
   const answer = (change) => (page) =>
     page.route(file, async (route) => route.fulfill({ body: change(await (await route.fetch()).body()) }));
@@ -651,7 +651,7 @@ test("a file that is missing, cut short, changed or of another model is told by 
   assert.match(await told(answer(padded)), /\.tflite is corrupted or belongs to another model/);
 });
 
-test("after an error of the engine it can write again", () =>
+test("after an engine error the page can write again", () =>
   on(
     async (page) => {
       await page.fill("#length", "900");
@@ -682,7 +682,7 @@ test("after an error of the engine it can write again", () =>
     },
   ));
 
-test("a vocabulary of another model is told", async () => {
+test("the vocabulary of another model is reported", async () => {
   const problem = await told((page) =>
     page.route("**/models.json", async (route) => {
       const listed = await (await route.fetch()).json();
@@ -693,13 +693,13 @@ test("a vocabulary of another model is told", async () => {
   assert.match(problem, /^the file has 256 logits for a vocabulary of \d+ symbols: export the page again/i);
 });
 
-test("a folder without its list of models, and a runtime that does not load, are told", async () => {
+test("a missing list of models, and a runtime that fails to load, are reported", async () => {
   const gone = (what) => (page) => page.route(what, (route) => route.fulfill({ status: 404 }));
   assert.match(await told(gone("**/models.json")), /^models\.json is missing \(the server answered 404\)/);
   assert.match(await told(gone("**/litert/*.wasm")), /^The runtime did not start: /i);
 });
 
-test("opened as a file, it says what to do", async () => {
+test("opened as a file, the page says what to do", async () => {
   const page = await browser.newPage(DESKTOP);
   await page.goto(pathToFileURL(join(cases.site, "index.html")).href);
   await soon(async () => {
@@ -746,7 +746,7 @@ slow("axe finds nothing: desktop, dark", () => looked("desktop-dark", { ...DESKT
 slow("axe finds nothing: phone, light", () => looked("phone-light", { ...PHONE, colorScheme: "light" }));
 test("axe finds nothing: phone, dark", () => looked("phone-dark", { ...PHONE, colorScheme: "dark", reducedMotion: "reduce" }));
 
-test("its speed is measured", async () => {
+test("the writing speed is measured", async () => {
   const figures = await measure(browser, cases.url, "prose", "int8-dynamic", 600);
   writeFileSync(join(process.env.OUT, "speed.json"), JSON.stringify(figures));
   assert.equal(figures.characters, 600);

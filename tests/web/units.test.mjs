@@ -27,7 +27,7 @@ test("temperature, top-k, top-p and the draw are those of trainers.draw", () => 
   }
 });
 
-test("nothing that has no probability is drawn, and the likeliest come first", () => {
+test("characters of probability 0 are never drawn, and the likeliest come first", () => {
   assert.equal(choose(Float64Array.of(0, 0.5, 0, 0.5, 0), 0), 1);
   assert.equal(choose(Float64Array.of(0, 0.5, 0, 0.5, 0), 1 - 2 ** -23), 3);
   assert.deepEqual(likeliest(Float64Array.of(0.2, 0.3, 0.2, 0.3), 3).map(({ id }) => id), [1, 3, 0]);
@@ -43,7 +43,7 @@ test("texts become the ids of pipeline.vocab", () => {
   }
 });
 
-test("ids become its texts, a whole character at a time, whatever the bytes", () => {
+test("ids become texts, whole characters at a time, for any bytes", () => {
   for (const { vocab: json, ids, decoded } of cases.vocabs) {
     const vocab = new Vocab(json);
     const decoder = new Decoder(vocab);
@@ -61,7 +61,7 @@ test("ids become its texts, a whole character at a time, whatever the bytes", ()
   }
 });
 
-test("what is no vocabulary, and what it does not have, is named", () => {
+test("an invalid vocabulary and an unknown character are named", () => {
   const vocab = new Vocab({ unit: "char", symbols: "ab" });
   assert.throws(() => vocab.encode("ab€"), /^Error: this model has never seen “€” \(U\+20AC\)$/);
   assert.throws(() => new Vocab({ unit: "byte", symbols: "616261" }), /invalid vocabulary/);
@@ -71,7 +71,7 @@ test("what is no vocabulary, and what it does not have, is named", () => {
   assert.deepEqual([0, 1, 2, 3].map((id) => bytes.spoken(id)), ["new line", "space", "a", "E9"]);
 });
 
-test("settings go into an address and come back, and nonsense is as by default", () => {
+test("settings survive an address, and invalid ones become the defaults", () => {
   assert.equal(toHash({ ...DEFAULTS }), "");
   const settings = {
     model: "a b", precision: "int8-dynamic", prompt: "“naïve”\n+&=#%", temperature: 0, top_k: 7, top_p: 0.35, seed: 2 ** 53 - 1,
@@ -95,7 +95,7 @@ function counter() {
 
 const GREEDY = { temperature: 0, topK: 0, topP: 1 };
 
-test("a text keeps what it has read, and forgets what is changed", async () => {
+test("a text keeps the carries of what it has read, up to the first change", async () => {
   const model = counter();
   const text = new Text(model, undefined);
   text.begin([2, 3]);
@@ -113,7 +113,7 @@ test("a text keeps what it has read, and forgets what is changed", async () => {
   assert.deepEqual([text.ids, text.steps.length, text.chosen.size], [[2, 3, 3], 3, 0]);
 });
 
-test("of a long text the last 1,000 carries are kept: a change before them has it read anew", async () => {
+test("a long text keeps its last 1,000 carries: a change before them makes it read from the start", async () => {
   const model = counter();
   const text = new Text(model, undefined);
   const read = async (prompt) => {
@@ -131,7 +131,7 @@ test("of a long text the last 1,000 carries are kept: a change before them has i
   assert.deepEqual([model.steps, text.steps.length, text.carries.length], [1900, 400, 400]);
 });
 
-test("a text ends where its document does, unless a person goes on", async () => {
+test("a text ends with its document, unless it is continued", async () => {
   const text = new Text(counter(), 0);
   text.begin([3]);
   await text.readNext();
@@ -141,7 +141,7 @@ test("a text ends where its document does, unless a person goes on", async () =>
   assert.deepEqual(text.ids, [3, 4, 0]);
 });
 
-test("neurons are followed, and ranked by how much they move", async () => {
+test("neurons are recorded, and ranked by their variance", async () => {
   const text = new Text(counter(), undefined);
   text.begin([0, 4, 2]);
   while (!text.read) await text.readNext();
