@@ -1,11 +1,20 @@
-"""Atomic files and folders: written beside their final name, then renamed into place."""
+"""Atomic files and folders: built in a scratch folder beside their final name, flushed, and renamed into place.
+
+.NAME.partial-XXXXXXXX/NAME         the new file or folder, until it is moved to NAME
+.NAME.partial-XXXXXXXX/NAME.old     the folder that it replaces, until it is deleted
+
+The process that owns a scratch folder holds a lock on it. A killed process leaves nothing else, and `recover` finds its
+scratch folder unlocked. An old folder beside a new one was moved aside for a swap that did not happen.
+"""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,97 +23,134 @@ from typing import Any
 
 from common.errors import StageError
 
+LOCK = ".lock"
+_SCRATCH = re.compile(r"\..*\.partial-.{8}")
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Yield a private folder beside `path`, which is deleted after the block, or after a kill by the next `recover`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path.parent, glob.escape(path.name))
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    with _locked(folder, new=True):
+        try:
+            yield folder
+        except OSError as error:
+            if error.errno in _NOT_WRITTEN:  # name the output, not a file in the scratch folder
+                error.filename = os.fspath(path)
+            raise
+        finally:
+            _settle(folder)
+
+
+def recover(folder: Path, pattern: str = "*") -> None:
+    """Restore folders that killed processes moved aside, and delete what else they left in `folder`.
+
+    pattern: of the names to which the leftovers belong.
+    """
+    for leftover in folder.glob(f".{pattern}.partial-*"):
+        with contextlib.suppress(OSError), _locked(leftover):  # unless a running process holds the lock
+            _settle(leftover)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, new: bool = False) -> Iterator[None]:
+    """Lock a scratch folder for the block. Raises OSError for one that is not new, if it is locked."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # A file system without locks: leftovers are never recovered.
+        with contextlib.suppress(OSError) if new else contextlib.nullcontext():
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _settle(folder: Path) -> None:
+    """Delete a scratch folder, after restoring the old folder in it if the swap stopped halfway."""
+    path = folder.with_name(folder.name[1:].rpartition(".partial-")[0])
+    new, old = folder / path.name, folder / f"{path.name}.old"
+    if old.exists() and new.exists() and not path.exists():
+        os.rename(old, path)
+    shutil.rmtree(new, ignore_errors=True)  # before `old`, which must be whole as long as both exist
+    shutil.rmtree(folder, ignore_errors=True)
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Yield a temporary path, and rename it to `path` if the block succeeds."""
+    with scratch(path) as folder:
+        yield folder / path.name
+        _flush(path, folder / path.name)
+        os.replace(folder / path.name, path)
+        _flush(path, path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, replace: bool = True) -> Iterator[Path]:
+    """Yield an empty folder, and replace `path` and its contents with it if the block succeeds.
+
+    Raises StageError if `replace` is False and another process has written to `path` in the meantime.
+    """
+    with scratch(path) as folder:
+        (new := folder / path.name).mkdir()
+        yield new
+        _flush(path, *new.rglob("*"), new)
+        if not replace and path.exists() and any(path.iterdir()):
+            raise StageError(f"another process wrote {path} meanwhile: check it, then pass --force to overwrite it")
+        if path.exists():
+            os.rename(path, folder / f"{path.name}.old")  # rename() cannot replace a folder with contents
+        os.rename(new, path)
+        _flush(path, path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder atomically: after a kill it is whole, or gone."""
+    with scratch(path) as folder:
+        os.rename(path, folder / f"{path.name}.old")
+
+
+def _flush(path: Path, *parts: Path) -> None:
+    """Flush files and folders of `path` to disk, unless it is part of a folder that will be flushed as a whole."""
+    if any(_SCRATCH.fullmatch(name) for name in path.absolute().parent.parts):
+        return
+    for part in parts:
+        handle = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that cannot flush folders
+                raise
+        finally:
+            os.close(handle)
 
 
 def check_replaceable(folder: Path, marker: str, kind: str, option: str = "--out") -> None:
     """Raise StageError unless `folder` is missing, empty, or a `kind`, which contains a file `marker`.
 
-    Anything else is the user's own and is not replaced, even with --force. option: the option that names the folder.
+    Anything else is the user's own and is not replaced, even with --force. What killed processes left is not: it is
+    recovered first. option: the option that names the folder.
     """
+    recover(folder.parent, glob.escape(folder.name))
     if folder.exists() and not folder.is_dir():
         raise StageError(f"{folder} is a file, but {kind} is a folder: pass another {option}")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
+    if folder.is_dir() and not (folder / marker).is_file():
+        if all(file.name == LOCK or _SCRATCH.fullmatch(file.name) for file in folder.iterdir()):
+            return
         raise StageError(f"{folder} exists and is not {kind} (it has no {marker}): remove it, or pass another {option}")
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Lock a folder for the block. Raises StageError if another process holds the lock."""
-    with (folder / ".lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StageError(f"another process is using {folder}: wait for it, or pass another --out") from None
         yield
-
-
-@contextlib.contextmanager
-def whole_folder(path: Path, replace: bool = True) -> Iterator[Path]:
-    """Yield an empty folder beside `path`, and replace `path` and its contents with it if the block succeeds.
-
-    Raises StageError if `replace` is False and another process has written to `path` in the meantime.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clear(path)
-    # mkdtemp creates private folders; a stage's output gets the user's usual permissions.
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-    os.umask(umask := os.umask(0))
-    partial.chmod(0o777 & ~umask)
-    handle = os.open(partial, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks: leftovers are never cleared
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield partial
-        if not replace and path.exists() and any(path.iterdir()):
-            raise StageError(f"another process wrote {path} meanwhile: check it, then pass --force to overwrite it")
-        if path.exists():
-            # rename() cannot replace a folder with contents: move the old one aside, and delete it after the swap.
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
-            os.rename(path, old / path.name)
-            os.rename(partial, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(partial, path)
-    finally:
-        os.close(handle)
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _clear(path: Path) -> None:
-    """Remove leftovers of killed processes beside `path`, and restore a folder that was moved aside."""
-    for old in path.parent.glob(f".{glob.escape(path.name)}.old-*"):
-        if not path.exists() and (old / path.name).exists():
-            os.rename(old / path.name, path)
-            shutil.rmtree(old)
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
-        if partial.is_dir() and _unlocked(partial):
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _unlocked(folder: Path) -> bool:
-    """Return whether no running process holds the lock on a folder."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(handle)
-    return True
 
 
 def write_json(path: Path, value: Any) -> None:

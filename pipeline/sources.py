@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import pydantic
 
 from common.errors import StageError, UsageError
+from common.files import scratch as temporary
 from pipeline.corpora import CORPORA
 
 STANDARD_INPUT = "-"
@@ -160,10 +160,11 @@ def _source_file(path: Path, name: str) -> SourceFile:
 
 @contextlib.contextmanager
 def _standard_input(scratch: Path) -> Iterator[SourceFile]:
-    with tempfile.NamedTemporaryFile(dir=scratch, prefix=".stdin-") as kept:
-        shutil.copyfileobj(sys.stdin.buffer, kept)
-        kept.flush()
-        yield _source_file(Path(kept.name), "standard input")
+    with temporary(scratch / "stdin") as folder:
+        kept = folder / "stdin"
+        with kept.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield _source_file(kept, "standard input")
 
 
 def _standard_library() -> Iterator[SourceFile]:

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ import tensorflow as tf
 
 from common import console
 from common.errors import StageError
-from common.files import sha256_file, whole_folder, write_json
+from common.files import remove_folder, sha256_file, whole_folder, write_json
 from pipeline.vocab import Vocab
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
@@ -144,15 +143,11 @@ class State:
                     "run": run.to_json(),
                 },
             )
-            for file in partial.iterdir():  # to survive a power failure once renamed
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
         saved = checkpoints(run)
         kept = min(saved, key=_val_nats)
         for old in saved[: -run.config.train.keep]:
             if old != kept:
-                (old.folder / "checkpoint.json").unlink()  # first: a half-removed folder must not look like one
-                shutil.rmtree(old.folder)
+                remove_folder(old.folder)
         return Checkpoint(folder, step, val_nats, since)
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,6 @@ runs/NAME/checkpoints/        see trainers.checkpoint
 import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, exclusive, write_json
+from common.files import check_replaceable, exclusive, recover, write_json
 from common.machine import multiplies_bfloat16
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab
@@ -160,8 +159,8 @@ def default_precision() -> Literal["float32", "bfloat16"]:
 
 @contextlib.contextmanager
 def hold(run: Run, chief: bool) -> Iterator[None]:
-    """Lock the run for training, write run.json, and remove the leftovers of a killed process. With several workers,
-    the chief locks it for all.
+    """Lock the run for training, write run.json, and recover what killed processes left. With several workers, the
+    chief locks it for all.
 
     Raises StageError if another process holds the lock.
     """
@@ -171,6 +170,6 @@ def hold(run: Run, chief: bool) -> Iterator[None]:
     run.folder.mkdir(parents=True, exist_ok=True)
     with exclusive(run.folder):
         write_json(run.folder / "run.json", run.to_json())
-        for leftover in (run.folder / "checkpoints").glob(".step-*.partial-*"):
-            shutil.rmtree(leftover)
+        for folder in (run.folder, run.folder / "checkpoints"):
+            recover(folder)
         yield

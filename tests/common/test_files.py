@@ -1,14 +1,27 @@
 """Atomic writes of files and folders, also over existing ones."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from crash import killed_at_each, tree
 
 from common.errors import StageError
-from common.files import check_replaceable, sha256_file, sha256_json, whole_file, whole_folder, write_json
+from common.files import (
+    check_replaceable,
+    recover,
+    remove_folder,
+    sha256_file,
+    sha256_json,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -83,20 +96,115 @@ def test_hashes_depend_on_content_only(tmp_path: Path) -> None:
     assert sha256_json({"b": 1, "a": 2}) == sha256_json({"a": 2, "b": 1}) != sha256_json({"a": 2, "b": 2})
 
 
+def write_file(path: Path, text: str) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(text)
+
+
+def write_folder(path: Path, text: str) -> None:
+    """A folder of one file and a folder in it, whose names depend on the text, through whole files."""
+    with whole_folder(path) as partial:
+        write_file(partial / f"{text}.txt", text)
+        (partial / text).mkdir()
+        (partial / text / "more.txt").write_text(text)
+
+
+def delete(path: Path, _: str) -> None:
+    if path.exists():
+        remove_folder(path)
+
+
+@pytest.mark.parametrize("before", ["nothing", "old"])
+@pytest.mark.parametrize(("make", "act"), [(write_file,) * 2, (write_folder,) * 2, (write_folder, delete)])
+def test_a_kill_at_any_operation_leaves_the_old_or_the_new(
+    tmp_path: Path, make: Callable[[Path, str], None], act: Callable[[Path, str], None], before: str
+) -> None:
+    root, states = tmp_path / "root", []
+    target = root / "target"
+
+    def prepare() -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        if before == "old":
+            make(target, "old")
+
+    for action in (lambda: None, lambda: act(target, "new")):
+        prepare()
+        action()
+        states.append(tree(root))
+    reached = set()
+    for count in killed_at_each(prepare, lambda: act(target, "new")):
+        for _ in killed_at_each(lambda: None, lambda: recover(root)):  # recovering is killed, too
+            pass
+        assert tree(root) in states, count
+        reached.add(states.index(tree(root)))
+        # Whatever has been left is never put back over something newer.
+        shutil.rmtree(target, ignore_errors=True)
+        target.unlink(missing_ok=True)
+        make(target, "newer")
+        recover(root)
+        newer = tree(root)
+        assert any("newer" in str(item) for item in newer.items())
+        assert not any(word in str(newer) for word in ("old", "partial", "b'new'"))
+    assert reached == ({0, 1} if states[0] != states[1] else {0})
+
+
+def test_a_half_deleted_folder_is_not_put_back_over_a_removed_one(tmp_path: Path) -> None:
+    """A killed swap leaves the replaced folder half deleted; its owner then removes the new one."""
+    target = tmp_path / "target"
+    write_folder(target, "old")
+    for _ in killed_at_each(lambda: write_folder(target, "old"), lambda: write_folder(target, "new")):
+        if (target / "new.txt").exists():
+            shutil.rmtree(target)
+            recover(tmp_path)
+            assert tree(tmp_path) == {}
+
+
+def test_leftovers_of_ours_are_nobodys_folder(tmp_path: Path) -> None:
+    """A run that was killed in its first moments has a lock and no run.json yet."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").touch()
+    (run / ".run.json.partial-abcdefgh").mkdir()
+    check_replaceable(run, "run.json", "a run")
+    (run / ".bashrc").touch()
+    with pytest.raises(StageError, match="exists and is not a run"):
+        check_replaceable(run, "run.json", "a run")
+
+
+def test_a_full_disk_is_reported_with_the_output(tmp_path: Path) -> None:
+    for writing in (whole_file, whole_folder):
+        with pytest.raises(OSError, match="No space left") as error, writing(tmp_path / "out"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        assert (error.value.filename, names(tmp_path)) == (str(tmp_path / "out"), [])
+
+
+def test_outputs_are_flushed_once_and_before_they_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+
+    def fsync(handle: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_folder(tmp_path / "target", "new")
+    assert sorted(flushed[:-1]) == ["more.txt", "new", "new.txt", "target"]
+    assert flushed[-1] == tmp_path.name
+    flushed.clear()
+    write_file(tmp_path / "file", "new")
+    assert flushed == ["file", tmp_path.name]
+
+
 def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    """Unfinished folders are removed, those of running processes kept, and a folder moved aside is restored."""
+    """Unfinished folders are removed, those of running processes kept."""
     program = (
         "import os, sys; from pathlib import Path; from common.files import whole_folder\n"
         "with whole_folder(Path(sys.argv[1])) as partial:\n    (partial / 'half').touch()\n    os._exit(9)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "made")], check=False)
     (stale,) = tmp_path.iterdir()
-    assert (stale / "half").exists()
-    (tmp_path / ".made.old-1/made").mkdir(parents=True)
-    (tmp_path / ".made.old-1/made/whole").touch()
+    assert (stale / "made" / "half").exists()
     with whole_folder(tmp_path / "made", replace=False) as mine:
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([mine.name, "made"])
-        assert [path.name for path in (tmp_path / "made").iterdir()] == ["whole"]
+        assert not stale.exists()
         with whole_folder(tmp_path / "made") as another:
             assert mine.exists()
             (another / "b").touch()

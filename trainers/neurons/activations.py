@@ -7,7 +7,6 @@ Legend: N ids of the text, n of a window, H units.
 """
 
 import contextlib
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,8 +44,8 @@ def activations_file(
     """
     array_names = [_array_name(name, layer) for layer in range(1, layers + 1) for name in names]
     shape = (len(ids_N), units)
-    with whole_file(path) as partial, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        files = {name: Path(folder) / f"{name}.npy" for name in array_names}
+    with whole_file(path) as partial:
+        files = {name: partial.with_name(f"{name}.npy") for name in array_names}
         arrays = {name: np.lib.format.open_memmap(file, "w+", np.float32, shape) for name, file in files.items()}
         yield ActivationWriter(arrays)
         with zipfile.ZipFile(partial, "w") as archive:

@@ -1,0 +1,55 @@
+"""Kills, simulated in process: from the chosen file operation on, every one raises, and nothing is cleaned up."""
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.chmod", "os.link", "os.symlink"}
+
+
+class Killed(BaseException):
+    """The process has ended. Not an OSError: no handler of ours may catch it."""
+
+
+_left: int | None = None  # operations until the kill
+
+
+def _hook(event: str, _: Any) -> None:
+    global _left
+    if _left is None or event not in EVENTS:
+        return
+    if _left == 0:
+        raise Killed
+    _left -= 1
+
+
+sys.addaudithook(_hook)  # cannot be removed: idle outside `killed_at_each`
+
+
+def killed_at_each(prepare: Callable[[], None], act: Callable[[], object]) -> Iterator[int]:
+    """Run `act` again and again, killed before each of its file operations in turn. Yield their count after each kill,
+    and at the end once more, after a run that was not killed."""
+    global _left
+    for count in itertools.count():
+        prepare()
+        _left, whole = count, False
+        try:
+            with contextlib.suppress(Killed):
+                act()
+                whole = True
+        finally:
+            _left = None
+        yield count
+        if whole:
+            return
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """The contents of all files below a folder, by path; None for folders."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
