@@ -187,6 +187,7 @@ def orphaned(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("orphaned")
+@pytest.mark.slow
 def test_a_run_of_two_workers_resumes_on_two_replicas(home: Path, whole: str) -> None:
     shutil.copytree(home / "runs" / "workers", home / "runs" / "moved")
     end(start(home, "moved", "--replicas", "2"))

@@ -69,7 +69,12 @@ def test_the_loss_counts_the_real_targets_only(rng: np.random.Generator) -> None
 
 @pytest.mark.parametrize(("dropout", "make", "optimizer"), [(0.0, text, "adam"), (0.3, documents, "muon")])
 @pytest.mark.parametrize(
-    "shape", [(1, 2), (2, 1), (2, 2)], ids=["1 replica 2 towers", "2 replicas", "2 replicas 2 towers"]
+    "shape",
+    [
+        pytest.param((1, 2), id="1 replica 2 towers", marks=pytest.mark.slow),
+        pytest.param((2, 1), id="2 replicas", marks=pytest.mark.slow),
+        pytest.param((2, 2), id="2 replicas 2 towers"),
+    ],
 )
 def test_replicas_and_towers_train_as_one(
     rng: np.random.Generator,
