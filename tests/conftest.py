@@ -1,4 +1,4 @@
-"""Set-up for all tests. TensorFlow is imported by the tests that need it, and by no others."""
+"""Shared fixtures and options. Must not import TensorFlow: only the tests that need it do."""
 
 import signal
 import sys
@@ -16,12 +16,12 @@ from pipeline.manifest import Manifest
 
 console.quiet_libraries()
 
-# A shell starts background jobs with Ctrl-C ignored, and their children inherit that; these tests send it.
+# Shells start background jobs with SIGINT ignored, and child processes inherit that; some tests send SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class NoTensorFlow(MetaPathFinder):
-    """Skips whatever imports TensorFlow, for `--fast`."""
+    """Skips test modules that import TensorFlow or Beam, for `--fast`."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         if fullname in ("tensorflow", "keras", "tensorflow_data_validation", "apache_beam"):
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Give TensorFlow two logical CPUs, so that two replicas run on any machine. Must precede its first op."""
+    """Give TensorFlow two logical CPUs, so that two replicas run on any machine. Must run before its first op."""
     tf = sys.modules.get("tensorflow")
     if tf:
         cpu = tf.config.list_physical_devices("CPU")[0]
@@ -46,13 +46,13 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Report which server answered the client's tests; pytest's header would be silent under -q."""
+    """Report which server the client's tests used; pytest omits its header under -q."""
     terminalreporter.write_line(f"TF Serving: {serving.kind()}")
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """Random inputs that differ on each run; pytest prints the seed of a failure."""
+    """Random generator with a fresh seed per test; pytest shows the printed seed on failure."""
     seed = int(np.random.default_rng().integers(2**31))
     print(f"rng seed {seed}")
     return np.random.default_rng(seed)

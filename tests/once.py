@@ -1,4 +1,4 @@
-"""Trained runs and exports, made once per test run and shared by its workers."""
+"""Fixtures on disk, built once per test session and shared by pytest-xdist workers."""
 
 import fcntl
 from collections.abc import Callable
@@ -8,12 +8,12 @@ import pytest
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return the folder `name` that `make` fills; the first caller of any worker makes it, the others wait.
+    """Return the folder `name`, filled by `make` in the first worker that asks; the others wait.
 
-    Tests must not change what is in it: they copy it first.
+    Tests that change it must copy it first.
     """
     base = factory.getbasetemp()
-    if base.name.startswith("popen-"):  # of a worker of pytest-xdist; the folder above is of the whole test run
+    if base.name.startswith("popen-"):  # a pytest-xdist worker's folder; its parent is shared
         base = base.parent
     folder, done = base / "once" / name, base / "once" / f"{name}.done"
     folder.parent.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 """The server under test: the one at TF_SERVING_TARGET, a tensorflow_model_server started here, or the stand-in.
 
-TF_SERVING_TARGET=host:port must serve the model that `python tests/export/fake_model.py BASE` writes, as `fake`, in all
-versions, the first with the label `stable` (CONFIG below). The stand-in serves all other models.
+TF_SERVING_TARGET=host:port must serve all versions of the model that `python tests/export/fake_model.py BASE` writes,
+under the name `fake`, with version 1 labelled `stable` (CONFIG below). Other models use a server started here.
 """
 
 import contextlib
@@ -40,13 +40,13 @@ def kind() -> str:
 
 @contextlib.contextmanager
 def served(base: Path, name: str = "fake") -> Iterator[Endpoint]:
-    """Serve all versions of a model, version 1 with the label `stable`."""
+    """Serve all versions of a model, with version 1 labelled `stable`."""
     if TARGET and name == "fake":
         yield Endpoint(TARGET, name)
     elif BINARY:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
         config = base.parent / f"{name}.config"
         config.write_text(CONFIG.format(base=base, name=name))
         settings = [f"--port={port}", f"--model_config_file={config}"]
@@ -66,9 +66,9 @@ def served(base: Path, name: str = "fake") -> Iterator[Endpoint]:
 
 def wait_for(server: Endpoint) -> None:
     """Wait until the server has loaded the model."""
-    until = time.monotonic() + STARTS_WITHIN
+    deadline = time.monotonic() + STARTS_WITHIN
     with Client(server.target, server.model) as client:
-        while time.monotonic() < until:
+        while time.monotonic() < deadline:
             with contextlib.suppress(ServingError):
                 if all(version.state == "AVAILABLE" for version in client.status()):
                     return

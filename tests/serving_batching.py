@@ -1,4 +1,4 @@
-"""TF Serving's batching rules, after its source, for tests/serving_stand_in.py."""
+"""TF Serving's batching rules, reimplemented from its source for tests/serving_stand_in.py."""
 
 import dataclasses
 import itertools
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from grpc import StatusCode
 
-Run = Callable[[dict[str, Any], float | None], list[Any]]  # arrays by the tensors' names, seconds -> outputs
+Run = Callable[[dict[str, Any], float | None], list[Any]]  # (arrays by tensor name, timeout in seconds) -> outputs
 
 
-class Refused(Exception):  # noqa: N818 an answer of the server
+class Refused(Exception):  # noqa: N818 a server status, not a bug
     def __init__(self, code: StatusCode, message: str):
         super().__init__(message)
         self.code = code
@@ -34,7 +34,7 @@ class Batching:
     num_batch_threads: int = os.cpu_count() or 1
     allowed_batch_sizes: tuple[int, ...] = ()
     enable_large_batch_splitting: bool = False
-    max_execution_batch_size: int = 0  # with splitting; 0: max_batch_size
+    max_execution_batch_size: int = 0  # only with splitting; 0: max_batch_size
     pad_variable_length_inputs: bool = False  # accepted in files; true is not implemented
 
     @property
@@ -44,7 +44,7 @@ class Batching:
 
     @classmethod
     def read(cls, path: Path) -> "Batching":
-        """Read a file of --batching_parameters_file: `max_batch_size { value: 32 }`, `allowed_batch_sizes: 8`."""
+        """Read a --batching_parameters_file: `max_batch_size { value: 32 }`, `allowed_batch_sizes: 8`."""
         text = re.sub(r"#.*", "", path.read_text())
         entries = re.findall(r"(\w+)\s*(?::|\{\s*value\s*:)\s*(\w+)\s*\}?", text)
         sizes = tuple(int(value) for name, value in entries if name == "allowed_batch_sizes")
@@ -54,7 +54,7 @@ class Batching:
 
 @dataclasses.dataclass
 class Task:
-    """A call, or a part of it, that waits in a batch."""
+    """A call, or a slice of a split call, waiting in a batch."""
 
     inputs: dict[str, Any]
     rows: int
@@ -63,7 +63,7 @@ class Task:
 
 
 class Queue:
-    """Waiting batches of one signature; the last is open."""
+    """Pending batches of one signature; the last is still open."""
 
     def __init__(self, run: Run, rules: Batching):
         self.run, self.rules, self.batches, self.opened = run, rules, deque[list[Task]]([[]]), 0.0
@@ -74,20 +74,20 @@ class Queue:
 
 
 class Batcher:
-    """Joins calls of the same signature to one run of the graph, and splits its outputs among them.
+    """Merges calls of the same signature into one run of the graph, and splits its outputs among them.
 
-    A batch without rows is never run: its calls wait, past their deadlines, until a row of the signature comes. The
-    deadlines of a batch are read when it is taken from the queue.
+    A batch without rows never runs: its calls wait, past their deadlines, until the signature receives a row. A batch's
+    deadlines are checked when it is taken from the queue.
     """
 
     def __init__(self, rules: Batching):
         self.rules, self.queues, self.changed = rules, dict[Any, Queue](), threading.Condition()
-        self.ran: list[int] = []  # rows of every run, padding included
+        self.ran: list[int] = []  # rows per run, including padding
         for _ in range(rules.num_batch_threads):
             threading.Thread(target=self._work, daemon=True).start()
 
     def close(self) -> None:
-        """Fail the calls that wait; those without rows would wait for ever."""
+        """Fail pending calls; those without rows would wait forever."""
         with self.changed:
             waiting = [task for queue in self.queues.values() for batch in queue.batches for task in batch]
             self.queues.clear()
@@ -97,7 +97,7 @@ class Batcher:
     def __call__(
         self, key: Any, run: Run, inputs: dict[str, Any], timeout: float | None, rules: Batching | None = None
     ) -> list[Any]:
-        """Run a call. rules: the version's own; default: the server's."""
+        """Run a call. rules: the version's batching parameters; default: the server's."""
         if not inputs:
             raise Refused(StatusCode.INVALID_ARGUMENT, "Batching Run() must have at least one input tensor")
         if any(array.ndim == 0 for array in inputs.values()):
@@ -144,7 +144,7 @@ class Batcher:
         return tasks
 
     def _due(self) -> tuple[Queue | None, float | None]:
-        """Return a queue whose first batch is due, or else the seconds until one is."""
+        """Return a queue whose first batch is due, or the seconds until one is."""
         soonest = None
         for queue in self.queues.values():
             left = queue.opened + queue.rules.batch_timeout_micros / 1e6 - time.monotonic()
@@ -179,7 +179,7 @@ class Batcher:
             raise Refused(StatusCode.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue")
         rows = sum(task.rows for task in batch)
         padded = next((size for size in queue.rules.allowed_batch_sizes if size >= rows), rows)
-        # A batch is padded with the first row of its last call.
+        # TF Serving pads a batch with the first row of its last call.
         filler = [{name: array[:1] for name, array in batch[-1].inputs.items()}] * (padded - rows)
         parts = [*(task.inputs for task in batch), *filler]
         for part in parts:

@@ -1,10 +1,9 @@
 """A stand-in for tensorflow_model_server, for machines without it: python tests/serving_stand_in.py BASE
 
-It is not TF Serving, and its speed is not TF Serving's. It shares what clients and models notice: the gRPC API; a graph
-that a Session runs from its files alone, as the server's C++ loader does; versions by folder number, and labels; the
-codes and messages of errors; the rules of batching. All of it follows the server's source, and what the server's own
-C++ was seen to answer. It lacks REST and warm-up. It serves one model: the versions and labels of its models.config, or
-every version below its base path.
+It reproduces what clients and models can observe, but not TF Serving's speed: the gRPC API; a graph loaded from its
+files alone and run in a Session, as by the server's C++ loader; numbered version folders and labels; error codes and
+messages; the batching rules. All follow the server's source and the responses of the real binary. REST and warm-up are
+missing. It serves one model: the versions and labels in models.config, or every version below the base path.
 """
 
 import argparse
@@ -41,7 +40,7 @@ CODES = {code.value[0]: code for code in StatusCode}
 LISTED = {"string": "string_val", "int32": "int_val", "int64": "int64_val", "float": "float_val"}
 
 
-class Loaded:
+class LoadedVersion:
     """A loaded version of a model: its graph in a Session, and its signatures."""
 
     def __init__(self, folder: Path):
@@ -52,7 +51,7 @@ class Loaded:
         self.batching = Batching.read(parameters) if parameters.exists() else None
 
     def run(self, inputs: dict[str, Any], fetches: Sequence[str], timeout: float | None) -> list[Any]:
-        """Run the graph as the server does, which does not compare an input's rank with the signature's."""
+        """Run the graph. Like the server, does not check input ranks against the signature."""
         graph = self._session.graph
         feeds = {graph.get_tensor_by_name(name).ref(): array for name, array in inputs.items()}
         options = tf.compat.v1.RunOptions(timeout_in_ms=0 if timeout is None else max(1, int(timeout * 1000)))
@@ -65,10 +64,10 @@ class Loaded:
             tf_session.TF_DeleteBuffer(buffer)
 
 
-def answered(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a service method so that its errors reach the caller in the server's form."""
+def reports_errors(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a service method to report errors with the server's codes and messages."""
 
-    def answer(self: "StandIn", request: Any, context: grpc.ServicerContext) -> Any:
+    def wrapper(self: "StandIn", request: Any, context: grpc.ServicerContext) -> Any:
         try:
             return method(self, request, context)
         except Refused as refused:
@@ -77,14 +76,14 @@ def answered(method: Callable[..., Any]) -> Callable[..., Any]:
             code, message = CODES[error.error_code], error.message.removeprefix("Graph execution error:\n\n")
         return context.abort(code, message if len(message) <= 1024 else message[:1024] + "...TRUNCATED")
 
-    return answer
+    return wrapper
 
 
 class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
     """Serves the model at a base path.
 
-    labels: default: those of models.config. per_version: batch each version by the file in its folder, and a version
-    without one not at all, as --enable_per_model_batching_parameters does.
+    labels: default: from models.config. per_version: read batching parameters from each version's folder, and do not
+    batch versions without them, like --enable_per_model_batching_parameters.
     """
 
     def __init__(
@@ -97,17 +96,17 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
     ):
         self.base, self.name, self.given, self.per_version = base, name or base.name, labels, per_version
         self.batcher = Batcher(batching) if batching else None
-        self.versions: dict[int, Loaded] = {}
+        self.versions: dict[int, LoadedVersion] = {}
         self.labels: dict[str, int] = {}
         self.poll()
 
     def poll(self) -> None:
-        """Load new versions and unload removed ones, as the server does every second, and follow models.config.
+        """Load new versions, unload removed ones and apply models.config, as the server does every second.
 
-        Raises Refused for a config that moves a label to a version that is not loaded; nothing of it is followed.
+        Raises Refused, and changes nothing, if the config moves a label to a version that is not loaded.
         """
         folders = {int(path.name): path for path in self.base.iterdir() if path.name.isdigit()}
-        labels, listed = (self.given, []) if self.given is not None else config_of(self.base / "models.config")
+        labels, listed = (self.given, []) if self.given is not None else read_config(self.base / "models.config")
         for label, version in labels.items():
             if self.labels.get(label, version) != version and version not in self.versions:
                 raise Refused(
@@ -118,14 +117,16 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         if listed:
             folders = {version: path for version, path in folders.items() if version in listed}
         kept = {version: loaded for version, loaded in self.versions.items() if version in folders}
-        self.versions = kept | {version: Loaded(folders[version]) for version in sorted(folders.keys() - kept.keys())}
+        self.versions = kept | {
+            version: LoadedVersion(folders[version]) for version in sorted(folders.keys() - kept.keys())
+        }
         self.labels = labels
 
     def close(self) -> None:
         if self.batcher:
             self.batcher.close()
 
-    def _find(self, spec: Any) -> tuple[int, Loaded]:
+    def _find(self, spec: Any) -> tuple[int, LoadedVersion]:
         if not spec.name:
             raise Refused(StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
         version = spec.version.value if spec.HasField("version") else None
@@ -140,7 +141,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
             raise Refused(StatusCode.NOT_FOUND, f"Servable not found for request: {wanted}")
         return version, self.versions[version]
 
-    @answered
+    @reports_errors
     def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
         version, loaded = self._find(request.model_spec)
         name = request.model_spec.signature_name or "serving_default"
@@ -148,15 +149,15 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
             raise Refused(StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
         signature = loaded.signatures[name]
         inputs = feeds(signature, request.inputs)
-        wanted = list(request.output_filter)
-        for alias in wanted:
+        output_filter = list(request.output_filter)
+        for alias in output_filter:
             if alias not in signature.outputs:
-                there = f"Outputs expected to be in the set {braced(signature.outputs)}."
-                message = f"output tensor alias not found in signature: {alias} {there}"
+                outputs_expected = f"Outputs expected to be in the set {braced(signature.outputs)}."
+                message = f"output tensor alias not found in signature: {alias} {outputs_expected}"
                 raise Refused(StatusCode.INVALID_ARGUMENT, message)
-            if wanted.count(alias) > 1:
+            if output_filter.count(alias) > 1:
                 raise Refused(StatusCode.INVALID_ARGUMENT, f"duplicate output tensor alias: {alias}")
-        aliases = wanted or sorted(signature.outputs)
+        aliases = output_filter or sorted(signature.outputs)
         fetches = [signature.outputs[alias].name for alias in aliases]
 
         def run(arrays: dict[str, Any], timeout: float | None) -> list[Any]:
@@ -165,7 +166,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         timeout = context.time_remaining()
         timeout = (
             timeout if timeout is not None and timeout < 1e6 else None
-        )  # calls without a deadline have centuries left
+        )  # gRPC reports a huge remaining time for calls without a deadline
         rules = loaded.batching if self.per_version else None
         if self.batcher is None or (self.per_version and rules is None):
             outputs = run(inputs, timeout)
@@ -178,7 +179,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
             response.outputs[alias].CopyFrom(listed(array))
         return response
 
-    @answered
+    @reports_errors
     def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         if list(request.metadata_field) != ["signature_def"]:
             message = "GetModelMetadataRequest must specify at least one metadata_field"
@@ -190,7 +191,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         response.metadata["signature_def"].Pack(signatures)
         return response
 
-    @answered
+    @reports_errors
     def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
         if not request.HasField("model_spec"):
             raise Refused(StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
@@ -210,8 +211,8 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         return response
 
 
-def config_of(path: Path) -> tuple[dict[str, int], list[int]]:
-    """Read the labels and the versions of a model config file; none if there is no file."""
+def read_config(path: Path) -> tuple[dict[str, int], list[int]]:
+    """Read labels and versions from a model config file; both are empty if it is missing."""
     if not path.is_file():
         return {}, []
     config = text_format.Parse(path.read_text(encoding="utf-8"), model_server_config_pb2.ModelServerConfig())
@@ -220,7 +221,7 @@ def config_of(path: Path) -> tuple[dict[str, int], list[int]]:
 
 
 def feeds(signature: Any, given: Any) -> dict[str, Any]:
-    """Convert a request's inputs to arrays by tensor name. Raises Refused if they do not match the signature."""
+    """Convert a request's inputs to arrays by tensor name. Raises Refused on a mismatch with the signature."""
     if len(given) != len(signature.inputs):
         extra, missing = set(given) - set(signature.inputs), set(signature.inputs) - set(given)
         sizes = f"{len(given)}!={len(signature.inputs)} len({braced(given)}) != len({braced(signature.inputs)})"
@@ -230,9 +231,9 @@ def feeds(signature: Any, given: Any) -> dict[str, Any]:
     for alias, info in sorted(signature.inputs.items()):
         if alias not in given:
             missing = f"Signature input alias: {alias}(feed name: {info.name}) not found in request"
-            there = f"Inputs expected to be in the request {braced(given)}, or default input alias set: "
-            raise Refused(StatusCode.INVALID_ARGUMENT, f"{missing} and no default value provided. {there}")
-        arrays[info.name] = parsed(alias, given[alias])
+            inputs_expected = f"Inputs expected to be in the request {braced(given)}, or default input alias set: "
+            raise Refused(StatusCode.INVALID_ARGUMENT, f"{missing} and no default value provided. {inputs_expected}")
+        arrays[info.name] = to_array(alias, given[alias])
     for index, (alias, info) in enumerate(sorted(signature.inputs.items())):
         if given[alias].dtype != info.dtype:
             expected, got = type_name(info.dtype), type_name(given[alias].dtype)
@@ -240,8 +241,8 @@ def feeds(signature: Any, given: Any) -> dict[str, Any]:
     return arrays
 
 
-def parsed(alias: str, proto: Any) -> Any:
-    """Convert a tensor to an array, as Tensor::FromProto does: surplus values are dropped. Raises Refused."""
+def to_array(alias: str, proto: Any) -> Any:
+    """Convert a TensorProto to an array like Tensor::FromProto, which drops surplus values. Raises Refused."""
     error = Refused(StatusCode.INVALID_ARGUMENT, f"tensor parsing error: {alias}")
     sizes = [dim.size for dim in proto.tensor_shape.dim]
     if proto.dtype not in types_pb2.DataType.values() or not proto.dtype or proto.tensor_shape.unknown_rank:
@@ -266,7 +267,7 @@ def type_name(number: int) -> str:
 
 
 def listed(array: Any) -> Any:
-    """Convert an array to a tensor with listed values, as the server sends; TensorFlow's Python would pack them."""
+    """Convert an array to a TensorProto with *_val fields like the server's; tf.make_tensor_proto would pack bytes."""
     dtype = tf.as_dtype(array.dtype) if array.dtype != object else tf.string
     proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=tf.TensorShape(array.shape).as_proto())
     getattr(proto, LISTED[type_name(proto.dtype)]).extend(array.ravel().tolist())
@@ -280,7 +281,7 @@ def serving(
     credentials: grpc.ServerCredentials | None = None,
     interceptors: Sequence[grpc.ServerInterceptor] = (),
 ) -> Iterator[str]:
-    """Serve on a port of this machine for the block. Yields "localhost:port"."""
+    """Serve on a local port within the block. Yields "localhost:port"."""
     unlimited = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
@@ -289,13 +290,13 @@ def serving(
     server = grpc.server(futures.ThreadPoolExecutor(128), interceptors=interceptors, options=unlimited)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(stand_in, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(stand_in, server)
-    where = f"localhost:{port}"
-    port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
+    address = f"localhost:{port}"
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()
     try:
         yield f"localhost:{port}"
     finally:
-        stand_in.close()  # else calls without rows keep the process from ending
+        stand_in.close()  # pending calls without rows would keep the process alive
         server.stop(grace=None).wait()
 
 
@@ -308,7 +309,7 @@ def main() -> None:
     parser.add_argument("--batching", nargs="?", const="", metavar="FILE", help="batch calls, with these parameters")
     parser.add_argument("--per-version", action="store_true", help="batch by the parameters in each version's folder")
     options = parser.parse_args()
-    tf.get_logger().setLevel("ERROR")  # hides that the Session's loader is deprecated
+    tf.get_logger().setLevel("ERROR")  # hides the deprecation warning of the Session loader
     batching = None
     if options.batching is not None:
         batching = Batching.read(Path(options.batching)) if options.batching else Batching()

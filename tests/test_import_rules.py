@@ -1,4 +1,4 @@
-"""The import rules between packages and folders, read from the sources and proven in fresh interpreters."""
+"""Import rules between packages and folders, checked in the sources and in fresh interpreters."""
 
 import ast
 import functools
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("common", "pipeline", "trainers", "export")
 
-# The modules of other packages that a package may import; a trailing dot stands for all modules of a folder.
+# Modules of other packages that each package may import; a trailing dot allows a whole folder.
 ALLOWED = {
     "common": (),
     "pipeline": ("common.",),
@@ -24,7 +24,7 @@ ALLOWED = {
     ),
 }
 
-# A module may import from lower ranks, and from its own folder. Modules directly in trainers/ are named one by one.
+# Modules may import from lower ranks and from their own folder. Top-level modules of trainers/ are listed individually.
 RANKS = {
     "trainers.config": 0,
     "trainers.metrics": 0,
@@ -38,19 +38,19 @@ RANKS = {
     "trainers.info": 7,
     "trainers.__main__": 8,
 }
-WINGS = ("export.serve", "export.client", "export.front", "export.lite", "export.web")
+EXPORT_FOLDERS = ("export.serve", "export.client", "export.front", "export.lite", "export.web")
 
 
 @functools.cache
 def modules() -> dict[str, Path]:
-    """The project's modules by name; a package's __init__.py is the package."""
+    """Return the files of the project's modules by name; __init__.py counts as its package."""
     files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
     return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 
 
 @functools.cache
 def imports(name: str) -> set[str]:
-    """The modules that a module imports anywhere in its source, those of the project by their full names."""
+    """Return all modules that a module imports, also inside functions; those of the project by full name."""
     names = set()
     for node in ast.walk(ast.parse(modules()[name].read_text())):
         if isinstance(node, ast.Import):
@@ -63,26 +63,26 @@ def imports(name: str) -> set[str]:
     return names
 
 
-def ours(name: str) -> set[str]:
-    """The project's modules that a module imports."""
+def project_imports(name: str) -> set[str]:
+    """Return the project's modules that a module imports."""
     return {other for other in imports(name) if other.split(".")[0] in PACKAGES}
 
 
-def room(name: str) -> str:
-    """The package, folder or top-level module that the rules name."""
+def folder_of(name: str) -> str:
+    """Return the folder or top-level module that the rules apply to."""
     return ".".join(name.split(".")[:2])
 
 
-def test_every_folder_is_read() -> None:
-    assert {room(name) for name in modules() if name.startswith("trainers.")} == RANKS.keys()
-    assert set(WINGS) <= {room(name) for name in modules()}
-    assert {"trainers.sampling.rows", "trainers.run"} <= ours("trainers.sampling.sampler")
+def test_rules_cover_every_folder() -> None:
+    assert {folder_of(name) for name in modules() if name.startswith("trainers.")} == RANKS.keys()
+    assert set(EXPORT_FOLDERS) <= {folder_of(name) for name in modules()}
+    assert {"trainers.sampling.rows", "trainers.run"} <= project_imports("trainers.sampling.sampler")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_packages_import_only_what_they_may(package: str) -> None:
+def test_packages_import_only_allowed_modules(package: str) -> None:
     for name in modules():
-        for other in ours(name):
+        for other in project_imports(name):
             if name.split(".")[0] == package != other.split(".")[0]:
                 allowed = any(
                     other == rule or (rule[-1] == "." and other.startswith(rule)) for rule in ALLOWED[package]
@@ -90,32 +90,35 @@ def test_packages_import_only_what_they_may(package: str) -> None:
                 assert allowed or other == "common", f"{name} must not import {other}"
 
 
-def test_trainers_import_in_one_direction() -> None:
+def test_trainers_import_only_lower_ranks() -> None:
     for name in modules():
         if name == "trainers" or not name.startswith("trainers."):
             continue
-        for other in ours(name):
-            if room(other) in RANKS and room(other) != room(name):
-                assert RANKS[room(other)] < RANKS[room(name)], f"{name} must not import {other}"
+        for other in project_imports(name):
+            if folder_of(other) in RANKS and folder_of(other) != folder_of(name):
+                assert RANKS[folder_of(other)] < RANKS[folder_of(name)], f"{name} must not import {other}"
 
 
-def test_the_wings_of_export_do_not_import_each_other() -> None:
+def test_export_folders_do_not_import_each_other() -> None:
     for name in modules():
-        for other in ours(name):
-            if room(name) in WINGS and room(other) in WINGS:
-                may = room(name) == room(other) or (room(name), room(other)) == ("export.front", "export.client")
-                assert may, f"{name} must not import {other}"
+        for other in project_imports(name):
+            if folder_of(name) in EXPORT_FOLDERS and folder_of(other) in EXPORT_FOLDERS:
+                allowed = folder_of(name) == folder_of(other) or (folder_of(name), folder_of(other)) == (
+                    "export.front",
+                    "export.client",
+                )
+                assert allowed, f"{name} must not import {other}"
 
 
-def test_modules_form_no_cycle() -> None:
-    graphlib.TopologicalSorter({name: ours(name) - {name} for name in modules()}).prepare()
+def test_imports_have_no_cycle() -> None:
+    graphlib.TopologicalSorter({name: project_imports(name) - {name} for name in modules()}).prepare()
 
 
-def test_the_savedmodel_session_imports_nothing_of_the_project() -> None:
+def test_savedmodel_session_imports_no_project_module() -> None:
     assert not {name.split(".")[0] for name in imports("export.serve.session")} & {*PACKAGES, "keras"}
 
 
-def test_beam_and_tfdv_stay_in_their_stages() -> None:
+def test_only_data_stages_import_beam_and_tfdv() -> None:
     allowed = {
         "apache_beam": {"pipeline.ingest", "pipeline.validate", "pipeline.beam"},
         "tensorflow_data_validation": {"pipeline.validate"},
@@ -132,7 +135,7 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
     ("names", "expected"),
     [
         ("common.console common.files common.settings pipeline.vocab pipeline.manifest pipeline.shards", set()),
-        ("pipeline.__main__ trainers.__main__ export.__main__", set()),  # --help is quick
+        ("pipeline.__main__ trainers.__main__ export.__main__", set()),  # keeps --help fast
         ("pipeline.ingest", {"apache_beam"}),
         ("trainers.judging.plot trainers.judging.ngram trainers.judging.breakdown trainers.judging.report", set()),
         ("trainers.judging.coherence trainers.judging.copied", set()),
@@ -145,10 +148,10 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         ("export.serve.saved_model export.serve.session", {"tensorflow", "keras", "tensorflow_serving"}),
     ],
 )
-def test_a_fresh_interpreter_loads_no_more_than_it_needs(names: str, expected: set[str]) -> None:
+def test_modules_load_only_the_heavy_packages_they_need(names: str, expected: set[str]) -> None:
     program = (
         f"import importlib, sys\nfor name in {names.split()!r}: importlib.import_module(name)\n"
         f"print(*(name for name in {HEAVY!r} if name in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == expected
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(process.stdout.split()) == expected

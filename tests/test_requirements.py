@@ -1,4 +1,4 @@
-"""pyproject.toml and the locks agree with requirements.txt."""
+"""pyproject.toml and the lock files match requirements.txt."""
 
 import re
 import tomllib
@@ -12,16 +12,16 @@ def pins(name: str) -> list[str]:
     return PIN.findall((ROOT / name).read_text(encoding="utf-8"))
 
 
-def test_pyproject_lists_the_requirements() -> None:
+def test_pyproject_lists_all_requirements() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["dependencies"] == pins("requirements.txt")
 
 
-def test_the_lock_holds_every_requirement() -> None:
+def test_lock_contains_every_requirement() -> None:
     assert set(pins("requirements.txt")) <= set(pins("requirements.lock"))
 
 
-def test_each_package_is_locked_at_one_version() -> None:
+def test_lock_files_agree_on_versions() -> None:
     base = dict(pin.split("==") for pin in pins("requirements.lock"))
     dev = dict(pin.split("==") for pin in pins("requirements-dev.lock"))
     assert {name: dev[name] for name in base.keys() & dev.keys()} == {

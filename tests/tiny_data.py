@@ -15,7 +15,7 @@ TEXT = b"to be or not to be, that is the question\n" * 40
 
 
 def write_shard(path: Path, pieces: Iterable[npt.NDArray[Any]]) -> Shard:
-    """Write the ids of `pieces`, joined, as one shard."""
+    """Write the concatenated ids of `pieces` as one shard."""
     with ShardWriter(path) as writer:
         for ids in pieces:
             writer.write(ids)
@@ -23,7 +23,7 @@ def write_shard(path: Path, pieces: Iterable[npt.NDArray[Any]]) -> Shard:
 
 
 def make_config(folder: Path, text: str) -> Path:
-    """Write a config, tiny.toml, and beside it a data set `data` of TEXT."""
+    """Write a config, tiny.toml, and next to it a data set of TEXT, data/."""
     make_data(folder / "data", 1000, train=TEXT, val=TEXT[:200])
     config = folder / "tiny.toml"
     config.write_text(text, encoding="utf-8")
@@ -37,7 +37,7 @@ def make_data(
     settings: dict[str, Any] | None = None,
     **texts: bytes | np.ndarray,
 ) -> Manifest:
-    """Write a data set with these splits (train=..., val=...), texts or ids, in shards of `shard_tokens` tokens."""
+    """Write a data set in shards of `shard_tokens` tokens. texts: bytes or ids by split, such as train=b"..."."""
     folder.mkdir(parents=True)
     vocab, splits = vocab or byte_vocab(), {}
     for name, text in texts.items():

@@ -1,4 +1,4 @@
-"""Runs of a few steps of a tiny model, made without the command line."""
+"""Short runs of a tiny model, trained without the command line."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from trainers.training.devices import Devices
 from trainers.training.loop import Training
 
 TEXT = b"the quick brown fox jumps over the lazy dog.\n" * 4
-AN_EPOCH = 15  # steps, of TEXT in 4 lanes and windows of 3
+EPOCH_STEPS = 15  # steps: TEXT in 4 lanes and windows of 3
 
 
 def tiny_config(**train: object) -> RunConfig:
@@ -35,22 +35,22 @@ def tiny_training(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     **train: object,
 ) -> Training:
-    """Training of the run in `folder`, begun or gone on with, up to step `total`."""
+    """Start or resume training of the run in `folder`, up to step `total`."""
     manifest = read_manifest(data)
     run = open_run(Run(folder, tiny_config(**train), manifest.vocab, data, manifest.data_sha256))
-    write_json(folder / "run.json", run.to_json())  # as hold does
-    return Training(run, manifest, devices, AN_EPOCH, total, callbacks)
+    write_json(folder / "run.json", run.to_json())  # as hold() does
+    return Training(run, manifest, devices, EPOCH_STEPS, total, callbacks)
 
 
-def interrupted(one: Training, at: int) -> Training:
-    """A SIGTERM will come while the step before `at` is made; a call makes one step."""
-    train = one.steps.train
+def interrupted(training: Training, at: int) -> Training:
+    """Send SIGTERM during the step before `at`, and train one step per call."""
+    train = training.steps.train
 
     def spy(batches: Any, carry: Any, first: tf.Tensor, count: tf.Tensor) -> Any:
         if int(first) == at - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return train(batches, carry, first, count)
 
-    one.steps.train = spy  # type: ignore[method-assign]
-    one._count = lambda step: 1  # type: ignore[method-assign]
-    return one
+    training.steps.train = spy  # type: ignore[method-assign]
+    training._count = lambda step: 1  # type: ignore[method-assign]
+    return training

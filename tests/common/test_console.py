@@ -14,12 +14,12 @@ from common.errors import StageError, UsageError
 TEXT = "a\x1b[31mb\r\x07\x9bc\td\né\x00".encode() + b"\xff"
 
 
-def test_model_text_is_exact_in_a_pipe(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_piped_text_is_written_unchanged(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     console.write_text(TEXT)
     assert capfdbinary.readouterr().out == TEXT + b"\n"
 
 
-def test_model_text_cannot_control_a_terminal(
+def test_terminal_output_replaces_control_characters(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console.out, "_force_terminal", True)
@@ -48,7 +48,7 @@ def fail_with(error: BaseException) -> Callable[[], None]:
         (click.BadParameter("not a number"), 2, "error: Invalid value: not a number\n"),
     ],
 )
-def test_errors_print_one_line_and_set_the_exit_code(
+def test_errors_print_one_line_and_set_exit_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
 ) -> None:
     monkeypatch.setattr("sys.argv", ["program"])
@@ -74,7 +74,7 @@ def test_quiet_withholds_modules_until_its_end() -> None:
     importlib.import_module("colorsys")
 
 
-def test_quiet_prints_standard_error_when_an_import_fails(capfd: pytest.CaptureFixture[str]) -> None:
+def test_quiet_replays_stderr_when_an_import_fails(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ImportError), console.quiet():
         os.write(2, b"the reason\n")
         raise ImportError

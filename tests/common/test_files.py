@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, also over existing ones."""
+"""Atomic writes of files and folders, new and existing."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*"))
 
 
-def test_a_file_appears_when_complete(tmp_path: Path) -> None:
+def test_file_appears_only_when_complete(tmp_path: Path) -> None:
     with whole_file(tmp_path / "deep" / "a.txt") as partial:
         partial.write_text("new")
         assert not (tmp_path / "deep" / "a.txt").exists()
@@ -36,7 +36,7 @@ def test_a_file_appears_when_complete(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.txt", "deep"]
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+def test_failed_write_keeps_existing_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     with pytest.raises(RuntimeError), whole_file(tmp_path / "a.txt") as partial:
         partial.write_text("half")
@@ -45,7 +45,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [[], ["old.txt", "older.txt"]])
-def test_a_folder_replaces_another_when_complete(tmp_path: Path, before: list[str]) -> None:
+def test_folder_is_replaced_only_when_complete(tmp_path: Path, before: list[str]) -> None:
     target = tmp_path / "data"
     for name in before:
         target.mkdir(exist_ok=True)
@@ -58,7 +58,7 @@ def test_a_folder_replaces_another_when_complete(tmp_path: Path, before: list[st
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_folder_that_another_process_wrote_meanwhile_is_kept(tmp_path: Path) -> None:
+def test_concurrently_written_folder_is_kept(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"another process wrote .* meanwhile"):  # noqa: SIM117
         with whole_folder(tmp_path / "data", replace=False):
             (tmp_path / "data").mkdir()
@@ -66,7 +66,7 @@ def test_a_folder_that_another_process_wrote_meanwhile_is_kept(tmp_path: Path) -
     assert names(tmp_path) == ["data", "theirs.txt"]
 
 
-def test_only_folders_with_the_marker_are_replaceable(tmp_path: Path) -> None:
+def test_only_folders_with_marker_file_are_replaceable(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(StageError, match=r"exists and is not a run \(it has no run.json\): remove it, or pass another"):
         check_replaceable(tmp_path, "run.json", "a run")
@@ -79,7 +79,7 @@ def test_only_folders_with_the_marker_are_replaceable(tmp_path: Path) -> None:
     check_replaceable(tmp_path / "new", "run.json", "a run")
 
 
-def test_a_failed_write_keeps_the_old_folder(tmp_path: Path) -> None:
+def test_failed_write_keeps_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "old.txt").touch()
     with pytest.raises(RuntimeError), whole_folder(tmp_path / "data") as partial:
@@ -102,7 +102,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def write_folder(path: Path, text: str) -> None:
-    """A folder of one file and a folder in it, whose names depend on the text, through whole files."""
+    """Write a folder with a file and a subfolder, both named after the text."""
     with whole_folder(path) as partial:
         write_file(partial / f"{text}.txt", text)
         (partial / text).mkdir()
@@ -116,7 +116,7 @@ def delete(path: Path, _: str) -> None:
 
 @pytest.mark.parametrize("before", ["nothing", "old"])
 @pytest.mark.parametrize(("make", "act"), [(write_file,) * 2, (write_folder,) * 2, (write_folder, delete)])
-def test_a_kill_at_any_operation_leaves_the_old_or_the_new(
+def test_kill_at_any_operation_leaves_the_old_or_the_new_version(
     tmp_path: Path, make: Callable[[Path, str], None], act: Callable[[Path, str], None], before: str
 ) -> None:
     root, states = tmp_path / "root", []
@@ -134,11 +134,11 @@ def test_a_kill_at_any_operation_leaves_the_old_or_the_new(
         states.append(tree(root))
     reached = set()
     for count in killed_at_each(prepare, lambda: act(target, "new")):
-        for _ in killed_at_each(lambda: None, lambda: recover(root)):  # recovering is killed, too
+        for _ in killed_at_each(lambda: None, lambda: recover(root)):  # recovery is killed, too
             pass
         assert tree(root) in states, count
         reached.add(states.index(tree(root)))
-        # Whatever has been left is never put back over something newer.
+        # Leftovers never replace anything newer.
         shutil.rmtree(target, ignore_errors=True)
         target.unlink(missing_ok=True)
         make(target, "newer")
@@ -149,8 +149,8 @@ def test_a_kill_at_any_operation_leaves_the_old_or_the_new(
     assert reached == ({0, 1} if states[0] != states[1] else {0})
 
 
-def test_a_half_deleted_folder_is_not_put_back_over_a_removed_one(tmp_path: Path) -> None:
-    """A killed swap leaves the replaced folder half deleted; its owner then removes the new one."""
+def test_half_deleted_folder_is_not_restored(tmp_path: Path) -> None:
+    """A killed swap leaves the replaced folder half deleted, and the new one is removed later."""
     target = tmp_path / "target"
     write_folder(target, "old")
     for _ in killed_at_each(lambda: write_folder(target, "old"), lambda: write_folder(target, "new")):
@@ -160,8 +160,8 @@ def test_a_half_deleted_folder_is_not_put_back_over_a_removed_one(tmp_path: Path
             assert tree(tmp_path) == {}
 
 
-def test_leftovers_of_ours_are_nobodys_folder(tmp_path: Path) -> None:
-    """A run that was killed in its first moments has a lock and no run.json yet."""
+def test_folder_with_only_leftovers_is_replaceable(tmp_path: Path) -> None:
+    """A run killed right after its start has a lock but no run.json."""
     run = tmp_path / "run"
     run.mkdir()
     (run / ".lock").touch()
@@ -172,14 +172,14 @@ def test_leftovers_of_ours_are_nobodys_folder(tmp_path: Path) -> None:
         check_replaceable(run, "run.json", "a run")
 
 
-def test_a_full_disk_is_reported_with_the_output(tmp_path: Path) -> None:
+def test_full_disk_error_names_the_output(tmp_path: Path) -> None:
     for writing in (whole_file, whole_folder):
         with pytest.raises(OSError, match="No space left") as error, writing(tmp_path / "out"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         assert (error.value.filename, names(tmp_path)) == (str(tmp_path / "out"), [])
 
 
-def test_outputs_are_flushed_once_and_before_they_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_are_flushed_once_before_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
 
     def fsync(handle: int) -> None:
@@ -194,8 +194,8 @@ def test_outputs_are_flushed_once_and_before_they_are_renamed(tmp_path: Path, mo
     assert flushed == ["file", tmp_path.name]
 
 
-def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    """Unfinished folders are removed, those of running processes kept."""
+def test_leftovers_of_killed_processes_are_cleaned_up(tmp_path: Path) -> None:
+    """Partial folders of dead processes are removed, those of live ones kept."""
     program = (
         "import os, sys; from pathlib import Path; from common.files import whole_folder\n"
         "with whole_folder(Path(sys.argv[1])) as partial:\n    (partial / 'half').touch()\n    os._exit(9)\n"

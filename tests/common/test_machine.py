@@ -8,21 +8,21 @@ import pytest
 from common.machine import memory
 
 
-def test_memory_of_this_process() -> None:
+def test_memory_of_current_process() -> None:
     now, peak = memory(), memory(peak=True)
     assert 1 << 20 < now <= peak
     assert peak == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rel=0.2)
     assert memory(os.getpid(), peak=True) >= peak
 
 
-def test_memory_of_an_ended_process_is_unknown() -> None:
+def test_memory_of_exited_process_is_zero() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     assert memory(process.pid) == 0
 
 
-def test_freed_memory_is_kept() -> None:
-    """Kept memory costs no page faults when it is allocated again; returned memory costs one per page."""
+def test_freed_memory_is_reused_without_page_faults() -> None:
+    """Memory returned to the system costs a page fault per page when it is allocated again."""
     program = """
 import resource, sys
 from common.machine import keep_freed_memory

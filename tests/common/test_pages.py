@@ -10,6 +10,6 @@ def test_doctest() -> None:
     assert doctest.testmod(pages).failed == 0
 
 
-def test_missing_template_values_are_errors() -> None:
+def test_missing_template_value_raises() -> None:
     with pytest.raises(jinja2.UndefinedError, match="'report' is undefined"):
         pages.render("pipeline", "report.html.j2", {"escaped": str, "spread": str})

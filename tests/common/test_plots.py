@@ -3,7 +3,7 @@ import pytest
 from common.plots import HEIGHT, MOST_POINTS, TILT, WIDTH, bars, curves
 
 
-def test_curves_match_the_ticks() -> None:
+def test_curves_match_ticks() -> None:
     plot = curves([[(1, 0.1), (10, 0.01), (100, 0.001)], [(1, 0.1)]])
     assert plot.curves == ["0.0,0.0 152.0,90.0 304.0,180.0", "0.0,0.0 0.0,0.0"]
     assert plot.x_ticks == [(0, "1"), (WIDTH / 2, "10"), (WIDTH, "100")]
@@ -11,13 +11,13 @@ def test_curves_match_the_ticks() -> None:
     assert plot.numbers == "1: 0.1 and 0.1; 10: 0.01 and 0.1; 100: 0.001 and 0.1"
 
 
-def test_curves_of_one_point_and_none() -> None:
+def test_curves_with_one_point_and_none() -> None:
     assert curves([[(1, 1)], []]).curves == ["0.0,0.0 0.0,0.0", ""]
     assert [label for _, label in curves([]).x_ticks] == ["1", "10"]
     assert [label for _, label in curves([]).y_ticks] == ["0.1", "1"]
 
 
-def test_long_curves_are_thinned_and_keep_their_ends() -> None:
+def test_long_curves_are_thinned_but_keep_endpoints() -> None:
     (points,) = curves([[(x, 1 / x) for x in range(1, 10_001)]]).curves
     thinned = points.split()
     assert 100 < len(thinned) <= MOST_POINTS
@@ -34,14 +34,14 @@ def test_bar_heights_match_shares() -> None:
     assert plot.numbers == "0: 50 % and 25 %; 1: 0 % and 12.5 %"
 
 
-def test_bars_of_zero() -> None:
+def test_zero_bars_are_omitted() -> None:
     assert bars([[0.0], []], ["0"]).bars == [[], []]
 
 
-def test_missing_bars_differ_from_zero() -> None:
+def test_missing_bars_are_marked() -> None:
     plot = bars([[0.5, None], [None, 0.0]], ["0", "1"])
     assert plot.bars == [[pytest.approx((0.05 * WIDTH, 0, 0.2 * WIDTH, HEIGHT))], []]
-    # The second group's first bar, the first group's second.
+    # Group 2's first bar, then group 1's second.
     assert plot.absent == pytest.approx([0.65 * WIDTH, 0.35 * WIDTH])
     assert plot.numbers == "0: 50 % and –; 1: – and 0 %"
 
@@ -51,9 +51,9 @@ def test_labels_do_not_overlap() -> None:
         plot = bars([[1.0] * len(names)], names)
         return [label for _, label in plot.x_ticks], plot.tilt
 
-    orders, many = [str(n) for n in range(1, 13)], [str(n) for n in range(25)]
+    orders, counts = [str(n) for n in range(1, 13)], [str(n) for n in range(25)]
     assert labels(orders) == (orders, 0)
-    assert labels(many) == (many[::2], TILT)
+    assert labels(counts) == (counts[::2], TILT)
     assert labels(thousands := [f"{n},000" for n in range(1, 18)]) == (thousands[::2], TILT)
     assert labels(["0.5", "1", "1.4", "test: real"]) == (["0.5", "1", "1.4", "test: real"], 0)
     kinds = ["letters", "digits", "white space", "punctuation", "ends of documents"]

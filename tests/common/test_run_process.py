@@ -17,7 +17,7 @@ def test_output_is_returned(tmp_path: Path) -> None:
     ("program", "message"),
     [("raise ValueError('the reason')", "it failed: ValueError: the reason"), ("exit(3)", "it failed: no message")],
 )
-def test_failures_are_reported_by_their_last_line(program: str, message: str) -> None:
+def test_failure_reports_last_line_of_stderr(program: str, message: str) -> None:
     with pytest.raises(StageError) as error:
         processes.run([sys.executable, "-c", program], "it failed")
     assert str(error.value) == message

@@ -1,4 +1,4 @@
-"""The commands as a user types them, on a small text, from the text to the .tflite; and what a user may get wrong."""
+"""The commands from a small text to its .tflite, as you type them, and the errors for common mistakes."""
 
 import dataclasses
 import importlib
@@ -46,7 +46,7 @@ def text() -> str:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like the project's own, with a text and a config in it."""
+    """Working folder with a text and a config, laid out like the project's."""
     home = tmp_path_factory.mktemp("home")
     (home / "text.py").write_text(text())
     (home / "configs").mkdir()
@@ -55,7 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(home: Path, line: str) -> subprocess.CompletedProcess[str]:
-    """Types `python -m LINE` in a folder of the user's."""
+    """Run `python -m LINE` in a folder outside the project."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     return subprocess.run(
         [sys.executable, "-m", *line.split()],
@@ -69,14 +69,14 @@ def command(home: Path, line: str) -> subprocess.CompletedProcess[str]:
 
 
 def succeed(home: Path, line: str) -> tuple[str, str]:
-    """Standard output and error of a command that must end well."""
-    done = command(home, line)
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    return done.stdout, done.stderr
+    """Run a command that must succeed, and return its standard output and error."""
+    process = command(home, line)
+    assert process.returncode == 0, f"{line}\n{process.stdout}\n{process.stderr}"
+    return process.stdout, process.stderr
 
 
 def run_here(line: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> object:
-    """Run `python -m LINE` in this process, which imports TensorFlow once. Returns the exit status."""
+    """Run `python -m LINE` in this process, to import TensorFlow only once, and return the exit status."""
     module, *arguments = line.split()
     monkeypatch.chdir(home)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
@@ -87,8 +87,8 @@ def run_here(line: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     return 0
 
 
-# The path, in order: each command, and what its output must match.
-PATH = [
+# Commands in the order of the pipeline, with a pattern of their output.
+STAGES = [
     (
         "pipeline ingest --config configs/tiny.toml",
         r"data/tiny: tokens: train 8,\d\d\d, val \d+, test \d+; data \w{12}\n",
@@ -123,23 +123,25 @@ PATH = [
 
 
 @pytest.fixture(scope="module")
-def made(home: Path) -> dict[str, tuple[str, str]]:
-    """Everything made once: output and notes by command."""
-    return {line: succeed(home, line) for line, _ in PATH}
+def outputs(home: Path) -> dict[str, tuple[str, str]]:
+    """Standard output and error by command; each stage runs once for all tests."""
+    return {line: succeed(home, line) for line, _ in STAGES}
 
 
-@pytest.mark.parametrize(("line", "pattern"), PATH)
-def test_every_stage_does_its_work_and_says_so(made: dict[str, tuple[str, str]], line: str, pattern: str) -> None:
-    out, notes = made[line]
+@pytest.mark.parametrize(("line", "pattern"), STAGES)
+def test_stage_reports_its_result(outputs: dict[str, tuple[str, str]], line: str, pattern: str) -> None:
+    out, notes = outputs[line]
     assert re.search(pattern, out), out
     for chatter in ("WARNING", "I0000", "E0000", "Traceback"):
         assert chatter not in out + notes
 
 
-def test_make_run_types_these_commands_in_this_order() -> None:
-    asked = ["make", "-n", "run", "CONFIG=configs/tiny.toml"]
-    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
-    stages = [line.partition(" -m ")[2].replace('"', "") for line in done.stdout.splitlines() if "/python -m " in line]
+def test_make_run_runs_the_stages_in_order() -> None:
+    command_line = ["make", "-n", "run", "CONFIG=configs/tiny.toml"]
+    process = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=True)
+    stages = [
+        line.partition(" -m ")[2].replace('"', "") for line in process.stdout.splitlines() if "/python -m " in line
+    ]
     assert [" ".join(stage.split()[:2]) for stage in stages] == [
         "pipeline ingest",
         "pipeline validate",
@@ -149,13 +151,15 @@ def test_make_run_types_these_commands_in_this_order() -> None:
         "export tflite",
         "export show",
     ]
-    typed = {line for line, _ in PATH}
+    lines = {line for line, _ in STAGES}
     for stage in stages:
-        # A default that make writes out is left out here: served/tiny, devices/tiny, test.
-        assert any(stage.startswith(line) for line in typed), stage
+        # make passes some defaults explicitly (served/tiny, devices/tiny, test); STAGES omits them.
+        assert any(stage.startswith(line) for line in lines), stage
 
 
-def test_it_learns_and_keeps_count(home: Path, made: dict[str, tuple[str, str]]) -> None:
+def test_training_lowers_the_loss_and_evaluation_counts_all_targets(
+    home: Path, outputs: dict[str, tuple[str, str]]
+) -> None:
     rows = [json.loads(row) for row in (home / "runs/tiny/metrics.jsonl").read_text().splitlines()]
     before, after = rows[0]["val_bits"], rows[-1]["val_bits"]
     assert 7.9 < before < 8.1, "untrained, 256 bytes are equally likely"
@@ -164,13 +168,13 @@ def test_it_learns_and_keeps_count(home: Path, made: dict[str, tuple[str, str]])
     manifest = json.loads((home / "data/tiny/manifest.json").read_text())
     assert test["targets"] == manifest["splits"]["test"]["tokens"] - 1
     assert test["bits"] < 2
-    shown, _ = made["export show runs/tiny"]
+    shown, _ = outputs["export show runs/tiny"]
     assert f"{before:.3f}" in shown
     assert f"{test['bits']:.3f}" in shown
 
 
-def test_checkpoint_and_saved_model_write_the_same(made: dict[str, tuple[str, str]]) -> None:
-    shown, _ = made["export show runs/tiny"]
+def test_checkpoint_and_saved_model_generate_the_same_texts(outputs: dict[str, tuple[str, str]]) -> None:
+    shown, _ = outputs["export show runs/tiny"]
     assert re.search(r"The checkpoint, served/tiny/1 and |these 4 texts; served/tiny/1 4 of them", shown), shown
 
 
@@ -185,9 +189,9 @@ def test_checkpoint_and_saved_model_write_the_same(made: dict[str, tuple[str, st
         ("export tflite runs/tiny", "is up to date with"),
     ],
 )
-def test_a_stage_that_is_done_says_so(
+def test_finished_stage_is_not_repeated(
     home: Path,
-    made: dict[str, tuple[str, str]],
+    outputs: dict[str, tuple[str, str]],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     line: str,
@@ -198,115 +202,115 @@ def test_a_stage_that_is_done_says_so(
     assert note in captured.out + captured.err
 
 
-# What is wrong, the command, its exit code, and what it says in one line.
+# Mistake, command, exit code, and part of the one-line error.
 MISTAKES = [
-    ("a missing file", "pipeline ingest nothing.txt --out data/a", 2, "'nothing.txt' is not a file, a folder"),
+    ("missing source", "pipeline ingest nothing.txt --out data/a", 2, "'nothing.txt' is not a file, a folder"),
     (
-        "an empty file",
+        "empty source",
         "pipeline ingest empty.txt --out data/a",
         1,
         "empty.txt is empty: name a source that contains text",
     ),
     (
-        "a text too short",
+        "text too short",
         "trainers train configs/tiny.toml --out runs/a --set train.lanes=500",
         1,
         "too short for 500 lanes and a window of 20",
     ),
     (
-        "the largest that fit",
+        "largest lanes that fit",
         "trainers train configs/tiny.toml --out runs/a --set train.lanes=500",
         1,
         "with windows of 20, use at most 4",
     ),
     (
-        "an unknown key",
+        "unknown training setting",
         "trainers train configs/tiny.toml --set train.lane=5",
         2,
         "unknown setting 'lane' (did you mean",
     ),
     (
-        "a wrong type",
+        "wrong type",
         "trainers train configs/tiny.toml --set train.lanes=many",
         2,
         "'lanes': input should be a valid integer",
     ),
-    ("an unknown key of the data", "pipeline ingest --config configs/typo.toml", 2, "unknown setting 'sources'"),
+    ("unknown data setting", "pipeline ingest --config configs/typo.toml", 2, "unknown setting 'sources'"),
     (
-        "a half written data folder",
+        "incomplete data folder",
         "trainers train configs/tiny.toml --data data/half",
         1,
         "data/half has no manifest.json",
     ),
     (
-        "damaged data",
+        "corrupted shard",
         "trainers train configs/tiny.toml --data data/damaged --out runs/a --verify",
         1,
         "the shard data/damaged/val-00000-of-00001.tokens is corrupted",
     ),
     (
-        "data not validated",
+        "data not validated yet",
         "trainers train configs/tiny.toml --data data/raw --out runs/a",
         1,
         "has not been validated",
     ),
     (
-        "a checkpoint of another vocabulary",
+        "different vocabulary",
         "trainers train configs/tiny.toml --data data/abc",
         1,
         "have another vocabulary",
     ),
     (
-        "a full version folder",
+        "version already exists",
         "export savedmodel runs/tiny --out served/full --version 1",
         1,
         "served/full/1 already holds",
     ),
     (
-        "a folder of other things",
+        "unrelated folder",
         "export tflite runs/tiny --out configs --force",
         1,
         "configs exists and is not a device",
     ),
     (
-        "a file for a folder",
+        "file instead of a folder",
         "trainers train configs/tiny.toml --out text.py",
         1,
         "text.py is a file, but a run is a folder",
     ),
     (
-        "no such precision",
+        "unknown precision",
         "export tflite runs/tiny --out devices/b --precision float64",
         2,
         "unknown precision 'float64': valid ones are float32, float16, int8-dynamic",
     ),
     (
-        "a loss that is no number",
+        "--allow without a value",
         "export tflite runs/tiny --out devices/b --allow int8-dynamic",
         2,
         "--allow must be PRECISION=BITS (such as int8-dynamic=0.1), got 'int8-dynamic'",
     ),
     (
-        "a precision that loses too much",
+        "quality loss over the limit",
         "export tflite runs/tiny --out devices/b --precision int8-dynamic --allow int8-dynamic=-1",
         1,
         "bits per character on held-out text; the limit is -1",
     ),
-    ("no device model", "export run-lite text.py", 1, "text.py is corrupted or was not exported by this project"),
-    ("a device temperature", "export run-lite text.py --temperature nan", 2, "--temperature must be a finite number"),
-    ("no number", "trainers sample runs/tiny --temperature nan", 2, "--temperature must be a finite number"),
-    ("data that has moved", "trainers evaluate runs/tiny --data data/gone", 1, "pass its folder with --data"),
-    ("no such run", "trainers sample runs/none", 1, "no run in runs/none"),
-    ("no such command", "trainers tarin", 2, "No such command 'tarin'"),
-    ("an option's value", "trainers sample runs/tiny --temperature warm", 2, "'warm' is not a valid float"),
+    ("not a .tflite", "export run-lite text.py", 1, "text.py is corrupted or was not exported by this project"),
+    ("device temperature NaN", "export run-lite text.py --temperature nan", 2, "--temperature must be a finite number"),
+    ("temperature NaN", "trainers sample runs/tiny --temperature nan", 2, "--temperature must be a finite number"),
+    ("moved data", "trainers evaluate runs/tiny --data data/gone", 1, "pass its folder with --data"),
+    ("missing run", "trainers sample runs/none", 1, "no run in runs/none"),
+    ("unknown command", "trainers tarin", 2, "No such command 'tarin'"),
+    ("invalid option value", "trainers sample runs/tiny --temperature warm", 2, "'warm' is not a valid float"),
     (
-        "no such split",
+        "unknown split",
         "trainers evaluate runs/tiny --split nowhere",
         2,
         "'nowhere' is not one of 'train', 'val', 'test'",
     ),
     (
-        "replicas that do not divide",
+        "lanes not divisible by replicas",
         "trainers train configs/tiny.toml --out runs/a --replicas 3",
         2,
         "numbers that do: 1, 2, 4",
@@ -315,8 +319,8 @@ MISTAKES = [
 
 
 @pytest.fixture(scope="module")
-def mistaken(home: Path, made: dict[str, tuple[str, str]]) -> Path:
-    """The same folder, with things in it that are not as they should be."""
+def invalid_home(home: Path, outputs: dict[str, tuple[str, str]]) -> Path:
+    """The same folder, with invalid files and data sets added."""
     (home / "empty.txt").touch()
     (home / "configs/typo.toml").write_text("[data]\nsources = ['text.py']\n")
     (home / "served/full/1").mkdir(parents=True)
@@ -327,7 +331,7 @@ def mistaken(home: Path, made: dict[str, tuple[str, str]]) -> Path:
     shutil.copytree(home / "data/tiny", home / "data/damaged")
     shard = home / "data/damaged/val-00000-of-00001.tokens"
     shard.write_bytes(bytes(shard.stat().st_size))
-    # A data set over another vocabulary, as whole and valid as any.
+    # A complete, valid data set with a different vocabulary.
     text = b"abc" * 100
     vocab = Vocab("byte", (b"a", b"b", b"c"))
     manifest = make_data(home / "data/abc", 1000, vocab, train=text, val=text, test=text)
@@ -336,17 +340,17 @@ def mistaken(home: Path, made: dict[str, tuple[str, str]]) -> Path:
     return home
 
 
-@pytest.mark.parametrize(("what", "line", "code", "message"), MISTAKES, ids=[mistake[0] for mistake in MISTAKES])
-def test_a_mistake_is_one_line(
-    mistaken: Path,
+@pytest.mark.parametrize(("mistake", "line", "code", "message"), MISTAKES, ids=[row[0] for row in MISTAKES])
+def test_mistake_prints_one_line(
+    invalid_home: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-    what: str,
+    mistake: str,
     line: str,
     code: int,
     message: str,
 ) -> None:
-    status = run_here(line, mistaken, monkeypatch)
+    status = run_here(line, invalid_home, monkeypatch)
     captured = capfd.readouterr()
     lines = captured.err.splitlines()
     assert (status, len(lines)) == (code, 1), captured.err

@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from serving_stand_in import Loaded
+from serving_stand_in import LoadedVersion
 
 from export.serve import saved_model
 from export.serve.signatures import DTYPES, INPUTS, Served
@@ -94,7 +94,7 @@ class ExportedModel(ServedModel):
 
     def __init__(self, sampler: Sampler, base: Path):
         super().__init__(sampler)
-        self.base, self.files = base, Loaded(base / "1")
+        self.base, self.files = base, LoadedVersion(base / "1")
 
     def run(self, signature: str, inputs: Columns) -> Columns:
         definition = self.files.signatures[signature]

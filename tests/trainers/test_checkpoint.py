@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny_run import AN_EPOCH, TEXT, interrupted, tiny_config, tiny_training
+from tiny_run import EPOCH_STEPS, TEXT, interrupted, tiny_config, tiny_training
 
 from common.errors import StageError, Stopped, UsageError
 from common.files import exclusive, write_json
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_another_model_is_corrupted(tmp_path: Path, data: Path, 
     one = tiny_training(tmp_path / "run", data, on(), total=10)
     saved = one.state.save(one.run, 1, 3.0)
     deeper = RunConfig.from_tables({"units": 8, "layers": 3}, {"lanes": 4, "window": 3, "precision": "float32"}, "test")
-    other = Training(dataclasses.replace(one.run, config=deeper), read_manifest(data), on(), AN_EPOCH, 10)
+    other = Training(dataclasses.replace(one.run, config=deeper), read_manifest(data), on(), EPOCH_STEPS, 10)
     with pytest.raises(StageError, match=r"step-00000001 is corrupted"):
         other.state.restore(saved)
 
@@ -331,7 +331,7 @@ def test_an_allowed_learning_rate_is_used(tmp_path: Path, data: Path, on: On) ->
     with hold(one.run, chief=True):
         one.go()
     run = opened(tmp_path / "run", data, tiny_config(learning_rate=0.25), "train.learning_rate")
-    untrained(Training(run, read_manifest(data), on(), AN_EPOCH, 8)).go()
+    untrained(Training(run, read_manifest(data), on(), EPOCH_STEPS, 8)).go()
     rates = [row["learning_rate"] for row in metrics.read(run.folder) if "learning_rate" in row]
     np.testing.assert_allclose(rates, [0.01, 0.01, 0.25, 0.25])  # after 3, 5; 6 and 8 steps
 

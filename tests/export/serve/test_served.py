@@ -10,7 +10,7 @@ import pytest
 import served_models
 import serving
 from served_models import LIMITS, ExportedModel, ReferenceLoop, Row, ServedModel, random_model, reference_text
-from serving_stand_in import Loaded
+from serving_stand_in import LoadedVersion
 
 from common.errors import StageError
 from export.client.client import Client, Generated
@@ -236,11 +236,11 @@ def test_info_describes_the_model(model: ExportedModel) -> None:
 
 
 def test_the_fake_model_has_the_signatures_of_an_export(tiny: ExportedModel, fake: Path) -> None:
-    def types(files: Loaded, name: str) -> list[dict[str, int]]:
+    def types(files: LoadedVersion, name: str) -> list[dict[str, int]]:
         sides = (files.signatures[name].inputs, files.signatures[name].outputs)
         return [{alias: info.dtype for alias, info in side.items()} for side in sides]
 
-    stands_in = Loaded(fake / "1")
+    stands_in = LoadedVersion(fake / "1")
     assert {name: types(stands_in, name) for name in INPUTS} == {name: types(tiny.files, name) for name in INPUTS}
 
 

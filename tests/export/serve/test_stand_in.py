@@ -17,7 +17,7 @@ from fake_model import written
 from grpc import StatusCode
 from serving import CONFIG, Endpoint
 from serving_batching import Batcher, Batching, Refused
-from serving_stand_in import StandIn, config_of, serving
+from serving_stand_in import StandIn, read_config, serving
 from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -86,11 +86,11 @@ def test_what_fails_in_the_graph_is_the_callers_error(stub: Any) -> None:
 
 def test_labels_and_versions_are_those_of_the_file_beside_the_versions(tmp_path: Path) -> None:
     path = tmp_path / "models.config"
-    assert config_of(path) == ({}, [])
+    assert read_config(path) == ({}, [])
     path.write_text(CONFIG.format(name="fake", base=tmp_path))
-    assert config_of(path) == ({"stable": 1}, [])
+    assert read_config(path) == ({"stable": 1}, [])
     path.write_text(CONFIG.format(name="fake", base=tmp_path).replace("all {}", "specific { versions: 1 versions: 3 }"))
-    assert config_of(path) == ({"stable": 1}, [1, 3])
+    assert read_config(path) == ({"stable": 1}, [1, 3])
 
 
 def test_an_input_of_another_rank_is_answered_alone(stub: Any) -> None:
