@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., Any]:
-    """make_model(units, layers, vocab, seed, and any setting of ModelConfig)."""
+    """make_model(units, layers, vocab, seed, **settings of ModelConfig): build a small model."""
     from trainers.config import ModelConfig
     from trainers.model.char_rnn import CharRNN
 
@@ -19,12 +19,12 @@ def make_model() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def on() -> Callable[..., Any]:
-    """on(replicas, towers): devices without the once-a-process set-up of trainers.training.devices.prepare."""
+    """on(replicas, towers): devices without the per-process set-up of trainers.training.devices.prepare."""
     import tensorflow as tf
 
     from trainers.training.devices import Devices
 
-    @functools.cache  # strategies over the same devices share the numbers of their collective ops: one per process
+    @functools.cache  # strategies over the same devices share collective keys, so build each once
     def strategy(replicas: int) -> tf.distribute.Strategy:
         return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
 

@@ -1,4 +1,4 @@
-"""A run's folder, its checkpoints, and that a resumed run ends like an uninterrupted one."""
+"""Run folders, checkpoints and resuming."""
 
 import dataclasses
 import json
@@ -38,27 +38,27 @@ def data(tmp_path: Path, make_data: Callable[..., Manifest]) -> Path:
     return tmp_path / "data"
 
 
-def opened(folder: Path, data: Path, config: RunConfig, *allow: str, init_from: str = "") -> Run:
+def open_tiny_run(folder: Path, data: Path, config: RunConfig, *allow: str, init_from: str = "") -> Run:
     manifest = read_manifest(data)
     return open_run(Run(folder, config, manifest.vocab, data, manifest.data_sha256, init_from), allow)
 
 
-def untrained(one: Training) -> Training:
-    """Replace the training step by constant losses, where only the loop around it is under test."""
+def untrained(training: Training) -> Training:
+    """Replace the training step by constant losses, to test only the loop around it."""
 
     def train(_: object, carry: object, first: object, count: tf.Tensor) -> tuple[Totals, object]:
         return Totals(tf.fill([int(count)], 30.0), tf.fill([int(count)], 12), tf.ones([int(count)])), carry
 
-    one.steps.train = train  # type: ignore[method-assign]
-    return one
+    training.steps.train = train  # type: ignore[method-assign]
+    return training
 
 
-def result(one: Training) -> list[np.ndarray]:
-    """Everything that training changes."""
+def training_state(training: Training) -> list[np.ndarray]:
+    """Return weights, optimizer variables and carry: all state that training changes."""
     return [
-        *one.steps.model.get_weights(),
-        *(v.numpy() for v in one.steps.optimizer.variables),
-        one.state.carry_BxLxSxH.numpy(),
+        *training.steps.model.get_weights(),
+        *(v.numpy() for v in training.steps.optimizer.variables),
+        training.state.carry_BxLxSxH.numpy(),
     ]
 
 
@@ -71,7 +71,7 @@ def result(one: Training) -> list[np.ndarray]:
         pytest.param((1, 1), (2, 1), None, "adam", marks=pytest.mark.slow),
     ],
 )
-def test_a_resumed_run_ends_like_an_uninterrupted_one(
+def test_resumed_run_matches_uninterrupted_run(
     tmp_path: Path,
     make_data: Callable[..., Manifest],
     on: On,
@@ -82,7 +82,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
 ) -> None:
     data = tmp_path / "data"
     make_data(data, 1000, byte_vocab(end), train=TEXT, val=TEXT[:101])
-    # 20 steps cross the end of the first epoch (15), stopped inside it, between two reports.
+    # 20 steps cross the end of epoch 1 (15 steps). The stop at step 7 is inside it, between two reports.
     whole = tiny_training(tmp_path / "whole", data, on(*before), total=20, optimizer=optimizer)
     whole.go()
     part = tiny_training(tmp_path / "parts", data, on(*before), total=20, optimizer=optimizer)
@@ -91,9 +91,9 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     rest = tiny_training(tmp_path / "parts", data, on(*after), total=20, optimizer=optimizer)
     rest.go()
     exact = before == after
-    for a, b in zip(result(rest), result(whole), strict=True):
+    for a, b in zip(training_state(rest), training_state(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=0 if exact else 1e-5)
-    rows = [metrics.read(one.run.folder) for one in (whole, rest)]
+    rows = [metrics.read(training.run.folder) for training in (whole, rest)]
     assert [row["step"] for row in rows[0]] == [0, 3, 5, 5, 6, 9, 10, 10, 12, 15, 15, 18, 20, 20]
     for a, b in zip(*rows, strict=True):
         assert a.keys() == b.keys()
@@ -102,144 +102,144 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     assert rows[0][-1]["val_nats"] < rows[0][0]["val_nats"]
 
 
-def test_load_model_returns_the_trained_weights(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=10)
-    one.go()
+def test_load_model_returns_trained_weights(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=10)
+    training.go()
     run = read_run(tmp_path / "run")
-    assert run == one.run
+    assert run == training.run
     last = checkpoint.checkpoints(run)[-1]
-    for a, b in zip(checkpoint.load_model(run, last).get_weights(), one.steps.model.get_weights(), strict=True):
+    for a, b in zip(checkpoint.load_model(run, last).get_weights(), training.steps.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert np.abs(run.build().get_weights()[0] - one.steps.model.get_weights()[0]).max() > 0, "nothing was trained"
+    assert np.abs(run.build().get_weights()[0] - training.steps.model.get_weights()[0]).max() > 0, (
+        "training must change the weights"
+    )
 
 
-def test_the_last_and_the_best_checkpoints_are_kept(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=10, keep=2)
+def test_last_and_best_checkpoints_are_kept(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=10, keep=2)
     for step, nats in ((1, 3.0), (2, 2.0), (3, 2.5), (4, 2.4), (5, 2.3)):
-        one.state.save(one.run, step, nats)
-    assert [(c.step, c.val_nats) for c in checkpoint.checkpoints(one.run)] == [(2, 2.0), (4, 2.4), (5, 2.3)]
-    assert checkpoint.best(one.run).step == 2
+        training.state.save(training.run, step, nats)
+    assert [(c.step, c.val_nats) for c in checkpoint.checkpoints(training.run)] == [(2, 2.0), (4, 2.4), (5, 2.3)]
+    assert checkpoint.best(training.run).step == 2
 
 
-def test_an_unfinished_checkpoint_is_ignored(
-    tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=10)
-    one.state.save(one.run, 1, 3.0)
+def test_incomplete_checkpoint_is_ignored(tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=10)
+    training.state.save(training.run, 1, 3.0)
 
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(checkpoint, "write_json", fail)
     with pytest.raises(OSError, match="no space left"):
-        one.state.save(one.run, 2, 2.0)
-    assert [c.step for c in checkpoint.checkpoints(one.run)] == [1]
-    assert [path.name for path in (one.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
+        training.state.save(training.run, 2, 2.0)
+    assert [c.step for c in checkpoint.checkpoints(training.run)] == [1]
+    assert [path.name for path in (training.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
 
 
-def test_leftovers_of_a_kill_are_removed(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=10)
-    one.state.save(one.run, 1, 3.0)
-    (one.run.folder / "checkpoints" / ".step-00000002.partial-x").mkdir()
-    with hold(one.run, chief=True):
-        assert [path.name for path in (one.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
+def test_partial_checkpoints_of_a_killed_process_are_removed(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=10)
+    training.state.save(training.run, 1, 3.0)
+    (training.run.folder / "checkpoints" / ".step-00000002.partial-x").mkdir()
+    with hold(training.run, chief=True):
+        assert [path.name for path in (training.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
 
 
-def test_a_corrupted_checkpoint_is_reported(
+def test_corrupted_checkpoint_is_reported(
     tmp_path: Path, data: Path, on: On, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=10)
-    saved = one.state.save(one.run, 1, 3.0)
+    training = tiny_training(tmp_path / "run", data, on(), total=10)
+    saved = training.state.save(training.run, 1, 3.0)
     path = saved.folder / "state.data-00000-of-00001"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(StageError, match=r"step-00000001 is corrupted"):
-        checkpoint.load_model(one.run)
+        checkpoint.load_model(training.run)
     about = (saved.folder / "checkpoint.json").read_text()
     for broken in ("", "{}", about.replace('"format_version": 3', '"format_version": 9')):
         (saved.folder / "checkpoint.json").write_text(broken)
         with pytest.raises(StageError, match=r"has no checkpoint yet"):
-            checkpoint.best(one.run)
+            checkpoint.best(training.run)
         assert "step-00000001 is corrupted" in capsys.readouterr().err
     shutil.rmtree(saved.folder)
     with pytest.raises(StageError, match=r"has no checkpoint yet: train it with"):
-        checkpoint.load_model(one.run)
+        checkpoint.load_model(training.run)
 
 
-def test_a_checkpoint_of_another_model_is_corrupted(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=10)
-    saved = one.state.save(one.run, 1, 3.0)
+def test_checkpoint_of_another_model_is_rejected(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=10)
+    saved = training.state.save(training.run, 1, 3.0)
     deeper = RunConfig.from_tables({"units": 8, "layers": 3}, {"lanes": 4, "window": 3, "precision": "float32"}, "test")
-    other = Training(dataclasses.replace(one.run, config=deeper), read_manifest(data), on(), EPOCH_STEPS, 10)
+    other = Training(dataclasses.replace(training.run, config=deeper), read_manifest(data), on(), EPOCH_STEPS, 10)
     with pytest.raises(StageError, match=r"step-00000001 is corrupted"):
         other.state.restore(saved)
 
 
-def test_a_checkpoint_of_another_vocabulary_is_rejected(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=10)
-    saved = one.state.save(one.run, 1, 3.0)
+def test_checkpoint_of_another_vocabulary_is_rejected(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=10)
+    saved = training.state.save(training.run, 1, 3.0)
     with pytest.raises(
         StageError, match=r"have another vocabulary \(256 bytes\) than .*data \(2 bytes\): pass its training data"
     ):
-        open_run(dataclasses.replace(one.run, vocab=Vocab("byte", (b"a", b"b"))))
+        open_run(dataclasses.replace(training.run, vocab=Vocab("byte", (b"a", b"b"))))
     about = json.loads((saved.folder / "checkpoint.json").read_text())
     (saved.folder / "checkpoint.json").write_text(json.dumps({**about, "vocab_sha256": "0"}))
     with pytest.raises(StageError, match="step-00000001 was saved with a different vocabulary than its run's"):
-        checkpoint.load_model(one.run)
+        checkpoint.load_model(training.run)
 
 
-def test_the_carry_is_reset_at_each_epoch_only(
-    tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, empty = tiny_training(tmp_path / "run", data, on(), total=32), []
-    train = one.steps.train
+def test_carry_is_reset_only_at_epochs(tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, carries = tiny_training(tmp_path / "run", data, on(), total=32), []
+    train = training.steps.train
 
     def spy(batches: object, carry: object, first: object, count: object) -> object:
-        empty.append((int(first), not np.any(one.steps.gather(carry))))
+        carries.append((int(first), not np.any(training.steps.gather(carry))))
         return train(batches, carry, first, count)
 
-    monkeypatch.setattr(one.steps, "train", spy)
-    one.go()
-    assert [step for step, was in empty if was] == [0, 15, 30]
-    assert len(empty) > 3, "several calls an epoch"
+    monkeypatch.setattr(training.steps, "train", spy)
+    training.go()
+    assert [step for step, is_empty in carries if is_empty] == [0, 15, 30]
+    assert len(carries) > 3, "each epoch takes several calls"
 
 
 def test_resuming_drops_reports_after_the_last_checkpoint(tmp_path: Path, data: Path, on: On) -> None:
     untrained(tiny_training(tmp_path / "run", data, on(), total=10)).go()
     path = tmp_path / "run" / "metrics.jsonl"
     whole = path.read_text()
-    path.write_text(whole + '{"step": 15, "val_nats": 1.0}\n{"step": 2')  # killed before checkpoint 15, inside a line
+    path.write_text(
+        whole + '{"step": 15, "val_nats": 1.0}\n{"step": 2'
+    )  # killed before checkpoint 15, while writing a line
     rest = untrained(tiny_training(tmp_path / "run", data, on(), total=15))
     rest.go()
     assert [row["step"] for row in metrics.read(rest.run.folder) if "val_nats" in row] == [0, 5, 10, 15]
     assert path.read_text().startswith(whole)
 
 
-def test_a_nan_loss_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=20)
-    one.state.save(one.run, 5, 3.0)
-    one.steps.model.dense.bias.assign(np.full(256, np.nan, np.float32))
-    one.state.save(one.run, 10, 2.0)
+def test_nan_loss_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=20)
+    training.state.save(training.run, 5, 3.0)
+    training.steps.model.dense.bias.assign(np.full(256, np.nan, np.float32))
+    training.state.save(training.run, 10, 2.0)
     with pytest.raises(
         StageError, match=r"the loss or its gradient is nan before step 1\d; the checkpoint of step 10 is intact. Try a"
     ):
         tiny_training(tmp_path / "run", data, on(), total=20).go()
-    assert [c.step for c in checkpoint.checkpoints(one.run)] == [5, 10]
+    assert [c.step for c in checkpoint.checkpoints(training.run)] == [5, 10]
 
 
-def test_a_diverged_loss_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
-    one = untrained(tiny_training(tmp_path / "run", data, on(), total=20))
-    calm = one.steps.train
+def test_diverging_loss_stops_the_run(tmp_path: Path, data: Path, on: On) -> None:
+    training = untrained(tiny_training(tmp_path / "run", data, on(), total=20))
+    constant = training.steps.train
 
     def train(batches: object, carry: object, first: tf.Tensor, count: tf.Tensor) -> tuple[Totals, object]:
-        totals, carry = calm(batches, carry, first, count)
+        totals, carry = constant(batches, carry, first, count)
         return totals._replace(nats=totals.nats * (1 if int(first) < 3 else 4)), carry
 
-    one.steps.train = train  # type: ignore[method-assign]
+    training.steps.train = train  # type: ignore[method-assign]
     with pytest.raises(
         StageError, match=r"the loss rose to 10\.000 nats from 2\.500 before step 5; the checkpoint of step 0 is intact"
     ):
-        one.go()
-    assert checkpoint.best(one.run).val_nats < 6, "what is kept is from before"
+        training.go()
+    assert checkpoint.best(training.run).val_nats < 6, "the kept checkpoint predates the divergence"
 
 
 def test_patience_ends_the_run(
@@ -249,7 +249,7 @@ def test_patience_ends_the_run(
     monkeypatch.setattr(loop, "evaluate", lambda *_: Score(next(losses), 1))
     parts = [untrained(tiny_training(tmp_path / "run", data, on(), total=60, patience=2))]
     with pytest.raises(Stopped):
-        interrupted(parts[0], 12).go()  # after 5, 3 and 4: what was seen so far counts when it goes on
+        interrupted(parts[0], 12).go()  # after losses 5, 3 and 4, which must still count on resume
     parts.append(untrained(tiny_training(tmp_path / "run", data, on(), total=60, patience=2)))
     parts[1].go()
     assert [row["val_nats"] for row in metrics.evaluations(parts[1].run.folder)] == [5.0, 3.0, 4.0, 2.0, 2.5, 2.0]
@@ -265,130 +265,132 @@ def test_init_from_copies_the_weights_of_another_run(
     before.state.save(before.run, 5, 3.0)
     source = checkpoint.Source.read(tmp_path / "before")
     assert source.name.startswith("before at step 5 (")
-    # Symbols at other places, one that is new, and most of the old ones gone.
+    # A vocabulary with three known symbols at new ids, and a new one.
     vocab = Vocab("char", (b"\n", b"a", b"x", "é".encode()))
     for embedding in (0, 5):
         model = CharRNN(ModelConfig(units=8, layers=2, embedding=embedding), 256, seed=4)
-        theirs = dataclasses.replace(before.run, config=dataclasses.replace(before.run.config, model=model.config))
-        optimizer = make_optimizer(theirs.config.train, 1, 1, model.trainable_variables, model.inner_kernels)
-        given = dataclasses.replace(source, run=theirs, chosen=State(model, optimizer, 4).save(theirs, 7, 2.0))
-        mine, fresh = (CharRNN(model.config, 4, seed=9) for _ in range(2))
-        given.copy_to(mine, vocab)
-        old = [ord("\n"), ord("a"), ord("x")]
-        for weight, theirs_, new in zip(mine.weights, model.weights, fresh.weights, strict=True):
-            value, source_, begun = (x.numpy() for x in (weight, theirs_, new))
-            if value.shape == source_.shape:
-                np.testing.assert_array_equal(value, source_)
+        source_run = dataclasses.replace(before.run, config=dataclasses.replace(before.run.config, model=model.config))
+        optimizer = make_optimizer(source_run.config.train, 1, 1, model.trainable_variables, model.inner_kernels)
+        initial = dataclasses.replace(
+            source, run=source_run, chosen=State(model, optimizer, 4).save(source_run, 7, 2.0)
+        )
+        target, fresh = (CharRNN(model.config, 4, seed=9) for _ in range(2))
+        initial.copy_to(target, vocab)
+        kept = [ord("\n"), ord("a"), ord("x")]
+        for weight, source_weight, fresh_weight in zip(target.weights, model.weights, fresh.weights, strict=True):
+            value, source_value, initial_value = (x.numpy() for x in (weight, source_weight, fresh_weight))
+            if value.shape == source_value.shape:
+                np.testing.assert_array_equal(value, source_value)
                 continue
-            axis = [a == b for a, b in zip(value.shape, source_.shape, strict=True)].index(False)
-            value, source_, begun = (np.moveaxis(x, axis, 0) for x in (value, source_, begun))
-            np.testing.assert_array_equal(value[:3], source_[old])
-            np.testing.assert_array_equal(value[3], begun[3])
+            axis = [a == b for a, b in zip(value.shape, source_value.shape, strict=True)].index(False)
+            value, source_value, initial_value = (np.moveaxis(x, axis, 0) for x in (value, source_value, initial_value))
+            np.testing.assert_array_equal(value[:3], source_value[kept])
+            np.testing.assert_array_equal(value[3], initial_value[3])
     with pytest.raises(StageError, match=r"before has model.units=8, this run 6: they must be equal"):
         source.check(ModelConfig(units=6, layers=2, dropout=0.2))
 
 
-def test_only_one_process_may_train_a_run(tmp_path: Path) -> None:
+def test_second_process_cannot_train_the_same_run(tmp_path: Path) -> None:
     with exclusive(tmp_path), pytest.raises(StageError, match="another process is using"), exclusive(tmp_path):
         pass
 
 
-def test_other_data_or_settings_are_rejected_unless_allowed(
+def test_changed_data_or_settings_are_rejected_unless_allowed(
     tmp_path: Path, data: Path, make_data: Callable[..., Manifest]
 ) -> None:
     def begin(name: str, config: RunConfig) -> Path:
         (tmp_path / name).mkdir()
-        write_json(tmp_path / name / "run.json", opened(tmp_path / name, data, config).to_json())
+        write_json(tmp_path / name / "run.json", open_tiny_run(tmp_path / name, data, config).to_json())
         return tmp_path / name
 
     folder = begin("run", tiny_config())
-    assert opened(folder, data, longer := tiny_config(epochs=9.0, keep=7)).config == longer
+    assert open_tiny_run(folder, data, longer := tiny_config(epochs=9.0, keep=7)).config == longer
     make_data(tmp_path / "other", 1000, train=TEXT[1:], val=TEXT[:101])
     with pytest.raises(StageError, match=r"other settings \(data \w{12} -> \w{12}\): pass another --out, or --allow"):
-        opened(folder, tmp_path / "other", tiny_config())
-    assert opened(folder, tmp_path / "other", tiny_config(), "data").data == tmp_path / "other"
+        open_tiny_run(folder, tmp_path / "other", tiny_config())
+    assert open_tiny_run(folder, tmp_path / "other", tiny_config(), "data").data == tmp_path / "other"
     changed = tiny_config(clip=1.0, seed=2)
     both = r"\(train.clip 5.0 -> 1.0; train.seed 1 -> 2\): .*or --allow train.clip --allow train.seed$"
     with pytest.raises(StageError, match=both):
-        opened(folder, data, changed)
+        open_tiny_run(folder, data, changed)
     with pytest.raises(StageError, match=r"\(train.seed 1 -> 2\)"):
-        opened(folder, data, changed, "train.clip")
-    assert opened(folder, data, changed, "train.clip", "train.seed").config == changed
+        open_tiny_run(folder, data, changed, "train.clip")
+    assert open_tiny_run(folder, data, changed, "train.clip", "train.seed").config == changed
     with pytest.raises(UsageError, match=r"--allow train.clap: unknown setting; train.clip, train.seed differs"):
-        opened(folder, data, changed, "train.clap")
+        open_tiny_run(folder, data, changed, "train.clap")
     with pytest.raises(StageError, match=r"cannot resume with another train.lanes \(train.lanes 4 -> 2\): pass"):
-        opened(folder, data, tiny_config(lanes=2), "train.lanes")
+        open_tiny_run(folder, data, tiny_config(lanes=2), "train.lanes")
     with pytest.raises(StageError, match=r"was started from new weights, not from x at step 3"):
-        opened(folder, data, tiny_config(), init_from="x at step 3")
-    # With a learning rate that falls over all steps, their number is part of the schedule.
+        open_tiny_run(folder, data, tiny_config(), init_from="x at step 3")
+    # A decaying learning rate depends on the total number of steps.
     decay = begin("decay", tiny_config(schedule="cosine", decay=0.5))
     with pytest.raises(StageError, match=r"\(train.epochs 1.0 -> 2.0\)"):
-        opened(decay, data, tiny_config(schedule="cosine", decay=0.5, epochs=2.0))
+        open_tiny_run(decay, data, tiny_config(schedule="cosine", decay=0.5, epochs=2.0))
 
 
-def test_an_allowed_learning_rate_is_used(tmp_path: Path, data: Path, on: On) -> None:
-    one = untrained(tiny_training(tmp_path / "run", data, on(), total=5))
-    with hold(one.run, chief=True):
-        one.go()
-    run = opened(tmp_path / "run", data, tiny_config(learning_rate=0.25), "train.learning_rate")
+def test_allowed_learning_rate_change_takes_effect(tmp_path: Path, data: Path, on: On) -> None:
+    training = untrained(tiny_training(tmp_path / "run", data, on(), total=5))
+    with hold(training.run, chief=True):
+        training.go()
+    run = open_tiny_run(tmp_path / "run", data, tiny_config(learning_rate=0.25), "train.learning_rate")
     untrained(Training(run, read_manifest(data), on(), EPOCH_STEPS, 8)).go()
     rates = [row["learning_rate"] for row in metrics.read(run.folder) if "learning_rate" in row]
-    np.testing.assert_allclose(rates, [0.01, 0.01, 0.25, 0.25])  # after 3, 5; 6 and 8 steps
+    np.testing.assert_allclose(rates, [0.01, 0.01, 0.25, 0.25])  # after steps 3, 5, 6 and 8
 
 
-def test_a_run_stopped_before_its_last_validation_is_not_done(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=7)
+def test_run_stopped_before_last_validation_is_not_done(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=7)
     with pytest.raises(Stopped):
-        interrupted(one, 7).go()
-    assert checkpoint.checkpoints(one.run)[-1].val_nats is None
-    assert loop.done(one.run, 7) == ""
+        interrupted(training, 7).go()
+    assert checkpoint.checkpoints(training.run)[-1].val_nats is None
+    assert loop.done(training.run, 7) == ""
     untrained(tiny_training(tmp_path / "run", data, on(), total=7)).go()
-    last = checkpoint.checkpoints(one.run)[-1]
+    last = checkpoint.checkpoints(training.run)[-1]
     assert last.step == 7
     assert last.val_nats is not None
-    assert loop.done(one.run, 7) == "7 of 7"
+    assert loop.done(training.run, 7) == "7 of 7"
 
 
-def test_a_nan_gradient_is_not_saved(tmp_path: Path, data: Path, on: On) -> None:
-    one = untrained(tiny_training(tmp_path / "run", data, on(), total=20))
-    train = one.steps.train
+def test_nan_gradient_is_not_saved(tmp_path: Path, data: Path, on: On) -> None:
+    training = untrained(tiny_training(tmp_path / "run", data, on(), total=20))
+    train = training.steps.train
 
     def spy(batches: object, carry: object, first: object, count: object) -> object:
         totals, carry = train(batches, carry, first, count)
         return totals._replace(gradient_norm=totals.gradient_norm * (np.nan if int(first) >= 6 else 1)), carry
 
-    one.steps.train = spy  # type: ignore[method-assign]
+    training.steps.train = spy  # type: ignore[method-assign]
     with pytest.raises(StageError, match="the loss or its gradient is nan before step"):
-        one.go()
-    assert checkpoint.checkpoints(one.run)[-1].step == 5
+        training.go()
+    assert checkpoint.checkpoints(training.run)[-1].step == 5
 
 
 def test_overfitting_is_not_divergence(tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "evaluate", lambda *_: Score(50.0, 1))  # however far validation is above training
-    one = untrained(tiny_training(tmp_path / "run", data, on(), total=10))
-    one.go()
-    assert [row["val_nats"] for row in metrics.evaluations(one.run.folder)] == [50.0] * 3
+    monkeypatch.setattr(loop, "evaluate", lambda *_: Score(50.0, 1))  # far above the training loss
+    training = untrained(tiny_training(tmp_path / "run", data, on(), total=10))
+    training.go()
+    assert [row["val_nats"] for row in metrics.evaluations(training.run.folder)] == [50.0] * 3
 
 
 def test_auto_precision_is_resolved_once(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainers.run.default_precision", lambda: "bfloat16")
-    run = opened(tmp_path / "run", data, tiny_config(precision="auto"))
+    run = open_tiny_run(tmp_path / "run", data, tiny_config(precision="auto"))
     assert run.config.train.precision == "bfloat16"
     (tmp_path / "run").mkdir()
     write_json(tmp_path / "run" / "run.json", run.to_json())
-    monkeypatch.setattr("trainers.run.default_precision", lambda: "float32")  # as on another machine
-    assert opened(tmp_path / "run", data, tiny_config(precision="auto")).config.train.precision == "bfloat16"
+    monkeypatch.setattr("trainers.run.default_precision", lambda: "float32")  # as on a different processor
+    assert open_tiny_run(tmp_path / "run", data, tiny_config(precision="auto")).config.train.precision == "bfloat16"
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "json", "gone"])
-def test_a_corrupted_last_checkpoint_is_reported_and_skipped(
+def test_corrupted_last_checkpoint_is_skipped_on_restore(
     tmp_path: Path, data: Path, on: On, damage: str, capsys: pytest.CaptureFixture[str], rng: np.random.Generator
 ) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), total=10)
-    first = [weight.copy() for weight in one.steps.model.get_weights()]
-    one.state.save(one.run, 5, 3.0, Since(1.5, 3, 0.25))
-    one.steps.model.dense.bias.assign(np.ones(256))
-    last = one.state.save(one.run, 10, 2.0)
+    training = tiny_training(tmp_path / "run", data, on(), total=10)
+    first = [weight.copy() for weight in training.steps.model.get_weights()]
+    training.state.save(training.run, 5, 3.0, Since(1.5, 3, 0.25))
+    training.steps.model.dense.bias.assign(np.ones(256))
+    last = training.state.save(training.run, 10, 2.0)
     file = last.folder / ("checkpoint.json" if damage == "json" else "state.data-00000-of-00001")
     content = bytearray(file.read_bytes())
     if damage == "flip":
@@ -396,20 +398,20 @@ def test_a_corrupted_last_checkpoint_is_reported_and_skipped(
     file.write_bytes(content[: len(content) // 2] if damage in ("cut", "json") else content)
     if damage == "gone":
         file.unlink()
-    found = one.state.restore_last(one.run)
-    assert found
-    assert (found.step, found.since) == (5, Since(1.5, 3, 0.25))
-    for a, b in zip(one.steps.model.get_weights(), first, strict=True):
+    restored = training.state.restore_last(training.run)
+    assert restored
+    assert (restored.step, restored.since) == (5, Since(1.5, 3, 0.25))
+    for a, b in zip(training.steps.model.get_weights(), first, strict=True):
         np.testing.assert_array_equal(a, b)
     assert "step-00000010 is corrupted (" in capsys.readouterr().err
-    names = [path.name for path in (one.run.folder / "checkpoints").iterdir()]
+    names = [path.name for path in (training.run.folder / "checkpoints").iterdir()]
     assert sorted(names) == ["damaged-step-00000010", "step-00000005"]
-    (found.folder / "checkpoint.json").write_text("")
-    for _ in range(2):  # the second time they have been put aside
+    (restored.folder / "checkpoint.json").write_text("")
+    for _ in range(2):  # the second time, after they were moved aside
         with pytest.raises(
             StageError, match=r"all checkpoints of .*run are corrupted: remove the run, or pass another --out"
         ):
-            one.state.restore_last(one.run)
+            training.state.restore_last(training.run)
 
 
 @pytest.mark.parametrize(
@@ -421,14 +423,14 @@ def test_a_corrupted_last_checkpoint_is_reported_and_skipped(
         ("{}", "is corrupted"),
     ],
 )
-def test_an_invalid_run_is_rejected(tmp_path: Path, content: str | None, message: str) -> None:
+def test_invalid_run_is_rejected(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(StageError, match=message):
         read_run(tmp_path)
 
 
-def test_unusable_data_is_rejected_before_the_run_is_created(tmp_path: Path, data: Path) -> None:
+def test_unusable_data_is_rejected_before_creating_the_run(tmp_path: Path, data: Path) -> None:
     with pytest.raises(StageError, match=r"has not been validated: run python -m pipeline validate .*--unvalidated$"):
         train_command(tiny_config(), data, tmp_path / "run")
     with pytest.raises(

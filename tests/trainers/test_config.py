@@ -12,7 +12,7 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_sections_and_overrides_set_the_fields(tmp_path: Path) -> None:
+def test_sections_and_overrides_set_fields(tmp_path: Path) -> None:
     path = write(tmp_path, "[data]\nsource = ['x']\n[model]\nunits = 64\n[train]\nlanes = 8\nlearning_rate = 1\n")
     config = RunConfig.read(path, ("train.lanes=4", "train.precision=bfloat16", "model.dropout=0.25"))
     assert (config.model.units, config.model.layers, config.model.dropout) == (64, 2, 0.25)
@@ -81,6 +81,6 @@ def test_invalid_configs_are_rejected(tmp_path: Path, text: str, override: str, 
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_config_is_rejected(tmp_path: Path) -> None:
+def test_missing_config_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"config file .*b\.toml not found"):
         RunConfig.read(tmp_path / "b.toml")

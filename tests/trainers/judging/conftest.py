@@ -13,9 +13,9 @@ STEP = 40
 
 @pytest.fixture(scope="session")
 def saved_run(make_data: Callable[..., Manifest]) -> Callable[..., Path]:
-    """saved_run(folder, vocab, train=text, ...): write a data set and a run with a single checkpoint, without training.
+    """saved_run(folder, vocab, train=text, ...): write a data set and an untrained run with a single checkpoint.
 
-    The model is random but for the bias of its logits, which follows the frequencies of train.
+    The weights are random, except that the bias of the logits matches the symbol frequencies in train.
     """
     import keras
     import tiny_run

@@ -19,16 +19,16 @@ from trainers.judging.breakdown import (
 )
 
 
-def test_examples() -> None:
+def test_doctest() -> None:
     assert doctest.testmod(breakdown).failed == 0
 
 
-def test_interval_covers_the_mean_in_95_percent_of_trials() -> None:
+def test_interval_covers_mean_in_95_percent_of_trials() -> None:
     rng, trials, length = np.random.default_rng(2), 1000, 30 * 400
-    drawn = rng.normal(size=(trials, length))
-    losses = drawn.copy()  # an AR(1) process: correlation triples the error of the mean
+    noise = rng.normal(size=(trials, length))
+    losses = noise.copy()  # an AR(1) process: correlation triples the error of the mean
     for i in range(1, length):
-        losses[:, i] = 0.8 * losses[:, i - 1] + 0.6 * drawn[:, i]
+        losses[:, i] = 0.8 * losses[:, i - 1] + 0.6 * noise[:, i]
     intervals = [mean_interval(2 + trial) for trial in losses]
     coverage = np.mean([low < 2 < high for low, high in filter(None, intervals)])
     assert 0.93 < coverage < 0.97
@@ -45,7 +45,7 @@ def test_figures_in_every_unit() -> None:
     text = "naïve 猫\n".encode()  # 8 characters, 11 bytes
     vocab = byte_vocab(end="token")
     ids = np.append(np.frombuffer(text, np.uint8), 256)
-    nats = math.log(2) * len(text)  # one bit per byte, and none for the end
+    nats = math.log(2) * len(text)  # one bit per byte, zero for the end token
     result = figures(np.append(np.full(11, math.log(2)), 0.0), ids, vocab)
     assert result["nats"] == pytest.approx(nats / 12)
     assert result["bits"] == pytest.approx(11 / 12)
@@ -86,13 +86,13 @@ def test_group_by_frequency_in_train() -> None:
 
 def test_group_by_position() -> None:
     assert by_position(np.ones(11, int), 2, None).group_N.tolist() == [0, 1, 1, 2, 2, 0, 1, 1, 2, 2, 2]
-    inputs = np.array([0, 5, 5, 0, 5, 5, 5, 5])  # 0 ends a document and is the first input of the next
+    inputs = np.array([0, 5, 5, 0, 5, 5, 5, 5])  # 0 ends a document and is the first input of the next one
     groups = by_position(inputs, 1, 0)
     assert groups.group_N.tolist() == [0, 1, 1, 0, 1, 1, 2, 2]
     assert groups.names_G == ["1", "2 to 3", "4 to 7"]
 
 
-def test_compare_a_model_with_an_n_gram() -> None:
+def test_compare_model_with_n_gram() -> None:
     targets = np.repeat([ord("a"), ord("b"), ord("c"), ord("d")], [100, 100, 100, 99])
     p, ngram_p = (
         np.repeat([0.9, 0.3, 0.6, 0.9], [100, 100, 100, 99]),
@@ -101,7 +101,7 @@ def test_compare_a_model_with_an_n_gram() -> None:
     result = compare(-np.log(p), -np.log(ngram_p), targets, byte_vocab())
     shares = [round(result[name] * 399) for name in ("both", "model", "ngram", "neither")]
     assert shares == [100, 199, 100, 0]
-    (a,), (b,) = result["model_ahead"], result["ngram_ahead"]  # d is too rare to be listed, and c is a tie
+    (a,), (b,) = result["model_ahead"], result["ngram_ahead"]  # d is too rare to be listed; c is a tie
     assert a == {"name": "a", "targets": 100, "p": pytest.approx(0.9), "ngram_p": pytest.approx(0.4)} | {
         "model_alone": 1.0,
         "ngram_alone": 0.0,

@@ -1,4 +1,4 @@
-"""Each measure on a text that can be counted by hand."""
+"""Coherence measures on texts small enough to count by hand."""
 
 import hypothesis.strategies as st
 import pytest
@@ -64,15 +64,15 @@ def shares(measures: dict[str, Share]) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("kind", "text", "train", "expected"),
     [
-        # 12 matched: ( ) of add, its { }, ( [ ] ), ( ) of wrong, its { }. The last ( and { are still open.
-        # 4 are closed (two comments, two literals); one quote is not.
+        # 12 matched: ( ) of add, its { }, ( [ ] ), ( ) of wrong, its { }. The last ( and { are unclosed.
+        # 4 closed (two comments, two literals) and one open quote.
         ("c", C, "", {"brackets": 1.0, "quotes_and_comments": 4 / 5, "functions_parsed": 1 / 2}),
         ("c", "f(]) /* open", "", {"brackets": 2 / 3}),
         ("c", '*/ " (', "", {"quotes_and_comments": 0.0}),
-        # 6 matched: align, proof and lemma; \end{theorem} is not. 9 pairs of braces, and a lone }. The first and last
-        # paragraph may be cut off; of the other two with a dollar, one has an even number.
+        # 6 matched: align, proof and lemma, but not \end{theorem}. 9 pairs of braces and a lone }. The first and last
+        # paragraph may be cut off; of the other two with dollars, one has an even number.
         ("latex", LATEX, "", {"environments": 6 / 7, "braces": 18 / 19, "dollars": 1 / 2}),
-        # Page A closes page, title and text. In page B, title is left open and </text> closes nothing.
+        # Page A closes page, title and text. Page B leaves title open, and its </text> matches no tag.
         (
             "wiki",
             WIKI,
@@ -86,7 +86,7 @@ def shares(measures: dict[str, Share]) -> dict[str, float]:
         *((kind, "", "", {}) for kind in KINDS),
     ],
 )
-def test_measures_counted_by_hand(kind: str, text: str, train: str, expected: dict[str, float]) -> None:
+def test_measures_match_hand_counts(kind: str, text: str, train: str, expected: dict[str, float]) -> None:
     assert shares(coherence(kind, [text], known_of(kind, train))) == pytest.approx(expected)
 
 
@@ -100,10 +100,10 @@ def test_kind_of(kind: str, text: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(KINDS)), st.text(alphabet="ab\n\\{}()[]\"'<>/$*:#% \0é", max_size=80))
-def test_any_text_can_be_measured(kind: str, text: str) -> None:
+def test_measures_accept_any_text(kind: str, text: str) -> None:
     assert all(0 <= share <= 1 for share in shares(coherence(kind, [text], known_of(kind, text))).values())
 
 
-def test_shares_cover_all_texts() -> None:
+def test_shares_pool_all_texts() -> None:
     measures = coherence("c", ["()", "(]]]", "", "no bracket"], frozenset())
     assert measures == {"brackets": {"share": 2 / 5, "good": 2, "of": 5}}

@@ -23,7 +23,7 @@ TEXT = b"a bird in the hand is worth two in the bush; " * 4
 
 
 @pytest.mark.parametrize("known", ["uniform", "unigram"])
-def test_figures_of_a_model_with_a_known_loss(
+def test_figures_match_known_loss(
     tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], known: str
 ) -> None:
     text = TEXT * 30
@@ -47,9 +47,9 @@ def test_figures_of_a_model_with_a_known_loss(
     assert [sum(row["targets"] for row in rows) for rows in report["by"].values()] == [3999] * 3
     if known == "uniform":
         assert {round(row["nats"], 5) for rows in report["by"].values() for row in rows} == {round(math.log(256), 5)}
-    counted = report["baselines"]["ngram"]
-    assert counted["nats"] < 0.1, "the text repeats itself"
-    assert counted["ahead"] == pytest.approx(counted["nats"] - mean, rel=1e-5)
+    ngram = report["baselines"]["ngram"]
+    assert ngram["nats"] < 0.1, "the text repeats itself"
+    assert ngram["ahead"] == pytest.approx(ngram["nats"] - mean, rel=1e-5)
     assert report["errors"]["model"] == 0 < report["errors"]["ngram"]
     assert report["errors"]["ngram_ahead"][0]["ngram_p"] > 0.9
 
@@ -58,20 +58,20 @@ def test_figures_of_a_model_with_a_known_loss(
 def run(
     tmp_path: Path, saved_run: Callable[..., Path], on: Callable[..., Devices], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A run on a text that is train, val and test."""
+    """A run on a data set whose train, val and test are the same text."""
     monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
     return saved_run(tmp_path, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT)
 
 
-def test_n_gram_is_counted_by_default_if_that_is_quick(
+def test_n_gram_is_counted_by_default_only_for_small_data(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run / "evaluation-test.json"
     nats_N = np.linspace(1, 2, len(tiny_run.TEXT) - 1, dtype=np.float32)
-    monkeypatch.setattr(module, "losses", lambda *_: (nats_N, 1))  # scoring takes seconds and is not under test
+    monkeypatch.setattr(module, "losses", lambda *_: (nats_N, 1))  # scoring is slow and not under test
 
-    def counted(count: bool | None) -> bool | None:
-        """Evaluate; return whether an n-gram was counted, or None if the evaluation was up to date."""
+    def evaluate_again(count: bool | None) -> bool | None:
+        """Evaluate, and return whether an n-gram was counted; None if the evaluation was up to date."""
         before = path.read_text()
         evaluate_run(run, "test", None, count, force=False)
         after = json.loads(path.read_text())
@@ -79,16 +79,16 @@ def test_n_gram_is_counted_by_default_if_that_is_quick(
         return None if path.read_text() == before else after["inputs"]["ngram"]
 
     write_json(path, {})
-    assert [counted(count) for count in (None, None, True, False, False)] == [True, None, None, False, None]
+    assert [evaluate_again(count) for count in (None, None, True, False, False)] == [True, None, None, False, None]
     write_json(path, json.loads(path.read_text()) | {"format_version": 1})
-    assert counted(False) is False, "the file has an older format"
-    monkeypatch.setattr(module, "COUNTED", 539)  # all splits together have 540 tokens
+    assert evaluate_again(False) is False, "the file has an older format"
+    monkeypatch.setattr(module, "COUNTED", 539)  # the three splits have 540 tokens
     capsys.readouterr()
-    assert counted(None) is None, "an evaluation without an n-gram is there"
+    assert evaluate_again(None) is None, "the evaluation is up to date"
     write_json(path, {})
-    assert counted(None) is False
+    assert evaluate_again(None) is False
     assert "takes about 0 s and 0.0 GB; pass --ngram to count them" in capsys.readouterr().err
-    assert [counted(count) for count in (True, None)] == [True, None]
+    assert [evaluate_again(count) for count in (True, None)] == [True, None]
     with pytest.raises(UsageError, match="--ngram cannot be judged on train"):
         evaluate_run(run, "train", None, True, force=False)
     monkeypatch.setattr(module, "COUNTED", 8_000_000)
@@ -111,19 +111,19 @@ def test_short_splits_have_fewer_lanes(
     monkeypatch.setattr(module, "MIN_LANE", 55)
     evaluate_run(run, "test", None, False, force=False)
     evaluation = json.loads((run / "evaluation-test.json").read_text())
-    # Each lane has one target at its first position.
+    # Each lane has one target at position 1.
     assert evaluation["inputs"]["lanes"] == expected == evaluation["by"]["position"][0]["targets"]
 
 
-def test_terminal_shows_the_loss_beside_the_n_gram(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_shows_loss_and_n_gram(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate_run(run, "test", None, True, force=False)
     out, err = capsys.readouterr()
     evaluation = json.loads((run / "evaluation-test.json").read_text())
-    counted = evaluation["baselines"]["ngram"]
+    ngram = evaluation["baselines"]["ngram"]
     lines = [line.split() for line in out.splitlines()]
     assert lines[0][-8:] == f"= {evaluation['bits']:.4f} bits per byte over 179 bytes".split()
     assert lines[1][:2] == ["perplexity", f"{evaluation['perplexity']:.3f},"]
     assert lines[3] == ["model", f"{evaluation['nats']:.4f}", f"{evaluation['bits']:.4f}"], "too short for intervals"
-    assert lines[4][:5] == ["n-gram", "of", "order", str(counted["order"]), f"{counted['nats']:.4f}"]
-    assert lines[5][:4] == ["n-gram", "ahead", "by", f"{-counted['ahead']:.4f}"]
+    assert lines[4][:5] == ["n-gram", "of", "order", str(ngram["order"]), f"{ngram['nats']:.4f}"]
+    assert lines[5][:4] == ["n-gram", "ahead", "by", f"{-ngram['ahead']:.4f}"]
     assert (len(lines), err) == (6, f"report: {run}/report.html\n")

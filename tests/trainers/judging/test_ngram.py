@@ -1,4 +1,4 @@
-"""The array implementation against one with dictionaries, against a hand calculation, and against a sum of 1."""
+"""Kneser-Ney n-grams against a dictionary implementation and a hand calculation; probabilities sum to 1."""
 
 import itertools
 from collections import Counter
@@ -12,7 +12,7 @@ Symbols = tuple[int, ...]
 
 
 class Reference:
-    """The model written as its definition: dictionaries and recursion, one symbol at a time."""
+    """The model by definition: dictionaries and recursion, one symbol at a time."""
 
     def __init__(self, train: list[int], size: int, end_id: int | None, highest: int):
         self.size, self.highest = size, highest
@@ -23,7 +23,7 @@ class Reference:
             for n in range(1, min(len(text), highest) + 1):
                 ngram = text[-n:]
                 self.places[ngram] += 1
-                if n == len(text):  # at the beginning of the document
+                if n == len(text):  # at the start of the document
                     self.after[ngram] += 1
                 else:
                     after.setdefault(ngram, set()).add(text[-n - 1])
@@ -57,17 +57,17 @@ def discounts(counts: list[int]) -> list[float]:
 
 
 def document(text: list[int], end_id: int | None) -> Symbols:
-    """The last document of a text, with the end that precedes it."""
-    begins = [i for i, symbol in enumerate(text[:-1]) if symbol == end_id]
-    return tuple(text[begins[-1] if begins else 0 :])
+    """Return the last document of a text, with the end symbol before it."""
+    starts = [i for i, symbol in enumerate(text[:-1]) if symbol == end_id]
+    return tuple(text[starts[-1] if starts else 0 :])
 
 
 @pytest.mark.parametrize("end_id", [None, 0])
 @pytest.mark.parametrize(("size", "length", "highest"), [(3, 400, 5), (2, 60, 12), (30, 900, 3), (300, 200, 9)])
-def test_matches_the_reference(
+def test_probabilities_match_reference(
     rng: np.random.Generator, size: int, length: int, highest: int, end_id: int | None
 ) -> None:
-    draw = rng.dirichlet(np.full(size, 0.3), size)  # uneven, so that some pairs are frequent and some symbols missing
+    draw = rng.dirichlet(np.full(size, 0.3), size)  # skewed, so that some pairs are frequent and some symbols missing
 
     def text(length: int) -> list[int]:
         ids = [0]
@@ -85,8 +85,8 @@ def test_matches_the_reference(
             np.testing.assert_allclose(p_Q, expected, rtol=1e-12)
 
 
-def test_hand_calculation() -> None:
-    """abracadabra has too few counts to estimate the discounts, so they are 0.5, 1 and 1.5.
+def test_probabilities_match_hand_calculation() -> None:
+    """abracadabra has too few counts to estimate discounts, so they default to 0.5, 1 and 1.5.
 
     Occurrences: a 5, b 2, r 2, c 1, d 1 of 11. Order 1: p(b) = (2 - 1 + (1.5 + 1 + 1 + 0.5 + 0.5) / 5) / 11.
     """
@@ -96,7 +96,7 @@ def test_hand_calculation() -> None:
     left = 1.5 + 1 + 1 + 0.5 + 0.5
     p = {b: (2 - 1 + left / 5) / 11, r: (2 - 1 + left / 5) / 11, d: (1 - 0.5 + left / 5) / 11}
     np.testing.assert_allclose(first, [p[b], p[r], p[d], p[d]])
-    # Below the highest order: a follows r, c, d and the beginning; b, c and d follow a; r follows b.
+    # Lower orders count distinct predecessors: a follows r, c, d and the start; b, c and d follow a; r follows b.
     left = 1.5 + 4 * 0.5
     low = {b: (1 - 0.5 + left / 5) / 8}
     # After a: b twice, c and d once. After b: r twice. After r: a twice. After d: a once.
@@ -110,11 +110,11 @@ def test_hand_calculation() -> None:
 
 
 @pytest.mark.parametrize("end_id", [None, 2])
-def test_probabilities_sum_to_one_after_every_context(rng: np.random.Generator, end_id: int | None) -> None:
+def test_probabilities_sum_to_one_in_every_context(rng: np.random.Generator, end_id: int | None) -> None:
     size, highest = 4, 3  # 3 does not occur in train
     train = rng.choice(3, 300, p=[0.6, 0.3, 0.1])
-    contexts = [seen for n in range(1, highest + 2) for seen in itertools.product(range(size), repeat=n)]
-    texts = [np.array([*seen, symbol]) for seen in contexts for symbol in range(size)]
+    contexts = [context for n in range(1, highest + 2) for context in itertools.product(range(size), repeat=n)]
+    texts = [np.array([*context, symbol]) for context in contexts for symbol in range(size)]
     for p_of_texts in probabilities(train, texts, size, end_id, highest):
         p_CxV = np.array([p_Q[-1] for p_Q in p_of_texts]).reshape(len(contexts), size)
         assert p_CxV.min() > 0
@@ -127,22 +127,22 @@ def test_discounts_from_counts_of_counts() -> None:
     assert _discounts(np.array([1, 2, 3])) == DISCOUNTS
 
 
-def test_lowest_of_equally_good_orders() -> None:
+def test_tie_selects_lowest_order() -> None:
     ids = np.array([0, 1, 1, 0] * 4)
-    ngram = best(ids, ids[:2], ids, 3)  # val has a single target, with one symbol before it
+    ngram = best(ids, ids[:2], ids, 3)  # val has a single target, preceded by one symbol
     assert ngram.order == 3
     assert ngram.val_nats[2:] == [min(ngram.val_nats)] * 10
-    every = list(probabilities(ids, [ids], 3))
-    np.testing.assert_array_equal(ngram.nats_Q, -np.log(every[2][0]))
+    orders = list(probabilities(ids, [ids], 3))
+    np.testing.assert_array_equal(ngram.nats_Q, -np.log(orders[2][0]))
 
 
-def test_best_order_on_val() -> None:
+def test_best_order_is_chosen_on_val() -> None:
     rng = np.random.default_rng(1)
     ids = rng.integers(0, 4, 3000)
-    ids[2::3] = (ids[0::3] + ids[1::3]) % 4  # every third symbol is determined by the two before it
+    ids[2::3] = (ids[0::3] + ids[1::3]) % 4  # every third symbol is a function of the two before it
     train, val, test = ids[:2400], ids[2400:2700], ids[2700:]
     ngram = best(train, val, test, 4)
-    every = list(probabilities(train, [val, test], 4))
-    np.testing.assert_allclose(ngram.val_nats, [-np.log(val_Q).mean() for val_Q, _ in every])
+    orders = list(probabilities(train, [val, test], 4))
+    np.testing.assert_allclose(ngram.val_nats, [-np.log(val_Q).mean() for val_Q, _ in orders])
     assert ngram.order == 1 + int(np.argmin(ngram.val_nats)) > 2
-    np.testing.assert_array_equal(ngram.nats_Q, -np.log(every[ngram.order - 1][1]))
+    np.testing.assert_array_equal(ngram.nats_Q, -np.log(orders[ngram.order - 1][1]))

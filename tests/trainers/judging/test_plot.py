@@ -1,4 +1,4 @@
-"""Plots of training curves: the points drawn are the metrics reported."""
+"""Plots of training curves."""
 
 import json
 import math
@@ -39,8 +39,8 @@ def make_run(folder: Path, rows: list[dict[str, Any]], unit: str = "byte") -> Pa
     return folder
 
 
-def drawn(figure: Figure) -> dict[str, list[list[tuple[float, float]]]]:
-    """Points of every line, by panel."""
+def points_by_panel(figure: Figure) -> dict[str, list[list[tuple[float, float]]]]:
+    """Return the points of every line, by panel."""
     panels = dict(zip(("loss", *BELOW), figure.axes, strict=True))
     return {
         name: [list(zip(np.asarray(x.get_xdata()), np.asarray(x.get_ydata()), strict=True)) for x in axes.lines]
@@ -48,15 +48,15 @@ def drawn(figure: Figure) -> dict[str, list[list[tuple[float, float]]]]:
     }
 
 
-def test_plot_draws_the_reported_metrics(tmp_path: Path) -> None:
+def test_plot_draws_reported_metrics(tmp_path: Path) -> None:
     figure = draw([read(make_run(tmp_path / "a", ROWS), "a", "step")], "step")
-    assert drawn(figure) == {
+    assert points_by_panel(figure) == {
         "loss": [[(3, 4.0), (5, 3.0), (8, 2.0)], [(0, 5.5), (5, 3.5), (8, 3.75)], [(5, 3.5)]],  # train, val, best
         "gradient_norm": [[(3, 1.0), (5, 0.75), (8, 0.5)]],
         "learning_rate": [[(3, 0.1 / 3), (5, 0.02), (8, 0.0125)]],
         "per_second": [[(3, 50.0), (5, 100.0), (8, 50.0)]],
     }
-    figure.draw_without_rendering()  # sets the limits of the secondary axis
+    figure.draw_without_rendering()  # updates the limits of the secondary axis
     loss = figure.axes[0]
     assert (loss.get_ylabel(), loss.child_axes[0].get_ylabel()) == ("nats per byte", "bits per byte")
     np.testing.assert_allclose(loss.child_axes[0].get_ylim(), np.array(loss.get_ylim()) / math.log(2))
@@ -64,10 +64,10 @@ def test_plot_draws_the_reported_metrics(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "at"), [("epoch", [0, 0.3, 0.5, 0.5, 0.8, 0.8]), ("seconds", [0, 2.0, 3.0, 3.0, 5.0, 5.0])]
+    ("x", "expected"), [("epoch", [0, 0.3, 0.5, 0.5, 0.8, 0.8]), ("seconds", [0, 2.0, 3.0, 3.0, 5.0, 5.0])]
 )
-def test_x_axis_unit(tmp_path: Path, x: Any, at: list[float]) -> None:
-    assert read(make_run(tmp_path / "a", ROWS), "a", x).x == at
+def test_x_axis_unit(tmp_path: Path, x: Any, expected: list[float]) -> None:
+    assert read(make_run(tmp_path / "a", ROWS), "a", x).x == expected
 
 
 def test_runs_are_distinguishable(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_empty_panels_are_labelled(tmp_path: Path) -> None:
     assert figure.axes[3].get_title() == "chars per second"
 
 
-def test_failed_save_keeps_the_previous_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_save_keeps_previous_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = make_run(tmp_path / "a", ROWS), make_run(tmp_path / "other" / "a", ROWS)
     out = tmp_path / "out" / "curves.png"
     plot((a, b, a), out, "step")
@@ -108,7 +108,7 @@ def test_failed_save_keeps_the_previous_picture(tmp_path: Path, monkeypatch: pyt
     assert out.read_bytes() == picture
 
 
-def test_runs_of_the_same_name_show_their_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_with_the_same_name_show_their_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b, c = (make_run(tmp_path / name, ROWS) for name in ("a", "x/a", "c"))
     plot((a, b, c, a), tmp_path / "curves.svg", "step")
     assert capsys.readouterr().err == f"{tmp_path}/curves.svg: {a}, {b}, c\n"

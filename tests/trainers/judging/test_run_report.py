@@ -1,4 +1,4 @@
-"""The report page of a run, made from files in the form that train, evaluate and judge write."""
+"""Report page of a run, from files like those that train, evaluate and judge write."""
 
 import doctest
 import json
@@ -47,7 +47,7 @@ def evaluation(ngram: bool) -> dict[str, object]:
     return value
 
 
-def measured(**more: object) -> dict[str, object]:
+def sample_measures(**more: object) -> dict[str, object]:
     row = {"texts": 16, "bits": 2.0, "distinct_runs": 0.5, "repeated": 0.25, "compressed": 0.5, "words_known": 0.75}
     parsed = {"share": 1 / 3, "good": 1, "of": 3}
     return {**row, "coherence": {"functions_parsed": parsed}, "copied": {"longest": 42, "copied_20": 0.125}, **more}
@@ -59,8 +59,11 @@ SAMPLES = {
     "step": 1234,
     "searched": 5000,
     "inputs": {"length": 2000},
-    "held_out": {"split": "test", **measured()},
-    "rows": [measured(temperature=0.5, text="int <i>x</i>;\x1b"), measured(temperature=1.0, text="}", coherence={})],
+    "held_out": {"split": "test", **sample_measures()},
+    "rows": [
+        sample_measures(temperature=0.5, text="int <i>x</i>;\x1b"),
+        sample_measures(temperature=1.0, text="}", coherence={}),
+    ],
 }
 
 
@@ -69,7 +72,7 @@ def test_doctest() -> None:
 
 
 class PageText(HTMLParser):
-    """The text of a page and its tags."""
+    """Text and tags of a page."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -94,22 +97,22 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def written(folder: Path) -> PageText:
+def write_report(folder: Path) -> PageText:
     return PageText(report.write(folder).read_text(encoding="utf-8"))
 
 
 def test_run_without_results(folder: Path) -> None:
-    assert "No results yet" in written(folder).text
+    assert "No results yet" in write_report(folder).text
 
 
 def test_one_epoch_is_singular(folder: Path) -> None:
     run = json.loads((folder / "run.json").read_text())
     run["config"]["train"]["epochs"] = 1.0
     write_json(folder / "run.json", run)
-    assert "trained for 1 epoch in batches of 4 lanes × 3 bytes No results yet" in written(folder).text
+    assert "trained for 1 epoch in batches of 4 lanes × 3 bytes No results yet" in write_report(folder).text
 
 
-def fill(folder: Path) -> None:
+def add_results(folder: Path) -> None:
     write_json(folder / "evaluation-test.json", evaluation(ngram=True))
     write_json(folder / "evaluation-train.json", evaluation(ngram=False))
     write_json(folder / "samples.json", SAMPLES)
@@ -123,8 +126,8 @@ def fill(folder: Path) -> None:
 
 
 def test_report_shows_all_results(folder: Path) -> None:
-    fill(folder)
-    page = written(folder)
+    add_results(folder)
+    page = write_report(folder)
     for part in (
         "LSTM, 2 × 8 units; trained for 1.5 epochs in batches of 4 lanes × 3 bytes",
         "Loss on train 1.8034 bits per character, 1.7000 bits per byte, perplexity 3.490 per byte, over all 99 bytes.",
@@ -150,15 +153,15 @@ def test_report_shows_all_results(folder: Path) -> None:
     assert page.text.index("Loss on train") < page.text.index("Loss on test")
     assert "twice" not in page.text
     assert not {"script", "link", "img", "b", "i"} & set(page.tags)
-    assert "–</text>" in (folder / "report.html").read_text(), "no bar where there is nothing to judge"
-    # Three groups for train, the orders too for test; five measures of the samples, one of coherence, two of copies.
+    assert "–</text>" in (folder / "report.html").read_text(), "missing values have no bar"
+    # 3 groupings for train; these and the orders for test; samples: 5 measures, 1 of coherence, 2 of copying.
     assert page.tags.count("svg") == page.tags.count("desc") == 3 + 4 + 5 + 1 + 2
 
 
-def test_older_formats_are_left_out(folder: Path) -> None:
+def test_older_formats_are_ignored(folder: Path) -> None:
     write_json(folder / "samples.json", SAMPLES | {"format_version": 1})
     write_json(folder / "evaluation-test.json", {"format_version": 1, "nats": 1.0})
-    text = written(folder).text
+    text = write_report(folder).text
     assert "Loss on" not in text
     assert "Kind of text" not in text
 
@@ -186,10 +189,10 @@ console.log(JSON.stringify(problems));
 """
 
 
-def test_report_in_a_browser(folder: Path) -> None:
+def test_report_is_accessible_and_self_contained(folder: Path) -> None:
     if not CHROMIUM:
         pytest.skip("Chromium is missing (apt install chromium)")
-    fill(folder)
+    add_results(folder)
     command = [node(), "--input-type=module", "-e", SCRIPT, report.write(folder).as_uri()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout == "[]\n", done.stdout + done.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.stdout == "[]\n", process.stdout + process.stderr

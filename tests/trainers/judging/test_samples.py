@@ -27,9 +27,9 @@ def test_doctest() -> None:
     assert doctest.testmod(samples).failed == 0
 
 
-def test_variety_by_hand() -> None:
+def test_variety_matches_hand_counts() -> None:
     result = variety(["a b a b a b", "a b c"], {"a", "c"})
-    # Sequences of three words: aba bab aba bab, abc. No stretch is 20 characters long.
+    # Word trigrams: aba bab aba bab, abc. Neither text has 20 characters.
     assert {key: result[key] for key in ("distinct_runs", "repeated", "words_known")} == {
         "distinct_runs": 3 / 5,
         "repeated": 0.0,
@@ -58,8 +58,8 @@ def test_invalid_sweeps_are_rejected(values: dict[str, object], message: str) ->
         make(Sweep, values, "judge")
 
 
-def nats_of(folder: Path, texts: list[bytes]) -> float:
-    """Loss of texts of bytes, each after a newline, computed by the model directly."""
+def total_loss(folder: Path, texts: list[bytes]) -> float:
+    """Compute the total loss of byte texts, each after a newline, with the model directly."""
     model, nats = checkpoint.load_model(read_run(folder)), 0.0
     for text in texts:
         ids = np.frombuffer(b"\n" + text, np.uint8)[None]
@@ -68,8 +68,8 @@ def nats_of(folder: Path, texts: list[bytes]) -> float:
     return nats
 
 
-def sampled(folder: Path, length: int, temperature: float, seeds: Iterable[int]) -> list[str]:
-    """Texts of a run, each sampled alone."""
+def sample_texts(folder: Path, length: int, temperature: float, seeds: Iterable[int]) -> list[str]:
+    """Sample texts from a run, one per call."""
     run = read_run(folder)
     generate = tf.function(Sampler(checkpoint.load_model(run), run.vocab).generate, autograph=False)
     texts = []
@@ -80,7 +80,9 @@ def sampled(folder: Path, length: int, temperature: float, seeds: Iterable[int])
     return texts
 
 
-def test_sweep(tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_samples_and_scores_texts(
+    tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     prose = saved_run(tmp_path, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT[:100])
     sweep = Sweep(temperatures=(0.5, 1.5), texts=3, length=30, seed=7)
     sweep_run(prose, None, sweep, force=False)
@@ -89,11 +91,11 @@ def test_sweep(tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.Ca
         (0.5, 3, 90),
         (1.5, 3, 90),
     ]
-    texts = sampled(prose, 30, 0.5, (7, 8, 9))
+    texts = sample_texts(prose, 30, 0.5, (7, 8, 9))
     assert result["rows"][0]["text"] == "\n".join(texts)
     assert b"".join(sample_run(prose, b"", 30, 0.5, 8)).decode(errors="replace") == texts[1]
-    # Held-out text is scored like a sample, from the state after a newline.
-    real, nats = result["held_out"], nats_of(prose, [tiny_run.TEXT[k : k + 30] for k in range(0, 90, 30)])
+    # Held-out text is scored like samples, from the state after a newline.
+    real, nats = result["held_out"], total_loss(prose, [tiny_run.TEXT[k : k + 30] for k in range(0, 90, 30)])
     assert (real["split"], real["texts"], real["targets"]) == ("test", 3, 90)
     assert real["bits"] == pytest.approx(nats / 90 / math.log(2), rel=1e-5)
     assert (real["words_known"], real["copied"]) == (1.0, {"longest": 30, "copied_20": 1.0})
@@ -118,12 +120,12 @@ def test_names_are_judged_as_names(
     real = result["held_out"]
     assert (real["split"], real["text"]) == ("val", "Ann\nEve\nAl\nAnn\nEve")
     assert real["coherence"] == {name: {"share": 3 / 5, "good": 3, "of": 5} for name in ("new", "distinct")}
-    # The newlines that end names count, as in evaluate, in samples as well.
+    # The newlines that end names count as targets, in held-out text and samples, as in evaluate.
     assert real["targets"] == 19
-    nats = nats_of(run, [b"Ann\n", b"Eve\n", b"Al\n", b"Ann\n", b"Eve\n"])
+    nats = total_loss(run, [b"Ann\n", b"Eve\n", b"Al\n", b"Ann\n", b"Eve\n"])
     assert real["bits"] == pytest.approx(nats / 19 / math.log(2), rel=1e-5)
     (row,) = result["rows"]
-    texts = sampled(run, 12, 1.0, range(1, 6))
+    texts = sample_texts(run, 12, 1.0, range(1, 6))
     assert row["text"] == "\n".join(texts)
     assert row["targets"] == sum(min(len(name) + 1, 12) for name in texts)
     new = [name not in ("Ann", "Bob", "Cy", "Dee") for name in texts if name]
@@ -145,14 +147,14 @@ def test_new_names_are_counted_by_line(
     assert capsys.readouterr().out.splitlines()[-1].endswith(f" new ({low:.1%} to {high:.1%})")
 
 
-def test_empty_names_have_no_measures(
+def test_empty_names_have_no_coherence(
     tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = saved_run(tmp_path, byte_vocab(end="newline"), train=b"\n" * 200, val=b"\n" * 60)
     sweep_run(run, None, Sweep(temperatures=(0.0,), texts=3, length=12), force=False)
     (row,) = json.loads((run / "samples.json").read_text())["rows"]
     assert (row["text"], row["coherence"], row["targets"]) == ("\n\n", {}, 3)
-    assert row["bits"] == pytest.approx(nats_of(run, [b"\n"]) / math.log(2), rel=1e-5)
+    assert row["bits"] == pytest.approx(total_loss(run, [b"\n"]) / math.log(2), rel=1e-5)
     assert (run / "report.html").is_file()
     assert "new" not in capsys.readouterr().out
 
@@ -163,13 +165,13 @@ def test_invalid_utf_8_is_judged_as_bytes(tmp_path: Path, saved_run: Callable[..
     sweep_run(run, None, Sweep(temperatures=(1.0,), texts=4, length=30), force=False)
     real = json.loads((run / "samples.json").read_text())["held_out"]
     pieces = [text[k : k + 30] for k in range(0, 120, 30)]
-    assert (real["texts"], real["targets"]) == (4, 4 * 30), "as much as the samples, in bytes"
-    assert real["bits"] == pytest.approx(nats_of(run, pieces) / 120 / math.log(2), rel=1e-5)
+    assert (real["texts"], real["targets"]) == (4, 4 * 30), "as many bytes as the samples"
+    assert real["bits"] == pytest.approx(total_loss(run, pieces) / 120 / math.log(2), rel=1e-5)
     assert real["copied"] == {"longest": 30, "copied_20": 1.0}
     assert real["text"] == "\n".join(piece.decode(errors="replace") for piece in pieces)
 
 
-def test_held_out_texts_end_where_samples_do() -> None:
+def test_held_out_texts_end_like_samples() -> None:
     sweep = Sweep(texts=5, length=4)
     token, ids_N = byte_vocab(end="token"), np.array([256, *b"abcdef", 256, *b"gh", 256, *b"ijklm"])
     assert samples._held_out(ids_N, token, sweep, lines=False) == [b"abcd", b"ef", b"gh", b"ijkl", b"m"]
@@ -184,7 +186,7 @@ def test_held_out_texts_end_where_samples_do() -> None:
     assert samples._held_out(np.frombuffer(b"ab\ncde", np.uint8), byte_vocab(), sweep, lines=False) == [b"ab\nc", b"de"]
 
 
-def test_sampling_and_scoring_errors_stop_the_sweep(make_model: Callable[..., CharRNN]) -> None:
+def test_sampling_and_scoring_errors_are_raised(make_model: Callable[..., CharRNN]) -> None:
     sampler = Sampler(make_model(vocab=3), Vocab("char", (b"\n", b"a", b"b")), Limits(length=5))
     with console.progress() as bar:
         with pytest.raises(StageError, match=r"^length: 0 to 5, got 6$"):

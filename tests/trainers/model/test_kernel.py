@@ -1,4 +1,4 @@
-"""The compiled op against float64 and against the graph loop, at sizes off every multiple of its vectors and blocks."""
+"""Compiled ops against float64 and the graph loop, at sizes that are no multiples of vectors and blocks."""
 
 import subprocess
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def compiled() -> None:
 
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize(("T", "B", "H"), SIZES)
-def test_values_and_gradients_are_the_loop_s(rng: np.random.Generator, T: int, B: int, H: int, resets: bool) -> None:
+def test_values_and_gradients_match_the_loop(rng: np.random.Generator, T: int, B: int, H: int, resets: bool) -> None:
     keep = tf.constant(rng.random((T, B, 1)) < 0.7, tf.float32) if resets else None
     shapes = [(T, B, 4 * H), (B, H), (B, H), (H, 4 * H)]
     z, h, c, r = (tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes)
@@ -44,24 +44,24 @@ def test_values_and_gradients_are_the_loop_s(rng: np.random.Generator, T: int, B
 
     compiled = run(lambda z, state: kernel.lstm(z, state, r, keep))
     loop = run(lambda z, state: recurrence.loop(CELLS["lstm"], z, state, (r,), tf.float32, keep))
-    for one, other in zip(compiled, loop, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * (1 + np.abs(other).max()))
+    for actual, expected in zip(compiled, loop, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * (1 + np.abs(expected).max()))
 
 
 @pytest.mark.parametrize(("M", "K", "N"), [(1, 1, 1), (25, 300, 17), (97, 5, 64), (200, 257, 33)])
-def test_products_and_their_gradients_are_exact_to_rounding(rng: np.random.Generator, M: int, K: int, N: int) -> None:
+def test_matmul_and_its_gradients_match_float64(rng: np.random.Generator, M: int, K: int, N: int) -> None:
     a, b, w = (rng.normal(size=shape) for shape in ((M, K), (K, N), (M, N)))
     with tf.GradientTape() as tape:
         inputs = [tf.constant(x, tf.float32) for x in (a, b)]
         tape.watch(inputs)
         c = kernel.matmul(*inputs)
         loss = tf.reduce_sum(c * tf.constant(w, tf.float32))
-    for got, expected in zip([c, *tape.gradient(loss, inputs)], [a @ b, w @ b.T, a.T @ w], strict=True):
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * max(M, K, N) ** 0.5 * 10)
+    for actual, expected in zip([c, *tape.gradient(loss, inputs)], [a @ b, w @ b.T, a.T @ w], strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * max(M, K, N) ** 0.5 * 10)
 
 
-def test_tanh_is_within_rounding_everywhere() -> None:
-    """Through the op: with h = 0 and open gates, c is tanh of the candidate."""
+def test_tanh_matches_float64() -> None:
+    """With h = 0 and open gates, the op returns c = tanh(candidate)."""
     x = np.concatenate([np.linspace(-12, 12, 4001), np.logspace(-30, 0, 100)]).astype(np.float32)[:, None]
     open_gates = np.full((len(x), 1), 20, np.float32)
     z = np.concatenate([open_gates, -open_gates, open_gates, x], axis=1)[None]
@@ -70,14 +70,14 @@ def test_tanh_is_within_rounding_everywhere() -> None:
     np.testing.assert_allclose(c, np.tanh(x.astype(np.float64)), rtol=1e-6)
 
 
-def test_wrong_shapes_fail_the_op() -> None:
+def test_mismatched_shapes_raise() -> None:
     with pytest.raises(tf.errors.InvalidArgumentError):
         kernel.ops().char_rnn_lstm(
             tf.zeros([2, 3, 8]), tf.zeros([3, 8]), tf.zeros([3, 2]), tf.zeros([3, 2]), tf.ones([2, 3])
         )
 
 
-def test_without_a_compiler_the_loop_serves(
+def test_missing_compiler_falls_back_to_the_loop(
     make_model: Callable[..., CharRNN],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -94,10 +94,10 @@ def test_without_a_compiler_the_loop_serves(
         kernel.ops.cache_clear()
     assert "lstm.cc cannot be compiled" in capsys.readouterr().err
     np.testing.assert_allclose(looped, compiled, atol=1e-5)
-    assert not list(tmp_path.iterdir()), "no half-written library stays"
+    assert not list(tmp_path.iterdir()), "no partial library is left"
 
 
-def test_it_is_compiled_once_per_source_and_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_library_is_compiled_once_per_source_and_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = []
 
     def compile_with(command: list[str], **_: Any) -> None:

@@ -17,7 +17,7 @@ kinds = pytest.mark.parametrize("kind", KINDS, ids=["lstm", "gru", "rnn"])
 
 
 @kinds
-def test_with_the_carry_short_windows_are_one_long_window(
+def test_carry_makes_short_windows_equal_one_long_window(
     rng: np.random.Generator, make_model: MakeModel, kind: dict[str, Any]
 ) -> None:
     model = make_model(**kind)
@@ -30,10 +30,10 @@ def test_with_the_carry_short_windows_are_one_long_window(
         cold.append(model(ids[:, start:stop], model.initial_carry(3))[0])
     np.testing.assert_allclose(tf.concat(pieces, 1), long_logits, atol=1e-5)
     np.testing.assert_allclose(carry, long_carry, atol=1e-5)
-    assert np.abs(tf.concat(cold, 1) - long_logits)[:, 5:].max() > 1e-3, "without the carry the past must be missed"
+    assert np.abs(tf.concat(cold, 1) - long_logits)[:, 5:].max() > 1e-3, "an empty carry must change the logits"
 
 
-def test_lanes_do_not_see_each_other(rng: np.random.Generator, make_model: MakeModel) -> None:
+def test_lanes_are_independent(rng: np.random.Generator, make_model: MakeModel) -> None:
     model = make_model()
     ids = rng.integers(0, 11, (3, 8))
     together, _ = model(ids, model.initial_carry(3))
@@ -43,46 +43,46 @@ def test_lanes_do_not_see_each_other(rng: np.random.Generator, make_model: MakeM
 
 @kinds
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_document_does_not_see_those_before_it(
+def test_reset_makes_documents_independent(
     rng: np.random.Generator, make_model: MakeModel, precision: str, kind: dict[str, Any]
 ) -> None:
     model = make_model(layers=3, **kind)
     model.matmul_dtype = tf.as_dtype(precision)
-    near = 1e-5 if precision == "float32" else 0.05
+    tolerance = 1e-5 if precision == "float32" else 0.05
     ids, reset = rng.integers(0, 11, (2, 23)), np.zeros((2, 23), bool)
     documents = [[0, 4, 5, 17, 23], [0, 9, 10, 20, 23]]
     for row, starts in enumerate(documents):
         reset[row, starts[1:-1]] = True
     together, carry = model(ids, model.initial_carry(2), reset_BxT=reset)
-    model.use_stock_layers = True  # for what has no reset; the loop serves what has
+    model.use_stock_layers = True  # stock layers cannot reset, so the loop must run anyway
     np.testing.assert_array_equal(model(ids, model.initial_carry(2), reset_BxT=reset)[0], together)
     model.use_stock_layers = False
     for row, starts in enumerate(documents):
         for start, stop in itertools.pairwise(starts):
             alone, last = model(ids[row : row + 1, start:stop], model.initial_carry(1))
-            np.testing.assert_allclose(together[row, start:stop], alone[0], atol=near)
-        np.testing.assert_allclose(carry[row], last[0], atol=near)
+            np.testing.assert_allclose(together[row, start:stop], alone[0], atol=tolerance)
+        np.testing.assert_allclose(carry[row], last[0], atol=tolerance)
 
 
-def test_the_first_weights_are_a_function_of_the_seed(make_model: MakeModel) -> None:
-    one, same, other = (make_model(seed=seed).get_weights() for seed in (5, 5, 6))
-    for a, b in zip(one, same, strict=True):
+def test_initial_weights_depend_only_on_the_seed(make_model: MakeModel) -> None:
+    first, same, other = (make_model(seed=seed).get_weights() for seed in (5, 5, 6))
+    for a, b in zip(first, same, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert np.abs(one[0] - other[0]).max() > 0
-    kernels = [weight for weight in one if weight.shape == (7, 28)]
-    assert np.abs(kernels[0] - kernels[-1]).max() > 0, "layers must not start alike"
+    assert np.abs(first[0] - other[0]).max() > 0
+    kernels = [weight for weight in first if weight.shape == (7, 28)]
+    assert np.abs(kernels[0] - kernels[-1]).max() > 0, "layers must start from different weights"
 
 
-def test_first_weights_remember_and_keep_norms(make_model: MakeModel) -> None:
+def test_lstm_initialization(make_model: MakeModel) -> None:
     cell = make_model(units=6).rnns[1].cell
     np.testing.assert_array_equal(cell.bias.numpy(), np.repeat([0, 1, 0, 0], 6))
     recurrent_HxG = cell.recurrent_kernel.numpy()
     np.testing.assert_allclose(recurrent_HxG @ recurrent_HxG.T, np.eye(6), atol=1e-5)
     rows_VxG = make_model(units=40, vocab=100).rnns[0].cell.kernel.numpy()
-    assert abs(rows_VxG.std() - 1) < 0.05, "a one-hot input must move the gates by one"
+    assert abs(rows_VxG.std() - 1) < 0.05, "a one-hot input must give gates unit variance"
 
 
-def test_the_first_weights_of_every_cell_keep_norms(make_model: MakeModel) -> None:
+def test_initialization_of_other_cells_and_embedding(make_model: MakeModel) -> None:
     for cell, shape in (("gru", (2, 18)), ("rnn", (6,))):
         layer = make_model(units=6, cell=cell).rnns[1].cell
         np.testing.assert_array_equal(layer.bias.numpy(), np.zeros(shape))
@@ -91,10 +91,10 @@ def test_the_first_weights_of_every_cell_keep_norms(make_model: MakeModel) -> No
     model = make_model(units=40, vocab=300, embedding=16, cell="gru")
     rows_VxE, kernel_ExG = model.embedding.embeddings.numpy(), model.rnns[0].cell.kernel.numpy()
     assert abs(rows_VxE.std() - 1) < 0.05
-    assert abs((rows_VxE @ kernel_ExG).std() - 1) < 0.1, "an embedded input must move the gates by one"
+    assert abs((rows_VxE @ kernel_ExG).std() - 1) < 0.1, "an embedded input must give gates unit variance"
 
 
-def test_dropout_masks_repeat_and_hide_their_share(make_model: MakeModel) -> None:
+def test_dropout_masks_are_deterministic_and_have_the_given_rate(make_model: MakeModel) -> None:
     model = make_model(units=50, layers=3, dropout=0.25)
     (*masks, last), (*same, _), (*other, _) = (
         model.dropout_masks(20, 30, tf.constant([1, step])) for step in (7, 7, 8)
@@ -112,12 +112,14 @@ def test_dropout_masks_repeat_and_hide_their_share(make_model: MakeModel) -> Non
     np.testing.assert_array_equal(inner, masks[0])
     np.testing.assert_allclose(np.unique(last), [0, 2])
     assert abs(np.mean(last == 0) - 0.5) < 0.02
-    assert abs(np.corrcoef(np.ravel(inner), np.ravel(last))[0, 1]) < 0.05, "of its own"
+    assert abs(np.corrcoef(np.ravel(inner), np.ravel(last))[0, 1]) < 0.05, (
+        "output dropout must be independent of inner dropout"
+    )
     (only,) = make_model(units=50, layers=1, output_dropout=0.5).dropout_masks(20, 30, tf.constant([1, 7]))
     np.testing.assert_allclose(np.unique(only), [0, 2])
 
 
-def test_output_dropout_hides_from_the_logits_alone(rng: np.random.Generator, make_model: MakeModel) -> None:
+def test_output_dropout_changes_only_the_logits(rng: np.random.Generator, make_model: MakeModel) -> None:
     model = make_model(output_dropout=0.5, layer_norm=True)
     ids, carry = rng.integers(0, 11, (2, 13)), model.initial_carry(2)
     masks = model.dropout_masks(2, 13, tf.constant([3, 4]))
@@ -129,7 +131,7 @@ def test_output_dropout_hides_from_the_logits_alone(rng: np.random.Generator, ma
     np.testing.assert_allclose(logits, (y_BxTxH * masks[-1]) @ kernel_HxV + bias_V, atol=1e-4)
 
 
-def test_variational_dropout_hides_the_same_at_every_step(rng: np.random.Generator, make_model: MakeModel) -> None:
+def test_variational_dropout_uses_one_mask_for_all_steps(rng: np.random.Generator, make_model: MakeModel) -> None:
     model = make_model(units=50, layers=3, dropout=0.25, variational_dropout=True)
     (*masks, _), (*same, _), (*other, _) = (model.dropout_masks(20, 30, tf.constant([1, step])) for step in (7, 7, 8))
     assert [mask.shape for mask in masks] == [(20, 1, 50)] * 2
@@ -143,13 +145,13 @@ def test_variational_dropout_hides_the_same_at_every_step(rng: np.random.Generat
         np.testing.assert_allclose(model(ids, carry, masks)[0], model(ids, carry, spread)[0], atol=1e-6)
 
 
-def test_norms_lie_on_what_a_layer_gives_and_not_on_its_state(rng: np.random.Generator, make_model: MakeModel) -> None:
+def test_layer_norm_applies_to_outputs_but_not_to_state(rng: np.random.Generator, make_model: MakeModel) -> None:
     model, plain = make_model(layer_norm=True), make_model()
     for layer, same in zip((*model.rnns, model.dense), (*plain.rnns, plain.dense), strict=True):
         layer.set_weights(same.get_weights())
     ids, carry = rng.integers(0, 11, (2, 6)), model.initial_carry(2)
     np.testing.assert_allclose(model(ids, carry)[1][:, 0], plain(ids, carry)[1][:, 0], atol=1e-6)
-    # The last norm stands between the last layer and the logits, the first between the layers: each can hide all.
+    # With gamma 0, the last norm hides all layers from the logits, and the first hides layer 0 from layer 1.
     last, shift = model.norms[1], rng.normal(size=7)
     last.gamma.assign(np.zeros(7))
     last.beta.assign(shift)
@@ -159,27 +161,27 @@ def test_norms_lie_on_what_a_layer_gives_and_not_on_its_state(rng: np.random.Gen
 
 
 @kinds
-def test_a_saved_model_is_the_same_model(
+def test_keras_save_and_load_round_trip(
     rng: np.random.Generator, make_model: MakeModel, tmp_path: Path, kind: dict[str, Any]
 ) -> None:
     model = make_model(layers=3, dropout=0.5, seed=4, **kind)
     model.matmul_dtype = tf.bfloat16
-    for weight in model.weights:  # none as a fresh model has it
+    for weight in model.weights:  # so that none has its initial value
         weight.assign(rng.normal(size=weight.shape))
     model.save(tmp_path / "x.keras")
     loaded = keras.models.load_model(tmp_path / "x.keras")
     assert type(loaded) is CharRNN
     assert loaded.get_config() == model.get_config()
     ids, carry = rng.integers(0, 11, (2, 13)), tf.constant(rng.normal(size=model.initial_carry(2).shape), tf.float32)
-    for one, other in zip(loaded(ids, carry), model(ids, carry), strict=True):
-        np.testing.assert_array_equal(one, other)
-    for one, other in zip(loaded.weights, model.weights, strict=True):
-        assert one.path == other.path
-        np.testing.assert_array_equal(one, other)
+    for restored, original in zip(loaded(ids, carry), model(ids, carry), strict=True):
+        np.testing.assert_array_equal(restored, original)
+    for restored, original in zip(loaded.weights, model.weights, strict=True):
+        assert restored.path == original.path
+        np.testing.assert_array_equal(restored, original)
 
 
 @kinds
-def test_gates_are_those_of_the_equations(
+def test_gates_reproduce_states_and_logits(
     rng: np.random.Generator, make_model: MakeModel, kind: dict[str, Any]
 ) -> None:
     model = make_model(**kind)
@@ -214,15 +216,13 @@ def test_gates_are_those_of_the_equations(
 
 
 @pytest.mark.parametrize("variational", [False, True])
-def test_masks_hide_the_same_in_both_ways_to_run(
-    rng: np.random.Generator, make_model: MakeModel, variational: bool
-) -> None:
+def test_dropout_matches_stock_layers(rng: np.random.Generator, make_model: MakeModel, variational: bool) -> None:
     model = make_model(dropout=0.5, output_dropout=0.3, variational_dropout=variational, layer_norm=variational)
     ids, carry = rng.integers(0, 11, (2, 13)), model.initial_carry(2)
     masks = model.dropout_masks(2, 13, tf.constant([3, 4]))
     loop, _ = model(ids, carry, masks)
-    plain, _ = model(ids, carry)
+    without_dropout, _ = model(ids, carry)
     model.use_stock_layers = True
     stock, _ = model(ids, carry, masks)
     np.testing.assert_allclose(loop, stock, atol=1e-5)
-    assert np.abs(loop - plain).max() > 1e-3
+    assert np.abs(loop - without_dropout).max() > 1e-3

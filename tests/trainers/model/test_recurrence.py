@@ -1,5 +1,4 @@
-"""The loop of every cell against its equations in NumPy, and against Keras's layer with the same weights, gradients
-included."""
+"""Loops of all cells against equations in NumPy, and against Keras's layers, including gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from trainers.model import recurrence
 from trainers.model.cells import CELLS, Weights
 from trainers.model.char_rnn import CharRNN
 
-# T, B, H: one of everything, T below, at, above and far off a multiple of the unrolling, odd units.
+# T, B, H: all ones; then T below, at and above multiples of the unroll factor; odd units.
 SIZES = [(1, 1, 1), (3, 2, 5), (10, 1, 4), (23, 3, 7)]
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 MODELS = [
@@ -44,19 +43,19 @@ def rnn_step(z: np.ndarray, hr: np.ndarray, h: np.ndarray) -> Arrays:
 
 
 def equations(cell: str, z_TxBxG: np.ndarray, state: Arrays, recurrent: Arrays, keep_TxBx1: Any = None) -> Arrays:
-    """The cell's equations in float64, gate columns in the order of cells.py: every h, and the state after."""
+    """Compute all h and the final state in float64, with gate columns in the order of cells.py."""
     r_HxG, *bias_G = (weight.astype(np.float64) for weight in recurrent)
-    one = {"lstm": lstm_step, "gru": gru_step, "rnn": rnn_step}[cell]
+    step = {"lstm": lstm_step, "gru": gru_step, "rnn": rnn_step}[cell]
     hs = []
     for t, z_BxG in enumerate(z_TxBxG.astype(np.float64)):
         state = state if keep_TxBx1 is None else [x_BxH * keep_TxBx1[t] for x_BxH in state]
-        state = one(z_BxG, sum(bias_G, state[0] @ r_HxG), *state)
+        state = step(z_BxG, sum(bias_G, state[0] @ r_HxG), *state)
         hs.append(state[0])
     return [np.stack(hs), *state]
 
 
 def window(rng: np.random.Generator, cell: str, T: int, B: int, H: int) -> tuple[np.ndarray, Arrays, Arrays, Any]:
-    """z, the state before, the recurrent weights, and keep, with a reset at the first step and at the last."""
+    """Return random z, initial state, recurrent weights and keep, with resets at the first and the last step."""
     G = GATES[cell] * H
     keep = (rng.random((T, B, 1)) < 0.7).astype(np.float32)
     keep[0, 0] = keep[-1, -1] = 0
@@ -77,28 +76,24 @@ def recur(
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(("T", "B", "H"), SIZES)
-def test_the_loop_computes_the_equations(
-    rng: np.random.Generator, cell: str, T: int, B: int, H: int, resets: bool
-) -> None:
+def test_loop_matches_equations(rng: np.random.Generator, cell: str, T: int, B: int, H: int, resets: bool) -> None:
     z, state, recurrent, keep = window(rng, cell, T, B, H)
     keep = keep if resets else None
     expected = equations(cell, z, state, recurrent, keep)
-    got = tf.function(recur)(cell, z, state, [tf.constant(w) for w in recurrent], tf.float32, keep)
-    for one, want in zip(got, expected, strict=True):
-        np.testing.assert_allclose(one, want, atol=1e-5)
+    results = tf.function(recur)(cell, z, state, [tf.constant(w) for w in recurrent], tf.float32, keep)
+    for actual, desired in zip(results, expected, strict=True):
+        np.testing.assert_allclose(actual, desired, atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(
     ("T", "B", "H", "dtype"), [*((*size, tf.float32) for size in SIZES), (*SIZES[-1], tf.bfloat16)]
 )
-def test_the_gradient_stops_where_the_loop_starts_afresh(
-    rng: np.random.Generator, cell: str, T: int, B: int, H: int, dtype: tf.DType
-) -> None:
+def test_gradient_stops_at_resets(rng: np.random.Generator, cell: str, T: int, B: int, H: int, dtype: tf.DType) -> None:
     z, state, recurrent, keep = window(rng, cell, T, B, H)
     inputs = tf.nest.map_structure(tf.constant, (z, tuple(state), tuple(recurrent)))
     shapes = [(T, B, H)] + [(B, H)] * len(state)
-    weigh = [tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes]
+    loss_weights = [tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes]
 
     def unrolled(z: Any, state: Any, recurrent: Any) -> Any:
         hs = []
@@ -112,18 +107,18 @@ def test_the_gradient_stops_where_the_loop_starts_afresh(
     def gradients(run: Callable[..., Any]) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            loss = tf.add_n([tf.reduce_sum(y * w) for y, w in zip(run(*inputs), weigh, strict=True)])
+            loss = tf.add_n([tf.reduce_sum(y * w) for y, w in zip(run(*inputs), loss_weights, strict=True)])
         return tape.gradient(loss, inputs)
 
     loop = gradients(tf.function(lambda *x: recur(cell, *x, dtype, keep)))
-    for got, want in zip(tf.nest.flatten(loop), tf.nest.flatten(gradients(unrolled)), strict=True):
+    for actual, desired in zip(tf.nest.flatten(loop), tf.nest.flatten(gradients(unrolled)), strict=True):
         scale = 1e-5 if dtype == tf.float32 else 0.05
-        np.testing.assert_allclose(got, want, rtol=0, atol=scale * (1 + np.abs(want).max()))
-    assert not np.any(loop[1][0][0]), "nothing flows back over a reset at the first step"
+        np.testing.assert_allclose(actual, desired, rtol=0, atol=scale * (1 + np.abs(desired).max()))
+    assert not np.any(loop[1][0][0]), "no gradient passes a reset at the first step"
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_inference_with_folded_weights_is_forward(rng: np.random.Generator, cell: str) -> None:
+def test_inference_with_folded_weights_matches_forward(rng: np.random.Generator, cell: str) -> None:
     x, state, recurrent, _ = window(rng, cell, 1, 3, 5)
     kind, G = CELLS[cell], GATES[cell] * 5
     weights = Weights(rng.normal(size=(G, G)).astype(np.float32), np.ones(G, np.float32), tuple(recurrent))
@@ -133,17 +128,17 @@ def test_inference_with_folded_weights_is_forward(rng: np.random.Generator, cell
         return tf.matmul(x[0], w.kernel_IxG) + w.bias_G, sum(bias, tf.matmul(state[0], r_HxG))
 
     after = kind.inference(5)(*sums(kind.fold(weights)), tuple(state))
-    for got, expected in zip(after, kind.forward(*sums(weights), tuple(state))[0], strict=True):
-        np.testing.assert_allclose(got, expected, atol=1e-6)
+    for actual, expected in zip(after, kind.forward(*sums(weights), tuple(state))[0], strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("settings", "size"), MODELS)
-def test_the_loop_is_the_keras_layer_in_value_and_gradient(
+def test_loop_matches_keras_layer_in_value_and_gradient(
     rng: np.random.Generator, make_model: Callable[..., CharRNN], settings: dict[str, Any], size: tuple[int, ...]
 ) -> None:
     T, B, H = size
     model = make_model(units=H, layers=2, vocab=11, **settings)
-    for weight in model.trainable_variables:  # biases and norms too have values that are not 0 or 1
+    for weight in model.trainable_variables:  # so that biases and norms differ from 0 and 1
         weight.assign_add(0.1 * rng.normal(size=weight.shape))
     ids = rng.integers(0, 11, (B, T))
     carry = tf.constant(rng.normal(size=model.initial_carry(B).shape), tf.float32)
@@ -169,21 +164,21 @@ def test_the_loop_is_the_keras_layer_in_value_and_gradient(
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
-def test_a_row_s_gradient_is_the_sum_over_its_readers(rng: np.random.Generator, dtype: tf.DType) -> None:
-    table, weigh = (tf.constant(rng.normal(size=shape), tf.float32) for shape in ((7, 3), (5, 2, 3)))
-    ids = rng.integers(0, 6, (5, 2))  # many twice, the last never
+def test_lookup_gradient_sums_over_repeated_ids(rng: np.random.Generator, dtype: tf.DType) -> None:
+    table, loss_weights = (tf.constant(rng.normal(size=shape), tf.float32) for shape in ((7, 3), (5, 2, 3)))
+    ids = rng.integers(0, 6, (5, 2))  # many repeat; id 6 never occurs
     expected = np.zeros((7, 3))
-    np.add.at(expected, ids, tf.cast(tf.cast(weigh, dtype), tf.float32))
+    np.add.at(expected, ids, tf.cast(tf.cast(loss_weights, dtype), tf.float32))
     with tf.GradientTape() as tape:
         tape.watch(table)
         rows = recurrence.look_up(table, tf.constant(ids), dtype)
-        loss = tf.reduce_sum(tf.cast(rows, tf.float32) * weigh)
+        loss = tf.reduce_sum(tf.cast(rows, tf.float32) * loss_weights)
     np.testing.assert_array_equal(rows, tf.cast(table, dtype).numpy()[ids])
     np.testing.assert_allclose(tape.gradient(loss, table), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("embedding", [0, 3])
-def test_a_large_vocabulary_is_run_another_way_to_the_same_end(
+def test_large_vocabulary_lookup_matches_table(
     rng: np.random.Generator, make_model: Callable[..., CharRNN], monkeypatch: pytest.MonkeyPatch, embedding: int
 ) -> None:
     model = make_model(embedding=embedding)
@@ -197,12 +192,12 @@ def test_a_large_vocabulary_is_run_another_way_to_the_same_end(
 
     small = run()
     monkeypatch.setattr(recurrence, "TABLE", 10)
-    for one, other in zip(small, run(), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    for a, b in zip(small, run(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_products_are_made_in_the_precision_asked_for() -> None:
-    nearly_one = tf.constant([[1 + 2**-10]])  # bfloat16 has 8 bits of it
+def test_matmul_uses_the_given_precision() -> None:
+    nearly_one = tf.constant([[1 + 2**-10]])  # bfloat16 keeps 8 bits
     assert float(recurrence.matmul(nearly_one, tf.constant([[1.0]]), tf.float32)[0, 0]) == 1 + 2**-10
     assert float(recurrence.matmul(nearly_one, tf.constant([[1.0]]), tf.bfloat16)[0, 0]) == 1
 
@@ -215,7 +210,7 @@ def test_bfloat16_products_stay_near_float32(
     ids, carry = rng.integers(0, 11, (4, 12)), model.initial_carry(4)
     exact, _ = model(ids, carry)
     model.matmul_dtype = tf.bfloat16
-    rough, _ = model(ids, carry)
-    assert rough.dtype == tf.float32
-    difference = np.abs(exact - rough).max()
+    rounded, _ = model(ids, carry)
+    assert rounded.dtype == tf.float32
+    difference = np.abs(exact - rounded).max()
     assert 0 < difference < 0.05

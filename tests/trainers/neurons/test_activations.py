@@ -1,4 +1,4 @@
-"""Activation files, read back."""
+"""Activation files."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ NAMES = {"lstm": ["h", "c", "input", "output"], "gru": ["h", "update"]}
 
 
 def windows(rng: np.random.Generator, names: list[str]) -> list[list[dict[str, np.ndarray]]]:
-    """Activations of two layers of 3 units, in windows of 4, 2 and 4 ids."""
+    """Return activations of two layers of 3 units, in windows of 4, 2 and 4 ids."""
     return [[{name: rng.normal(size=(n, 3)).astype(np.float32) for name in names} for _ in (1, 2)] for n in (4, 2, 4)]
 
 
@@ -22,7 +22,7 @@ def write(path: Path, activations: list[list[dict[str, np.ndarray]]], ids_N: np.
 
 
 @pytest.mark.parametrize("cell", NAMES)
-def test_written_activations_are_read_back(rng: np.random.Generator, tmp_path: Path, cell: str) -> None:
+def test_activations_round_trip(rng: np.random.Generator, tmp_path: Path, cell: str) -> None:
     activations, ids_N = windows(rng, NAMES[cell]), rng.integers(0, 7, 10)
     write(tmp_path / "a.npz", activations, ids_N)
     paths = {"h": "output", "c": "states", "input": "gate_input", "output": "gate_output", "update": "gate_update"}

@@ -1,5 +1,5 @@
-"""Labels compared with expectations written by hand: below each character is ^ inside a binary label, or the last digit
-of a numeric one. In the texts, $ is a newline."""
+"""Labels of texts against hand-written ones. Below each character: ^ inside a binary label, or the last digit of a
+numeric one. In the texts, $ is a newline."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ def label_of(text: bytes, vocab: Vocab, language: str, about: str) -> Label:
     return next(label for label in labels_of(vocab.encode(text), vocab, language) if label.about == about)
 
 
-def marked(text: str, language: str, about: str) -> str:
+def render(text: str, language: str, about: str) -> str:
     text = text.replace("$", "\n")
     label = label_of(text.encode(), char_vocab(Counter(text)), language, about)
     return "".join(str(int(value) % 10) if label.numeric else ".^"[int(value)] for value in label.values_N)
@@ -159,16 +159,16 @@ CODE = [
 
 
 @pytest.mark.parametrize(("about", "text", "expected"), PROSE)
-def test_prose(about: str, text: str, expected: str) -> None:
-    assert marked(text, "text", about) == expected
+def test_prose_labels(about: str, text: str, expected: str) -> None:
+    assert render(text, "text", about) == expected
 
 
 @pytest.mark.parametrize(("language", "about", "text", "expected"), CODE)
-def test_code(language: str, about: str, text: str, expected: str) -> None:
-    assert marked(text, language, about) == expected
+def test_code_labels(language: str, about: str, text: str, expected: str) -> None:
+    assert render(text, language, about) == expected
 
 
-def test_each_byte_of_a_character_has_its_label() -> None:
+def test_all_bytes_of_a_character_share_its_label() -> None:
     text, about = "“né” \U0001f431.".encode(), "inside quotes"
     label = label_of(text + b"\xe9\x80(", byte_vocab(), "text", about)
     assert label.values_N.tolist() == [True] * 6 + [False] * (3 + 1 + 4 + 1 + 3)
@@ -185,7 +185,7 @@ def test_documents_are_labelled_separately() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=80), LANGUAGES, st.sampled_from([None, "token"]))
-def test_any_bytes_can_be_labelled(text: bytes, language: str, end: str | None) -> None:
+def test_labels_accept_any_bytes(text: bytes, language: str, end: str | None) -> None:
     vocab = byte_vocab(end)  # type: ignore[arg-type]
     ids_N = vocab.encode(text).astype(np.int64)
     if end:
@@ -209,7 +209,7 @@ def test_bytes_and_characters_have_the_same_labels(text: str, language: str) -> 
         np.testing.assert_array_equal(of_bytes.values_N[first], of_characters.values_N)
 
 
-def test_language_is_that_of_most_bytes() -> None:
+def test_language_is_chosen_by_bytes() -> None:
     assert language_of([("a.py", 10), ("b/c.c", 5), ("README", 3), ("d.py", 1)]) == "python"
     assert language_of([("a.py", 10), ("README", 11)]) == "text"
     assert [language_of([(f"{name}/input.txt", 1)]) for name in ("linux", "wikipedia-sample", "warpeace")] == [

@@ -1,4 +1,4 @@
-"""Activations compared with the equations in float64, and the command from a run to its report and page."""
+"""Activations against the equations in float64, and the neurons command."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from trainers.neurons.labels import Label
 from trainers.neurons.neurons import NeuronOptions, Passage, likeliest, neurons_run, read, record
 from trainers.training.devices import Devices
 
-CELLS = [  # settings of the model, and whether the text has documents
+CELLS = [  # model settings, and whether the text has documents
     ({"cell": "lstm", "layers": 2}, False),
     ({"cell": "lstm", "layers": 1, "layer_norm": True}, True),
     ({"cell": "gru", "layers": 3, "embedding": 4, "layer_norm": True}, False),
@@ -77,7 +77,7 @@ def equations(model: CharRNN, ids_N: np.ndarray, end_id: int | None) -> tuple[Ac
 
 
 @pytest.mark.parametrize(("settings", "documents"), CELLS)
-def test_read_matches_the_equations(
+def test_read_matches_equations(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], documents: bool
 ) -> None:
     monkeypatch.setattr(module, "WINDOW", 13)  # three windows, the last one partial
@@ -98,7 +98,7 @@ def test_read_matches_the_equations(
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_recording_keeps_the_beginning_and_gate_saturation(
+def test_recording_has_searched_prefix_and_gate_saturation(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, cell: str
 ) -> None:
     monkeypatch.setattr(module, "WINDOW", 10)
@@ -137,7 +137,7 @@ def run(
     make_data: Callable[..., Manifest],
     on: Callable[..., Devices],
 ) -> Path:
-    """A copy of a tiny run of step 5; its data set is shared."""
+    """Copy of a tiny run at step 5; its data set is shared."""
 
     def make(folder: Path) -> None:
         make_data(folder / "data", 1000, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT[5:])
@@ -176,7 +176,7 @@ def test_command_writes_report_page_picture_and_activations(
         assert arrays["states2"].shape == (175, 8)
 
 
-def test_file_is_read_by_its_own_language(
+def test_language_follows_the_file_name(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     passages: list[Passage] = []
@@ -250,11 +250,11 @@ def test_text_outside_the_vocabulary_raises(
     )  # the invalid byte is beyond --length
 
 
-def test_excerpt_starts_where_the_label_varies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_excerpt_starts_where_the_label_varies_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DRAWN", 20)
     vocab = byte_vocab()
     ids_S = vocab.encode(b"012345678\n" * 12)
     values_S = np.zeros(120, bool)
-    values_S[30:40] = values_S[95:105] = True  # the second run is half of a picture from 90
+    values_S[30:40] = values_S[95:105] = True  # a picture from 90 is half label
     assert module._most_varied(ids_S, vocab, Label("", values_S)) == 90
     assert module._most_varied(ids_S[:15], vocab, Label("", values_S[:15])) == 7  # too short to choose

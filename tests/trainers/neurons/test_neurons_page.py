@@ -1,4 +1,4 @@
-"""The page's data and the picture. tests/web/test_web_neurons.py opens the page in a browser."""
+"""Data of the neurons page, and its picture. tests/web/test_web_neurons.py tests the page in a browser."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ SHOWN = "a $x$←↵\u732b\ufffd e↵\ufffd"
 def test_picture_shows_each_character_and_its_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    E, drawn = len(TEXT), list[tuple[float, str]]()
+    E, labels = len(TEXT), list[tuple[float, str]]()
     text_of = Axes.text
-    monkeypatch.setattr(Axes, "text", lambda self, x, y, s, **_: drawn.append((x, s)) or text_of(self, x, y, s, **_))
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, s, **_: labels.append((x, s)) or text_of(self, x, y, s, **_))
     ids_ExK = np.tile([36, 10], (E, 1))
     excerpt = Excerpt.of(np.frombuffer(TEXT, np.uint8), byte_vocab(), 0, np.eye(E, 6), ids_ExK, np.full((E, 2), 0.5))
     report = {"neurons": [{"layer": 2, "unit": 1, "about": "inside quotes"}]}
@@ -35,10 +35,10 @@ def test_picture_shows_each_character_and_its_predictions(
         (1, 1),
     ]
     for name in ("a.png", "a.svg"):
-        drawn.clear()
+        labels.clear()
         draw(tmp_path / name, page, excerpt, 2, 1)
-        assert [s for _, s in drawn] == [s for c in SHOWN for s in (c.replace("$", r"\$"), r"\$", "↵")]
-    assert [x for x, _ in drawn][::3] == [k + 0.5 for k in (*range(7), *range(5), 0)], "a newline starts a new line"
+        assert [s for _, s in labels] == [s for c in SHOWN for s in (c.replace("$", r"\$"), r"\$", "↵")]
+    assert [x for x, _ in labels][::3] == [k + 0.5 for k in (*range(7), *range(5), 0)], "a newline starts a new line"
     assert capsys.readouterr().err.startswith(f"{tmp_path}/a.png: unit 1 of layer 2 (inside quotes)\n")
 
 
@@ -50,7 +50,7 @@ def test_end_of_document_has_its_own_cell() -> None:
     assert excerpt.values_CxU.tolist() == np.eye(4)[1:].tolist()
 
 
-def test_units_whose_colour_hardly_changes_are_flat() -> None:
+def test_units_with_nearly_constant_colour_are_flat() -> None:
     values_ExU = np.array([[3.0, -9.0, 0.1, 2.0], [5.0, 1.0, 0.2, 2.0], [7.0, 0.0, 0.6, 2.0]])
     colour_ExU, zeros = np.tanh(values_ExU), np.zeros((3, 1), int)
     excerpt = Excerpt.of(np.arange(65, 68), byte_vocab(), 0, values_ExU, zeros, zeros)
@@ -61,7 +61,7 @@ def test_units_whose_colour_hardly_changes_are_flat() -> None:
     assert excerpt.flat_U.tolist() == [True, False, True, True]
 
 
-def test_picture_of_a_long_excerpt_is_cut(
+def test_picture_of_long_excerpt_is_truncated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "DRAWN", 9)
@@ -69,7 +69,7 @@ def test_picture_of_a_long_excerpt_is_cut(
     excerpt = Excerpt.of(
         np.arange(65, 85), byte_vocab(), 0, np.zeros((20, 2)), np.zeros((20, 1), int), np.zeros((20, 1))
     )
-    own = " by its own range"  # constant
+    own = " by its own range"  # the unit is constant
     draw(tmp_path / "a.svg", Page("fox", "byte", 1, 2, np.arange(2.0), {"neurons": []}), excerpt, 1, 2)
     assert (
         capsys.readouterr().err == f"{tmp_path}/a.svg: unit 2 of layer 1{own}, the first 9 characters of the excerpt\n"

@@ -1,4 +1,4 @@
-"""The search: AUC compared with a count of pairs; planted units are found, noise is not."""
+"""Neuron search: strengths against their definitions, recall of planted units, and false positives."""
 
 import numpy as np
 import pytest
@@ -11,19 +11,19 @@ Array = np.ndarray
 
 
 def binary_runs(rng: np.random.Generator, N: int, mean: int) -> Array:
-    """A binary label in runs of `mean` characters on average."""
+    """Return a binary label with runs of `mean` characters on average."""
     return np.cumsum(rng.random(N) < 1 / mean) % 2 == 1
 
 
-def drifting(rng: np.random.Generator, N: int, U: int, keep: float = 0.95) -> Array:
-    """Units with memory, as in a network: autoregressive noise."""
+def random_units(rng: np.random.Generator, N: int, U: int, keep: float = 0.95) -> Array:
+    """Return units with memory, as in a network: autoregressive noise."""
     x_NxU = rng.normal(size=(N, U))
     for t in range(1, N):
         x_NxU[t] += keep * x_NxU[t - 1]
     return x_NxU.astype(np.float32)
 
 
-def test_auc_is_the_share_of_ordered_pairs_with_ties_as_half(rng: np.random.Generator) -> None:
+def test_auc_counts_ordered_pairs_and_half_of_ties(rng: np.random.Generator) -> None:
     x_NxU = rng.integers(0, 6, (41, 5)).astype(np.float32)
     x_NxU[:, 4] = 3  # constant
     labels_KxN = rng.random((3, 41)) < 0.3
@@ -36,7 +36,7 @@ def test_auc_is_the_share_of_ordered_pairs_with_ties_as_half(rng: np.random.Gene
     assert strength_KxU[2].tolist() == [0] * 5
 
 
-def test_correlation_is_pearsons_of_the_ranks(rng: np.random.Generator) -> None:
+def test_correlation_is_pearson_of_ranks(rng: np.random.Generator) -> None:
     x_NxU, label_N = rng.integers(0, 9, (50, 3)).astype(np.float32), rng.integers(0, 4, 50).astype(np.float32)
     x_NxU[:, 2] = 1
 
@@ -49,12 +49,12 @@ def test_correlation_is_pearsons_of_the_ranks(rng: np.random.Generator) -> None:
 
 def test_planted_units_are_found_and_scored_on_the_second_half(rng: np.random.Generator) -> None:
     N, U = 4000, 12
-    x_NxU, label_N = drifting(rng, N, U), binary_runs(rng, N, 40)
+    x_NxU, label_N = random_units(rng, N, U), binary_runs(rng, N, 40)
     depth_N = np.cumsum(rng.integers(-1, 2, N)).astype(np.float32)
     x_NxU[:, 7] = 2 - 4 * label_N + rng.normal(size=N)  # low inside
     x_NxU[:, 3] = depth_N + rng.normal(size=N)
     absent_N = np.zeros(N, bool)
-    # Make the unit worse in the second half, so that the halves' scores differ.
+    # Degrade the unit in the second half, so that the halves' scores differ.
     x_NxU[N // 2 :, 7] = np.where(rng.random(N // 2) < 0.1, x_NxU[N // 2 :, 5], x_NxU[N // 2 :, 7])
     labels = [Label("quotes", label_N, "quote"), Label("depth", depth_N), Label("comment", absent_N, "comment")]
     quotes, depth, comment = search(x_NxU, labels)
@@ -69,12 +69,12 @@ def test_planted_units_are_found_and_scored_on_the_second_half(rng: np.random.Ge
 @pytest.mark.parametrize(
     ("repetitions", "allowed"), [(5, 2), pytest.param(50, 3, marks=pytest.mark.slow)], ids=["short", "long"]
 )
-def test_unrelated_labels_are_not_found(rng: np.random.Generator, repetitions: int, allowed: int) -> None:
-    """Units and labels with memory match each other by chance. `allowed`: a label errs once in hundreds."""
+def test_unrelated_labels_have_no_match(rng: np.random.Generator, repetitions: int, allowed: int) -> None:
+    """Units and labels with memory match by chance. allowed: false positives, at about one per hundreds of labels."""
     errors = 0
     for _ in range(repetitions):
-        x_NxU = drifting(rng, 3000, 20)
-        depth_N = drifting(rng, 3000, 1)[:, 0].round()
+        x_NxU = random_units(rng, 3000, 20)
+        depth_N = random_units(rng, 3000, 1)[:, 0].round()
         labels = [Label("quotes", binary_runs(rng, 3000, 60)), Label("depth", depth_N)]
         results = search(x_NxU, labels, shifts=40)
         errors += sum(result.verdict != "not found" for result in results)
@@ -83,8 +83,8 @@ def test_unrelated_labels_are_not_found(rng: np.random.Generator, repetitions: i
 
 
 def test_shuffled_labels_underestimate_chance(rng: np.random.Generator) -> None:
-    """Therefore the search shifts labels."""
-    x_NxU, label_N = drifting(rng, 4000, 30, keep=0.99), binary_runs(rng, 4000, 100)
+    """Shuffling destroys a label's runs, so the search shifts labels instead."""
+    x_NxU, label_N = random_units(rng, 4000, 30, keep=0.99), binary_runs(rng, 4000, 100)
     chance = search(x_NxU, [Label("quotes", label_N)])[0].chance
     shuffled_KxN = np.stack([rng.permutation(label_N[2000:]) for _ in range(100)])
     assert chance > 2 * np.abs(RankedHalf(x_NxU[2000:]).strengths(shuffled_KxN)).max()
@@ -93,7 +93,7 @@ def test_shuffled_labels_underestimate_chance(rng: np.random.Generator) -> None:
 def test_labels_with_few_runs_have_no_matches(rng: np.random.Generator) -> None:
     label_N = np.arange(1000) % 250 < 125  # four runs per half
     for N in (1000, 2, 1):
-        assert search(drifting(rng, N, 3), [Label("quotes", label_N[:N])])[0].matches == []
+        assert search(random_units(rng, N, 3), [Label("quotes", label_N[:N])])[0].matches == []
 
 
 def test_report_lists_each_unit_once_with_its_best_label(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Text to ids in graph ops against pipeline.vocab's NumPy."""
+"""Encoding in graph ops against NumPy's in pipeline.vocab."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ TEXTS = st.lists(TEXT, min_size=1, max_size=5)
 @pytest.mark.parametrize("vocab", VOCABS.values(), ids=VOCABS)
 @settings(max_examples=60, deadline=None)
 @given(texts=TEXTS)
-def test_ids_are_those_of_the_vocabulary(vocab: Vocab, texts: list[bytes]) -> None:
+def test_codec_matches_vocabulary(vocab: Vocab, texts: list[bytes]) -> None:
     codec = Codec(vocab)
     encoded = codec.encode(tf.constant(texts), 9, "prompt")
     begun = codec.begin(encoded, tf.constant([vocab.end_id is not None or not text for text in texts]))
@@ -34,12 +34,12 @@ def test_ids_are_those_of_the_vocabulary(vocab: Vocab, texts: list[bytes]) -> No
     for row, text in enumerate(texts):
         problem = encoded.problem_B.numpy()[row].decode()
         try:
-            expected, refused = vocab.encode(text), ""
+            expected, message = vocab.encode(text), ""
         except StageError as error:
-            expected, refused = vocab.encode(b""), str(error)
-        many = len(text) if vocab.unit == "byte" else len(text.decode("utf-8", "replace"))
-        if many > 9 or refused:
-            assert problem.startswith("prompt: must be valid UTF-8" if "is not UTF-8" in refused else "prompt: ")
+            expected, message = vocab.encode(b""), str(error)
+        size = len(text) if vocab.unit == "byte" else len(text.decode("utf-8", "replace"))
+        if size > 9 or message:
+            assert problem.startswith("prompt: must be valid UTF-8" if "is not UTF-8" in message else "prompt: ")
             assert (int(encoded.length_B[row]), decoded[row]) == (0, b"")
             continue
         assert problem == ""
@@ -49,13 +49,13 @@ def test_ids_are_those_of_the_vocabulary(vocab: Vocab, texts: list[bytes]) -> No
 
 
 @pytest.mark.parametrize("broken", [b"\xff", b"a\xc3", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\x80a"])
-def test_what_is_not_utf_8_is_a_problem_of_its_row(broken: bytes) -> None:
+def test_invalid_utf_8_is_reported_per_row(broken: bytes) -> None:
     encoded = Codec(VOCABS["characters"]).encode(tf.constant([b"ab", broken, "я".encode()]), 9, "text")
     assert encoded.problem_B.numpy().tolist() == [b"", b"text: must be valid UTF-8", b""]
     assert encoded.length_B.numpy().tolist() == [2, 0, 1]
 
 
-def test_problems_name_what_they_found() -> None:
+def test_problems_name_the_invalid_value() -> None:
     encoded = Codec(VOCABS["few bytes"]).encode(tf.constant([b"abd!", b"a" * 5, b"\xff", b""]), 4, "prompt")
     assert encoded.problem_B.numpy().tolist() == [
         b"prompt: byte 100 is not in the model's vocabulary; see info",
@@ -71,7 +71,7 @@ def test_problems_name_what_they_found() -> None:
     ]
 
 
-def test_a_byte_order_mark_is_a_character_like_others() -> None:
+def test_byte_order_mark_is_an_ordinary_character() -> None:
     vocab = Vocab("char", (b"a", "\ufeff".encode()))
     ids = Codec(vocab).encode(tf.constant(["\ufeffa".encode()]), 9, "text").ids_BxP
     np.testing.assert_array_equal(ids, [[1, 0]])

@@ -1,4 +1,4 @@
-"""Single steps against the window."""
+"""Single steps against a whole window."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,37 +24,35 @@ KINDS = [
 kinds = pytest.mark.parametrize("kind", KINDS, ids=["lstm", "gru", "rnn", "embedding"])
 
 
-def check(model: CharRNN, ids: np.ndarray, end_id: int | None = None) -> None:
+def check_steps(model: CharRNN, ids: np.ndarray, end_id: int | None = None) -> None:
     B, T = ids.shape
     reset = None if end_id is None else ids == end_id
     logits, carry = model(ids, model.initial_carry(B), reset_BxT=reset)
-    one, states = Stepper(model, end_id), split_carry(model.initial_carry(B))
+    single, states = Stepper(model, end_id), split_carry(model.initial_carry(B))
     for t in range(T):
-        states = one.read(tf.constant(ids[:, t]), states)
-        real, rest = tf.split(one.logits(states), [model.vocab_size, -1], axis=1)
+        states = single.read(tf.constant(ids[:, t]), states)
+        real, rest = tf.split(single.logits(states), [model.vocab_size, -1], axis=1)
         np.testing.assert_allclose(real, logits[:, t], atol=1e-5)
-        assert (rest.shape[1], np.unique(rest).tolist()) == (5, [float(np.float32(NEVER))]), "none of the vocabulary"
+        assert (rest.shape[1], np.unique(rest).tolist()) == (5, [float(np.float32(NEVER))]), "padding is never drawn"
     np.testing.assert_allclose(join_carry(states), carry, atol=1e-5)
 
 
 @kinds
-def test_a_step_is_a_window_of_one(rng: np.random.Generator, make_model: MakeModel, kind: dict[str, Any]) -> None:
-    check(make_model(layers=3, **kind), rng.integers(0, 11, (2, 9)))
+def test_steps_match_window(rng: np.random.Generator, make_model: MakeModel, kind: dict[str, Any]) -> None:
+    check_steps(make_model(layers=3, **kind), rng.integers(0, 11, (2, 9)))
 
 
 @kinds
-def test_a_step_starts_afresh_at_the_end_of_a_document(
-    rng: np.random.Generator, make_model: MakeModel, kind: dict[str, Any]
-) -> None:
-    check(make_model(**kind), rng.integers(0, 4, (3, 12)), end_id=2)
+def test_step_resets_at_end_of_document(rng: np.random.Generator, make_model: MakeModel, kind: dict[str, Any]) -> None:
+    check_steps(make_model(**kind), rng.integers(0, 4, (3, 12)), end_id=2)
 
 
 @kinds
-def test_large_matrices_and_vocabularies_are_multiplied_another_way_to_the_same_end(
+def test_panels_and_lookup_match_window(
     rng: np.random.Generator, make_model: MakeModel, kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stepper, "WIDE", 0)
-    monkeypatch.setattr(stepper, "PANEL", 5)  # which the gate columns are no multiple of
+    monkeypatch.setattr(stepper, "PANEL", 5)  # the gate columns are no multiple of 5
     monkeypatch.setattr(stepper, "INPUTS", (4, 3))
     monkeypatch.setattr(recurrence, "TABLE", 10)
     model = make_model(**kind)
@@ -64,16 +62,14 @@ def test_large_matrices_and_vocabularies_are_multiplied_another_way_to_the_same_
         [(3, 5)] * 3 + [(3, 1)],
     ]
     assert bool(weights.layers[0].kernel) == bool(model.embedding)
-    check(model, rng.integers(0, 11, (2, 5)))
+    check_steps(model, rng.integers(0, 11, (2, 5)))
 
 
 @pytest.mark.parametrize(
     "shape", [(1, 4), (13, 52), (112, 112), (256, 1024), (333, 999), (83, 1329), (512, 2048), (1100, 112), (0, 0)]
 )
-def test_a_row_has_the_same_product_whatever_rows_are_beside_it(
-    rng: np.random.Generator, shape: tuple[int, int]
-) -> None:
-    """To the last bit: what a served text rests on. Found to hold with AVX2 and with AVX-512."""
+def test_row_product_is_bit_identical_in_any_batch(rng: np.random.Generator, shape: tuple[int, int]) -> None:
+    """Products are bit-identical in any batch, so served texts are reproducible. Verified with AVX2 and AVX-512."""
     K, G = shape if shape[0] else rng.integers(1, 1100, 2).tolist()
     w, x = rng.normal(size=(K, G)).astype(np.float32), rng.normal(size=(64, K)).astype(np.float32)
     cut = stepper._cut(tf.constant(w))
@@ -85,17 +81,17 @@ def test_a_row_has_the_same_product_whatever_rows_are_beside_it(
         np.testing.assert_array_equal(times(x[rows]), by_four[rows], err_msg=f"{len(rows)} rows of {K} x {G}")
 
 
-def test_so_many_rows_are_run() -> None:
-    run = {rows: int(padded_rows(tf.constant(rows))) for rows in (0, 1, 4, 5, 12, 13, 16, 17, 32, 64)}
-    assert run == {0: 4, 1: 4, 4: 4, 5: 12, 12: 12, 13: 16, 16: 16, 17: 24, 32: 36, 64: 64}
+def test_padded_rows() -> None:
+    padded = {rows: int(padded_rows(tf.constant(rows))) for rows in (0, 1, 4, 5, 12, 13, 16, 17, 32, 64)}
+    assert padded == {0: 4, 1: 4, 4: 4, 5: 12, 12: 12, 13: 16, 16: 16, 17: 24, 32: 36, 64: 64}
 
 
-def test_what_was_laid_out_stays_when_the_model_learns(rng: np.random.Generator, make_model: MakeModel) -> None:
+def test_packed_weights_do_not_follow_training(rng: np.random.Generator, make_model: MakeModel) -> None:
     model, ids = make_model(), tf.constant([3, 4])
     weights, before = tf.nest.map_structure(tf.Variable, pack_weights(model)), split_carry(model.initial_carry(2))
     frozen = Stepper(model, weights=weights)
     first = frozen.logits(frozen.read(ids, before))
     model.set_weights([weight + 1 for weight in model.get_weights()])
     np.testing.assert_array_equal(frozen.logits(frozen.read(ids, before)), first)
-    moved = Stepper(model)
-    assert np.abs(moved.logits(moved.read(ids, before)) - first).max() > 0.1
+    updated = Stepper(model)
+    assert np.abs(updated.logits(updated.read(ids, before)) - first).max() > 0.1

@@ -16,7 +16,7 @@ TWO = {"worker": ["a:1", "b:1"]}
         ({"chief": ["c:1"], **TWO}, {"type": "worker", "index": "1"}, Cluster(("c:1", "a:1", "b:1"), 2)),
     ],
 )
-def test_tf_config_names_the_workers(
+def test_cluster_from_tf_config(
     monkeypatch: pytest.MonkeyPatch, jobs: dict[str, list[str]], task: dict[str, object], expected: Cluster
 ) -> None:
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": jobs, "task": task}))
@@ -35,20 +35,20 @@ def test_tf_config_names_the_workers(
         '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
     ],
 )
-def test_a_tf_config_that_names_no_worker_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_invalid_tf_config_raises(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UsageError, match=r"^TF_CONFIG must be like \{\"cluster\": .*\}: \w+Error"):
         Cluster.from_environment()
 
 
-def test_without_tf_config_there_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tf_config_means_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TF_CONFIG", raising=False)
     assert Cluster.from_environment() is None
     monkeypatch.setenv("TF_CONFIG", "{}")
     assert Cluster.from_environment() is None
 
 
-def test_lanes_divide_over_all_replicas_or_are_refused() -> None:
+def test_lanes_must_divide_over_replicas() -> None:
     assert plan(6, replicas=2) == 2
     with pytest.raises(UsageError, match=r"6 lanes do not divide over 4 replicas; numbers that do: 1, 2, 3, 6$"):
         plan(6, replicas=4)
@@ -58,7 +58,7 @@ def test_lanes_divide_over_all_replicas_or_are_refused() -> None:
         plan(8, replicas=2, cluster=Cluster(("a:1", "b:1"), 0))
 
 
-def test_lanes_lie_over_workers_and_towers_in_order() -> None:
+def test_lanes_are_split_in_order_over_workers_and_towers() -> None:
     parts = [Devices(None, replicas=3, workers=3, worker=worker) for worker in range(3)]
     assert [part.rows(12) for part in parts] == [range(4), range(4, 8), range(8, 12)]
     assert [part.chief for part in parts] == [True, False, False]

@@ -14,19 +14,19 @@ TOTAL, EPOCH = 41, 10
 
 
 def rates(**settings: object) -> np.ndarray:
-    """The learning rate at every step of a run of 41 steps, ten to an epoch."""
+    """Return the learning rate of every step of a run of 41 steps, 10 per epoch."""
     rate = LearningRate(TrainConfig(learning_rate=0.5, **settings), TOTAL, EPOCH)
     return np.array([float(rate(tf.constant(step, tf.int64))) for step in range(TOTAL)])
 
 
-def test_the_rate_at_every_step_is_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedules_match_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainers.training.optimizer.DECAY_AFTER", 2)
     steps = np.arange(TOTAL)
     warm = np.minimum((steps + 1) / 8, 1)
     falling = {
         "exponential": 0.2 ** (steps / 40),
         "cosine": 0.2 + 0.8 * (1 + np.cos(math.pi * steps / 40)) / 2,
-        "char-rnn": 0.2 ** np.maximum(0, steps // EPOCH - 1),  # from the third epoch on, after two whole ones
+        "char-rnn": 0.2 ** np.maximum(0, steps // EPOCH - 1),  # from epoch 3 on, after two full epochs
     }
     for schedule, factor in falling.items():
         plain, warmed = (rates(schedule=schedule, decay=0.2, warmup=warmup) for warmup in (0, 8))
@@ -35,8 +35,8 @@ def test_the_rate_at_every_step_is_the_formula(monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(rates(warmup=8), 0.5 * warm, rtol=1e-6)
 
 
-def test_char_rnn_decays_as_char_rnn_did() -> None:
-    """train.lua: at the end of each epoch from the tenth on, times 0.97."""
+def test_char_rnn_schedule_matches_train_lua() -> None:
+    """train.lua multiplies by 0.97 at the end of each epoch, from the tenth on."""
     rate, expected = 0.002, []
     for iteration in range(1, 13 * EPOCH + 1):
         expected.append(rate)
@@ -48,15 +48,15 @@ def test_char_rnn_decays_as_char_rnn_did() -> None:
     np.testing.assert_allclose([float(ours(step)) for step in range(13 * EPOCH)], expected, rtol=1e-6)
 
 
-def test_a_schedule_is_saved_with_its_optimizer() -> None:
-    made = make_optimizer(TrainConfig(schedule="cosine", decay=0.1, warmup=3), TOTAL, EPOCH, [], [])
-    again = keras.optimizers.deserialize(keras.optimizers.serialize(made))
+def test_schedule_survives_serialization() -> None:
+    optimizer = make_optimizer(TrainConfig(schedule="cosine", decay=0.1, warmup=3), TOTAL, EPOCH, [], [])
+    restored = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     for step in (0, 7, 40):
-        assert float(again._learning_rate(step)) == float(made._learning_rate(step))
+        assert float(restored._learning_rate(step)) == float(optimizer._learning_rate(step))
 
 
-def moved(gradients: list[list[float]], **settings: object) -> np.ndarray:
-    """A kernel and a bias of [1, -2] after these gradients, one a step."""
+def apply_gradients(gradients: list[list[float]], **settings: object) -> np.ndarray:
+    """Apply gradients to a kernel and a bias of [1, -2], one per step, and return both."""
     kernel, bias = (keras.Variable(np.array([1.0, -2.0], np.float32), name=name) for name in ("kernel", "bias"))
     optimizer = make_optimizer(TrainConfig(learning_rate=0.1, **settings), TOTAL, EPOCH, [kernel, bias], [])
     for gradient in gradients:
@@ -64,7 +64,7 @@ def moved(gradients: list[list[float]], **settings: object) -> np.ndarray:
     return np.stack([kernel.numpy(), bias.numpy()])
 
 
-def test_each_optimizer_moves_as_its_paper_says() -> None:
+def test_optimizers_match_their_papers() -> None:
     gradients = np.array([[0.5, -0.25], [-0.125, 1.0], [0.75, 0.0]])
     start = np.array([1.0, -2.0])
     expected = {}
@@ -84,18 +84,18 @@ def test_each_optimizer_moves_as_its_paper_says() -> None:
         w = w - 0.1 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-7)
     expected["adam"] = w
     for name, w in expected.items():
-        np.testing.assert_allclose(moved(gradients.tolist(), optimizer=name), [w, w], rtol=1e-4)
+        np.testing.assert_allclose(apply_gradients(gradients.tolist(), optimizer=name), [w, w], rtol=1e-4)
 
 
-def test_weight_decay_shrinks_kernels_and_leaves_biases() -> None:
-    still = [[0.0, 0.0]] * 2
-    kernel, bias = moved(still, optimizer="adamw", weight_decay=0.5)
+def test_weight_decay_applies_to_kernels_but_not_biases() -> None:
+    zero_gradients = [[0.0, 0.0]] * 2
+    kernel, bias = apply_gradients(zero_gradients, optimizer="adamw", weight_decay=0.5)
     np.testing.assert_allclose(kernel, np.array([1.0, -2.0]) * (1 - 0.1 * 0.5) ** 2, rtol=1e-6)
     np.testing.assert_array_equal(bias, [1.0, -2.0])
 
 
 def orthogonal(g: np.ndarray) -> np.ndarray:
-    """Five steps of Jordan's polynomial, which bring every singular value near 1."""
+    """Apply five Newton-Schulz steps of Jordan's polynomial, which bring singular values near 1."""
     x = g.T / np.linalg.norm(g) if g.shape[0] > g.shape[1] else g / np.linalg.norm(g)
     for _ in range(5):
         a = x @ x.T
@@ -104,19 +104,19 @@ def orthogonal(g: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_muon_turns_units_into_units_and_adam_does_the_rest(cell: Any, rng: np.random.Generator) -> None:
+def test_muon_updates_inner_kernels_and_adam_the_rest(cell: Any, rng: np.random.Generator) -> None:
     model = CharRNN(ModelConfig(cell=cell, units=4, layers=2), 5)
     weights, inner = model.trainable_variables, model.inner_kernels
     paths = [w.path for w in inner]
     assert [path.split("/")[-1] for path in paths] == ["recurrent_kernel", "kernel", "recurrent_kernel"]
-    made = {
+    optimizers = {
         name: make_optimizer(TrainConfig(learning_rate=0.1, optimizer=name), TOTAL, EPOCH, weights, inner)
         for name in ("muon", "adam")
     }
     start = [w.numpy() for w in weights]
     gradients = [[rng.normal(size=w.shape).astype(np.float32) for w in weights] for _ in range(3)]
     after = {}
-    for name, optimizer in made.items():
+    for name, optimizer in optimizers.items():
         for weight, value in zip(weights, start, strict=True):
             weight.assign(value)
         for gradient in gradients:
@@ -133,7 +133,7 @@ def test_muon_turns_units_into_units_and_adam_does_the_rest(cell: Any, rng: np.r
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_weight_decay_leaves_norms_and_embeddings(optimizer: Any) -> None:
+def test_weight_decay_skips_norms_and_embeddings(optimizer: Any) -> None:
     model = CharRNN(ModelConfig(units=3, layers=2, embedding=2, layer_norm=True), 5)
     config = TrainConfig(learning_rate=0.5, optimizer=optimizer, weight_decay=1.0)
     made = make_optimizer(config, TOTAL, EPOCH, model.trainable_variables, model.inner_kernels)
@@ -144,7 +144,7 @@ def test_weight_decay_leaves_norms_and_embeddings(optimizer: Any) -> None:
         np.testing.assert_allclose(weight, expected, rtol=1e-6, err_msg=weight.path)
 
 
-def test_gradients_are_clipped_by_norm_or_by_value() -> None:
+def test_gradients_are_clipped_by_norm_or_value() -> None:
     gradients = [tf.constant([3.0, 0.0]), tf.constant([[-4.0]])]
     for clip_by, clip, expected in (
         ("norm", 1.0, [[0.6, 0.0], [[-0.8]]]),

@@ -1,4 +1,4 @@
-"""Whole processes: kill -9, signals and several workers, and that a run resumes after each of them."""
+"""Training processes: resuming after kill -9, signals and lost workers."""
 
 import json
 import os
@@ -43,7 +43,7 @@ sample = 0
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
-    """A data set and a config."""
+    """Folder with a data set and a config."""
     home = tmp_path_factory.mktemp("processes")
     make_data(home / "data" / "tiny", 1000, train=TEXT, val=TEXT[:61])
     (home / "tiny.toml").write_text(CONFIG)
@@ -82,7 +82,7 @@ def run(home: Path, name: str) -> Run:
 
 
 def curve(home: Path, name: str) -> list[tuple[int, str, float]]:
-    """All reported losses of a run."""
+    """Return all reported losses of a run."""
     rows = metrics.read(run(home, name).folder)
     return [(row["step"], key, row[key]) for row in rows for key in ("train_nats", "val_nats") if key in row]
 
@@ -107,13 +107,13 @@ def kill(home: Path, name: str, *options: str) -> None:
     step, delay = int(rng.integers(4, STEPS * 3 // 4)), float(rng.random() * 0.03)
     print(f"kill {delay:.4f} s after step {step}")
     reach(home, name, step, process)
-    time.sleep(delay)  # evaluations and checkpoints are so frequent that many a kill comes inside one
+    time.sleep(delay)  # evaluations and checkpoints are frequent, so kills often hit one
     process.kill()
     process.communicate()
 
 
 def terminate(home: Path, name: str, number: signal.Signals) -> None:
-    """Start a run, and stop it by a signal."""
+    """Start a run, and stop it with a signal."""
     process = start(home, name)
     reach(home, name, 8, process)
     process.send_signal(number)
@@ -124,15 +124,15 @@ def terminate(home: Path, name: str, number: signal.Signals) -> None:
 
 
 def check_equal(home: Path, name: str, whole: str) -> None:
-    """Two runs end with the same bits: losses, weights, optimizer slots and carry."""
+    """Check that two runs are bit-identical: losses, weights, optimizer slots and carry."""
     assert curve(home, name) == curve(home, whole)
     last, uninterrupted = (checkpoint.checkpoints(run(home, each))[-1] for each in (name, whole))
     assert last.step == uninterrupted.step == STEPS
-    assert checkpoint.weights_sha256(last) == checkpoint.weights_sha256(uninterrupted)  # the file of all tensors
+    assert checkpoint.weights_sha256(last) == checkpoint.weights_sha256(uninterrupted)  # hash of all tensors
     assert checkpoint.best(run(home, name)).val_nats == checkpoint.best(run(home, whole)).val_nats
 
 
-def test_a_run_that_was_stopped_and_killed_ends_with_the_same_bits(home: Path, whole: str) -> None:
+def test_stopped_and_killed_run_resumes_bit_identically(home: Path, whole: str) -> None:
     terminate(home, "interrupted", signal.SIGTERM)
     kill(home, "interrupted")
     end(start(home, "interrupted"))
@@ -141,7 +141,7 @@ def test_a_run_that_was_stopped_and_killed_ends_with_the_same_bits(home: Path, w
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replicas", ["1", "2"])
-def test_a_run_killed_eight_times_ends_with_the_same_bits(home: Path, replicas: str) -> None:
+def test_run_killed_eight_times_resumes_bit_identically(home: Path, replicas: str) -> None:
     whole, killed, options = f"whole-{replicas}", f"killed-{replicas}", ("--replicas", replicas)
     end(start(home, whole, *options))
     for _ in range(8):
@@ -157,8 +157,8 @@ def test_ctrl_c_saves_and_stops_the_run(home: Path, whole: str) -> None:
     assert curve(home, "sigint") == curve(home, whole)
 
 
-def check_alike(home: Path, name: str, whole: str) -> None:
-    """Two runs have equal losses and final weights, to 1e-5."""
+def check_close(home: Path, name: str, whole: str) -> None:
+    """Check that losses and final weights of two runs agree to 1e-5."""
     for a, b in zip(curve(home, name), curve(home, whole), strict=True):
         assert a[:2] == b[:2]
         assert a[2] == pytest.approx(b[2], abs=1e-5)
@@ -173,7 +173,7 @@ def start_workers(home: Path) -> list[subprocess.Popen]:
 
 @pytest.fixture(scope="module")
 def orphaned(home: Path) -> None:
-    """A run of two workers, of which one was killed."""
+    """A run of two workers, one of which was killed."""
     workers = start_workers(home)
     reach(home, "workers", STEPS // 4, *workers)
     workers[1].kill()
@@ -183,27 +183,27 @@ def orphaned(home: Path) -> None:
     assert "2 CPU replicas on 2 workers" in message
     assert "worker 0 lost the others" in message
     assert "resumes from step" in message
-    assert "steps of" not in workers[1].communicate()[1], "the chief alone reports"
+    assert "steps of" not in workers[1].communicate()[1], "only the chief reports"
 
 
 @pytest.mark.usefixtures("orphaned")
 @pytest.mark.slow
-def test_a_run_of_two_workers_resumes_on_two_replicas(home: Path, whole: str) -> None:
+def test_two_worker_run_resumes_on_two_replicas(home: Path, whole: str) -> None:
     shutil.copytree(home / "runs" / "workers", home / "runs" / "moved")
     end(start(home, "moved", "--replicas", "2"))
-    check_alike(home, "moved", whole)
+    check_close(home, "moved", whole)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("orphaned")
-def test_two_workers_train_as_one_and_resume(home: Path, whole: str) -> None:
+def test_two_workers_match_one_device_and_resume(home: Path, whole: str) -> None:
     messages = [end(worker) for worker in start_workers(home)]
     assert "2 CPU replicas on 2 workers" in messages[0]
-    assert "steps of" not in messages[1], "the chief alone reports"
-    check_alike(home, "workers", whole)
+    assert "steps of" not in messages[1], "only the chief reports"
+    check_close(home, "workers", whole)
 
 
 @pytest.mark.slow
-def test_two_replicas_train_as_one(home: Path, whole: str) -> None:
+def test_two_replicas_match_one_device(home: Path, whole: str) -> None:
     end(start(home, "replicas", "--replicas", "2"))
-    check_alike(home, "replicas", whole)
+    check_close(home, "replicas", whole)

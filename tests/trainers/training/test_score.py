@@ -25,7 +25,7 @@ def score(on: Callable[..., Devices], folder: Path, manifest: Manifest, lanes: i
         return evaluate(Steps(devices, model), folder, manifest, "val", lanes, window, bar)
 
 
-def test_split_is_scored_as_one_text(
+def test_split_is_scored_as_contiguous_text(
     tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices]
 ) -> None:
     manifest = make_data(tmp_path / "data", 50, train=TEXT, val=TEXT[:101])
@@ -48,7 +48,7 @@ def test_documents_are_scored_independently(
     manifest = make_data(tmp_path / "data", 50, byte_vocab(end="newline"), train=text, val=text)
     model = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2)
     nats = 0.0
-    for index, line in enumerate(lines):  # each follows the end of the one before it
+    for index, line in enumerate(lines):  # each is preceded by the previous line's newline
         ids = np.frombuffer((b"\n" if index else b"") + line + b"\n", np.uint8)[None]
         logits, _ = model(ids[:, :-1], model.initial_carry(1))
         nats += float(total_nats(logits, ids[:, 1:], np.array([ids.shape[1] - 1])))
@@ -57,7 +57,7 @@ def test_documents_are_scored_independently(
     assert result.nats == pytest.approx(nats / result.targets, abs=1e-5)
 
 
-def test_devices_do_not_change_the_score(
+def test_score_is_independent_of_devices(
     tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices]
 ) -> None:
     manifest = make_data(tmp_path / "data", 1000, train=TEXT, val=TEXT[:130])

@@ -24,7 +24,7 @@ def text(rng: np.random.Generator, windows: int) -> list[Batch]:
 
 
 def documents(rng: np.random.Generator, windows: int) -> list[Batch]:
-    """Text that starts afresh at every third character or so."""
+    """Return text with resets at about every third character."""
     return [batch._replace(reset_BxT=rng.random((B, T)) < 1 / 3) for batch in text(rng, windows)]
 
 
@@ -37,7 +37,7 @@ def build(devices: Devices, dropout: float = 0.0, **settings: object) -> Steps:
 
 
 def stream(steps: Steps, batches: list[Batch]) -> Any:
-    """The batches as the loop hands them to a step."""
+    """Distribute batches as the training loop does."""
     parts = Batch(*(None if part[0] is None else np.stack(part) for part in zip(*batches, strict=True)))
 
     def make(rows: range) -> tf.data.Dataset:
@@ -50,7 +50,7 @@ def stream(steps: Steps, batches: list[Batch]) -> Any:
 def run(
     steps: Steps, batches: list[Batch], carry: np.ndarray | None = None, calls: tuple[int, ...] = ()
 ) -> tuple[list[float], np.ndarray]:
-    """Trains on the batches, in calls of so many steps; the losses and the carry after them."""
+    """Train on the batches, `calls` steps per call, and return losses and final carry."""
     shares = steps.scatter(steps.model.initial_carry(B) if carry is None else carry)
     iterator, losses = stream(steps, batches), []
     for count in calls or (len(batches),):
@@ -59,7 +59,7 @@ def run(
     return losses, steps.gather(shares).numpy()
 
 
-def test_the_loss_counts_the_real_targets_only(rng: np.random.Generator) -> None:
+def test_loss_ignores_padding(rng: np.random.Generator) -> None:
     logits = rng.normal(size=(3, 4, V)).astype(np.float32)
     targets = rng.integers(0, V, (3, 4)).astype(np.uint8)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -76,7 +76,7 @@ def test_the_loss_counts_the_real_targets_only(rng: np.random.Generator) -> None
         pytest.param((2, 2), id="2 replicas 2 towers"),
     ],
 )
-def test_replicas_and_towers_train_as_one(
+def test_replicas_and_towers_match_one_device(
     rng: np.random.Generator,
     on: On,
     shape: tuple[int, int],
@@ -85,19 +85,19 @@ def test_replicas_and_towers_train_as_one(
     optimizer: str,
 ) -> None:
     batches = make(rng, 5)
-    one, many = (build(devices, dropout, optimizer=optimizer) for devices in (on(), on(*shape)))
-    (one_losses, one_carry), (losses, carry) = run(one, batches), run(many, batches)
-    np.testing.assert_allclose(losses, one_losses, atol=1e-5)
-    np.testing.assert_allclose(carry, one_carry, atol=1e-5)
-    for a, b in zip(many.model.get_weights(), one.model.get_weights(), strict=True):
+    single, parallel = (build(devices, dropout, optimizer=optimizer) for devices in (on(), on(*shape)))
+    (single_losses, single_carry), (losses, carry) = run(single, batches), run(parallel, batches)
+    np.testing.assert_allclose(losses, single_losses, atol=1e-5)
+    np.testing.assert_allclose(carry, single_carry, atol=1e-5)
+    for a, b in zip(parallel.model.get_weights(), single.model.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    for copy in many.model.trainable_variables:
-        first, *others = many.strategy.experimental_local_results(copy.value)
+    for copy in parallel.model.trainable_variables:
+        first, *others = parallel.strategy.experimental_local_results(copy.value)
         for other in others:
-            np.testing.assert_array_equal(first, other, err_msg="the replicas' copies of a weight have parted")
+            np.testing.assert_array_equal(first, other, err_msg="replicas must keep equal copies of each weight")
 
 
-def test_steps_of_one_call_are_those_of_many(rng: np.random.Generator, on: On) -> None:
+def test_steps_per_call_do_not_change_training(rng: np.random.Generator, on: On) -> None:
     batches, results = documents(rng, 6), []
     for calls in ((6,), (1, 3, 2)):
         steps = build(on(towers=2), dropout=0.3)
@@ -107,41 +107,43 @@ def test_steps_of_one_call_are_those_of_many(rng: np.random.Generator, on: On) -
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_lane_keeps_its_replica(rng: np.random.Generator, on: On) -> None:
+def test_lanes_stay_on_their_replica(rng: np.random.Generator, on: On) -> None:
     batches = documents(rng, 3)
     steps = build(on(replicas=2))
-    for batch, got in zip(batches, stream(steps, batches), strict=False):
-        for part, expected in zip(got, batch, strict=True):
+    for batch, distributed in zip(batches, stream(steps, batches), strict=False):
+        for part, expected in zip(distributed, batch, strict=True):
             np.testing.assert_array_equal(tf.concat(steps.strategy.experimental_local_results(part), 0), expected)
 
 
-def test_a_step_moves_by_the_clipped_gradient(rng: np.random.Generator, on: On) -> None:
+def test_update_is_the_clipped_gradient(rng: np.random.Generator, on: On) -> None:
     steps = build(on(replicas=2), optimizer="sgd", learning_rate=1.0, clip=0.001)
     before = steps.model.get_weights()
     run(steps, text(rng, 1))
-    moved = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(steps.model.get_weights(), before, strict=True)))
-    np.testing.assert_allclose(moved, 0.001, rtol=1e-3)
+    update_norm = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(steps.model.get_weights(), before, strict=True)))
+    np.testing.assert_allclose(update_norm, 0.001, rtol=1e-3)
 
 
-def test_a_window_that_is_not_full_weighs_its_targets_as_any_other(rng: np.random.Generator, on: On) -> None:
+def test_partial_window_weighs_targets_equally(rng: np.random.Generator, on: On) -> None:
     (batch,) = text(rng, 1)
     half = Batch(batch.ids_BxT, batch.targets_BxT, np.array([T, 0, 0, 0], np.int32))
-    moves = []
-    for one in (batch, half):
+    updates = []
+    for window in (batch, half):
         steps = build(on(), optimizer="sgd", learning_rate=1.0, clip=1e9)
         before = steps.model.dense.bias.numpy()
-        run(steps, [one])
-        moves.append(steps.model.dense.bias.numpy() - before)
-    # The dense bias moves by sum over targets of (onehot - p) / (B T): the rows that were left out are missed, no more.
+        run(steps, [window])
+        updates.append(steps.model.dense.bias.numpy() - before)
+    # The dense bias moves by the sum over targets of (onehot - p) / (B T); empty rows contribute nothing.
     logits, _ = build(on()).model(batch.ids_BxT, tf.zeros([B, 2, 2, 7]))
     error = tf.one_hot(batch.targets_BxT, V) - tf.nn.softmax(logits)
-    np.testing.assert_allclose(moves[0], np.sum(error, (0, 1)) / (B * T), atol=1e-5)
-    np.testing.assert_allclose(moves[1], np.sum(error[0], 0) / (B * T), atol=1e-5)
+    np.testing.assert_allclose(updates[0], np.sum(error, (0, 1)) / (B * T), atol=1e-5)
+    np.testing.assert_allclose(updates[1], np.sum(error[0], 0) / (B * T), atol=1e-5)
 
 
-def test_training_and_evaluation_start_afresh_at_a_document(rng: np.random.Generator, on: On) -> None:
+def test_training_and_evaluation_reset_at_documents(rng: np.random.Generator, on: On) -> None:
     (plain,), (carry,) = text(rng, 1), rng.normal(size=(1, B, 2, 2, 7)).astype(np.float32)
-    fresh = plain._replace(reset_BxT=np.tile(np.arange(T) == 0, (B, 1)))  # at its first input alone: an empty carry
+    fresh = plain._replace(
+        reset_BxT=np.tile(np.arange(T) == 0, (B, 1))
+    )  # a reset at the first input equals an empty carry
     for evaluate in (False, True):
         nats = []
         for batch, start in ((plain, carry), (fresh, carry), (plain, 0 * carry)):
@@ -157,7 +159,7 @@ def test_training_and_evaluation_start_afresh_at_a_document(rng: np.random.Gener
         assert abs(nats[0] - nats[2]) > 1e-3
 
 
-def test_evaluation_repeats_and_leaves_the_weights_alone(rng: np.random.Generator, on: On) -> None:
+def test_evaluation_is_deterministic_and_keeps_weights(rng: np.random.Generator, on: On) -> None:
     steps = build(on(towers=2), dropout=0.5)
     (batch,), before = text(rng, 1), steps.model.get_weights()
     carry = steps.scatter(steps.model.initial_carry(B))
@@ -173,7 +175,7 @@ def test_evaluation_repeats_and_leaves_the_weights_alone(rng: np.random.Generato
         np.testing.assert_array_equal(a, b)
 
 
-def test_scatter_and_gather_are_inverse(rng: np.random.Generator, on: On) -> None:
+def test_gather_inverts_scatter(rng: np.random.Generator, on: On) -> None:
     steps = build(on(replicas=2))
     carry = rng.normal(size=(B, 2, 2, 7)).astype(np.float32)
     np.testing.assert_array_equal(steps.gather(steps.scatter(carry)), carry)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: TensorBoard has what metrics.jsonl has, the terminal a table and samples in a frame."""
+"""Progress of a run in TensorBoard and in the terminal."""
 
 import io
 import math
@@ -40,7 +40,7 @@ def board(run: Run) -> EventAccumulator:
 
 
 def values(board: EventAccumulator, tag: str) -> list[tuple[int, Any]]:
-    """Each event's step and value, in the order of the files."""
+    """Return step and value of each event, in file order."""
     return [(event.step, tf.make_ndarray(event.tensor_proto)) for event in board.Tensors(tag)]
 
 
@@ -48,19 +48,19 @@ def reported(run: Run, tag: str) -> list[tuple[int, np.float32]]:
     return [(row["step"], np.float32(row[tag])) for row in metrics.read(run.folder) if tag in row]
 
 
-def test_tensorboard_has_what_metrics_has(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(2, 1), 10, sample=20, histograms=True)
-    one.go()
-    found = board(one.run)
-    assert {tag: values(found, tag) for tag in SCALARS} == {tag: reported(one.run, tag) for tag in SCALARS}
-    texts = {step: value.item().decode() for step, value in values(found, "sample")}
+def test_tensorboard_matches_metrics(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(2, 1), 10, sample=20, histograms=True)
+    training.go()
+    events = board(training.run)
+    assert {tag: values(events, tag) for tag in SCALARS} == {tag: reported(training.run, tag) for tag in SCALARS}
+    texts = {step: value.item().decode() for step, value in values(events, "sample")}
     assert list(texts) == [5, 10]
     assert all(line.startswith("    ") for text in texts.values() for line in text.split("\n"))
     gates = {f"gate/lstm_{layer}/{gate}" for layer in (0, 1) for gate in ("input", "forget", "output", "candidate")}
-    weights = {f"gradient/{weight.path}": weight for weight in one.steps.model.trainable_variables}
-    assert set(found.Tags()["tensors"]) == {*SCALARS, "sample", *gates, *weights}
+    weights = {f"gradient/{weight.path}": weight for weight in training.steps.model.trainable_variables}
+    assert set(events.Tags()["tensors"]) == {*SCALARS, "sample", *gates, *weights}
     for name in {*gates, *weights}:
-        histograms = values(found, name)  # rows of left edge, right edge, count
+        histograms = values(events, name)  # rows of (left edge, right edge, count)
         assert [step for step, _ in histograms] == [0, 5, 10], name
         numbers = math.prod(weights[name].shape) if name in weights else 4 * 3 * 8  # lanes x window x units
         lowest = -1 if name.endswith("candidate") or name in weights else 0
@@ -68,22 +68,22 @@ def test_tensorboard_has_what_metrics_has(tmp_path: Path, data: Path, on: On) ->
             assert (rows[:, 2].sum(), lowest <= rows[0, 0] < rows[-1, 1] <= 1) == (numbers, True), name
 
 
-def test_steps_that_are_made_again_come_later_in_tensorboard(tmp_path: Path, data: Path, on: On) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), 10)
-    one.go()
-    before = reported(one.run, "train_nats")
-    shutil.rmtree(checkpoint.checkpoints(one.run)[-1].folder)  # as if it had been killed before it was written
-    again = tiny_training(tmp_path / "run", data, on(), 12)
-    again.go()
-    events = values(board(one.run), "train_nats")
+def test_repeated_steps_supersede_earlier_events(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), 10)
+    training.go()
+    before = reported(training.run, "train_nats")
+    shutil.rmtree(checkpoint.checkpoints(training.run)[-1].folder)  # as if killed before writing it
+    resumed = tiny_training(tmp_path / "run", data, on(), 12)
+    resumed.go()
+    events = values(board(training.run), "train_nats")
     assert [step for step, _ in events] == [3, 5, 6, 9, 10, 6, 9, 10, 12]
-    # TensorBoard takes what comes later under an earlier or equal step for all that was there from that step on.
-    assert list(dict(events).items()) == reported(again.run, "train_nats")
+    # In TensorBoard, an event replaces all earlier events of the same or later steps.
+    assert list(dict(events).items()) == reported(resumed.run, "train_nats")
     assert events[: len(before)] == before
 
 
 class Terminal:
-    """A terminal of so many columns, and a run that is watched on it, without training it."""
+    """A terminal of `width` columns, showing a run that is not trained."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, width: int, chief: bool = True, sample: int = 9):
         self.file, self.clock = io.StringIO(), 100.0
@@ -97,7 +97,7 @@ class Terminal:
         self.folder = folder
 
     def train(self, step: int, nats: float, seconds: float) -> None:
-        """Steps up to `step` come `seconds` later, and are reported."""
+        """Advance the clock by `seconds`, and report training up to `step`."""
         self.clock += seconds
         row = {"train_nats": nats, "train_bits": nats / math.log(2), "gradient_norm": 0.123456, "learning_rate": 0.002}
         row |= {"step": step, "epoch": step / 8000, "per_second": 98_765.4, "memory": 1_234e6}
@@ -112,7 +112,7 @@ class Terminal:
         return [line.rstrip() for line in self.file.getvalue().splitlines()]
 
 
-def test_samples_are_kept_as_the_text_comes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_samples_are_written_to_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal(monkeypatch, tmp_path / "run", 80)
     for step in (100, 200, 300, 600):
         terminal.train(step, 3.0, 1.0)
@@ -120,10 +120,10 @@ def test_samples_are_kept_as_the_text_comes_on(tmp_path: Path, monkeypatch: pyte
     rows = [(row["step"], "val_nats" in row, row.get("sample")) for row in metrics.read(tmp_path / "run")]
     early = [(step, False, f"9 characters at {step}" if step in (100, 300) else None) for step in (100, 200, 300, 600)]
     assert rows == [*early, (600, True, "as it is then")]
-    assert "characters at" not in terminal.file.getvalue(), "the terminal shows those of validations"
+    assert "characters at" not in terminal.file.getvalue(), "only samples of validations are shown"
 
 
-def test_the_terminal_shows_a_table_and_samples_in_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_shows_table_and_framed_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal(monkeypatch, tmp_path / "run", 80)
     terminal.validate(0, 5.545, best=True)
     terminal.train(100, 3.0, 7.0)
@@ -151,7 +151,7 @@ def test_the_terminal_shows_a_table_and_samples_in_a_frame(tmp_path: Path, monke
     ]
 
 
-def test_a_narrow_terminal_cuts_what_matters_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_narrow_terminal_drops_last_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal(monkeypatch, tmp_path / "run", 45, sample=0)
     terminal.train(100, 3.0, 1.0)
     terminal.train(200, 2.5, 2.0)
@@ -162,9 +162,7 @@ def test_a_narrow_terminal_cuts_what_matters_least(tmp_path: Path, monkeypatch: 
     ]
 
 
-def test_a_worker_that_is_not_the_chief_shows_and_keeps_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_chief_shows_and_writes_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal(monkeypatch, tmp_path / "run", 80, chief=False)
     terminal.train(100, 3.0, 1.0)
     terminal.validate(100, 2.75, "To be")
@@ -173,12 +171,14 @@ def test_a_worker_that_is_not_the_chief_shows_and_keeps_nothing(
     assert (terminal.shown(), list(terminal.folder.iterdir())) == ([], [])
 
 
-def test_a_run_that_goes_on_knows_its_best(tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = tiny_training(tmp_path / "run", data, on(), 10)
-    one.go()
-    rows = metrics.read(one.run.folder)
-    rows[-1]["val_nats"] = 0.5  # lower than any that a model so small will reach
-    metrics.write(one.run.folder, rows)
+def test_resumed_run_remembers_its_best_loss(
+    tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), 10)
+    training.go()
+    rows = metrics.read(training.run.folder)
+    rows[-1]["val_nats"] = 0.5  # lower than this small model can reach
+    metrics.write(training.run.folder, rows)
     file = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=file, width=80, color_system=None))
     tiny_training(tmp_path / "run", data, on(), 12).go()
