@@ -35,7 +35,7 @@ class Endpoint(NamedTuple):
 
 def kind() -> str:
     """Describe the server that `served` starts or uses."""
-    return f"the server at {TARGET}" if TARGET else BINARY or "tests/serving_stand_in.py, no TF Serving was found"
+    return f"the server at {TARGET}" if TARGET else BINARY or "the stand-in, no TF Serving was found"
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ def served(base: Path, name: str = "fake") -> Iterator[Endpoint]:
             process.terminate()
             process.wait()
     else:
-        from serving_stand_in import StandIn, serving
+        from export.serve.stand_in import StandIn, serving
 
         with serving(StandIn(base, name, labels={"stable": 1})) as target:
             yield Endpoint(target, name)

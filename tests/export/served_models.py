@@ -9,10 +9,10 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from serving_stand_in import LoadedVersion
 
 from export.serve import saved_model
 from export.serve.signatures import DTYPES, INPUTS, Served
+from export.serve.stand_in import LoadedVersion
 from pipeline.vocab import Vocab
 from trainers import checkpoint
 from trainers.config import ModelConfig

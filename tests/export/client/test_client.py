@@ -20,7 +20,6 @@ import tensorflow as tf
 from fake_model import BOOK, LONGEST, written
 from grpc import StatusCode
 from serving import Endpoint
-from serving_stand_in import Batching, StandIn, serving
 
 from common import console
 from common.errors import StageError, UsageError
@@ -38,6 +37,7 @@ from export.client.client import (
     Tls,
     VersionStatus,
 )
+from export.serve.stand_in import Batching, StandIn, serving
 
 ROOT = Path(__file__).parents[3]
 

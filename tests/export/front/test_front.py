@@ -22,7 +22,6 @@ import pytest
 import requests
 from fake_model import written
 from serving import Endpoint
-from serving_stand_in import Batching, StandIn, serving
 
 from common.errors import StageError
 from export.client.client import Client
@@ -30,6 +29,7 @@ from export.front import app as front_app
 from export.front.app import Front, Limits
 from export.front.server import listen
 from export.front.server import server as http_server
+from export.serve.stand_in import Batching, StandIn, serving
 
 ROOT = Path(__file__).parents[3]
 MODEL = "/v1/models/fake"

@@ -10,13 +10,13 @@ import pytest
 import served_models
 import serving
 from served_models import LIMITS, ExportedModel, ReferenceLoop, Row, ServedModel, random_model, reference_text
-from serving_stand_in import LoadedVersion
 
 from common.errors import StageError
 from export.client.client import Client, Generated
 from export.client.query import query
 from export.serve.saved_model import ORIGIN
 from export.serve.signatures import INPUTS
+from export.serve.stand_in import LoadedVersion
 from pipeline.vocab import Vocab
 
 ASCII = Vocab("char", tuple(chr(code).encode() for code in (10, *range(32, 123))))

@@ -22,7 +22,7 @@ from export.client.client import Client, ServingError
 from export.serve.saved_model import compare
 from export.serve.signatures import INPUTS
 
-STAND_IN = Path(__file__).parents[2] / "serving_stand_in.py"
+ROOT = Path(__file__).parents[3]
 SECONDS, WARM_UP, TIMEOUT = 60, 15, 300
 GROWTH = 0.05  # of memory, at most
 GOOD, HOSTILE = 8, 4  # callers
@@ -97,7 +97,7 @@ def check(client: Client, request: Request) -> str:
 def test_a_minute_of_mixed_calls(run: Path, batching: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "check_rows", lambda inputs: None)  # or the client would refuse some calls itself
     model = served_models.exported(run)
-    command = [sys.executable, str(STAND_IN), str(model.base)]
+    command = [sys.executable, "-m", "export.serve.stand_in", str(model.base)]
     command += ["--batching", str(model.base / "batching_params.pbtxt")] if batching else []
     calls, failures, over, held = Counter[str](), list[str](), threading.Event(), list[int]()
     mixes = [valid(model)] * GOOD + [hostile()] * HOSTILE
@@ -112,7 +112,7 @@ def test_a_minute_of_mixed_calls(run: Path, batching: bool, monkeypatch: pytest.
                 except (ServingError, StageError, AssertionError, ValueError) as error:
                     failures.append(f"{request[0]}: {error!r}")
 
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         target = f"localhost:{server.stdout.readline().strip()}"
         threads = [threading.Thread(target=caller, args=(target, *each)) for each in enumerate(mixes)]

@@ -16,8 +16,6 @@ import tensorflow as tf
 from fake_model import written
 from grpc import StatusCode
 from serving import CONFIG, Endpoint
-from serving_batching import Batcher, Batching, Refused
-from serving_stand_in import StandIn, read_config, serving
 from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -29,6 +27,8 @@ from tensorflow_serving.apis import (
 
 from common.errors import StageError
 from export.client.client import Client, TextScore
+from export.serve.stand_in import StandIn, read_config, serving
+from export.serve.stand_in_batching import Batcher, Batching, CallError
 
 ROOT = Path(__file__).parents[3]
 
@@ -165,7 +165,9 @@ def test_a_label_moves_only_to_a_loaded_version(fake: Path, tmp_path: Path) -> N
     stand_in = StandIn(base)
     file.write_text(text.replace("versions: 1", "versions: 1 versions: 2").replace("value: 1", "value: 2"))
     for _ in range(2):  # again at each poll
-        with pytest.raises(Refused, match="Request to assign label to version 2 of model fake, which is not currently"):
+        with pytest.raises(
+            CallError, match="Request to assign label to version 2 of model fake, which is not currently"
+        ):
             stand_in.poll()
         assert (stand_in.labels, list(stand_in.versions)) == ({"stable": 1}, [1])
     moved = file.read_text()
@@ -352,7 +354,7 @@ def test_a_batch_whose_deadlines_have_passed_is_not_run() -> None:
     busy = threading.Thread(target=batcher, args=("a", run, inputs, None))
     busy.start()
     time.sleep(0.1)
-    with pytest.raises(Refused, match=r"^Run\(\) timeout exceeded while waiting in batching queue$") as refusal:
+    with pytest.raises(CallError, match=r"^Run\(\) timeout exceeded while waiting in batching queue$") as refusal:
         batcher("b", run, inputs, 0.1)
     assert refusal.value.code == StatusCode.RESOURCE_EXHAUSTED
     busy.join(5)
@@ -409,7 +411,7 @@ def test_the_servers_file_of_parameters_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_runs_as_a_process(fake: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "tests/serving_stand_in.py", str(fake), "--model-name", "book", "--batching"]
+    command = [sys.executable, "-m", "export.serve.stand_in", str(fake), "--model-name", "book", "--batching"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None

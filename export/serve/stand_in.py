@@ -1,9 +1,10 @@
-"""A stand-in for tensorflow_model_server, for machines without it: python tests/serving_stand_in.py BASE
+"""A stand-in for tensorflow_model_server, for machines without it: python -m export.serve.stand_in served/NAME
 
-It reproduces what clients and models can observe, but not TF Serving's speed: the gRPC API; a graph loaded from its
-files alone and run in a Session, as by the server's C++ loader; numbered version folders and labels; error codes and
-messages; the batching rules. All follow the server's source and the responses of the real binary. REST and warm-up are
-missing. It serves one model: the versions and labels in models.config, or every version below the base path.
+It is not TF Serving, and its speed is not TF Serving's: use it to try things out and for tests, never in production.
+
+Same as TF Serving, after its source and the responses of the real binary: the gRPC API; the graph, loaded from its
+files alone and run in a Session; versions and labels; codes and messages of errors; batching. Different: no REST, no
+warm-up, no metrics; one model, with the versions and labels in models.config, or every version below the base path.
 """
 
 import argparse
@@ -24,7 +25,6 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
 from grpc import StatusCode
-from serving_batching import Batcher, Batching, Refused
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.python.client import pywrap_tf_session as tf_session
 from tensorflow_serving.apis import (
@@ -35,6 +35,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 from tensorflow_serving.config import model_server_config_pb2
+
+from export.serve.stand_in_batching import Batcher, Batching, CallError
 
 CODES = {code.value[0]: code for code in StatusCode}
 LISTED = {"string": "string_val", "int32": "int_val", "int64": "int64_val", "float": "float_val"}
@@ -70,8 +72,8 @@ def reports_errors(method: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(self: "StandIn", request: Any, context: grpc.ServicerContext) -> Any:
         try:
             return method(self, request, context)
-        except Refused as refused:
-            code, message = refused.code, str(refused)
+        except CallError as error:
+            code, message = error.code, str(error)
         except tf.errors.OpError as error:
             code, message = CODES[error.error_code], error.message.removeprefix("Graph execution error:\n\n")
         return context.abort(code, message if len(message) <= 1024 else message[:1024] + "...TRUNCATED")
@@ -94,7 +96,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         batching: Batching | None = None,
         per_version: bool = False,
     ):
-        self.base, self.name, self.given, self.per_version = base, name or base.name, labels, per_version
+        self.base, self.name, self.fixed_labels, self.per_version = base, name or base.name, labels, per_version
         self.batcher = Batcher(batching) if batching else None
         self.versions: dict[int, LoadedVersion] = {}
         self.labels: dict[str, int] = {}
@@ -103,13 +105,15 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
     def poll(self) -> None:
         """Load new versions, unload removed ones and apply models.config, as the server does every second.
 
-        Raises Refused, and changes nothing, if the config moves a label to a version that is not loaded.
+        Raises CallError, and changes nothing, if the config moves a label to a version that is not loaded.
         """
         folders = {int(path.name): path for path in self.base.iterdir() if path.name.isdigit()}
-        labels, listed = (self.given, []) if self.given is not None else read_config(self.base / "models.config")
+        labels, listed = read_config(self.base / "models.config")
+        if self.fixed_labels is not None:
+            labels, listed = self.fixed_labels, []
         for label, version in labels.items():
             if self.labels.get(label, version) != version and version not in self.versions:
-                raise Refused(
+                raise CallError(
                     StatusCode.FAILED_PRECONDITION,
                     f"Request to assign label to version {version} of model {self.name}, which is not currently "
                     "available for inference",
@@ -117,9 +121,8 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         if listed:
             folders = {version: path for version, path in folders.items() if version in listed}
         kept = {version: loaded for version, loaded in self.versions.items() if version in folders}
-        self.versions = kept | {
-            version: LoadedVersion(folders[version]) for version in sorted(folders.keys() - kept.keys())
-        }
+        new = sorted(folders.keys() - kept.keys())
+        self.versions = kept | {version: LoadedVersion(folders[version]) for version in new}
         self.labels = labels
 
     def close(self) -> None:
@@ -128,17 +131,17 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
 
     def _find(self, spec: Any) -> tuple[int, LoadedVersion]:
         if not spec.name:
-            raise Refused(StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
+            raise CallError(StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
         version = spec.version.value if spec.HasField("version") else None
         if spec.version_label:
             if spec.name != self.name or spec.version_label not in self.labels:
                 unknown = f"Unrecognized servable version label: {spec.version_label}"
-                raise Refused(StatusCode.INVALID_ARGUMENT, unknown)
+                raise CallError(StatusCode.INVALID_ARGUMENT, unknown)
             version = self.labels[spec.version_label]
         wanted = f"Latest({spec.name})" if version is None else f"Specific({spec.name}, {version})"
         version = max(self.versions, default=-1) if version is None else version
         if spec.name != self.name or version not in self.versions:
-            raise Refused(StatusCode.NOT_FOUND, f"Servable not found for request: {wanted}")
+            raise CallError(StatusCode.NOT_FOUND, f"Servable not found for request: {wanted}")
         return version, self.versions[version]
 
     @reports_errors
@@ -146,7 +149,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         version, loaded = self._find(request.model_spec)
         name = request.model_spec.signature_name or "serving_default"
         if name not in loaded.signatures:
-            raise Refused(StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+            raise CallError(StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
         signature = loaded.signatures[name]
         inputs = feeds(signature, request.inputs)
         output_filter = list(request.output_filter)
@@ -154,9 +157,9 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
             if alias not in signature.outputs:
                 outputs_expected = f"Outputs expected to be in the set {braced(signature.outputs)}."
                 message = f"output tensor alias not found in signature: {alias} {outputs_expected}"
-                raise Refused(StatusCode.INVALID_ARGUMENT, message)
+                raise CallError(StatusCode.INVALID_ARGUMENT, message)
             if output_filter.count(alias) > 1:
-                raise Refused(StatusCode.INVALID_ARGUMENT, f"duplicate output tensor alias: {alias}")
+                raise CallError(StatusCode.INVALID_ARGUMENT, f"duplicate output tensor alias: {alias}")
         aliases = output_filter or sorted(signature.outputs)
         fetches = [signature.outputs[alias].name for alias in aliases]
 
@@ -164,9 +167,8 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
             return loaded.run(arrays, fetches, timeout)
 
         timeout = context.time_remaining()
-        timeout = (
-            timeout if timeout is not None and timeout < 1e6 else None
-        )  # gRPC reports a huge remaining time for calls without a deadline
+        if timeout is not None and timeout > 1e6:  # gRPC reports a huge remaining time for calls without a deadline
+            timeout = None
         rules = loaded.batching if self.per_version else None
         if self.batcher is None or (self.per_version and rules is None):
             outputs = run(inputs, timeout)
@@ -183,7 +185,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
     def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         if list(request.metadata_field) != ["signature_def"]:
             message = "GetModelMetadataRequest must specify at least one metadata_field"
-            raise Refused(StatusCode.INVALID_ARGUMENT, message)
+            raise CallError(StatusCode.INVALID_ARGUMENT, message)
         version, loaded = self._find(request.model_spec)
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         response.model_spec.name, response.model_spec.version.value = self.name, version
@@ -194,7 +196,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
     @reports_errors
     def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
         if not request.HasField("model_spec"):
-            raise Refused(StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
+            raise CallError(StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
         spec = request.model_spec
         versions = sorted(self.versions, reverse=True) if spec.name == self.name else []
         if spec.HasField("version"):
@@ -203,7 +205,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         else:
             missing = f"Could not find any versions of model {spec.name}"
         if not versions:
-            raise Refused(StatusCode.NOT_FOUND, missing)
+            raise CallError(StatusCode.NOT_FOUND, missing)
         response = get_model_status_pb2.GetModelStatusResponse()
         for version in versions:
             available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
@@ -221,29 +223,29 @@ def read_config(path: Path) -> tuple[dict[str, int], list[int]]:
 
 
 def feeds(signature: Any, given: Any) -> dict[str, Any]:
-    """Convert a request's inputs to arrays by tensor name. Raises Refused on a mismatch with the signature."""
+    """Convert a request's inputs to arrays by tensor name. Raises CallError on a mismatch with the signature."""
     if len(given) != len(signature.inputs):
-        extra, missing = set(given) - set(signature.inputs), set(signature.inputs) - set(given)
+        extra, absent = set(given) - set(signature.inputs), set(signature.inputs) - set(given)
         sizes = f"{len(given)}!={len(signature.inputs)} len({braced(given)}) != len({braced(signature.inputs)})"
-        message = f"{sizes}. Sent extra: {braced(extra)}. Missing but required: {braced(missing)}."
-        raise Refused(StatusCode.INVALID_ARGUMENT, f"input size does not match signature: {message}")
+        message = f"{sizes}. Sent extra: {braced(extra)}. Missing but required: {braced(absent)}."
+        raise CallError(StatusCode.INVALID_ARGUMENT, f"input size does not match signature: {message}")
     arrays = {}
     for alias, info in sorted(signature.inputs.items()):
         if alias not in given:
             missing = f"Signature input alias: {alias}(feed name: {info.name}) not found in request"
             inputs_expected = f"Inputs expected to be in the request {braced(given)}, or default input alias set: "
-            raise Refused(StatusCode.INVALID_ARGUMENT, f"{missing} and no default value provided. {inputs_expected}")
+            raise CallError(StatusCode.INVALID_ARGUMENT, f"{missing} and no default value provided. {inputs_expected}")
         arrays[info.name] = to_array(alias, given[alias])
     for index, (alias, info) in enumerate(sorted(signature.inputs.items())):
         if given[alias].dtype != info.dtype:
             expected, got = type_name(info.dtype), type_name(given[alias].dtype)
-            raise Refused(StatusCode.INVALID_ARGUMENT, f"Expects arg[{index}] to be {expected} but {got} is provided")
+            raise CallError(StatusCode.INVALID_ARGUMENT, f"Expects arg[{index}] to be {expected} but {got} is provided")
     return arrays
 
 
 def to_array(alias: str, proto: Any) -> Any:
-    """Convert a TensorProto to an array like Tensor::FromProto, which drops surplus values. Raises Refused."""
-    error = Refused(StatusCode.INVALID_ARGUMENT, f"tensor parsing error: {alias}")
+    """Convert a TensorProto to an array like Tensor::FromProto, which drops surplus values. Raises CallError."""
+    error = CallError(StatusCode.INVALID_ARGUMENT, f"tensor parsing error: {alias}")
     sizes = [dim.size for dim in proto.tensor_shape.dim]
     if proto.dtype not in types_pb2.DataType.values() or not proto.dtype or proto.tensor_shape.unknown_rank:
         raise error
@@ -280,8 +282,9 @@ def serving(
     port: int = 0,
     credentials: grpc.ServerCredentials | None = None,
     interceptors: Sequence[grpc.ServerInterceptor] = (),
+    socket: Path | None = None,
 ) -> Iterator[str]:
-    """Serve on a local port within the block. Yields "localhost:port"."""
+    """Serve on a local port, or on a Unix socket, within the block. Yields the address for clients."""
     unlimited = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
@@ -290,21 +293,23 @@ def serving(
     server = grpc.server(futures.ThreadPoolExecutor(128), interceptors=interceptors, options=unlimited)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(stand_in, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(stand_in, server)
-    address = f"localhost:{port}"
+    address = f"unix:{socket}" if socket else f"localhost:{port}"
     port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()
     try:
-        yield f"localhost:{port}"
+        yield address if socket else f"localhost:{port}"
     finally:
         stand_in.close()  # pending calls without rows would keep the process alive
         server.stop(grace=None).wait()
 
 
 def main() -> None:
-    about = "A stand-in for tensorflow_model_server. Prints its port."
+    """Serve until Ctrl-C, and follow models.config."""
+    about = "A stand-in for tensorflow_model_server. Prints its port, or its socket."
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("base", type=Path, help="the model's base path, with one folder per version")
     parser.add_argument("--port", type=int, default=0, help="gRPC port; 0: any free port")
+    parser.add_argument("--socket", type=Path, help="Unix socket, instead of a port")
     parser.add_argument("--model-name", default="", help="default: the base path's name")
     parser.add_argument("--batching", nargs="?", const="", metavar="FILE", help="batch calls, with these parameters")
     parser.add_argument("--per-version", action="store_true", help="batch by the parameters in each version's folder")
@@ -314,14 +319,14 @@ def main() -> None:
     if options.batching is not None:
         batching = Batching.read(Path(options.batching)) if options.batching else Batching()
     stand_in = StandIn(options.base, options.model_name, batching=batching, per_version=options.per_version)
-    with serving(stand_in, options.port) as target, contextlib.suppress(KeyboardInterrupt):
+    with serving(stand_in, options.port, socket=options.socket) as target, contextlib.suppress(KeyboardInterrupt):
         print(target.rpartition(":")[2], flush=True)
         while True:
             time.sleep(1)
             try:
                 stand_in.poll()
-            except Refused as refused:
-                print(f"models.config is not followed: {refused}", file=sys.stderr, flush=True)
+            except CallError as error:
+                print(f"models.config is not followed: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

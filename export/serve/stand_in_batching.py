@@ -1,4 +1,4 @@
-"""TF Serving's batching rules, reimplemented from its source for tests/serving_stand_in.py."""
+"""TF Serving's batching rules, reimplemented from its source for the stand-in."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,9 @@ from grpc import StatusCode
 Run = Callable[[dict[str, Any], float | None], list[Any]]  # (arrays by tensor name, timeout in seconds) -> outputs
 
 
-class Refused(Exception):  # noqa: N818 a server status, not a bug
+class CallError(Exception):
+    """An error that a caller receives. code: gRPC's status code."""
+
     def __init__(self, code: StatusCode, message: str):
         super().__init__(message)
         self.code = code
@@ -92,25 +94,23 @@ class Batcher:
             waiting = [task for queue in self.queues.values() for batch in queue.batches for task in batch]
             self.queues.clear()
         for task in waiting:
-            task.outputs.set_exception(Refused(StatusCode.CANCELLED, "the stand-in was stopped"))
+            task.outputs.set_exception(CallError(StatusCode.CANCELLED, "the stand-in was stopped"))
 
     def __call__(
         self, key: Any, run: Run, inputs: dict[str, Any], timeout: float | None, rules: Batching | None = None
     ) -> list[Any]:
         """Run a call. rules: the version's batching parameters; default: the server's."""
+        invalid, sizes = StatusCode.INVALID_ARGUMENT, {array.shape[:1] for array in inputs.values()}
         if not inputs:
-            raise Refused(StatusCode.INVALID_ARGUMENT, "Batching Run() must have at least one input tensor")
-        if any(array.ndim == 0 for array in inputs.values()):
-            raise Refused(StatusCode.INVALID_ARGUMENT, "Batching Run() input tensors must have at least one dimension")
-        sizes = {len(array) for array in inputs.values()}
+            raise CallError(invalid, "Batching Run() must have at least one input tensor")
+        if () in sizes:
+            raise CallError(invalid, "Batching Run() input tensors must have at least one dimension")
         if len(sizes) > 1:
-            raise Refused(
-                StatusCode.INVALID_ARGUMENT, "Batching Run() input tensors must have equal 0th-dimension size"
-            )
+            raise CallError(invalid, "Batching Run() input tensors must have equal 0th-dimension size")
         deadline = time.monotonic() + timeout if timeout is not None else None
         with self.changed:
             queue = self.queues.setdefault(key, Queue(run, rules or self.rules))
-            tasks = self._schedule(queue, inputs, sizes.pop(), deadline)
+            tasks = self._schedule(queue, inputs, sizes.pop()[0], deadline)
             self.changed.notify_all()
         parts = [task.outputs.result() for task in tasks]
         return parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
@@ -119,19 +119,19 @@ class Batcher:
         rules, waiting, full = queue.rules, queue.batches, "The batch scheduling queue to which this task was submitted"
         if rows > rules.max_batch_size:
             larger = f"Task size {rows} is larger than maximum input batch size {rules.max_batch_size}"
-            raise Refused(StatusCode.INVALID_ARGUMENT, larger)
+            raise CallError(StatusCode.INVALID_ARGUMENT, larger)
         room = rules.largest - queue.open_rows
         cuts = [0, rows]
         if rules.enable_large_batch_splitting:
             capacity = (rules.max_enqueued_batches - len(waiting)) * rules.largest + room
             if rows > capacity:
                 message = f"{full} is full; task size is {rows} but scheduling capacity is only {capacity}"
-                raise Refused(StatusCode.UNAVAILABLE, message)
+                raise CallError(StatusCode.UNAVAILABLE, message)
             if rows > room:
                 cuts = sorted({0, *range(room, rows, rules.largest), rows})
         elif rows > room and len(waiting) >= rules.max_enqueued_batches:
             counts = f"currently {len(waiting)} batches enqueued and max_enqueued_batches is {len(waiting)}"
-            raise Refused(StatusCode.UNAVAILABLE, f"{full} is full; {counts}")
+            raise CallError(StatusCode.UNAVAILABLE, f"{full} is full; {counts}")
         tasks = []
         for start, end in itertools.pairwise(cuts):
             task = Task({name: array[start:end] for name, array in inputs.items()}, end - start, deadline)
@@ -173,10 +173,10 @@ class Batcher:
                     task.outputs.set_exception(error)
 
     def _outputs(self, queue: Queue, batch: list[Task]) -> list[list[Any]]:
-        deadlines = [task.deadline for task in batch]
-        timeout = None if None in deadlines else max(deadlines) - time.monotonic()  # type: ignore[type-var]
+        deadlines = [task.deadline for task in batch if task.deadline is not None]
+        timeout = max(deadlines) - time.monotonic() if len(deadlines) == len(batch) else None
         if timeout is not None and timeout <= 0:
-            raise Refused(StatusCode.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue")
+            raise CallError(StatusCode.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue")
         rows = sum(task.rows for task in batch)
         padded = next((size for size in queue.rules.allowed_batch_sizes if size >= rows), rows)
         # TF Serving pads a batch with the first row of its last call.
@@ -185,7 +185,7 @@ class Batcher:
         for part in parts:
             for name, array in part.items():
                 if array.shape[1:] != batch[0].inputs[name].shape[1:]:
-                    raise Refused(
+                    raise CallError(
                         StatusCode.FAILED_PRECONDITION,
                         f"Tensors with name '{name}' from different tasks have different shapes and padding is turned "
                         "off. Set pad_variable_length_inputs to true, or ensure that all tensors with the same name "
@@ -195,9 +195,9 @@ class Batcher:
         self.ran.append(padded)
         outputs = queue.run(merged, timeout)
         if any(array.ndim == 0 for array in outputs):
-            raise Refused(StatusCode.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
+            raise CallError(StatusCode.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
         if any(len(array) != padded for array in outputs):
-            raise Refused(
+            raise CallError(
                 StatusCode.FAILED_PRECONDITION,
                 "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input "
                 "tensors",
