@@ -1,6 +1,9 @@
-"""The command line: python -m export savedmodel | label | query | front | tflite | run-lite | web | keras | show."""
+"""The command line: python -m export savedmodel | label | serve | query | front | tflite | run-lite | web | keras
+| show."""
 
 import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +115,39 @@ def label(base: Path, changes: tuple[str, ...], targets: tuple[str, ...]) -> Non
 
 
 @cli.command()
+@click.argument("base", type=FOLDER, metavar="served/NAME")
+@click.option("--port", type=click.IntRange(0, 65535), default=8501, show_default=True, help="0: any.")
+@click.option("--page", type=FOLDER, metavar="site/NAME", help="Also serve this page of `export web`, at /.")
+def serve(base: Path, port: int, page: Path | None) -> None:
+    """Serve an export on this machine, until Ctrl-C.
+
+    Starts a server and a front before it (see `front`). The server is tensorflow_model_server if it is on the PATH,
+    else TensorFlow Serving in docker if that runs here, else a stand-in in Python that is for trying things out.
+
+    \b
+    Example:
+      python -m export serve served/stdlib
+    """
+    with console.quiet():
+        from export.serve.start import started
+    from export.client.client import Client
+    from export.front.app import Front, Limits
+    from export.front.server import listen
+    from export.front.server import serve as serve_front
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by default, the server would live on
+    with (
+        listen("127.0.0.1", port) as listener,
+        started(base) as server,
+        Client(server.target, server.model) as client,
+    ):
+        app = Front(client, Limits(rows=server.rows), page)
+        with console.err.status(f"waiting for {base} to answer"):
+            server.wait(app.answers)
+        serve_front(app, listener)
+
+
+@cli.command()
 @target_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any.")
@@ -148,10 +184,12 @@ def front(
     if (pem is None) != (pem_key is None):
         raise click.UsageError("--certificate and --key go together: pass both or neither")
     from export.front.app import Front, Limits
+    from export.front.server import listen
     from export.front.server import serve as serve_front
 
     app = Front(client, Limits(**limits), page, allow_origin)
-    serve_front(app, host, port, (pem, pem_key) if pem and pem_key else None, proxy)
+    with listen(host, port) as listener:
+        serve_front(app, listener, (pem, pem_key) if pem and pem_key else None, proxy)
 
 
 @cli.command()

@@ -127,6 +127,7 @@ class ConnectionSettings:
             ("grpc.per_rpc_retry_buffer_size", self.max_message_bytes),  # by default, large calls are not retried
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", self.max_message_bytes),
+            ("grpc.max_reconnect_backoff_ms", 2000),  # the default, two minutes, would outlast a server's restart
             *extra_options,
         ]
         if self.tls is None:

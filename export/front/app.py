@@ -262,12 +262,13 @@ class Front:
         """Answer 200 while the server answers rows. A row is requested once a second at most."""
         async with self.probing:
             if time.monotonic() - max(self.probed, self.answered) > 1:
-                self.healthy = await anyio.to_thread.run_sync(self._probe)  # not in a thread of the calls
+                self.healthy = await anyio.to_thread.run_sync(self.answers)  # not in a thread of the calls
                 self.probed = time.monotonic()
         healthy = self.healthy or time.monotonic() - self.answered <= 1
         return PlainTextResponse("ok\n" if healthy else "the server does not answer\n", 200 if healthy else 503)
 
-    def _probe(self) -> bool:
+    def answers(self) -> bool:
+        """Request a row of text, and report whether the server answers or is busy."""
         try:
             return bool(self.predict(self.select().at(timeout=HEALTH_SECONDS), "serving_default", PROBE))
         except StageError:

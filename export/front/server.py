@@ -1,5 +1,7 @@
 """The front's HTTP server."""
 
+import contextlib
+import json
 import socket
 import ssl
 from pathlib import Path
@@ -34,10 +36,14 @@ def server(front: Front, tls: tuple[Path, Path] | None = None, proxy: str | None
     return uvicorn.Server(uvicorn.Config(front.app, timeout_graceful_shutdown=seconds, **settings))
 
 
-def serve(front: Front, host: str, port: int, tls: tuple[Path, Path] | None, proxy: str | None) -> None:
+def serve(
+    front: Front, listener: socket.socket, tls: tuple[Path, Path] | None = None, proxy: str | None = None
+) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    http_server = server(front, tls, proxy)
-    with listen(host, port) as listener:
-        address = f"{host}:{listener.getsockname()[1]}"
-        console.note(f"serving {front.model} at http{'s' if tls else ''}://{address} (Ctrl-C to stop)")
+    http_server, (host, port, *_) = server(front, tls, proxy), listener.getsockname()
+    url = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+    body = json.dumps({"model": front.model, "prompt": "", "max_tokens": 200})
+    console.note(f"serving {front.model} at {url} (Ctrl-C to stop)")
+    console.note(f"try: curl -s {url}/v1/completions -d '{body}'")
+    with contextlib.suppress(KeyboardInterrupt):
         http_server.run([listener])

@@ -135,9 +135,9 @@ def _change(base: Path, changes: labels.LabelChanges | None) -> ServingConfig:
     return served
 
 
-def flags(name: str, rows: int) -> list[str]:
-    """Flags of tensorflow_model_server. rows: the largest batch."""
-    folder = f"/models/{name}"
+def flags(name: str, rows: int, folder: str = "") -> list[str]:
+    """Flags of tensorflow_model_server. rows: the largest batch. folder: default: the container's."""
+    folder = folder or f"/models/{name}"
     threads = 2 * rows  # a call holds a thread while it waits and runs: enough for one batch and the next
     return [
         f"--port={GRPC_PORT}",
@@ -199,15 +199,28 @@ def _write(base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any
                 f"{label} of {base} is version {version}, whose {missing} is missing; "
                 f"{labels.describe_complete(base)}; move the label: python -m export label {base} {label}=VERSION"
             )
-    numbers = [version for version in sorted(served.versions) if not labels.missing_file(base, version)]
-    versions = [_version(base, number, served, new_facts) for number in numbers]
+    versions = served_versions(base, served, new_facts)
     texts = _render(base, versions)
-    texts[MODELS] = labels.to_text(model_name(base), served.labels, numbers)
+    texts[MODELS] = labels.to_text(model_name(base), served.labels, [version.number for version in versions])
     for name, text in texts.items():
         with whole_file(base / name) as partial:
             partial.write_text(text, encoding="utf-8")
     for version, facts in new_facts.items():
         write_json(base / str(version) / FACTS, facts)
+
+
+def served_versions(
+    base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any]] | None = None
+) -> list[ServedVersion]:
+    """Complete versions that servers load. new_facts: facts that are not written yet. Raises StageError."""
+    numbers = [version for version in sorted(served.versions) if not labels.missing_file(base, version)]
+    return [_version(base, number, served, new_facts or {}) for number in numbers]
+
+
+def largest_batch(base: Path, versions: list[ServedVersion]) -> int:
+    """The largest row limit of all versions below `base`."""
+    origins = [read_json(base / str(number) / ORIGIN) for number in labels.complete_versions(base)]
+    return max(row_limit(origin) for origin in [*origins, *(version.origin for version in versions)])
 
 
 def _version(base: Path, number: int, served: ServingConfig, new_facts: dict[int, dict[str, Any]]) -> ServedVersion:
@@ -240,9 +253,7 @@ def _render(base: Path, versions: list[ServedVersion]) -> dict[str, str]:
 
 def _values(base: Path, versions: list[ServedVersion]) -> dict[str, Any]:
     """Variables of the templates."""
-    origins = [read_json(base / str(number) / ORIGIN) for number in labels.complete_versions(base)]
-    rows = max(row_limit(origin) for origin in [*origins, *(version.origin for version in versions)])
-    name = model_name(base)
+    rows, name = largest_batch(base, versions), model_name(base)
     return {
         "name": name,
         "folder": base.resolve().name,

@@ -1,0 +1,115 @@
+"""Start a server of an exported model on this machine: TensorFlow Serving, from the PATH or in docker, or the stand-in.
+
+It is reachable from this machine only, because servers trust their callers.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from common import console
+from common.errors import StageError
+from export.serve import labels, package
+
+BINARY = "tensorflow_model_server"
+STAND_IN = "no TensorFlow Serving found: answering with the Python stand-in, for trying things out"
+ROOT = Path(__file__).parents[2]
+STOP_SECONDS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalServer:
+    """A started server. target: its gRPC address; rows: per call, at most; seconds: to load the model, at most."""
+
+    target: str
+    model: str
+    rows: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    seconds: int
+
+    def wait(self, answers: Callable[[], bool]) -> None:
+        """Wait until `answers` is true. Raises StageError if the server ends first, or takes too long."""
+        until = time.monotonic() + self.seconds
+        while not answers():
+            lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+            reason = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
+            if self.process.poll() is not None:
+                raise StageError(f"the server of {self.model} ended: {reason}")
+            if time.monotonic() > until:
+                raise StageError(f"the server of {self.model} does not answer after {self.seconds} s: {reason}")
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def started(base: Path) -> Iterator[LocalServer]:
+    """Start a server of the model at a base path, and stop it after the block.
+
+    Raises StageError for a folder without models.config.
+    """
+    served = labels.read(base)
+    if served is None:
+        raise StageError(f"{base} has no {labels.MODELS}: create it with python -m export savedmodel runs/NAME")
+    name, versions = package.model_name(base), package.served_versions(base, served)
+    rows = package.largest_batch(base, versions)
+    with tempfile.TemporaryDirectory(prefix="serve-") as folder:
+        path, base = Path(folder), base.resolve()
+        target, cleanup = f"unix:{path}/grpc", None
+        if binary := shutil.which(BINARY):
+            numbers = [version.number for version in versions]
+            config = path / labels.MODELS  # the package's own has the paths of the container
+            config.write_text(labels.to_text(name, served.labels, numbers, str(base)), encoding="utf-8")
+            command = [binary, *package.flags(name, rows, str(base))]
+            # Of a repeated flag, the last counts. Without ports, because the server would open them to the network.
+            command += [f"--model_config_file={config}", "--port=0", f"--grpc_socket_path={path}/grpc"]
+            command += ["--rest_api_port=0"]
+            console.note(f"answering with {binary}")
+        elif _docker_runs():
+            target, command, cleanup = _compose(base, path)
+            console.note("answering with TensorFlow Serving in docker; the first time, its image is downloaded")
+        else:
+            command = [sys.executable, "-m", "export.serve.stand_in", str(base), f"--socket={path}/grpc"]
+            command += ["--model-name", name, "--per-version", "--batching", str(base / package.BATCHING)]
+            console.note(STAND_IN)
+        log = path / "log"
+        with (
+            log.open("wb") as output,
+            # Its own session: Ctrl-C reaches it only after the calls in progress have been answered.
+            subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True) as process,
+        ):
+            try:
+                yield LocalServer(target, name, rows, process, log, package.startup_seconds(versions))
+            finally:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_SECONDS)
+                process.kill()
+                if cleanup:
+                    subprocess.run(cleanup, capture_output=True, check=False)
+
+
+def _docker_runs() -> bool:
+    """Check for docker, its compose plugin and a running daemon."""
+    return bool(shutil.which("docker")) and (
+        subprocess.run(["docker", "compose", "ls", "--quiet"], capture_output=True, check=False).returncode == 0
+    )
+
+
+def _compose(base: Path, folder: Path) -> tuple[str, list[str], list[str]]:
+    """Return the address of the package's server in docker, the command that runs it, and the one that removes it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    local = {"restart": "no", "ports": [f"127.0.0.1:{port}:{package.GRPC_PORT}"]}
+    (folder / "local.yaml").write_text(json.dumps({"services": {"serving": local}}))  # YAML contains JSON
+    files = [base / "compose.yaml", base / "compose.override.yaml", folder / "local.yaml"]
+    compose = ["docker", "compose", "--project-name", f"{package.host_name(base)}-local"]
+    compose += [f"--file={file}" for file in files if file.exists()]
+    return f"127.0.0.1:{port}", [*compose, "up", "serving"], [*compose, "down"]
