@@ -6,8 +6,9 @@ served/NAME/
     models.config           the versions that a server loads, and their labels (export.serve.labels)
     batching_params.pbtxt   the threads of all batches, and the batch size of a server without the versions' own files
     monitoring.config       the path of the server's metrics, for Prometheus
-    compose.yaml            docker compose
+    compose.yaml            docker compose: the server, and the front before it
     kubernetes.yaml         kubectl apply
+    front/                  the front's image (export.serve.front_image)
     MODEL_CARD.md           the model's data, scores, uses and limits
 
 Only models.config holds state: the labels. The other files are regenerated from it and from the versions. A running
@@ -27,7 +28,7 @@ import jinja2
 from common import console
 from common.errors import StageError
 from common.files import exclusive, read_json, whole_file, write_json
-from export.serve import labels
+from export.serve import front_image, labels
 from export.serve.card import ServedVersion, cell, row_limit, table
 from export.serve.labels import CANARY, MODELS, ORIGIN, STABLE, ServingConfig
 
@@ -186,6 +187,11 @@ def health_check(name: str) -> str:
     return f"exec 3<>/dev/tcp/127.0.0.1/{REST_PORT} && {request} && head -n 1 <&3 | grep -q ' 200 '"
 
 
+def front_check() -> str:
+    """Python program that fails unless the front is healthy: its image has no curl."""
+    return f"from urllib import request; request.urlopen('http://127.0.0.1:{front_image.PORT}/healthz', timeout=4)"
+
+
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Facts of a version that is packaged again: known facts are updated, but its tools stay those that wrote it."""
     return old | {name: value for name, value in new.items() if not old or (value is not None and name != "tools")}
@@ -200,11 +206,14 @@ def _write(base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any
                 f"{labels.describe_complete(base)}; move the label: python -m export label {base} {label}=VERSION"
             )
     versions = served_versions(base, served, new_facts)
-    texts = _render(base, versions)
+    image = front_image.front_files()
+    texts = _render(base, versions, f"{host_name(base)}-front:{front_image.tag(image)}")
     texts[MODELS] = labels.to_text(model_name(base), served.labels, [version.number for version in versions])
-    for name, text in texts.items():
+    files = {f"front/{name}": content for name, content in image.items()}
+    files |= {name: text.encode() for name, text in texts.items()}
+    for name, content in files.items():
         with whole_file(base / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content)
     for version, facts in new_facts.items():
         write_json(base / str(version) / FACTS, facts)
 
@@ -232,8 +241,8 @@ def _version(base: Path, number: int, served: ServingConfig, new_facts: dict[int
     return ServedVersion(number, own_labels, origin, new_facts.get(number) or read_json(folder / FACTS))
 
 
-def _render(base: Path, versions: list[ServedVersion]) -> dict[str, str]:
-    """Render the templates. Returns the texts by their paths below `base`."""
+def _render(base: Path, versions: list[ServedVersion], image: str) -> dict[str, str]:
+    """Render the templates. Returns the texts by their paths below `base`. image: the front's."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("export.serve", "templates"),
         autoescape=False,  # not HTML: each value is quoted by a filter of its file's format
@@ -243,7 +252,7 @@ def _render(base: Path, versions: list[ServedVersion]) -> dict[str, str]:
         keep_trailing_newline=True,
     )
     environment.filters |= {"yaml": json.dumps, "cell": cell}
-    values = _values(base, versions)
+    values = _values(base, versions) | {"front_image": image}
     # If a batch cannot hold the version's largest warm-up request, the version does not load. If it holds more rows
     # than the graph accepts, all of its callers are rejected. So each version has its own batch size.
     own = {f"{version.number}/{BATCHING}": (BATCHING, values | {"rows": version.rows}) for version in versions}
@@ -261,6 +270,8 @@ def _values(base: Path, versions: list[ServedVersion]) -> dict[str, Any]:
         "image": IMAGE,
         "grpc": GRPC_PORT,
         "rest": REST_PORT,
+        "front": front_image.PORT,
+        "front_check": front_check(),
         "cpus": CPUS,
         "memory": MEMORY_GB,
         "timeout": TIMEOUT_SECONDS,
