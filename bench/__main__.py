@@ -271,5 +271,24 @@ def sampling(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> 
         compare(size, rounds, seconds, out)
 
 
+@serve.command()
+@click.option("--target", required=True, metavar="HOST:PORT", help="HTTP port of a front, or REST port of a server.")
+@click.option("--model", required=True, metavar="NAME", help="The model's name on the server.")
+@click.option("--length", type=click.IntRange(1), default=200, show_default=True, help="Characters per call.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=10, show_default=True, help="Per number of callers.")
+def load(target: str, model: str, length: int, seconds: float) -> None:
+    """Latency and characters per second through a running server or front, with 1, 8 and 32 callers.
+
+    Start a front with --per-minute 1000000, or it limits the callers, who share an address.
+
+    \b
+    Example:
+      python -m bench serve load --target localhost:8501 --model stdlib
+    """
+    from bench.load import load as measure
+
+    measure(target, model, length, seconds)
+
+
 if __name__ == "__main__":
     console.run(cli)

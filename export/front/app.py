@@ -1,6 +1,7 @@
 """The front's routes and limits. Prompts and texts are never logged."""
 
 import asyncio
+import functools
 import json
 import re
 import time
@@ -51,6 +52,8 @@ FAILED = {
     503: "the server is busy or not ready: try again later",
     504: "no answer within the time limit: request fewer characters",
 }
+# As TF Serving converts messages.
+to_dict = functools.partial(MessageToDict, always_print_fields_with_no_presence=True, preserving_proto_field_name=True)
 
 
 @settings
@@ -174,9 +177,9 @@ class Front:
         """The client of a version or label, or else the default one."""
         if version or label:
             return self.client.at(version=int(version) if version else None, label=label)
-        stable = self.client.at(label="stable") if self.client.settings.version is None else self.client
-        if self.client.settings.label or stable is self.client:
+        if self.client.settings.label or self.client.settings.version is not None:
             return self.client
+        stable = self.client.at(label="stable")
         try:
             self.has_stable = bool(self.signatures_of(stable))
         except ServingError as error:
@@ -217,12 +220,12 @@ class Front:
     def _metadata(self, _: Any, version: str | None, label: str | None) -> bytes:
         spec, signatures = self.select(version, label).raw_metadata()
         about = {"name": spec.name, "signature_name": "", "version": str(spec.version.value)}
-        return json.dumps({"model_spec": about, "metadata": {"signature_def": _dict(signatures)}}).encode()
+        return json.dumps({"model_spec": about, "metadata": {"signature_def": to_dict(signatures)}}).encode()
 
     def _status(self, _: Any, version: str | None, label: str | None) -> bytes:
         if label:
             version = str(self.select(label=label).raw_metadata()[0].version.value)
-        versions = _dict(self.client.raw_status())["model_version_status"]
+        versions = to_dict(self.client.raw_status())["model_version_status"]
         healthy = {"status": {"error_code": "OK", "error_message": ""}}
         versions = [healthy | entry for entry in versions if version in (None, entry["version"])]
         if not versions:
@@ -277,16 +280,20 @@ class Front:
 
     async def metrics(self, request: Request) -> Response:
         """Answer in Prometheus's text format."""
-        guard, lines = self.guard, ["# TYPE front_requests_total counter"]
-        for (route, code), count in sorted(guard.count.items()):
-            lines.append(f'front_requests_total{{route="{route}",code="{code}"}} {count}')
-        lines.append("# TYPE front_seconds_total counter")
-        lines += [
-            f'front_seconds_total{{route="{route}"}} {value:.6f}' for route, value in sorted(guard.seconds.items())
-        ]
-        lines += ["# TYPE front_rows_total counter", f"front_rows_total {self.rows}"]
-        lines += ["# TYPE front_calls_running gauge", f"front_calls_running {guard.running}", ""]
-        return PlainTextResponse("\n".join(lines), media_type="text/plain; version=0.0.4")
+        guard, lines = self.guard, list[str]()
+        for name, kind, samples in (
+            (
+                "requests_total",
+                "counter",
+                {f'{{route="{r}",code="{code}"}}': n for (r, code), n in guard.count.items()},
+            ),
+            ("seconds_total", "counter", {f'{{route="{r}"}}': round(n, 6) for r, n in guard.seconds.items()}),
+            ("rows_total", "counter", {"": self.rows}),
+            ("calls_running", "gauge", {"": guard.running}),
+        ):
+            lines += [f"# TYPE front_{name} {kind}\n"]
+            lines += [f"front_{name}{labels} {value}\n" for labels, value in sorted(samples.items())]
+        return PlainTextResponse("".join(lines), media_type="text/plain; version=0.0.4")
 
 
 class Page(StaticFiles):
@@ -299,12 +306,6 @@ class Page(StaticFiles):
 
     def file_response(self, *arguments: Any, **more: Any) -> Response:
         response = super().file_response(*arguments, **more)
-        response.headers["Content-Security-Policy"] = f"{self.policy}; frame-ancestors 'none'"
-        response.headers["X-Content-Type-Options"], response.headers["Cache-Control"] = "nosniff", "no-cache"
+        policy = {"Content-Security-Policy": f"{self.policy}; frame-ancestors 'none'"}
+        response.headers.update(policy | {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"})
         return response
-
-
-def _dict(message: Any) -> dict[str, Any]:
-    """Convert a message as TF Serving does."""
-    fields: dict[str, Any] = MessageToDict(message, True, preserving_proto_field_name=True)
-    return fields

@@ -1,0 +1,80 @@
+"""Latency and throughput of a running server or front, over TF Serving's REST API."""
+
+import concurrent.futures
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import requests
+from rich.table import Table
+
+from common import console
+from common.errors import StageError
+
+CALLERS = (1, 8, 32)
+TIMEOUT = 60  # seconds
+
+
+class Load(NamedTuple):
+    """What `callers` measured: seconds per answer, characters per second, calls refused with 429 or 503."""
+
+    callers: int
+    answers: int
+    median: float
+    p95: float
+    rate: float
+    refused: int
+
+
+def measure(post: Callable[[Any, int], requests.Response], callers: int, seconds: float) -> Load:
+    """Let callers make one call after the other. post: makes a call with a session and a seed.
+
+    Raises StageError for an answer other than 200, 429 and 503.
+    """
+    end = time.monotonic() + seconds
+
+    def call(caller: int) -> tuple[list[float], int, int]:
+        times, characters, refused, seed = list[float](), 0, 0, caller << 32
+        with requests.Session() as session:
+            while time.monotonic() < end:
+                start, seed = time.perf_counter(), seed + 1
+                answer = post(session, seed)
+                if answer.status_code in (429, 503):
+                    refused += 1
+                    time.sleep(0.1)
+                    continue
+                if answer.status_code != 200:
+                    raise StageError(f"the server answered {answer.status_code}: {answer.text[:200]}")
+                times.append(time.perf_counter() - start)
+                characters += answer.json()["outputs"]["n_chars"][0]
+        return times, characters, refused
+
+    start = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(callers) as pool:
+        each = list(pool.map(call, range(callers)))
+    passed, times = time.perf_counter() - start, [value for own, _, _ in each for value in own]
+    characters, refused = (sum(own[column] for own in each) for column in (1, 2))
+    median, p95 = np.percentile(times or [np.nan], (50, 95))
+    return Load(callers, len(times), float(median), float(p95), characters / passed, refused)
+
+
+def load(target: str, model: str, length: int, seconds: float) -> None:
+    """Print a table: one row per number of callers, each of whom writes texts of `length` characters."""
+    url = f"http://{target}/v1/models/{model}/labels/stable:predict"
+
+    def post(session: Any, seed: int) -> requests.Response:
+        inputs = {"prompt": [""], "length": [length], "temperature": [1.0], "seed": [seed]}
+        try:
+            return session.post(url, json={"inputs": inputs}, timeout=TIMEOUT)
+        except requests.RequestException as error:
+            raise StageError(f"{target} does not answer over HTTP ({type(error).__name__}): check the port") from None
+
+    table = Table(
+        "callers", "answers", "median, ms", "95 %, ms", "characters/s", "refused", title=f"{model} at {target}"
+    )
+    for callers in CALLERS:
+        row = measure(post, callers, seconds)
+        times = (f"{1000 * value:,.1f}" for value in (row.median, row.p95))
+        table.add_row(str(callers), f"{row.answers:,}", *times, f"{row.rate:,.0f}", f"{row.refused:,}")
+    console.out.print(table)
