@@ -4,9 +4,11 @@ It is reachable from this machine only, because servers trust their callers.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -82,8 +84,10 @@ def started(base: Path) -> Iterator[LocalServer]:
         log = path / "log"
         with (
             log.open("wb") as output,
-            # Its own session: Ctrl-C reaches it only after the calls in progress have been answered.
-            subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True) as process,
+            # Its own session, so that Ctrl-C does not end it before the calls in progress are answered.
+            subprocess.Popen(
+                command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True, preexec_fn=_end_with_parent
+            ) as process,
         ):
             try:
                 yield LocalServer(target, name, rows, process, log, package.startup_seconds(versions))
@@ -94,6 +98,11 @@ def started(base: Path) -> Iterator[LocalServer]:
                 process.kill()
                 if cleanup:
                     subprocess.run(cleanup, capture_output=True, check=False)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to send this process SIGTERM when its parent ends, killed or not (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _docker_runs() -> bool:

@@ -354,6 +354,50 @@ def test_an_answer_that_is_too_large_is_refused(server: Endpoint, monkeypatch: p
 # OpenAI's API.
 
 
+@pytest.mark.slow
+def test_overload_does_not_delay_health(fake: Path, tmp_path: Path) -> None:
+    """300 callers of 1,500 characters and 128 calls without rows, to a server and a front in their own processes."""
+    (tmp_path / "batching").write_text("max_batch_size { value: 64 }\nnum_batch_threads { value: 1 }")
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: str, **settings: Any) -> Any:
+            command = [sys.executable, "-m", *arguments]
+            process = stack.enter_context(subprocess.Popen(command, cwd=ROOT, text=True, **settings))
+            stack.callback(process.terminate)
+            return process
+
+        server = start(
+            *("export.serve.stand_in", str(fake), "--batching", str(tmp_path / "batching")), stdout=subprocess.PIPE
+        )
+        target = ("--target", f"localhost:{server.stdout.readline().strip()}", "--model", "fake", "--port", "0")
+        front = start("export", "front", *target, "--per-minute", "1000000", stderr=subprocess.PIPE)
+        url = front.stderr.readline().split()[3]
+        row, over, waits = ROW | {"prompt": "x" * 1500, "length": 1500}, threading.Event(), list[float]()
+
+        def call(number: int) -> int:
+            body = {"inputs": {"prompt": []}} if number < 128 else {"instances": [row]}
+            while True:
+                answer = requests.post(f"{url}{MODEL}:predict", json=body, timeout=60)
+                if answer.status_code != 429:
+                    return answer.status_code
+                time.sleep(float(answer.headers["Retry-After"]))
+
+        def watch() -> None:
+            while not over.is_set():
+                begun = time.monotonic()
+                assert requests.get(f"{url}/healthz", timeout=30).status_code == 200
+                waits.append(time.monotonic() - begun)
+                time.sleep(0.1)
+
+        with futures.ThreadPoolExecutor(429) as pool:
+            health = pool.submit(watch)
+            codes = list(pool.map(call, range(428)))
+            over.set()
+            health.result()
+    assert codes == [400] * 128 + [200] * 300
+    assert max(waits) < 1
+
+
 @pytest.fixture
 def client(site: Site) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0) as client:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,12 +65,20 @@ def serving(base: Path, programs: Path, tmp_path: Path) -> Iterator[subprocess.P
 
 
 def server_of(process: subprocess.Popen[str]) -> int:
-    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until = time.monotonic() + 10
+    while not children.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
+    (child,) = children.read_text().split()
     return int(child)
 
 
-def runs(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+def ended(pid: int) -> bool:
+    """Wait until a process has ended."""
+    until = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    return not Path(f"/proc/{pid}").exists()
 
 
 def test_one_command_leads_to_an_answer(serving: subprocess.Popen[str]) -> None:
@@ -85,15 +94,18 @@ def test_one_command_leads_to_an_answer(serving: subprocess.Popen[str]) -> None:
     assert requests.get(url, timeout=30).text == "<html>"
     server = server_of(serving)
     serving.send_signal(signal.SIGINT)
-    assert (serving.wait(30), runs(server), serving.stderr.read()) == (0, False, "")
+    assert (serving.wait(30), ended(server), serving.stderr.read()) == (0, True, "")
 
 
-def test_a_server_that_is_still_loading_is_stopped_too(serving: subprocess.Popen[str]) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_server_that_is_still_loading_is_stopped_too(
+    serving: subprocess.Popen[str], sent: signal.Signals, code: int
+) -> None:
     assert serving.stderr
     serving.stderr.readline()
     server = server_of(serving)
-    serving.terminate()
-    assert (serving.wait(30), runs(server)) == (143, False)
+    serving.send_signal(sent)
+    assert (serving.wait(30), ended(server)) == (code, True)
 
 
 def test_tensorflow_serving_on_the_path_is_preferred(base: Path, programs: Path, tmp_path: Path) -> None:
