@@ -280,20 +280,17 @@ class Front:
 
     async def metrics(self, request: Request) -> Response:
         """Answer in Prometheus's text format."""
-        guard, lines = self.guard, list[str]()
-        for name, kind, samples in (
-            (
-                "requests_total",
-                "counter",
-                {f'{{route="{r}",code="{code}"}}': n for (r, code), n in guard.count.items()},
-            ),
-            ("seconds_total", "counter", {f'{{route="{r}"}}': round(n, 6) for r, n in guard.seconds.items()}),
-            ("rows_total", "counter", {"": self.rows}),
-            ("calls_running", "gauge", {"": guard.running}),
-        ):
-            lines += [f"# TYPE front_{name} {kind}\n"]
-            lines += [f"front_{name}{labels} {value}\n" for labels, value in sorted(samples.items())]
-        return PlainTextResponse("".join(lines), media_type="text/plain; version=0.0.4")
+        families: dict[str, dict[str, float]] = {
+            "requests_total": {f'{{route="{r}",code="{code}"}}': n for (r, code), n in self.guard.count.items()},
+            "seconds_total": {f'{{route="{r}"}}': round(n, 6) for r, n in self.guard.seconds.items()},
+            "rows_total": {"": self.rows},
+            "calls_running": {"": self.guard.running},
+        }
+        text = ""
+        for name, samples in families.items():
+            text += f"# TYPE front_{name} {'counter' if name.endswith('_total') else 'gauge'}\n"
+            text += "".join(f"front_{name}{labels} {value}\n" for labels, value in sorted(samples.items()))
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
 class Page(StaticFiles):
