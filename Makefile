@@ -55,7 +55,7 @@ test: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-fast: $(VENV)/.installed-dev
-	$(PY) -m pytest --fast -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile --fast -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest -m slow

@@ -37,6 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.meta_path.insert(0, NoTensorFlow())
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        for item in items:
+            if item.get_closest_marker("processes"):
+                item.add_marker(pytest.mark.skip("starts TensorFlow, Beam or a browser"))
+
+
 def pytest_collection_finish() -> None:
     """Give TensorFlow two logical CPUs, so that two replicas run on any machine. Must run before its first op."""
     tf = sys.modules.get("tensorflow")

@@ -128,6 +128,7 @@ def test_only_data_stages_import_beam_and_tfdv() -> None:
             assert name in allowed[package], f"{name} must not import {package}"
 
 
+processes = pytest.mark.processes
 HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai_edge_litert", "tensorflow_serving")
 
 
@@ -136,16 +137,22 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
     [
         ("common.console common.files common.settings pipeline.vocab pipeline.manifest pipeline.shards", set()),
         ("pipeline.__main__ trainers.__main__ export.__main__", set()),  # keeps --help fast
-        ("pipeline.ingest", {"apache_beam"}),
+        pytest.param("pipeline.ingest", {"apache_beam"}, marks=processes),
         ("trainers.judging.plot trainers.judging.ngram trainers.judging.breakdown trainers.judging.report", set()),
         ("trainers.judging.coherence trainers.judging.copied", set()),
         ("trainers.config trainers.metrics", set()),
         ("trainers.neurons.labels trainers.neurons.search trainers.neurons.activations trainers.neurons.page", set()),
         ("export.lite.runner export.lite.probe", {"ai_edge_litert"}),
         ("export.serve.package", {"tensorflow_serving"}),
-        ("trainers.training.loop trainers.judging.evaluate trainers.info", {"tensorflow", "keras"}),
+        pytest.param(
+            "trainers.training.loop trainers.judging.evaluate trainers.info", {"tensorflow", "keras"}, marks=processes
+        ),
         ("export.client.client export.front.server", {"tensorflow_serving"}),
-        ("export.serve.saved_model export.serve.session", {"tensorflow", "keras", "tensorflow_serving"}),
+        pytest.param(
+            "export.serve.saved_model export.serve.session",
+            {"tensorflow", "keras", "tensorflow_serving"},
+            marks=processes,
+        ),
     ],
 )
 def test_modules_load_only_the_heavy_packages_they_need(names: str, expected: set[str]) -> None:

@@ -17,6 +17,7 @@ from common import console
 from pipeline.manifest import write_manifest
 from pipeline.vocab import Vocab
 
+pytestmark = pytest.mark.processes
 ROOT = Path(__file__).parent.parent.parent
 
 CONFIG = """

@@ -95,6 +95,7 @@ def test_help_has_an_example(command: str, monkeypatch: pytest.MonkeyPatch, caps
     assert f"python -m pipeline {command} " in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_process_prints_only_the_result(folder: Path) -> None:
     make_data(folder, 1000, train=b"to be or not to be\n" * 20)
     done = subprocess.run(

@@ -10,6 +10,7 @@ from javascript import CHROMIUM, names, node, results, settle
 from pipeline.vocab import byte_vocab
 from trainers.neurons.page import Excerpt, Page, write_page
 
+pytestmark = pytest.mark.processes
 SCRIPT = Path(__file__).parent / "neurons.test.mjs"
 TEXT = 'aé "b</script>" c\ndf{{ e }}\xff\n g'
 UNITS = 3

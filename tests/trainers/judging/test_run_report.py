@@ -189,6 +189,7 @@ console.log(JSON.stringify(problems));
 """
 
 
+@pytest.mark.processes
 def test_report_is_accessible_and_self_contained(folder: Path) -> None:
     if not CHROMIUM:
         pytest.skip("Chromium is missing (apt install chromium)")
