@@ -34,10 +34,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 64  # the default of 5 resets connections when 32 callers connect at once
+
+
 @pytest.fixture
 def target() -> Iterator[str]:
     Handler.codes, Handler.bodies = itertools.repeat(200), []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Server(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{server.server_port}"
         server.shutdown()
