@@ -93,10 +93,10 @@ def ingest(
 ) -> None:
     """Turn text into a data set: token shards and a manifest.
 
-    Sources are files, folders (all files below, not following links to folders), patterns, named corpora (python -m
-    pipeline corpora) or - for standard input, joined in the order given. Files may be compressed (gzip, bz2, xz,
-    zstd). A file that is not text in the encoding is an error, with its name and offset, unless --errors allows it. A
-    config's [data] sets all of these, and shard_bytes (IngestSettings in pipeline/config.py).
+    Sources are files, folders (all files below), patterns, named corpora (python -m pipeline corpora), pipes or - for
+    standard input, joined in the order given. Files may be compressed (gzip, bz2, xz, zstd). A file that is not text in
+    the encoding is an error, with its name and offset, unless --errors allows it. A config's [data] sets all of these,
+    and shard_bytes (IngestSettings in pipeline/config.py).
 
     --split contiguous: train is the beginning, val the middle, test the end. document: each document goes to a split by
     its hash. char-rnn: as char-rnn does, the beginning, middle and end of each of its streams.

@@ -51,7 +51,7 @@ def ingest(settings: IngestSettings, out: Path, force: bool = False, options: st
         raise UsageError("no source: name a file, a folder or a corpus, or pass a config with [data] source")
     check_replaceable(out, FILE_NAME, "a data set")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with opened(settings.source, settings.include, settings.exclude, out.parent) as sources:
+    with opened(settings.source, settings.include, settings.exclude, out) as sources:
         if out.exists() and not force and any(out.iterdir()):
             manifest = read_manifest(out)
             check_same(out, manifest, hash_sources(sources.files), settings)

@@ -15,14 +15,18 @@ from typing import Any
 
 import pydantic
 
+from common import console
 from common.errors import StageError, UsageError
 from common.files import scratch as temporary
+from common.printable import visible
 from pipeline.corpora import CORPORA
+from pipeline.walk import EVERYTHING, walk
 
-STANDARD_INPUT = "-"
+STANDARD_INPUT = ("-", "/dev/stdin")
 RAW = Path("data/raw")  # where pipeline.fetch puts named corpora
 PROVENANCE = "provenance.json"  # written by fetch beside each text
 STDLIB_BYTES = 5_000_000
+NAMED = 3  # paths named in a note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +47,21 @@ class Sources:
 
 
 @contextlib.contextmanager
-def opened(sources: Iterable[str], include: list[str], exclude: list[str], scratch: Path) -> Iterator[Sources]:
-    """Yield the files of all sources. Standard input can be read only once, so `scratch` keeps it for the block.
+def opened(sources: Iterable[str], include: list[str], exclude: list[str], out: Path) -> Iterator[Sources]:
+    """Yield the files of all sources. A pipe can be read only once, so the block keeps its text in a file beside `out`.
 
     A source is a file; a folder: every file below it, sorted by path, without hidden ones; a pattern (*, ?, [a-z], and
-    ** for any folders): every match, sorted; "-", standard input; or the name of a corpus. An existing path takes
-    precedence. include, exclude: patterns for the path in a folder or for its last part.
-    Raises UsageError for an unknown source, StageError for a source without text.
+    ** for any folders): every match, sorted; "-" or a pipe; or the name of a corpus. An existing path takes precedence.
+    include, exclude: patterns for the path in a folder or for its last part. out: the data set, which is never read.
+    Raises UsageError for an unknown source, StageError for a source without text or one that cannot be read.
     """
     files, provenance = [], []
     with contextlib.ExitStack() as stack:
         for source in sources:
-            if source == STANDARD_INPUT:
-                matches = [stack.enter_context(_standard_input(scratch))]
+            if source in STANDARD_INPUT or Path(source).is_fifo():
+                matches = [stack.enter_context(_piped(source, out.parent))]
             else:
-                matches = _files(source, include, exclude)
+                matches = _files(source, include, exclude, out)
                 provenance += _provenance(source)
             if not matches:
                 raise StageError(f"{source} matches no files: check the pattern, --include and --exclude")
@@ -77,33 +81,38 @@ def defaults(sources: object) -> dict[str, Any]:
     return {name: value for origin in _provenance(names[0]) for name, value in origin["settings"].items()}
 
 
-def _files(source: str, include: list[str], exclude: list[str]) -> list[SourceFile]:
+def _files(source: str, include: list[str], exclude: list[str], out: Path) -> list[SourceFile]:
     path = _path_of(source)
     if path.is_file():
         return [_source_file(path, path.name)]
     if path.is_dir():
         # The folder's own name comes first, even for "." or "..".
         top = path.resolve().name
-        return [
-            _source_file(file, f"{top}/{name}")
-            for name, file in _files_below(path)
-            if _included(name, include, exclude)
-        ]
+        names = _walked(source, path, EVERYTHING, out)
+        return [_source_file(names[name], f"{top}/{name}") for name in names if _included(name, include, exclude)]
     if source == "stdlib":
         return list(_standard_library())
     if glob.has_magic(source):
-        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(source).parts))
-        # Links can lead to a file in several ways; it counts once.
-        matched = {Path(name).resolve(): Path(name) for name in sorted(glob.glob(source, recursive=True), reverse=True)}
-        files = sorted(file for file in matched.values() if file.is_file())
-        return [_source_file(file, file.relative_to(fixed).as_posix()) for file in files]
+        parts = Path(source).parts
+        fixed = tuple(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+        names = _walked(source, Path(*fixed), parts[len(fixed) :], out)
+        return [_source_file(file, name) for name, file in names.items()]
     if source in CORPORA:
         raise UsageError(f"the corpus '{source}' has not been fetched: run python -m pipeline fetch {source}")
     if path.is_symlink():
         raise UsageError(f"'{source}' is a broken link")
     if path.exists():
-        raise UsageError(f"'{source}' is neither a file nor a folder: to read a pipe, pass - (standard input)")
+        raise UsageError(f"'{source}' is neither a file, a folder nor a pipe")
     raise UsageError(f"'{source}' is not a file, a folder or a named corpus ({', '.join(CORPORA)})")
+
+
+def _walked(source: str, top: Path, pattern: tuple[str, ...], out: Path) -> dict[str, Path]:
+    """Files by their path below `top`; notes what is left out."""
+    files, left_out = walk(top, pattern, out)
+    for reason, paths in left_out.items():
+        names = ", ".join(map(_printable, sorted(paths)[:NAMED])) + (", ..." if len(paths) > NAMED else "")
+        console.note(f"{source}: left out {len(paths):,} ({reason}): {names}")
+    return {name.as_posix(): path for name, path in files.items() if name.as_posix() != PROVENANCE}
 
 
 def _path_of(source: str) -> Path:
@@ -132,20 +141,6 @@ class _Provenance(pydantic.BaseModel, extra="allow"):
     settings: dict[str, Any] = {}
 
 
-def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Files below a folder, not following links to folders. Raises OSError if a folder cannot be listed."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    files = []
-    for root, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(root) / name for name in names if not name.startswith("."))
-        files += [(path.relative_to(folder), path) for path in paths if path.is_file()]
-    return ((name.as_posix(), path) for name, path in sorted(files) if name.as_posix() != PROVENANCE)
-
-
 def _included(name: str, include: list[str], exclude: list[str]) -> bool:
     def fits(patterns: list[str]) -> bool:
         return any(fnmatch.fnmatchcase(part, pattern) for pattern in patterns for part in (name, Path(name).name))
@@ -154,17 +149,27 @@ def _included(name: str, include: list[str], exclude: list[str]) -> bool:
 
 
 def _source_file(path: Path, name: str) -> SourceFile:
-    # A file name may be any bytes; the manifest needs text.
-    return SourceFile(os.fsencode(name).decode(errors="replace"), path, path.stat().st_size)
+    try:
+        return SourceFile(_printable(name), path, path.stat().st_size)
+    except OSError as error:
+        raise StageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _printable(name: object) -> str:
+    """Text of a file name, which may be any bytes."""
+    return visible(os.fsencode(str(name)).decode(errors="replace"))
 
 
 @contextlib.contextmanager
-def _standard_input(scratch: Path) -> Iterator[SourceFile]:
+def _piped(source: str, scratch: Path) -> Iterator[SourceFile]:
+    """Keep what a pipe yields."""
+    is_input = source in STANDARD_INPUT
     with temporary(scratch / "stdin") as folder:
         kept = folder / "stdin"
-        with kept.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        yield _source_file(kept, "standard input")
+        with kept.open("wb") as file, contextlib.ExitStack() as stack:
+            pipe = sys.stdin.buffer if is_input else stack.enter_context(open(source, "rb"))
+            shutil.copyfileobj(pipe, file)
+        yield _source_file(kept, "standard input" if is_input else "pipe")
 
 
 def _standard_library() -> Iterator[SourceFile]:

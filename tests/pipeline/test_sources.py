@@ -1,7 +1,9 @@
 import io
 import json
 import os
+import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def files(*sources: object, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> list[SourceFile]:
-    with opened(map(str, sources), list(include), list(exclude), Path()) as found:
+    with opened(map(str, sources), list(include), list(exclude), Path("out")) as found:
         return found.files
 
 
@@ -60,7 +62,7 @@ def test_a_pattern_is_every_file_that_fits(tmp_path: Path) -> None:
 
 def test_standard_input_is_kept_for_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"piped\xff")))
-    with opened(["-"], [], [], tmp_path) as found:
+    with opened(["-"], [], [], tmp_path / "out") as found:
         (file,) = found.files
         assert (file.name, file.bytes, file.path.read_bytes()) == ("standard input", 6, b"piped\xff")
     assert list(tmp_path.iterdir()) == []
@@ -76,6 +78,8 @@ def test_file_name_that_is_not_text(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
     path.write_text("x")
     assert files(path) == [SourceFile("caf\ufffd.txt", path, 1)]
+    path = write(tmp_path / "a\x1b[31m\n.txt", "x")
+    assert files(path) == [SourceFile("a\ufffd[31m\ufffd.txt", path, 1)]
 
 
 @pytest.mark.parametrize(
@@ -84,35 +88,122 @@ def test_file_name_that_is_not_text(tmp_path: Path) -> None:
         ("empty.txt", "empty.txt is empty: name a source"),
         ("empty", "empty matches no files"),
         ("dangling", "dangling' is a broken link"),
-        ("pipe", "pipe' is neither a file nor a folder: to read a pipe, pass -"),
+        ("socket", "socket' is neither a file, a folder nor a pipe"),
     ],
 )
 def test_sources_without_text(name: str, message: str, tmp_path: Path) -> None:
     write(tmp_path / "empty.txt", "")
     (tmp_path / "empty").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
-    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
     with pytest.raises((StageError, UsageError), match=message):
         files(tmp_path / name)
 
 
-def test_links_to_folders_are_not_followed_and_no_file_comes_twice(tmp_path: Path) -> None:
-    write(tmp_path / "a/b.txt", "b")
-    (tmp_path / "a/loop").symlink_to(tmp_path / "a")
-    (tmp_path / "a/again.txt").symlink_to(tmp_path / "a/b.txt")
-    assert names(tmp_path / "a") == ["a/again.txt", "a/b.txt"]
-    assert names(tmp_path / "a/**") == ["again.txt"]
+@pytest.mark.parametrize("pattern", ["", "/**"])
+def test_links_are_followed_once_and_loops_never(
+    pattern: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    top = tmp_path / "top"
+    for name in ("top/a/b.txt", "top/c.txt", "store/part/d.txt", "one.txt"):
+        write(tmp_path / name, name)
+    links = {
+        "a/again.txt": "b.txt",  # to a file that is read anyway
+        "a/root1": "..",
+        "a/root2": "../..",  # leads out of the folder, but contains it
+        "gone.txt": "nowhere",
+        "me.txt": "me.txt",
+        "other.txt": "../one.txt",
+        "part": "../store/part",
+        "part2": "../store/part",
+        "store": "../store",
+    }
+    for name, target in links.items():
+        (top / name).symlink_to(target)
+    os.mkfifo(top / "pipe")
+    write(top / ".git/config", "no")
+    expected = ["a/b.txt", "c.txt", "other.txt", "part/d.txt"]
+    assert names(f"{top}{pattern}") == [name if pattern else f"top/{name}" for name in expected]
+    notes = capsys.readouterr().err.replace(f"{top}{pattern}: left out ", "")
+    assert sorted(notes.splitlines()) == [
+        "1 (hidden): .git",
+        "1 (links to files already read): a/again.txt",
+        "1 (pipes and devices): pipe",
+        "2 (broken links): gone.txt, me.txt",
+        "2 (links to a folder that contains them): a/root1, a/root2",
+        "2 (links to folders already read): part2, store/part",
+    ]
 
 
-def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_of_folders_that_link_to_each_other_is_read_in_time(tmp_path: Path) -> None:
+    for index in range(30):
+        write(tmp_path / f"{index}/text.txt", "text")
+        for other in range(30):
+            (tmp_path / f"{index}/to{other}").symlink_to(f"../{other}")
+    assert len(names(tmp_path)) == len(names(tmp_path / "**/*.txt")) == 30
+    others = sorted(str(index) for index in range(30) if index != 7)
+    assert names(tmp_path / "7/*/text.txt") == [f"to{index}/text.txt" for index in others]
+
+
+def test_a_pattern_enters_no_folder_that_it_does_not_match(tmp_path: Path) -> None:
+    write(tmp_path / "a/b/c.txt", "c")
+    (tmp_path / "a/b/closed").mkdir(mode=0)
+    write(tmp_path / "a/.hidden/d.txt", "d")
+    assert names(tmp_path / "*/b/*.txt") == ["a/b/c.txt"]
+    assert names(tmp_path / "a/.h*/*.txt") == [".hidden/d.txt"]
+    (tmp_path / "a/b/closed").chmod(0o700)
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.txt"])
+def test_a_folder_that_cannot_be_listed(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a/b.txt", "b")
 
     def scandir(path: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(PermissionError):
-        files(tmp_path / "a")
+    with pytest.raises(StageError, match="a cannot be read: Permission denied"):
+        files(f"{tmp_path}/a{pattern}")
+
+
+@pytest.mark.parametrize("pattern", ["", "/**", "/*/*"])
+def test_this_projects_own_folders_are_no_sources(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("texts/mine/manifest.json"), '{"format_version": 1}')  # somebody else's
+    data = write(Path("texts/data/manifest.json"), '{"format_version": 2, "data_sha256": "", "splits": {}}')
+    run = write(Path("texts/run/run.json"), '{"format_version": 3, "data_sha256": "", "config": {}}')
+    write(Path("texts/data/train-00000-of-00001.tokens"), "tokens")
+    write(Path("texts/out/half-written"), "")
+    with opened([f"texts{pattern}"], [], [], Path("texts/out")) as found:
+        assert [Path(file.name).name for file in found.files] == ["manifest.json"]
+    assert "left out 3 (data sets and runs): " in capsys.readouterr().err
+    for source, kind in ((data.parent, "a data set"), (run.parent, "a run")):
+        with pytest.raises(StageError, match=f"{source} is {kind} that this program wrote, not a source"):
+            files(f"{source}/*" if pattern else source)
+
+
+@pytest.mark.parametrize("kind", ["named", "descriptor", "/dev/stdin"])
+def test_pipes_are_read_as_standard_input_is(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"piped")))
+    source, writer = kind, None
+    if kind == "named":
+        source = str(tmp_path / "pipe")
+        os.mkfifo(source)
+        writer = threading.Thread(target=Path(source).write_bytes, args=(b"piped",))
+        writer.start()
+    elif kind == "descriptor":
+        reading, writing = os.pipe()
+        os.write(writing, b"piped")
+        os.close(writing)
+        source = f"/dev/fd/{reading}"
+    with opened([source], [], [], tmp_path / "out") as found:
+        (file,) = found.files
+        assert (file.name, file.path.read_bytes()) == ("pipe" if source != kind else "standard input", b"piped")
+    if writer:
+        writer.join()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "x", "text_sha256": "0", "settings": 3}'])
@@ -152,7 +243,7 @@ def test_a_named_corpus_is_where_it_was_fetched(tmp_path: Path, monkeypatch: pyt
     }
     write(Path("data/raw/names/provenance.json"), json.dumps(where))
     for source in ("names", "data/raw/names"):
-        with opened([source], [], [], tmp_path) as found:
+        with opened([source], [], [], tmp_path / "out") as found:
             assert (found.files, found.provenance) == ([SourceFile("names/input.txt", text, 4)], [where])
         assert defaults([source])["documents"] == "line"
     write(Path("names"), "a file of that name wins")
