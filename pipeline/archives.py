@@ -6,6 +6,7 @@ import errno
 import io
 import lzma
 import os
+import shlex
 import stat
 import tarfile
 import zipfile
@@ -18,13 +19,17 @@ import zstandard
 
 from common.errors import StageError
 
+# The largest window of zstd --long=31, and more than the largest dictionary that xz makes, 1.5 GiB. Only what a text
+# fills of it is used. A hostile header can request 4 GiB or more.
+MEMORY_BYTES = 1 << 31
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     "gzip": lambda: zlib.decompressobj(wbits=31),
     "bz2": bz2.BZ2Decompressor,
-    # A header can request a 4 GiB dictionary; xz -9 needs 65 MiB.
-    "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=1 << 28),
-    "zstd": lambda: zstandard.ZstdDecompressor().decompressobj(),
+    "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY_BYTES),
+    "zstd": lambda: zstandard.ZstdDecompressor(max_window_size=MEMORY_BYTES).decompressobj(),
 }
+# The programs that decompress without that limit.
+UNPACK = {"gzip": "gzip -dc", "bz2": "bzip2 -dc", "xz": "xz -dc", "zstd": "zstd -dc --memory=4096MB"}
 ZIP = (b"PK\3\4", b"PK\5\6")  # with files; empty
 # Small reads bound the output of a decompression bomb to some megabytes (zstd: 32). bz2, which expands 40 bytes to
 # 45 MB, and xz take a limit as well.
@@ -123,7 +128,12 @@ class _Decompressed(io.RawIOBase):
         try:
             limit = (MAX_OUTPUT,) if self.kind in ("bz2", "xz") else ()
             self.text = memoryview(self.decompressor.decompress(piece, *limit))
-        except CORRUPTION as error:
+        except (MemoryError, *CORRUPTION) as error:
+            if isinstance(error, MemoryError) or "memory" in str(error).lower():
+                raise StageError(
+                    f"{self.path} needs too much memory to decompress (at most {MEMORY_BYTES >> 30} GiB, if free): "
+                    f"run {UNPACK[self.kind]} {shlex.quote(str(self.path))} > FILE and pass that file"
+                ) from None
             raise StageError(
                 f"{self.path} is corrupted: invalid {self.kind} data ({error}); copy or fetch it again"
             ) from None

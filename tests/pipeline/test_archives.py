@@ -6,6 +6,7 @@ import os
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,35 @@ class TestCompressed:
         with open_text(path) as file:
             assert file.read(10) == bytes(10)
             assert len(file.raw.text) <= 32 << 20  # type: ignore[attr-defined]
+
+
+def with_window(kind: str, gib: float) -> bytes:
+    """A small text, compressed with a header that requests so much memory."""
+    if kind == "zstd":
+        compressor = zstandard.ZstdCompressor(write_content_size=False).compressobj()
+        data = bytearray(compressor.compress(b"abc" * 1000) + compressor.flush())
+        data[5] = {0.5: 29, 2: 31, 4: 32, 8: 33}[gib] - 10 << 3
+        return bytes(data)
+    data = bytearray(lzma.compress(b"abc" * 1000, preset=0))
+    data[16] = {0.5: 34, 1.5: 37, 2: 38, 4: 40}[gib]
+    end = 12 + 4 * data[12]
+    data[end : end + 4] = zlib.crc32(data[12:end]).to_bytes(4, "little")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("kind", "gib"), [("zstd", 0.5), ("zstd", 2), ("xz", 0.5), ("xz", 1.5)])
+def test_large_windows_are_read(kind: str, gib: float, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(with_window(kind, gib))
+    with open_text(tmp_path / "a") as file:
+        assert file.read() == b"abc" * 1000
+
+
+@pytest.mark.parametrize(("kind", "gib"), [("zstd", 4), ("zstd", 8), ("xz", 2), ("xz", 4)])
+def test_larger_windows_are_not_reported_as_damage(kind: str, gib: float, tmp_path: Path) -> None:
+    (tmp_path / "a b").write_bytes(with_window(kind, gib))
+    message = rf"a b needs too much memory to decompress \(at most 2 GiB.*: run {kind} -dc.* '/.*/a b' > FILE and pass"
+    with open_text(tmp_path / "a b") as file, pytest.raises(StageError, match=message):
+        file.read()
 
 
 def test_zstd_with_a_skippable_frame_first(tmp_path: Path) -> None:
