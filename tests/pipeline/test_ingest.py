@@ -273,7 +273,7 @@ def test_file_names_that_are_not_text(tmp_path: Path) -> None:
     for newlines in ("keep", "lf"):
         values = IngestSettings(source=[str(folder)], newlines=newlines)
         manifest = ingest(values, tmp_path / newlines)
-        assert [source.name for source in manifest.sources] == ["odd/bad\ufffd\ufffd.txt", "odd/two\nlines.txt"]
+        assert [source.name for source in manifest.sources] == ["odd/bad\ufffd\ufffd.txt", "odd/two\ufffdlines.txt"]
 
 
 def test_text_that_differs_from_the_fetched_one(tmp_path: Path) -> None:
