@@ -1,1 +1,1 @@
-"""Measurements: results of whole runs, and LOG.md, what was expected of a change and what it brought."""
+"""Benchmarks and results of whole runs. LOG.md records what each change was expected to gain, and what it gained."""

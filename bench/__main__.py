@@ -1,4 +1,4 @@
-"""The command line: python -m bench results | train | clock | precision | scale | watch | data | lite | browser | serve
+"""Command line: python -m bench results | train | clock | precision | scale | watch | data | lite | browser | serve
 sampling."""
 
 from pathlib import Path
@@ -10,15 +10,14 @@ from common import console
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def cli() -> None:
-    """Measure speed, memory and quality, each beside its peers in the same run."""
+    """Measure speed, memory and quality next to peers in the same run."""
 
 
 @cli.command()
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[runs/NAME]...")
-@click.option("--root", type=click.Path(path_type=Path), default=Path(), help="The folder of README.md.  [default: .]")
+@click.option("--root", type=click.Path(path_type=Path), default=Path(), help="Project root.  [default: .]")
 def results(runs: tuple[Path, ...], root: Path) -> None:
-    """Keep finished runs' figures as results/NAME.json; rebuild the tables of README.md, docs/results.md and
-    docs/benchmarks.md.
+    """Record finished runs as results/NAME.json and rebuild the tables of README.md and docs/.
 
     \b
     Example:
@@ -36,19 +35,18 @@ def results(runs: tuple[Path, ...], root: Path) -> None:
 
 
 @cli.command()
-@click.option("--size", "sizes", multiple=True, metavar="LxH", help="Layers x units; may be repeated. Default: 2x128.")
-@click.option("--all", "every", is_flag=True, help="2x128, 2x256, 2x512, and 3x512 with 100 lanes x 100 characters.")
+@click.option("--size", "sizes", multiple=True, metavar="LxH", help="Layers x units; repeatable. Default: 2x128.")
+@click.option("--all", "every", is_flag=True, help="2x128, 2x256, 2x512, and 3x512 at 100 lanes x 100.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; reports medians.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=5, show_default=True, help="Seconds per turn.")
 @click.option(
-    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; medians are shown."
+    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
 )
-@click.option("--seconds", type=click.FloatRange(0.1), default=5, show_default=True, help="Length of a turn.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
 def train(sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds: float, out: Path) -> None:
-    """Training speed beside Keras, PyTorch and the machine's ceiling.
+    """Compare training speed with Keras, PyTorch and the machine's fastest matrix product.
 
-    All take turns in one run, four minutes per size. PyTorch's rows need torch: pip install torch. Keep the machine
-    idle meanwhile.
+    Peers take turns, four minutes per size. Needs an idle machine; PyTorch's rows need torch (pip install torch).
 
     \b
     Examples:
@@ -58,10 +56,10 @@ def train(sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds
     from bench.train import SIZES, compare, gpu_of, size_named
 
     if every and sizes:
-        raise click.UsageError("--all names the sizes: omit --size")
+        raise click.UsageError("--all includes every size: omit --size")
     chosen = SIZES if every else [size_named(text) for text in sizes or ("2x128",)]
     if device == "gpu" and not gpu_of("tensorflow"):
-        console.note("TensorFlow sees no GPU here: nothing is measured")
+        console.note("TensorFlow sees no GPU: nothing to measure")
         return
     for size in chosen:
         compare(size, device, rounds, seconds, out)
@@ -69,12 +67,14 @@ def train(sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path), default=Path("configs/tinyshakespeare-nanogpt.toml"))
-@click.option("--data", type=click.Path(path_type=Path), help="The data set. Default: data/NAME.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data set. Default: data/NAME.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
+)
 def clock(config: Path, data: Path | None, out: Path) -> None:
-    """Loss after equal training time: a config's run, and PyTorch's nn.LSTM with Adam and with Muon.
+    """Compare the loss with PyTorch's nn.LSTM (Adam, Muon) after equal training time.
 
-    Needs torch: pip install torch. About ten minutes by default. Keep the machine idle meanwhile.
+    About ten minutes by default. Needs an idle machine and torch (pip install torch).
 
     \b
     Example:
@@ -88,7 +88,7 @@ def clock(config: Path, data: Path | None, out: Path) -> None:
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path), default=Path("configs/tinyshakespeare.toml"))
-@click.option("--data", type=click.Path(path_type=Path), help="The data set. Default: data/NAME.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data set. Default: data/NAME.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs per precision.")
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Steps per run.")
 @click.option(
@@ -98,13 +98,15 @@ def clock(config: Path, data: Path | None, out: Path) -> None:
     default=("model.units=128", "train.window=50"),
     show_default=True,
     metavar="SECTION.KEY=VALUE",
-    help="Change a setting of the config; may be repeated.",
+    help="Override a setting of the config; repeatable.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
+)
 def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
-    """Validation loss in bfloat16 beside float32, at equal steps, over several seeds.
+    """Compare the validation loss in bfloat16 and float32 after equal steps, per seed.
 
-    By default: six runs of a 2 x 128 model, about ten minutes on 2 cores.
+    By default six runs of a 2 x 128 model, about ten minutes on 2 cores.
 
     \b
     Example:
@@ -118,13 +120,15 @@ def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path), default=Path("configs/stdlib.toml"))
-@click.option("--data", type=click.Path(path_type=Path), help="The data set. Default: data/NAME.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each; medians are shown.")
-@click.option("--steps", type=click.IntRange(16), default=800, show_default=True, help="Steps per training.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting of the config.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data set. Default: data/NAME.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each; reports medians.")
+@click.option("--steps", type=click.IntRange(16), default=800, show_default=True, help="Steps per run.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
+)
 def scale(config: Path, data: Path | None, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
-    """Training speed of one replica, two replicas and two workers, all on this machine.
+    """Compare training speed of one replica, two replicas and two workers on this machine.
 
     \b
     Example:
@@ -138,19 +142,17 @@ def scale(config: Path, data: Path | None, rounds: int, steps: int, overrides: t
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path), default=Path("configs/stdlib.toml"))
-@click.option("--data", type=click.Path(path_type=Path), help="The data set. Default: data/NAME.")
-@click.option(
-    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; medians are shown."
-)
+@click.option("--data", type=click.Path(path_type=Path), help="Data set. Default: data/NAME.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; reports medians.")
 @click.option("--steps", type=click.IntRange(1), default=2500, show_default=True, help="Steps per turn.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
 @click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
+    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
 def watch(config: Path, data: Path | None, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
-    """Cost of watching a run: reports, bar, TensorBoard, histograms, samples, callbacks.
+    """Measure the overhead of progress bar, reports, TensorBoard, histograms, samples and callbacks.
 
-    By default: ten trainings of a minute and a half each on 2 cores. Keep the machine idle meanwhile.
+    By default ten runs of 90 seconds each on 2 cores. Needs an idle machine.
 
     \b
     Example:
@@ -164,28 +166,30 @@ def watch(config: Path, data: Path | None, rounds: int, steps: int, overrides: t
 
 @cli.command()
 @click.option("--size", type=click.IntRange(1_000_000), default=474_000_000, show_default=True, help="Bytes of text.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each; medians are shown.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each; reports medians.")
 @click.option(
-    "--scratch", type=click.Path(path_type=Path), default=Path("data/bench"), show_default=True, help="Its folder."
+    "--scratch", type=click.Path(path_type=Path), default=Path("data/bench"), show_default=True, help="Corpus folder."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
+)
 def data(size: int, rounds: int, scratch: Path, out: Path) -> None:
-    """Ingest, validate and lanes at full scale, beside cat with sha256sum and a Python dict.
+    """Measure ingest, validate and lanes at full scale, next to cat | sha256sum and a Python dict.
 
-    The corpus is kernel source, if this machine's package manager has it: 5 GB of disk, about ten minutes.
+    Uses the Linux kernel's source if apt-get offers it. About ten minutes and 5 GB of disk.
 
     \b
     Example:
       python -m bench data
     """
-    from bench.data import compare  # no TensorFlow in this process: its memory would be counted as its children's
+    from bench.data import compare  # without TensorFlow: a child's peak memory starts at its parent's
 
     compare(size, rounds, scratch, out)
 
 
 @cli.group()
 def serve() -> None:
-    """The exported SavedModel."""
+    """Benchmarks of the exported SavedModel."""
 
 
 SIZES_SERVED = click.option(
@@ -195,25 +199,23 @@ SIZES_SERVED = click.option(
     default=("2x128", "2x512"),
     show_default=True,
     metavar="LxH",
-    help="Layers x units of an LSTM of random weights; may be repeated.",
+    help="Layers x units of an LSTM with random weights; repeatable.",
 )
 OUT = click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="The folder."
+    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
 )
 
 
 @cli.command()
 @SIZES_SERVED
-@click.option(
-    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; medians are shown."
-)
-@click.option("--seconds", type=click.FloatRange(0.01), default=1.5, show_default=True, help="Length of a turn.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; reports medians.")
+@click.option("--seconds", type=click.FloatRange(0.01), default=1.5, show_default=True, help="Seconds per turn.")
 @OUT
 def lite(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> None:
-    """Microseconds per character of a .tflite in every precision, beside the SavedModel and PyTorch.
+    """Compare a .tflite in every precision with the SavedModel and PyTorch, in microseconds per character.
 
-    PyTorch's rows, eager and in dynamic int8, need torch: pip install torch. About two minutes per size. Keep the
-    machine idle meanwhile.
+    About two minutes per size. Needs an idle machine; PyTorch's rows, eager and dynamic int8, need torch (pip install
+    torch).
 
     \b
     Example:
@@ -230,33 +232,33 @@ def lite(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> None
 
 @cli.command()
 @click.argument("devices", type=click.Path(path_type=Path), metavar="devices/NAME")
-@click.option("--precision", default="int8-dynamic", show_default=True, help="The file to measure.")
+@click.option("--precision", default="int8-dynamic", show_default=True, help="Which .tflite to measure.")
 @OUT
 def browser(devices: Path, precision: str, out: Path) -> None:
-    """Characters per second of a model on its page in Chromium, with text, bars and colours; `lite` shows it.
+    """Measure characters per second of the page in Chromium; `bench lite` adds the figure to its table.
 
     \b
     Example:
       python -m bench browser devices/stdlib
     """
-    from bench.browser import keep
+    from bench.browser import record
 
-    found = keep(devices, precision, out)
-    console.out.print(f"{devices}, {precision}: {found['characters_per_second']:,} characters/s in {found['browser']}")
+    result = record(devices, precision, out)
+    console.out.print(
+        f"{devices}, {precision}: {result['characters_per_second']:,} characters/s in {result['browser']}"
+    )
 
 
 @serve.command()
 @SIZES_SERVED
-@click.option(
-    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; medians are shown."
-)
-@click.option("--seconds", type=click.FloatRange(0.01), default=3, show_default=True, help="Length of a turn.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; reports medians.")
+@click.option("--seconds", type=click.FloatRange(0.01), default=3, show_default=True, help="Seconds per turn.")
 @OUT
 def sampling(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> None:
-    """Microseconds per character in a Session, beside PyTorch with the same weights, XLA and memory.
+    """Compare sampling in a Session with PyTorch, XLA and memory bandwidth, in microseconds per step.
 
-    One row and 16 rows, texts of 200 to 1,000 characters. All take turns in one run, about six minutes per size.
-    PyTorch's rows need torch: pip install torch. Keep the machine idle meanwhile.
+    1 and 16 rows, texts of 200 to 1,000 characters. Peers take turns, about six minutes per size. Needs an idle
+    machine; PyTorch's rows need torch (pip install torch).
 
     \b
     Example:

@@ -1,6 +1,5 @@
-"""Writing speed of the page in Chromium, driven by Playwright."""
+"""Generation speed of the page in Chromium, driven by Playwright."""
 
-import datetime
 import json
 import os
 import shutil
@@ -10,28 +9,28 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from bench.machine import ROOT, commit, machine
+from bench.machine import ROOT, provenance
 from common.errors import StageError
 from common.files import write_json
 from common.processes import last_line
 from export.web.build import PACKAGES, WEB, address, server, write_page
 
 MEASURE = ROOT / "tests" / "web" / "measure.mjs"
-CHROMIUM = "chromium"  # Debian's name for it
+CHROMIUM = "chromium"  # Debian's name of the executable
 
 
-def keep(devices: Path, precision: str, out: Path) -> dict[str, Any]:
-    """Measure, and write out/bench-lite-browser-LxH.json, which `bench lite` includes in its table."""
+def record(devices: Path, precision: str, out: Path) -> dict[str, Any]:
+    """Measure the page and write out/bench-lite-browser-LxH.json, which `bench lite` includes in its table."""
     about = json.loads((devices / "model.json").read_text(encoding="utf-8"))["config"]["model"]
-    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    origin = provenance()
     figures = measure(devices, precision)
-    result = {**figures, "us_a_step": 1e6 / figures["characters_per_second"], **made_at}
+    result = {**figures, "us_a_step": 1e6 / figures["characters_per_second"], **origin}
     write_json(out / f"bench-lite-browser-{about['layers']}x{about['units']}.json", result)
     return result
 
 
 def measure(devices: Path, precision: str, characters: int = 3000) -> dict[str, Any]:
-    """Return characters per second with the whole page active, and the browser's name.
+    """Return characters per second with the whole page active, and the browser's name and version.
 
     Raises StageError without Node.js, npm or Chromium.
     """

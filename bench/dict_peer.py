@@ -1,8 +1,8 @@
-"""What the popular scripts do with a corpus: read it whole, map its characters through a Python dict, write ids.
+"""Ingest as popular scripts do: read a corpus whole, map its characters through a Python dict, write ids.
 
     python bench/dict_peer.py FILE OUT
 
-The same work as `ingest --unit char`: a vocabulary, 90/5/5 contiguous splits, two bytes a token.
+Does the work of `ingest --unit char`: a vocabulary, contiguous 90/5/5 splits, two bytes per token.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""How fast lanes come, in a process of its own: python -m bench.lanes data/NAME LANES WINDOW SECONDS
+"""Throughput of lanes, in a separate process: python -m bench.lanes data/NAME LANES WINDOW SECONDS
 
-Prints JSON: tokens a second, bytes of memory above what was held before the first batch, and the seconds to the first
-batch at the first and at the last step of an epoch.
+Prints JSON: tokens per second, peak bytes on top of the memory in use before the first batch, and the seconds to the
+first batch at the first and at the last step of an epoch.
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ with console.quiet():
 
 
 def main(folder: Path, lanes: int, window: int, seconds: float) -> dict[str, float]:
-    """Measures the train split of a data set of bytes."""
-    # Each line a document, so that resets come as well as inputs and targets.
+    """Measure lanes over the train split of a data set of bytes."""
+    # One document per line, so that batches contain resets.
     manifest = dataclasses.replace(read_manifest(folder), vocab=byte_vocab("newline"))
     steps = windows_per_epoch(manifest.split("train").tokens, lanes, window)
-    tf.constant(0) + 1  # TensorFlow's own start
+    tf.constant(0) + 1  # initialise TensorFlow
     before = memory(peak=True)
-    _first_batch(folder, manifest, lanes, window, 0)  # the graph's first trace, which later starts share
+    _first_batch(folder, manifest, lanes, window, 0)  # trace the graph, which later starts reuse
     first, last = (_first_batch(folder, manifest, lanes, window, start) for start in (0, steps - 1))
-    taken, start = 0, time.perf_counter()
+    count, start = 0, time.perf_counter()
     for _ in batches(folder, manifest, "train", lanes, window):
-        taken += 1
-        if taken % 100 == 0 and time.perf_counter() - start > seconds:
+        count += 1
+        if count % 100 == 0 and time.perf_counter() - start > seconds:
             break
-    rate = taken * lanes * window / (time.perf_counter() - start)
+    rate = count * lanes * window / (time.perf_counter() - start)
     return {
         "tokens_per_second": rate,
         "bytes": memory(peak=True) - before,

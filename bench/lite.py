@@ -1,10 +1,9 @@
-"""Writing speed of a .tflite by precision, next to the SavedModel and to PyTorch, eager and dynamically quantised.
+"""Generation speed of a .tflite by precision, next to the SavedModel and PyTorch, eager and dynamically quantised.
 
 Peers take turns within a round, and a ratio is the median over rounds, for the reasons given in bench.train.
 The table includes the browser's speed if bench.browser has written bench-lite-browser-LxH.json to the same folder.
 """
 
-import datetime
 import importlib.metadata
 import json
 import statistics
@@ -17,7 +16,7 @@ from rich.table import Table
 
 from bench.lite_loops import LENGTH, PEERS, PRECISIONS
 from bench.loops import TEMPERATURE, VOCAB
-from bench.machine import commit, machine
+from bench.machine import provenance
 from bench.peers import Size
 from bench.served import export, model_of
 from bench.train import Rounds, Worker, has, ratios
@@ -28,7 +27,7 @@ from export.bundle import pack
 from export.lite import probe
 from export.lite.graph import convert
 
-TOLERANCE = 1e-4  # between the logits of float32 peers
+TOLERANCE = 1e-4  # largest difference between logits of float32 peers
 INT8 = "int8"
 TARGET = 5.0  # speed of int8-dynamic relative to torch's fastest eager loop at TARGET_SIZE
 OWN, TARGET_SIZE = "int8-dynamic", "2x512"
@@ -40,7 +39,7 @@ def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
     Peers that are not installed are skipped with a note. Raises StageError for uncommitted code, a failing peer, or
     a float32 peer with different logits.
     """
-    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    origin = provenance()
     names = [name for name, peer in PEERS.items() if has(peer.package)]
     if not has("torch"):
         console.note("torch is not installed (pip install torch): its rows are skipped")
@@ -76,7 +75,7 @@ def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
         "ratios": {own: ratios(rates, own) for own in PRECISIONS},
         "rounds": {"us_a_step": turns},
         "versions": {name: importlib.metadata.version(name) for name in ("ai-edge-litert", "tensorflow", "torch")},
-        **made_at,
+        **origin,
     }
     write_json(out / f"bench-lite-{size.name}.json", result)
     console.out.print(table(result, browser(out, size)))
@@ -94,7 +93,7 @@ def write_files(size: Size, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def check_logits(logits: dict[str, np.ndarray]) -> dict[str, float]:
-    """Return each peer's largest difference from the float32 logits. Raises StageError for other weights."""
+    """Return each peer's largest difference from the float32 logits. Raises StageError for different weights."""
     off = {name: float(np.max(np.abs(each - logits["float32"]))) for name, each in logits.items()}
     for name, difference in off.items():
         if INT8 not in name and name != "float16" and not difference <= TOLERANCE:
@@ -110,17 +109,17 @@ def browser(out: Path, size: Size) -> dict[str, Any] | None:
 
 
 def better_torch(result: dict[str, Any], own: str, int8: bool) -> float | None:
-    """Return the speed of `own` relative to torch's fastest loop; None without torch."""
+    """Return the speed of precision `own` relative to torch's fastest loop; None without torch."""
     peers = {name: each for name, each in result["ratios"][own].items() if name.startswith("torch")}
     return min((each["median_of_ratios"] for name, each in peers.items() if (INT8 in name) == int8), default=None)
 
 
 def table(result: dict[str, Any], in_browser: dict[str, Any] | None) -> Table:
-    """Render the results."""
+    """Render the results for the terminal and docs/benchmarks.md."""
     work = result["work"]
     title = f"{work['layers']} x {work['units']}, {work['vocabulary']} characters, texts of {work['length']}"
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))
-    for column in ("", "us", "chars/s", "ours is", "step us", "MB", "peak MB"):
+    for column in ("", "us/char", "chars/s", "speedup", "step us", "MB", "peak MB"):
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, peer in result["peers"].items():
         ratio, cost = result["ratios"][OWN].get(name), result["files"].get(name)
@@ -140,10 +139,11 @@ def table(result: dict[str, Any], in_browser: dict[str, Any] | None) -> Table:
         shown.add_row(f"browser, {in_browser['precision']}", f"{us:,.1f}", f"{1e6 / us:,.0f}")
     eager, int8 = (better_torch(result, OWN, kind) for kind in (False, True))
     if eager is not None and int8 is not None:
-        target = f"; the target is {TARGET:g} x" if f"{work['layers']}x{work['units']}" == TARGET_SIZE else ""
+        target = f" (target: {TARGET:g} x)" if f"{work['layers']}x{work['units']}" == TARGET_SIZE else ""
         shown.caption = (
-            f"ours is {OWN}: {eager:.2f} x as fast as the best of torch's eager loops{target},\n"
-            f"and {int8:.2f} x as fast as the best of its int8; medians of the rounds' ratios, one text at a time\n"
-            "us, of a character: drawn, in Python; step us: not drawn"
+            f"{OWN} is {eager:.2f} x as fast as torch's fastest eager loop{target} and\n"
+            f"{int8:.2f} x as fast as its fastest int8 loop\n"
+            f"speedup: of {OWN} over the row, one text at a time; medians of per-round ratios\n"
+            "us/char: with drawing, in Python; step us: the model alone"
         )
     return shown

@@ -1,8 +1,8 @@
-"""Writers of one text at a time with the same weights: .tflite files, the SavedModel and PyTorch, one process each.
+"""Generate one text at a time with the same weights: .tflite files, the SavedModel and PyTorch, one process each.
 
-    python -m bench.lite_loops NAME FOLDER LAYERS UNITS     FOLDER: of bench.served, next to the .tflite files
+    python -m bench.lite_loops NAME FOLDER LAYERS UNITS     FOLDER: from bench.served, next to the .tflite files
 
-Prints lines of JSON: the logits after PROMPT once warm, then, for each number of seconds read from standard input, the
+Prints lines of JSON: the logits after PROMPT when warm, then, for each number of seconds read from standard input, the
 microseconds per character. Texts have LENGTH characters from an empty prompt at TEMPERATURE, including drawing and
 decoding. export.lite.runner runs each .tflite in one thread.
 """
@@ -15,14 +15,14 @@ from pathlib import Path
 
 from bench import loops
 from bench.loops import PROMPT, TEMPERATURE, Loop, Peer
-from bench.peers import Size, say
+from bench.peers import Size, reply
 
 LENGTH = 500
 PRECISIONS = ("float32", "float16", "int8-dynamic")
 
 
 def lite(precision: str) -> Callable[[Path, Size], Loop]:
-    """Return the loop of a .tflite in Python."""
+    """Return a factory of the Python loop over a .tflite."""
 
     def make(base: Path, size: Size) -> Loop:
         from export.lite.runner import LiteModel, Sampling
@@ -52,7 +52,7 @@ PEERS = {
 def main(name: str, base: Path, size: Size) -> None:
     loop = PEERS[name].make(base, size)
     loop.write(1, LENGTH, 0)
-    say({"logits": loop.logits.tolist()})
+    reply({"logits": loop.logits.tolist()})
     seeds = itertools.count(1)
     for line in sys.stdin:
         seconds, texts = float(line), 0
@@ -60,7 +60,7 @@ def main(name: str, base: Path, size: Size) -> None:
         while (now := time.perf_counter()) - start < seconds or not texts:
             loop.write(1, LENGTH, next(seeds))
             texts += 1
-        say({"us_a_step": (now - start) / (texts * LENGTH) * 1e6})
+        reply({"us_a_step": (now - start) / (texts * LENGTH) * 1e6})
 
 
 if __name__ == "__main__":

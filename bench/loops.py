@@ -1,17 +1,16 @@
-"""The same weights written with by ours and by what a PyTorch user would write, each a process that runs when told to.
+"""Sampling loops over the same weights, ours and those of a PyTorch user, one process each.
 
-    python -m bench.loops NAME FOLDER LAYERS UNITS          FOLDER: of bench.served: the model, its weights beside it
+    python -m bench.loops NAME FOLDER LAYERS UNITS      FOLDER: from bench.served, the model next to its weights
 
-It answers in lines of JSON: once it is warm, with the logits after PROMPT and the time that its first text took; and
-then, for each {"rows": B, "seconds": S} that it reads, how many microseconds a step of B characters took. A turn's
-calls write LENGTHS characters in turns, each row from an empty prompt at TEMPERATURE, and end with the text as bytes.
+Prints lines of JSON: when warm, the logits after PROMPT and the seconds to load and to finish the first text; then, for
+each {"rows": B, "seconds": S} read from standard input, the microseconds per step of B characters. The calls of a turn
+cycle through LENGTHS, sample each row from an empty prompt at TEMPERATURE, and return text as bytes.
 
 ours         the SavedModel's serving_default in a Session, as TF Serving's C++ loads and runs it: text in, text out
-ours, ids    the same stepper and the same drawing in a graph of static shapes, ids out: what strings, checks and open
-             shapes cost is left out
+ours, ids    the same stepper and drawing in a graph of static shapes, ids out: no strings, checks or unknown shapes
 ours, XLA    that graph under jit_compile, which no stock server runs
-torch        eager loops under inference_mode: a one-hot row of an identity matrix, one step of nn.LSTM or of LSTMCells,
-             softmax, multinomial; the cells also with one thread, which a busy machine hinders less
+torch        eager loops under inference_mode: a one-hot row of an identity matrix, one step of nn.LSTM or LSTMCells,
+             softmax, multinomial; LSTMCells also with one thread, which suffers less on a busy machine
 """
 
 import itertools
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.peers import Size, say
+from bench.peers import Size, reply
 from bench.random_model import VOCAB, WEIGHTS, model_of
 
 ROWS = (1, 16)
@@ -46,6 +45,7 @@ class Peer(NamedTuple):
 
 
 def served(base: Path, size: Size) -> Loop:
+    """Return the loop over the SavedModel in base/1."""
     tf = _tensorflow()
     with tf.Graph().as_default():
         session = tf.compat.v1.Session()
@@ -53,7 +53,7 @@ def served(base: Path, size: Size) -> Loop:
 
     def function(name: str, inputs: list[str], output: str) -> Callable[..., Any]:
         signature = signatures[name]
-        feeds = [signature.inputs[one].name for one in inputs]
+        feeds = [signature.inputs[key].name for key in inputs]
         return session.make_callable(signature.outputs[output].name, feeds)
 
     generate = function("serving_default", ["prompt", "length", "temperature", "seed"], "text_bytes")
@@ -67,7 +67,7 @@ def served(base: Path, size: Size) -> Loop:
 
 
 def ids(xla: bool) -> Callable[[Path, Size], Loop]:
-    """A loop of ids in, ids out."""
+    """Return a factory of the loop over ids, without strings, optionally compiled by XLA."""
 
     def make(base: Path, size: Size) -> Loop:
         tf = _tensorflow()
@@ -85,11 +85,11 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
             session = tf.compat.v1.Session()
             session.run(tf.compat.v1.global_variables_initializer())
 
-        def empty(rows: int) -> Any:
+        def initial_states(rows: int) -> Any:
             return split_carry(model.initial_carry(rows))
 
         def loop(weights: Any, seed_B: Any, rows: int, length: int) -> tuple[Any, Any]:
-            """Ids of whole turns of DRAW_TURN steps, and their log-probabilities, as the sampler draws them."""
+            """Return `length` ids and their log-probabilities, drawn like the sampler in turns of DRAW_TURN steps."""
             stepper, turns = Stepper(model, None, weights), -(-length // DRAW_TURN)
             cumulate = draw.cumulation(stepper.weights.dense_bias_V.shape[0])
             sharpness_B = draw.sharpness(tf.fill([rows], TEMPERATURE))
@@ -103,11 +103,11 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
                     ids_TxB.append(draw.choose(logits_TxBxV[-1] * sharpness_B[:, None], uniform_Bx1, cumulate))
                     states = stepper.read(ids_TxB[-1], states)
                 log_prob = draw.log_probability(tf.concat(logits_TxBxV, axis=0), tf.concat(ids_TxB, axis=0))
-                found = tf.stack(ids_TxB), tf.reshape(log_prob, [DRAW_TURN, rows])
-                return index + 1, states, [array.write(index, x) for array, x in zip(arrays, found, strict=True)]
+                drawn = tf.stack(ids_TxB), tf.reshape(log_prob, [DRAW_TURN, rows])
+                return index + 1, states, [array.write(index, x) for array, x in zip(arrays, drawn, strict=True)]
 
             arrays = [tf.TensorArray(kind, turns, element_shape=[DRAW_TURN, rows]) for kind in (tf.int32, tf.float32)]
-            states = stepper.read(tf.fill([rows], VOCAB.start_id), empty(rows))
+            states = stepper.read(tf.fill([rows], VOCAB.start_id), initial_states(rows))
             _, _, arrays = tf.while_loop(lambda index, *_: index < turns, body, (0, states, arrays))
             ids, log_prob = (tf.reshape(array.stack(), [-1, rows])[:length] for array in arrays)
             return ids, log_prob
@@ -115,35 +115,37 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
         def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             return tf.function(function, autograph=False, jit_compile=xla)
 
-        def made(rows: int, length: int) -> Callable[..., Any]:
+        def make_callable(rows: int, length: int) -> Callable[..., Any]:
             with graph.as_default():
                 seed_B = tf.compat.v1.placeholder(tf.int64, [rows])
-                read = tf.nest.map_structure(tf.convert_to_tensor, weights)
-                found = compiled(lambda weights, seed_B: loop(weights, seed_B, rows, length))(read, seed_B)
-            return session.make_callable(list(found), [seed_B])
+                tensors = tf.nest.map_structure(tf.convert_to_tensor, weights)
+                outputs = compiled(lambda weights, seed_B: loop(weights, seed_B, rows, length))(tensors, seed_B)
+            return session.make_callable(list(outputs), [seed_B])
 
-        functions = {(rows, length): made(rows, length) for rows in ROWS for length in LENGTHS}
+        functions = {(rows, length): make_callable(rows, length) for rows in ROWS for length in LENGTHS}
 
         def write(rows: int, length: int, seed: int) -> list[bytes]:
             ids_NxB, _ = functions[rows, length]([*range(seed, seed + rows)])
             return [b"".join(row) for row in symbols[ids_NxB.T]]
 
-        def reading(weights: Any) -> Any:
-            stepper, states = Stepper(model, None, weights), empty(1)
-            for one in VOCAB.encode(PROMPT).tolist():
-                states = stepper.read(tf.constant([one]), states)
+        def prompt_logits(weights: Any) -> Any:
+            stepper, states = Stepper(model, None, weights), initial_states(1)
+            for token in VOCAB.encode(PROMPT).tolist():
+                states = stepper.read(tf.constant([token]), states)
             return stepper.logits(states)[:, : VOCAB.size]
 
         with graph.as_default():
-            logits = compiled(reading)(tf.nest.map_structure(tf.convert_to_tensor, weights))
+            logits = compiled(prompt_logits)(tf.nest.map_structure(tf.convert_to_tensor, weights))
         return Loop(write, session.run(logits)[0])
 
     return make
 
 
 def torch(cells: bool, threads: int | None = None, int8: bool = False) -> Callable[[Path, Size], Loop]:
-    """nn.LSTM a step at a time, or a list of LSTMCells; threads: None: as many as PyTorch takes; int8: by PyTorch's
-    dynamic quantisation, weights in bytes."""
+    """Return a factory of the loop over nn.LSTM, step by step, or over LSTMCells.
+
+    `threads`: None keeps PyTorch's default. `int8`: apply PyTorch's dynamic quantisation to the weights.
+    """
 
     def make(base: Path, size: Size) -> Loop:
         import torch
@@ -153,7 +155,7 @@ def torch(cells: bool, threads: int | None = None, int8: bool = False) -> Callab
             torch.set_num_threads(threads)
         *lstm, dense_HxV, bias_V = (torch.from_numpy(w) for w in np.load(base.parent / WEIGHTS).values())
         V = VOCAB.size
-        # Keras's gate columns i, f, c, o are PyTorch's i, f, g, o; of PyTorch's two biases one will do.
+        # Keras's gate columns i, f, c, o are PyTorch's i, f, g, o; one of PyTorch's two biases stays zero.
         if cells:
             stack = [nn.LSTMCell(size.units if index else V, size.units) for index in range(size.layers)]
             owners = [(cell, "") for cell in stack]
@@ -198,13 +200,13 @@ def torch(cells: bool, threads: int | None = None, int8: bool = False) -> Callab
                 logits_BxV, state = step(ids_B, state)
                 ids_B = torch.multinomial(torch.softmax(logits_BxV / TEMPERATURE, dim=-1), 1)[:, 0]
                 drawn.append(ids_B)
-            return [b"".join(VOCAB.symbols[one] for one in row) for row in torch.stack(drawn, 1).tolist()]
+            return [b"".join(VOCAB.symbols[token] for token in row) for row in torch.stack(drawn, 1).tolist()]
 
         @torch.inference_mode()
         def read() -> np.ndarray:
             state = None
-            for one in VOCAB.encode(PROMPT).tolist():
-                logits_BxV, state = step(torch.tensor([one]), state)
+            for token in VOCAB.encode(PROMPT).tolist():
+                logits_BxV, state = step(torch.tensor([token]), state)
             return logits_BxV[0].numpy()
 
         return Loop(write, read())
@@ -217,7 +219,7 @@ def _tensorflow() -> Any:
 
     with console.quiet():
         import tensorflow as tf
-    tf.get_logger().setLevel("ERROR")  # that the Session's loader is deprecated
+    tf.get_logger().setLevel("ERROR")  # silence the deprecation warning of the Session's loader
     return tf
 
 
@@ -239,16 +241,16 @@ def main(name: str, base: Path, size: Size) -> None:
     first = time.perf_counter()
     for rows, length in itertools.product(ROWS, LENGTHS):
         loop.write(rows, length, 0)
-    say({"logits": loop.logits.tolist(), "load_seconds": loaded - start, "first_seconds": first - start})
+    reply({"logits": loop.logits.tolist(), "load_seconds": loaded - start, "first_seconds": first - start})
     seeds = itertools.count(1)
     for line in sys.stdin:
-        asked, rounds = json.loads(line), 0
+        request, cycles = json.loads(line), 0
         start = time.perf_counter()
-        while (now := time.perf_counter()) - start < asked["seconds"] or not rounds:
+        while (now := time.perf_counter()) - start < request["seconds"] or not cycles:
             for length in LENGTHS:
-                loop.write(asked["rows"], length, next(seeds))
-            rounds += 1
-        say({"us_a_step": (now - start) / (rounds * sum(LENGTHS)) * 1e6})
+                loop.write(request["rows"], length, next(seeds))
+            cycles += 1
+        reply({"us_a_step": (now - start) / (cycles * sum(LENGTHS)) * 1e6})
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
-"""The same training step by ours and by what a user would pick instead, each a process that runs when it is told to.
+"""Equal training steps by ours, Keras and PyTorch, one process each.
 
     python -m bench.peers NAME DEVICE LAYERS UNITS LANES WINDOW
 
-It answers in lines of JSON: once its first step is made, once it is warm, and then, for each number of seconds that it
-reads, how many characters a second it trained.
+Prints lines of JSON: after the first step, when warm, and then, for each number of seconds read from standard input,
+the characters per second of a turn.
 
-Equal work: V = 256, LSTM layers of one width, a dense layer, Adam at one rate, the gradient clipped by its global norm,
-the carry kept from step to step, the same ids from memory. Each peer is written as its documentation has it, with the
-fastest of its standard settings: model.fit over tf.data for Keras; fused Adam and, for bfloat16, autocast for PyTorch.
-torch.compile leaves nn.LSTM as it is, and so brings nothing here.
+Equal: V = 256, LSTM layers of one width, a dense layer, Adam at one learning rate, gradients clipped by global norm,
+the carry kept between steps, the same ids from memory. Each peer follows its library's documentation with the fastest
+standard settings: model.fit over tf.data for Keras; fused Adam and, for bfloat16, autocast for PyTorch. torch.compile
+does not compile nn.LSTM, so it is not used.
 
-Not equal: the peers read ids through an embedding, as their users do, and multiply it by the first layer's kernel.
-Ours is one-hot: it gathers that kernel's rows and multiplies nothing there, for which neither nn.LSTM nor
-keras.layers.LSTM has a way; one-hot input would cost them V columns. So the embedding is as wide as the layers, and V
-at most. What each multiplies a character is in the results, and GFLOP/s are counted by it.
+Not equal: the first layer's input. Ours is one-hot and gathers rows of the first kernel without a product. nn.LSTM and
+keras.layers.LSTM cannot; one-hot input would cost them V columns, so they use an embedding, as their users do, as wide
+as the layers and at most V. The results record the FLOPs per character of each, and GFLOP/s are based on them.
 
-Not run so far: DEVICE gpu. TF32 products are on for all there, which is TensorFlow's default and cuDNN's in PyTorch.
+DEVICE gpu has not been run. There, TF32 products are on for all: the default of TensorFlow, and of cuDNN in PyTorch.
 """
 
 import json
@@ -26,15 +25,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-VOCAB, RATE, CLIP = 256, 0.002, 5.0
+VOCAB, LEARNING_RATE, CLIP = 256, 0.002, 5.0
 WARM_STEPS, WARM_SECONDS = 20, 20.0  # whichever is reached first
-FEWEST_STEPS = 3  # of a turn
+MIN_STEPS = 3  # per turn
 
-Run = Callable[[int], object]  # trains so many steps; they are done when it returns
+Run = Callable[[int], object]  # trains this many steps before it returns
 
 
 class Size(NamedTuple):
-    """Of a model, and of the work of one step."""
+    """Shape of a model and of one step's batch."""
 
     layers: int
     units: int
@@ -49,33 +48,37 @@ class Size(NamedTuple):
 class Peer(NamedTuple):
     make: Callable[[Size, str], Run]
     precision: str
-    package: str  # without which it is left out
-    gathers: bool = False  # the first layer's kernel, instead of multiplying by it
-    gpu: bool = True  # whether it runs there
+    package: str  # skipped if this is not installed
+    gathers: bool = False  # rows of the first layer's kernel, instead of multiplying by it
+    gpu: bool = True  # supports GPUs
 
 
-def weights_a_character(size: Size, gathers: bool) -> int:
-    """The weights that each character is multiplied by on its way forward: rows that are gathered are not."""
+def weights_per_character(size: Size, gathers: bool) -> int:
+    """Return the number of weights multiplied per character in the forward pass; gathered rows do not count."""
     inputs = [0 if gathers else _embedding(size), *[size.units] * (size.layers - 1)]
     return sum(4 * size.units * (width + size.units) for width in inputs) + size.units * VOCAB
 
 
-def flops_a_character(size: Size, gathers: bool) -> int:
-    """Of the matrix products of a training step: a multiplication and an addition for each weight, forward, and as much
-    again for the gradient of the inputs, and for that of the weights."""
-    return 6 * weights_a_character(size, gathers)
+def flops_per_character(size: Size, gathers: bool) -> int:
+    """Return the FLOPs of a training step's matrix products: 2 per weight, each forward, for the inputs' gradient and
+    for the weights' gradient."""
+    return 6 * weights_per_character(size, gathers)
 
 
 def _embedding(size: Size) -> int:
+    """Return the width of the peers' embedding."""
     return min(size.units, VOCAB)
 
 
 def windows(size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Return random ids and targets, lanes x window each."""
     ids = np.random.default_rng(0).integers(0, VOCAB, (size.lanes, size.window + 1))
     return ids[:, :-1], ids[:, 1:]
 
 
 def ours(precision: str) -> Callable[[Size, str], Run]:
+    """Return a factory of this project's training step."""
+
     def make(size: Size, device: str) -> Run:
         from common.machine import keep_freed_memory
 
@@ -88,7 +91,7 @@ def ours(precision: str) -> Callable[[Size, str], Run]:
         from trainers.training.optimizer import make_optimizer
         from trainers.training.step import Steps
 
-        devices, config = prepare(1), TrainConfig(learning_rate=RATE, clip=CLIP)
+        devices, config = prepare(1), TrainConfig(learning_rate=LEARNING_RATE, clip=CLIP)
         with devices.strategy.scope():
             model = CharRNN(ModelConfig(units=size.units, layers=size.layers), VOCAB, precision=precision)
             optimizer = make_optimizer(config, 1, 1, model.trainable_variables, model.inner_kernels)
@@ -99,9 +102,9 @@ def ours(precision: str) -> Callable[[Size, str], Run]:
         batches, first = steps.distribute(lambda _: dataset, size.lanes), tf.constant(0, tf.int64)
         carry = steps.scatter(model.initial_carry(size.lanes))
 
-        def run(number: int) -> None:
+        def run(count: int) -> None:
             nonlocal carry
-            totals, carry = steps.train(batches, carry, first, tf.constant(number))
+            totals, carry = steps.train(batches, carry, first, tf.constant(count))
             totals.nats.numpy()
 
         return run
@@ -110,15 +113,16 @@ def ours(precision: str) -> Callable[[Size, str], Run]:
 
 
 def keras_fit(size: Size, device: str) -> Run:
-    """keras.layers.LSTM(stateful=True) and an embedding; one call of model.fit a turn, all settings its defaults."""
+    """Build keras.layers.LSTM(stateful=True) over an embedding; each turn is one model.fit with default settings."""
     keras, tf = _tensorflow()
     stack = [keras.layers.LSTM(size.units, return_sequences=True, stateful=True) for _ in range(size.layers)]
-    ends = keras.Input(batch_shape=(size.lanes, size.window)), keras.layers.Dense(VOCAB)
-    model = keras.Sequential([ends[0], keras.layers.Embedding(VOCAB, _embedding(size)), *stack, ends[1]])
+    inputs = keras.Input(batch_shape=(size.lanes, size.window))
+    embedding, dense = keras.layers.Embedding(VOCAB, _embedding(size)), keras.layers.Dense(VOCAB)
+    model = keras.Sequential([inputs, embedding, *stack, dense])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(RATE, global_clipnorm=CLIP), loss)
+    model.compile(keras.optimizers.Adam(LEARNING_RATE, global_clipnorm=CLIP), loss)
     dataset = tf.data.Dataset.from_tensors(windows(size)).repeat()
-    return lambda number: model.fit(dataset, steps_per_epoch=number, verbose=0)
+    return lambda count: model.fit(dataset, steps_per_epoch=count, verbose=0)
 
 
 def _tensorflow() -> tuple[Any, Any]:
@@ -127,12 +131,12 @@ def _tensorflow() -> tuple[Any, Any]:
     with console.quiet():
         import keras
         import tensorflow as tf
-    tf.config.experimental.enable_tensor_float_32_execution(True)  # of a GPU: a CPU has none
+    tf.config.experimental.enable_tensor_float_32_execution(True)  # no effect on a CPU
     return keras, tf
 
 
 def torch_lstm(precision: str) -> Callable[[Size, str], Run]:
-    """nn.LSTM over an embedding; in bfloat16 under autocast, as PyTorch's documentation has it for a CPU."""
+    """Return a factory of nn.LSTM over an embedding; bfloat16 uses autocast, as PyTorch documents for CPUs."""
 
     def make(size: Size, device: str) -> Run:
         import torch
@@ -147,7 +151,7 @@ def torch_lstm(precision: str) -> Callable[[Size, str], Run]:
                 "dense": nn.Linear(size.units, VOCAB),
             }
         ).to(place)
-        optimizer = torch.optim.Adam(model.parameters(), RATE, fused=True)
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
         ids, targets = (torch.from_numpy(x).contiguous().to(place) for x in windows(size))
         carry = tuple(torch.zeros(size.layers, size.lanes, size.units, device=place) for _ in range(2))
 
@@ -163,8 +167,8 @@ def torch_lstm(precision: str) -> Callable[[Size, str], Run]:
             carry = tuple(x.detach().float() for x in after)
             return loss
 
-        def run(number: int) -> None:
-            for _ in range(number):
+        def run(count: int) -> None:
+            for _ in range(count):
                 loss = step()
             loss.item()
 
@@ -183,7 +187,7 @@ PEERS = {
 
 
 def timed(run: Run, steps: int) -> float:
-    """The seconds a step."""
+    """Return the seconds per step."""
     start = time.perf_counter()
     run(steps)
     return (time.perf_counter() - start) / steps
@@ -192,18 +196,19 @@ def timed(run: Run, steps: int) -> float:
 def main(name: str, device: str, size: Size) -> None:
     run = PEERS[name].make(size, device)
     run(1)
-    say({"steps": 1})
-    run(1)  # slow as well: TensorFlow optimises the graph further
+    reply({"steps": 1})
+    run(1)  # the second step is slow too: TensorFlow optimises the graph further
     rest = min(WARM_STEPS - 3, max(1, round(WARM_SECONDS / timed(run, 1))))
-    a_step = timed(run, rest)
-    say({"steps": 3 + rest})
+    step_seconds = timed(run, rest)
+    reply({"steps": 3 + rest})
     for line in sys.stdin:
-        a_step = timed(run, max(FEWEST_STEPS, round(float(line) / a_step)))
-        say({"characters_per_second": size.lanes * size.window / a_step})
+        step_seconds = timed(run, max(MIN_STEPS, round(float(line) / step_seconds)))
+        reply({"characters_per_second": size.lanes * size.window / step_seconds})
 
 
-def say(answer: dict[str, Any]) -> None:
-    print(json.dumps(answer), flush=True)
+def reply(message: dict[str, Any]) -> None:
+    """Print a line of JSON at once."""
+    print(json.dumps(message), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""What bfloat16 products cost in loss: equal runs in float32 and in bfloat16, over some seeds."""
+"""Effect of bfloat16 products on the loss: equal runs in float32 and bfloat16 over several seeds."""
 
-import datetime
 import importlib.metadata
 import json
 import statistics
@@ -12,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from bench.data import measure
-from bench.machine import commit, machine
+from bench.machine import provenance
 from common import console
 from common.errors import StageError
 from common.files import write_json
@@ -21,28 +20,33 @@ from pipeline.manifest import read_manifest
 from trainers.config import RunConfig
 
 PRECISIONS = ("float32", "bfloat16")
-LOOKS = 4  # validations on the way
-Curve = list[tuple[int, float]]  # step, and nats on val
+EVALUATIONS = 4  # per run
+Curve = list[tuple[int, float]]  # step and validation loss in nats
 
 
 def compare(config: Path, data: Path, seeds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
-    """Print a table and write out/bench-precision.json: each run's validation losses after equally many steps.
+    """Print a table and write out/bench-precision.json: each run's validation losses up to the same step.
 
-    The runs go through the command line, as a user's do, in a folder that is taken away afterwards. Raises StageError
-    where the code is not committed, or where a run fails or ends at another step.
+    Runs use `python -m trainers train` in a temporary folder. Raises StageError for uncommitted code, or if a run
+    fails or ends at another step.
     """
-    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    origin = provenance()
     train = RunConfig.read(config, overrides).train
     tokens = read_manifest(data).split("train").tokens
     epochs = steps / windows_per_epoch(tokens, train.lanes, train.window)
-    fixed = (*overrides, "train.sample=0", f"train.epochs={epochs!r}", f"train.evaluate_every={-(-steps // LOOKS)}")
+    fixed = (
+        *overrides,
+        "train.sample=0",
+        f"train.epochs={epochs!r}",
+        f"train.evaluate_every={-(-steps // EVALUATIONS)}",
+    )
     curves: dict[str, list[Curve]] = {precision: [] for precision in PRECISIONS}
     with tempfile.TemporaryDirectory() as scratch, console.progress("runs") as bar:
         for seed, precision in bar.track([(seed, p) for seed in range(1, seeds + 1) for p in PRECISIONS]):
             settings = (*fixed, f"train.seed={seed}", f"train.precision={precision}")
             curve = _curve(config, data, settings, Path(scratch) / f"{precision}-{seed}")
             if curve[-1][0] != steps:
-                raise StageError(f"a run was to end at step {steps}, and ended at {curve[-1][0]}: see train.epochs")
+                raise StageError(f"expected a run to end at step {steps}, got {curve[-1][0]}: set train.epochs")
             console.note(f"seed {seed}, {precision}: {curve[-1][1]:.4f} nats")
             curves[precision].append(curve)
     losses = {precision: [curve[-1][1] for curve in each] for precision, each in curves.items()}
@@ -56,14 +60,14 @@ def compare(config: Path, data: Path, seeds: int, steps: int, overrides: tuple[s
         **differences(losses),
         "curves": curves,
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")},
-        **made_at,
+        **origin,
     }
     write_json(out / "bench-precision.json", result)
     console.out.print(table(result))
 
 
 def differences(losses: dict[str, list[float]]) -> dict[str, Any]:
-    """What bfloat16 adds to the loss, seed by seed and in the mean, and how far float32's own seeds lie apart."""
+    """Return the loss that bfloat16 adds, per seed and on average, and the range over float32's seeds."""
     added = [b - a for a, b in zip(losses["float32"], losses["bfloat16"], strict=True)]
     return {
         "bfloat16_adds": added,
@@ -73,18 +77,18 @@ def differences(losses: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The losses, for the terminal and docs/benchmarks.md."""
+    """Render the losses for the terminal and docs/benchmarks.md."""
     model = result["config"]["model"]
-    title = f"{result['data']}, {model['layers']} x {model['units']}: nats on val after {result['steps']:,} steps"
+    title = f"{result['data']}, {model['layers']} x {model['units']}: val loss (nats) after {result['steps']:,} steps"
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None)
-    for column in ("seed", *PRECISIONS, "bfloat16 adds"):
+    for column in ("seed", *PRECISIONS, "difference"):
         shown.add_column(column, justify="right", no_wrap=True)
     losses = [result["val_nats"][precision] for precision in PRECISIONS]
     for seed, *nats, added in zip(result["seeds"], *losses, result["bfloat16_adds"], strict=True):
         shown.add_row(str(seed), *(f"{each:.4f}" for each in nats), f"{added:+.4f}")
     shown.caption = (
-        f"bfloat16 adds {result['bfloat16_adds_mean']:+.4f} nats in the mean; "
-        f"float32's own seeds lie {result['float32_seeds_range']:.4f} apart"
+        f"mean difference {result['bfloat16_adds_mean']:+.4f} nats; "
+        f"range over the float32 seeds {result['float32_seeds_range']:.4f}"
     )
     return shown
 
@@ -92,6 +96,6 @@ def table(result: dict[str, Any]) -> Table:
 def _curve(config: Path, data: Path, settings: tuple[str, ...], run: Path) -> Curve:
     options = [option for setting in settings for option in ("--set", setting)]
     command = [sys.executable, "-m", "trainers", "train", str(config), "--data", str(data), "--out", str(run)]
-    measure([*command, "--unvalidated", *options])  # whether the text is a good one is not the question here
+    measure([*command, "--unvalidated", *options])  # the text's quality does not matter here
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [(row["step"], row["val_nats"]) for row in rows if "val_nats" in row]

@@ -1,4 +1,4 @@
-"""The LSTM of random weights that the serving benchmarks run. TensorFlow is imported only to build it."""
+"""LSTM with random weights for the serving benchmarks. Imports TensorFlow only to build it."""
 
 from typing import TYPE_CHECKING
 
@@ -9,21 +9,21 @@ if TYPE_CHECKING:
     from trainers.config import RunConfig
     from trainers.model.char_rnn import CharRNN
 
-# 100 characters: ASCII, and a few of two and three bytes.
+# 100 characters: ASCII, plus some of two and three bytes.
 VOCAB = Vocab("char", tuple(c.encode() for c in ["\n", *map(chr, range(32, 127)), "é", "ñ", "ü", "—"]))
-WEIGHTS = "weights.npz"  # beside the model's folder, in Keras's order
-SHARPER = 4.0  # times Glorot's dense kernel, so that sampled text is neither noise nor a single letter
+WEIGHTS = "weights.npz"  # next to the model's folder, in Keras's order
+SHARPER = 4.0  # scales Glorot's dense kernel so that samples are neither noise nor one repeated letter
 
 
 def config_of(size: Size) -> "RunConfig":
-    """The configuration of a run of this size, all else by default."""
+    """Return the default configuration at this size."""
     from trainers.config import RunConfig
 
     return RunConfig.from_tables({"units": size.units, "layers": size.layers}, {}, size.name)
 
 
 def model_of(size: Size) -> "CharRNN":
-    """Build an LSTM over VOCAB; every call gives the same weights."""
+    """Build an LSTM over VOCAB with the same weights on every call."""
     from trainers.model.char_rnn import CharRNN
 
     model = CharRNN(config_of(size).model, VOCAB.size)

@@ -1,9 +1,9 @@
-"""How fast one core reads and copies memory while others do the same: python -m bench.reading BYTES
+"""Read and copy bandwidth of one core while other cores do the same: python -m bench.reading BYTES
 
-A process a core, each with a buffer of its own (NumPy, float32), which stays in the caches where it fits there, as a
-model's weights do between two steps. It says that it is ready, and then, for each number of seconds that it reads, the
-bytes a second that np.max read (its vector instructions keep up with the caches; np.sum's and BLAS's do not), and that
-np.copyto moved, those read and those written.
+Run one process per core, each with its own NumPy float32 buffer; a buffer that fits into the caches stays there, like a
+model's weights between steps. Prints lines of JSON: one when ready, then, for each number of seconds read from standard
+input, the bytes per second that np.max reads (its vector instructions keep up with the caches; those of np.sum and BLAS
+do not) and that np.copyto moves, counting reads and writes.
 """
 
 import sys
@@ -12,29 +12,29 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bench.peers import say
+from bench.peers import reply
 
-AT_A_TIME = 1 << 22  # bytes, before one looks at the clock
+BATCH_BYTES = 1 << 22  # between two looks at the clock
 
 
 def rate(work: Callable[[], object], size: int, seconds: float) -> float:
-    """The bytes a second, at `size` bytes a time."""
-    number, done = -(-AT_A_TIME // size), 0
+    """Return the bytes per second of `work`, which moves `size` bytes per call."""
+    count, done = -(-BATCH_BYTES // size), 0
     start = time.perf_counter()
     while (now := time.perf_counter()) - start < seconds or not done:
-        for _ in range(number):
+        for _ in range(count):
             work()
-        done += number
+        done += count
     return done * size / (now - start)
 
 
 def main(size: int) -> None:
     x = np.random.default_rng(0).random(max(size // 4, 1), np.float32)
     y = np.empty_like(x)
-    say({"ready": size})
+    reply({"ready": size})
     for line in sys.stdin:
         half = float(line) / 2
-        say({"read": rate(x.max, x.nbytes, half), "copy": rate(lambda: np.copyto(y, x), 2 * x.nbytes, half)})
+        reply({"read": rate(x.max, x.nbytes, half), "copy": rate(lambda: np.copyto(y, x), 2 * x.nbytes, half)})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Finished runs as JSON files, with config, data, machine, commit and date; and the tables built from them."""
+"""Finished runs as JSON files with config, data, machine, commit and date, and the tables built from them."""
 
-import datetime
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-from bench.machine import commit, machine
+from bench.machine import provenance
 from common.errors import StageError
 from common.files import write_json
 from pipeline.manifest import Manifest, read_manifest
@@ -14,8 +13,8 @@ from trainers import checkpoint, metrics
 from trainers.run import read_run
 
 BEGIN, END = "<!-- made by python -m bench results -->", "<!-- end -->"
-# Published nats, and the model where it is of another size: A. Karpathy, J. Johnson and L. Fei-Fei (arXiv 1506.02078,
-# table 1), and nanoGPT's README, its best model and its three minutes on a CPU.
+# Published nats, and the model's size if it differs from ours. Sources: A. Karpathy, J. Johnson and L. Fei-Fei (arXiv
+# 1506.02078, table 1); nanoGPT's README, its best model and its three-minute CPU run.
 PUBLISHED = {
     "tinyshakespeare-best": ("1.470", "10.65 M"),
     "tinyshakespeare-nanogpt": ("1.88", ""),
@@ -25,7 +24,7 @@ PUBLISHED = {
     "warpeace-2x192": ("1.092", "2 x 512"),
     "warpeace-2x240": ("1.092", "2 x 512"),
 }
-# README.md's rows.
+# Rows of README.md.
 HEADLINES = {
     "tinyshakespeare-nanogpt": "tinyshakespeare, three minutes",
     "tinyshakespeare-best": "tinyshakespeare",
@@ -39,10 +38,10 @@ HEADLINES = {
 
 
 def record(folder: Path, out: Path) -> dict[str, Any]:
-    """Write out/NAME.json for a run that was trained, and evaluated on test, or on val if there is no test split.
+    """Write out/NAME.json for a run that was trained and evaluated on test, or on val if there is no test split.
 
-    Machine, commit and date are those of the recording, so record on the machine and at the commit that trained.
-    Raises StageError if the evaluation is missing or of another checkpoint, or if the code is not committed.
+    Machine, commit and date are recorded now, so call this on the machine and at the commit that trained the run.
+    Raises StageError for uncommitted code, or if the evaluation is missing or of another checkpoint.
     """
     run = read_run(folder)
     chosen = checkpoint.best(run)
@@ -53,7 +52,7 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
     score = json.loads(judged.read_text(encoding="utf-8"))
     if score["inputs"]["weights_sha256"] != checkpoint.weights_sha256(chosen):
         raise StageError(
-            f"{judged} is of another checkpoint than {chosen.folder}: run python -m trainers evaluate {folder}"
+            f"{judged} evaluates another checkpoint than {chosen.folder}: run python -m trainers evaluate {folder}"
         )
     rows = metrics.read(run.folder)
     trained = [row for row in rows if "seconds" in row]
@@ -76,19 +75,17 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
         "nats": score["nats"],
         "interval": score["nats_interval"],
         "ngram_nats": score["baselines"].get("ngram", {}).get("nats"),
-        "machine": machine(),
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
+        **provenance(),
     }
     write_json(out / f"{folder.name}.json", result)
     return result
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the results of runs in a folder, by name. Raises StageError where there are none."""
+    """Return the results of runs in a folder, by name. Raises StageError if there are none."""
     kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     if not (runs := [result for result in kept if "judged" in result]):
-        raise StageError(f"{folder} holds no results of runs: run python -m bench results runs/NAME")
+        raise StageError(f"{folder} contains no results of runs: run python -m bench results runs/NAME")
     return runs
 
 
@@ -113,7 +110,7 @@ def headlines(results: list[dict[str, Any]]) -> str:
 
 
 def row(result: dict[str, Any]) -> str:
-    """Return a result as a row of docs/results.md."""
+    """Return the row of docs/results.md for a result."""
     model, train = result["config"]["model"], result["config"]["train"]
     interval, counted = result["interval"], result["ngram_nats"]
     published, size = PUBLISHED.get(result["name"], ("", ""))
@@ -136,21 +133,21 @@ def row(result: dict[str, Any]) -> str:
 
 
 def put(page: Path, table: str) -> None:
-    """Replace the table between a page's markers. Raises StageError where they are missing."""
+    """Replace the table between a page's markers. Raises StageError if they are missing."""
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise StageError(f"{page} has no place for the table: add the lines {BEGIN} and {END}")
+        raise StageError(f"{page} has no markers for the table: add the lines {BEGIN} and {END}")
     page.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 def _split(manifest: Manifest) -> str:
-    """Describe the split: its unit, the shares of train, val and test, and how they were cut."""
+    """Describe the split: unit, percentages of train, val and test, and method."""
     tokens = {name: split.tokens for name, split in manifest.splits.items()}
     percents = [100 * part / sum(tokens.values()) for part in tokens.values()]
     shares = "/".join(f"{percent:.{0 if percent >= 1 else 1}f}" for percent in percents)
-    how = {"document": "by hash", "contiguous": f"the end is {manifest.judged}"}.get(
+    method = {"document": "by hash", "contiguous": f"the end is {manifest.judged}"}.get(
         kind := manifest.settings["split"], f"as {kind}"
     )
-    return f"{manifest.vocab.unit}s, {shares}, {how}"
+    return f"{manifest.vocab.unit}s, {shares}, {method}"

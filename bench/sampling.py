@@ -1,14 +1,12 @@
-"""How fast the exported SavedModel writes: beside PyTorch, beside XLA, and beside the reading of its weights alone.
+"""Generation speed of the exported SavedModel, next to PyTorch, XLA and the time to read its weights.
 
-The turns of a round lie beside each other and a ratio is the median of the rounds' ratios, for the reasons that
-bench.train gives.
+Peers take turns within a round, and a ratio is the median over rounds, for the reasons given in bench.train.
 
-A step of B rows reads each weight once, whatever B is: the recurrent kernels, the kernels between layers and the dense
-one, in float32 (of the first kernel and of the biases it reads a row, which is not counted). It cannot take less than
-those bytes over the rate at which all cores together read a buffer of that size: what a share is a share of.
+A step of B rows reads each float32 weight at least once, for any B: recurrent kernels, kernels between layers and the
+dense kernel (single rows of the first kernel and the biases are not counted). The lower bound of a step is therefore
+these bytes divided by the bandwidth at which all cores together read a buffer of that size. Shares are relative to it.
 """
 
-import datetime
 import importlib.metadata
 import json
 import os
@@ -21,7 +19,7 @@ import numpy as np
 from rich.table import Table
 
 from bench.loops import LENGTHS, PEERS, ROWS, TEMPERATURE, VOCAB
-from bench.machine import commit, machine
+from bench.machine import provenance
 from bench.peers import Size
 from bench.served import export
 from bench.train import Worker, has, ratios
@@ -29,20 +27,20 @@ from common import console
 from common.errors import StageError
 from common.files import write_json
 
-TOLERANCE = 1e-4  # of logits
-TARGETS = {1: 4.0, 16: 2.0}  # times the better of torch's, for so many rows
+TOLERANCE = 1e-4  # largest difference between logits
+TARGETS = {1: 4.0, 16: 2.0}  # by rows: speed relative to torch's fastest loop
 OWN = "ours"
 
-Turns = dict[int, dict[str, list[float]]]  # microseconds a step, by rows and peer, an entry a round
+Turns = dict[int, dict[str, list[float]]]  # microseconds per step, by rows and peer, one entry per round
 
 
 def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
     """Print a table and write out/bench-serve-sampling-LxH.json: medians, ratios, and every round.
 
-    A peer that is not installed is left out, and said to be. Raises StageError where the code is not committed, a peer
-    fails, or has other logits than ours.
+    Peers that are not installed are skipped with a note. Raises StageError for uncommitted code, a failing peer, or
+    a peer with different logits.
     """
-    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    origin = provenance()
     names = [name for name, peer in PEERS.items() if _usable(name, peer.package)]
     cores, weights = len(os.sched_getaffinity(0)), weight_bytes(size)
     workers: dict[str, Worker] = {}
@@ -50,7 +48,7 @@ def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
     try:
         with tempfile.TemporaryDirectory() as scratch, console.err.status("exporting, warming up"):
             exported, started = export(size, Path(scratch) / "bench"), {}
-            for name in names:  # one after another: how each starts is timed
+            for name in names:  # one after another, since their start is timed
                 arguments = (name, str(exported.base), str(size.layers), str(size.units))
                 workers[name] = Worker(name, "cpu", "bench.loops", *arguments)
                 started[name] = workers[name].read()
@@ -63,7 +61,7 @@ def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
             worker.process.kill()
     medians = {rows: {name: statistics.median(each) for name, each in turns[rows].items()} for rows in ROWS}
     best = {kind: max(bound[kind] for bound in bounds) for kind in bounds[0]}
-    least = {kind: weights / rate * 1e6 for kind, rate in best.items()}  # microseconds a step
+    least = {kind: weights / rate * 1e6 for kind, rate in best.items()}  # microseconds per step
     result: dict[str, Any] = {
         "format_version": 1,
         "work": {
@@ -95,69 +93,70 @@ def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
         "targets": TARGETS,
         "rounds": {"us_a_step": turns, "bounds": bounds},
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "torch") if has(name)},
-        **made_at,
+        **origin,
     }
-    result = json.loads(json.dumps(result))  # as it is read from the file: names are strings
+    result = json.loads(json.dumps(result))  # like the file: keys are strings
     write_json(out / f"bench-serve-sampling-{size.name}.json", result)
     console.out.print(table(result))
 
 
 def weight_bytes(size: Size) -> int:
-    """What every step reads."""
+    """Return the bytes of the weights that every step reads."""
     kernels = (2 * size.layers - 1) * size.units * 4 * size.units
     return 4 * (kernels + size.units * VOCAB.size)
 
 
 def check_logits(logits: dict[str, np.ndarray]) -> dict[str, float]:
-    """How far each peer's logits are from ours. Raises StageError for one that has another model."""
+    """Return each peer's largest difference from our logits. Raises StageError for different weights."""
     off = {name: float(np.max(np.abs(each - logits[OWN]))) for name, each in logits.items()}
     for name, difference in off.items():
         if not difference <= TOLERANCE:
             rule = f"at most {TOLERANCE:g} is allowed"
-            raise StageError(f"{name} has not the same weights: its logits differ by {difference:.1g}, {rule}")
+            raise StageError(f"{name} has different weights: its logits differ by {difference:.1g}, {rule}")
     return off
 
 
 def better_torch(result: dict[str, Any], rows: int) -> float | None:
-    """How many times as fast as the faster of torch's two loops ours is; None without torch."""
-    found = result["ratios"][str(rows)]
-    return min((each["median_of_ratios"] for name, each in found.items() if name.startswith("torch")), default=None)
+    """Return our speed relative to torch's fastest loop; None without torch."""
+    peers = result["ratios"][str(rows)]
+    return min((each["median_of_ratios"] for name, each in peers.items() if name.startswith("torch")), default=None)
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures, for the terminal and docs/benchmarks.md."""
+    """Render the results for the terminal and docs/benchmarks.md."""
     work, bound = result["work"], result["bound"]
-    title = f"{work['layers']} x {work['units']}, {work['vocabulary']} characters, texts of {work['lengths']}"
+    lengths = ", ".join(map(str, work["lengths"]))
+    title = f"{work['layers']} x {work['units']}, {work['vocabulary']} characters, texts of {lengths}"
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))
-    for column in ("", "rows", "us a step", "chars/s", "ours is", "of read", "of copy", "first"):
+    for column in ("", "rows", "us/step", "chars/s", "speedup", "of read", "of copy", "first"):
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     for rows in ROWS:
         for name, peer in result["peers"].items():
-            found, ratio = peer["rows"][str(rows)], result["ratios"][str(rows)].get(name)
+            figures, ratio = peer["rows"][str(rows)], result["ratios"][str(rows)].get(name)
             shown.add_row(
                 name,
                 str(rows),
-                f"{found['us_a_step']:,.1f}",
-                f"{found['characters_per_second']:,.0f}",
+                f"{figures['us_a_step']:,.1f}",
+                f"{figures['characters_per_second']:,.0f}",
                 f"{ratio['median_of_ratios']:.2f} x" if ratio else "",
-                f"{found['share_of_read']:.0%}",
-                f"{found['share_of_copy']:.0%}",
+                f"{figures['share_of_read']:.0%}",
+                f"{figures['share_of_copy']:.0%}",
                 f"{peer['first_seconds']:.1f} s",
             )
     rates, least = bound["bytes_per_second"], bound["us_a_step"]
     lines = [
-        "ours is so many times as fast: medians of the rounds' ratios; first: from imports to the first text's end",
-        f"of read, of copy: {bound['weight_bytes'] / 1e6:.2f} MB of weights a step, {least['read']:.1f} us where "
-        f"{bound['cores']} cores read as much",
-        f"at {rates['read'] / 1e9:,.0f} GB/s (np.max), {least['copy']:.1f} us at the {rates['copy'] / 1e9:,.0f} GB/s "
-        "of their copying, reads and writes counted",
+        f"speedup: of {OWN} over the row; medians of per-round ratios; first: from imports to the first text",
+        f"of read, of copy: lower bound as a share of us/step, for {bound['weight_bytes'] / 1e6:.2f} MB of weights per "
+        "step:",
+        f"{least['read']:.1f} us at {rates['read'] / 1e9:,.0f} GB/s (np.max on {bound['cores']} cores), "
+        f"{least['copy']:.1f} us at {rates['copy'] / 1e9:,.0f} GB/s (np.copyto, reads and writes)",
         f"exported in {result['export']['seconds']:.1f} s, {result['export']['bytes'] / 1e6:.1f} MB; loaded in a fresh "
-        f"process in {result['peers'][OWN]['load_seconds']:.1f} s, imports included",
+        f"process in {result['peers'][OWN]['load_seconds']:.1f} s with imports",
         *(
-            f"{rows} row{'s' * (rows > 1)}: ours is {against:.2f} x as fast as the better of torch's; "
-            f"the target is {TARGETS[rows]:g} x"
+            f"{rows} row{'s' * (rows > 1)}: ours is {speed:.2f} x as fast as torch's fastest loop "
+            f"(target: {TARGETS[rows]:g} x)"
             for rows in ROWS
-            if (against := better_torch(result, rows)) is not None
+            if (speed := better_torch(result, rows)) is not None
         ),
     ]
     shown.caption = "\n".join(lines)
@@ -165,21 +164,21 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def _turns(
-    workers: dict[str, Worker], readers: list[Worker], rounds: int, seconds: float, what: str
+    workers: dict[str, Worker], readers: list[Worker], rounds: int, seconds: float, description: str
 ) -> tuple[Turns, list[dict[str, float]]]:
-    """Every round's microseconds a step, and bytes a second of all cores."""
+    """Return every round's microseconds per step, and the bytes per second of all cores."""
     turns: Turns = {rows: {name: [] for name in workers} for rows in ROWS}
     bounds = []
     with console.progress("rounds") as bar:
-        for index in bar.track(range(rounds), description=what):
+        for index in bar.track(range(rounds), description=description):
             for rows in ROWS:
                 for name in list(workers)[:: 1 if index % 2 == 0 else -1]:
-                    workers[name].tell(json.dumps({"rows": rows, "seconds": seconds}))
+                    workers[name].send(json.dumps({"rows": rows, "seconds": seconds}))
                     turns[rows][name].append(workers[name].read()["us_a_step"])
             for reader in readers:  # all at once
-                reader.tell(str(seconds))
-            found = [reader.read() for reader in readers]
-            bounds.append({kind: sum(each[kind] for each in found) for kind in found[0]})
+                reader.send(str(seconds))
+            rates = [reader.read() for reader in readers]
+            bounds.append({kind: sum(each[kind] for each in rates) for kind in rates[0]})
     return turns, bounds
 
 
@@ -189,5 +188,5 @@ def _rates(turns: dict[str, list[float]]) -> dict[str, list[float]]:
 
 def _usable(name: str, package: str) -> bool:
     if not has(package):
-        console.note(f"{name}: {package} is not installed (pip install {package}), left out")
+        console.note(f"{name}: {package} is not installed (pip install {package}), skipped")
     return has(package)

@@ -1,10 +1,9 @@
-"""Training speed on one device, on two replicas, and on two workers, all on this machine: what it costs to divide.
+"""Overhead of distributed training: speed of one replica, two replicas and two workers, all on this machine.
 
-Replicas and workers share the cores that one replica has to itself, so no gain is to be seen here, only the price:
-copies of the weights, and a reduction of all gradients a step.
+Replicas and workers share the cores that one replica has alone, so this shows no gain, only the overhead: copies of the
+weights, and one reduction of all gradients per step.
 """
 
-import datetime
 import importlib.metadata
 import json
 import os
@@ -18,7 +17,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.machine import commit, machine
+from bench.machine import provenance
 from common import console
 from common.errors import StageError
 from common.files import write_json
@@ -29,16 +28,16 @@ from trainers import metrics
 from trainers.config import RunConfig
 from trainers.run import read_run
 
-ARMS = {"1 replica": (1, 1), "2 replicas": (1, 2), "2 workers": (2, 1)}  # workers, replicas of each
-REPORTS = 8  # of a turn; the first one holds the tracing, and does not count
+ARMS = {"1 replica": (1, 1), "2 replicas": (1, 2), "2 workers": (2, 1)}  # workers, replicas per worker
+REPORTS = 8  # per turn; the first includes tracing and does not count
 
 
 def compare(config: Path, data: Path, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
-    """Print a table and write out/bench-scale.json. Each turn is a training of `steps` steps by the command line.
+    """Print a table and write out/bench-scale.json. Each turn is one `python -m trainers train` of `steps` steps.
 
-    Raises StageError where the code is not committed, or a training fails.
+    Raises StageError for uncommitted code, or if a run fails.
     """
-    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    origin = provenance()
     train = RunConfig.read(config, overrides).train
     epochs = steps / windows_per_epoch(read_manifest(data).split("train").tokens, train.lanes, train.window)
     fixed = (f"train.epochs={epochs!r}", f"train.evaluate_every={steps}", f"train.report_every={steps // REPORTS}")
@@ -54,22 +53,22 @@ def compare(config: Path, data: Path, rounds: int, steps: int, overrides: tuple[
         "characters_per_second": rates,
         "steps_per_second": {name: rate / (train.lanes * train.window) for name, rate in rates.items()},
         "parameters": turns["1 replica"][0]["parameters"],
-        # Gradients, and the loss and number of targets beside them, in one reduction a step.
+        # One reduction per step: gradients, loss and number of targets.
         "bytes_a_reduction": 4 * (turns["1 replica"][0]["parameters"] + 2),
         "rounds": turns,
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")},
-        **made_at,
+        **origin,
     }
     write_json(out / "bench-scale.json", result)
     console.out.print(table(result))
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures, for the terminal and docs/benchmarks.md."""
+    """Render the results for the terminal and docs/benchmarks.md."""
     model = result["config"]["model"]
-    title = f"{model['layers']} x {model['units']}, {result['bytes_a_reduction'] / 1e6:.2f} MB a reduction"
+    title = f"{model['layers']} x {model['units']}, {result['bytes_a_reduction'] / 1e6:.2f} MB per reduction"
     shown = Table(title=title, title_justify="left", box=None)
-    for column in ("", "chars/s", "steps/s", "of one replica"):
+    for column in ("", "chars/s", "steps/s", "vs 1 replica"):
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     rates = result["characters_per_second"]
     for name, rate in rates.items():
@@ -90,19 +89,19 @@ def _turn(workers: int, replicas: int, config: Path, data: Path, settings: tuple
             cluster = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
             environment = {**os.environ, **({"TF_CONFIG": json.dumps(cluster)} if workers > 1 else {})}
             processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-        said = [process.communicate()[1] for process in processes]
-        for process, words in zip(processes, said, strict=True):
+        errors = [process.communicate()[1] for process in processes]
+        for process, error in zip(processes, errors, strict=True):
             if process.returncode:
-                raise StageError(f"a training ended with code {process.returncode}: {last_line(words)}")
+                raise StageError(f"training exited with code {process.returncode}: {last_line(error)}")
         run = read_run(Path(scratch) / "run")
         rates = [row["per_second"] for row in metrics.read(run.folder) if "per_second" in row]
     return {"per_second": statistics.median(rates[1:]), "parameters": run.build().count_params()}
 
 
 def addresses(count: int) -> list[str]:
-    """As many free ports on loopback."""
+    """Return `count` free loopback addresses."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    names = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-    for one in sockets:
-        one.close()
+    names = [f"127.0.0.1:{server.getsockname()[1]}" for server in sockets]
+    for server in sockets:
+        server.close()
     return names

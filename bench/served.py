@@ -1,4 +1,4 @@
-"""The model that `bench serve` and `bench lite` measure: random weights, exported as a run is."""
+"""Export of a random model for `bench serve` and `bench lite`."""
 
 import dataclasses
 import hashlib
@@ -19,17 +19,17 @@ from trainers.sampling.sampler import Sampler
 
 
 class Exported(NamedTuple):
-    """An exported model, in the folder that a server loads."""
+    """An exported model in the folder that a server loads."""
 
     base: Path
-    seconds: float  # to export it
-    bytes: int  # of graph, weights and warm-up
+    seconds: float  # of the export
+    bytes: int  # graph, weights and warm-up
 
 
 def export(size: Size, base: Path) -> Exported:
-    """Write base/1, and the weights beside base, by the steps of export/serve/saved_model.py.
+    """Write base/1, and the weights next to base, with the steps of export/serve/saved_model.py.
 
-    The fresh process that verifies an export is left out: the peers' logits are compared before anything is timed.
+    Skips the verification in a fresh process: the benchmarks compare the peers' logits before timing them.
     """
     model, limits = model_of(size), Limits()
     weights = hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest()

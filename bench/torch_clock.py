@@ -1,11 +1,11 @@
-"""PyTorch's nn.LSTM trained by the clock: a config's model on its data for so many seconds, then its loss on val.
+"""Train PyTorch's nn.LSTM with a config's settings on its data for a number of seconds, then measure its loss on val.
 
     python -m bench.torch_clock CONFIG DATA SECONDS OPTIMIZER RATE
 
-It answers in a line of JSON. It is written as PyTorch's documentation has it: an embedding as wide as the layers, or as
-the vocabulary if that is less, nn.LSTM, a linear layer; float32; adam fused, or torch.optim.Muon for the matrices from
-units to units and adam for the others. Batches, window, dropout, clipping and the cosine are the config's; the rate
-falls with the time that is left, for how many steps that will be is not known.
+Prints a line of JSON. The model follows PyTorch's documentation: an embedding as wide as the layers or the vocabulary,
+whichever is smaller; nn.LSTM; a linear layer; float32. OPTIMIZER adam is fused; muon is torch.optim.Muon for the LSTM's
+matrices and Adam for the rest. Batches, window, dropout, clipping and the cosine schedule come from the config; the
+schedule follows elapsed time, since the number of steps is not known in advance.
 """
 
 import json
@@ -26,6 +26,8 @@ Carry = tuple[torch.Tensor, torch.Tensor]
 
 
 class Model(nn.Module):
+    """Embedding, nn.LSTM and a linear layer."""
+
     def __init__(self, vocab: int, units: int, layers: int, dropout: float):
         super().__init__()
         width = min(units, vocab)
@@ -37,35 +39,36 @@ class Model(nn.Module):
         y_BxTxH, carry = self.lstm(self.embed(ids_BxT), carry)
         return self.dense(y_BxTxH), carry
 
-    def empty(self, lanes: int) -> Carry:
+    def initial_carry(self, lanes: int) -> Carry:
         shape = (self.lstm.num_layers, lanes, self.lstm.hidden_size)
         return torch.zeros(shape), torch.zeros(shape)
 
 
 def lanes_of(data: Path, manifest: Manifest, split: str, lanes: int) -> torch.Tensor:
-    """A split as ids_BxN, a lane a stretch of it; what does not fill the lanes is left out."""
-    found = manifest.split(split)
-    length = found.tokens // lanes
-    ids = read_tokens(data, found, manifest.dtype, 0, lanes * length)
+    """Return a split as ids_BxN, one contiguous stretch per lane, without the tokens that do not fill all lanes."""
+    shards = manifest.split(split)
+    length = shards.tokens // lanes
+    ids = read_tokens(data, shards, manifest.dtype, 0, lanes * length)
     return torch.from_numpy(ids.astype("int64")).reshape(lanes, length)
 
 
 def optimizers(model: Model, name: str, rate: float) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of all parameters."""
     if name == "adam":
         return [torch.optim.Adam(model.parameters(), rate, fused=True)]
     inner = [p for p in model.lstm.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if all(p is not one for one in inner)]
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in inner)]
     muon = torch.optim.Muon(inner, rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.Adam(others, rate, fused=True)]
 
 
 def train(model: Model, ids_BxN: torch.Tensor, config: RunConfig, seconds: float, name: str, rate: float) -> int:
-    """Trains for so many seconds. Gives the characters that were read."""
+    """Train for `seconds` and return the number of characters read."""
     chosen, window, seen = optimizers(model, name, rate), config.train.window, 0
-    begin, start, carry = 0, time.perf_counter(), model.empty(len(ids_BxN))
+    begin, start, carry = 0, time.perf_counter(), model.initial_carry(len(ids_BxN))
     while (share := (time.perf_counter() - start) / seconds) < 1:
         if begin + window >= ids_BxN.shape[1]:
-            begin, carry = 0, model.empty(len(ids_BxN))
+            begin, carry = 0, model.initial_carry(len(ids_BxN))
         decay = config.train.decay
         for optimizer in chosen:
             for group in optimizer.param_groups:
@@ -83,9 +86,9 @@ def train(model: Model, ids_BxN: torch.Tensor, config: RunConfig, seconds: float
 
 @torch.no_grad()
 def nats(model: Model, ids_BxN: torch.Tensor, window: int) -> float:
-    """The loss of every target in the lanes, in one carried pass."""
+    """Return the mean loss over all targets in the lanes, carrying state between windows."""
     model.eval()
-    carry, total = model.empty(len(ids_BxN)), 0.0
+    carry, total = model.initial_carry(len(ids_BxN)), 0.0
     inputs_BxM, targets_BxM = ids_BxN[:, :-1], ids_BxN[:, 1:]
     for ids_BxT, targets_BxT in zip(inputs_BxM.split(window, 1), targets_BxM.split(window, 1), strict=True):
         logits, carry = model(ids_BxT, carry)

@@ -1,16 +1,14 @@
-"""Training speed: ours beside its peers and the machine's own ceiling, in turns, on one machine, in one run.
+"""Training speed next to peers and to the machine's ceiling, taking turns in one run on one machine.
 
-On a host that others use too, speed drifts by a third within minutes. The turns of one round lie beside each other, so
-that what the host does meanwhile touches all of them, and the ratio within a round is freed of it; every other round
-goes backwards, so that nobody always follows the same neighbour. Hence a ratio is the median of the rounds' ratios. A
-ratio of two medians takes its two numbers from different rounds, and so compares the host's moods as well. It is kept
-beside: where the two differ much, the machine was too restless for either to be believed.
+On a shared host, speed drifts by a third within minutes. The turns of a round are adjacent, so a drift affects all
+peers alike and cancels in the ratio within a round; every other round runs in reverse, so that no peer always follows
+the same one. The ratio reported is therefore the median over rounds. A ratio of medians takes its two numbers from
+different rounds and includes the drift. The results contain it too: if the two differ much, the machine was too noisy
+to trust either.
 
-A share of the ceiling is the median rate over the best product of any round: the host's moods make it smaller, never
-larger.
+A share of the ceiling is the median rate over the fastest product of any round, so that drift can only make it smaller.
 """
 
-import datetime
 import importlib.metadata
 import importlib.util
 import json
@@ -26,8 +24,8 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.machine import commit, machine
-from bench.peers import PEERS, Peer, Size, flops_a_character
+from bench.machine import provenance
+from bench.peers import PEERS, Peer, Size, flops_per_character
 from common import console
 from common.errors import StageError, UsageError
 from common.files import write_json
@@ -38,22 +36,22 @@ Rounds = dict[str, list[float]]
 
 
 def size_named(text: str) -> Size:
-    """The size of a name: one of SIZES, or any other LAYERSxUNITS with their smaller lanes and window."""
-    if found := [size for size in SIZES if size.name == text]:
-        return found[0]
+    """Parse LAYERSxUNITS: an entry of SIZES, or else a size with the default lanes and window."""
+    if known := [size for size in SIZES if size.name == text]:
+        return known[0]
     if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
-        raise UsageError(f"a size is LAYERSxUNITS, got '{text}': try {', '.join(size.name for size in SIZES)}")
+        raise UsageError(f"a size must be LAYERSxUNITS, got '{text}': try {', '.join(size.name for size in SIZES)}")
     return Size(int(match[1]), int(match[2]))
 
 
 def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> None:
     """Print a table and write out/bench-train-LxH.json (with -gpu): medians, ratios, and every round.
 
-    The peers' processes stay alive and idle while another one runs. A peer that is not installed, or whose precision
-    the processor does not multiply, is left out with a note; one that fails is a row that says so. Raises StageError
-    where the code is not committed, or every peer fails.
+    The peers' processes stay alive and idle between turns. A peer that is not installed, or whose precision the
+    processor does not support, is skipped with a note; one that fails gets a row with the error. Raises StageError for
+    uncommitted code, or if every peer fails.
     """
-    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    origin = provenance()
     peers = {name: peer for name, peer in PEERS.items() if _usable(name, peer, device)}
     workers: dict[str, Worker] = {}
     try:
@@ -88,7 +86,7 @@ def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> 
         "peers": {
             name: {
                 "characters_per_second": statistics.median(rates[name]),
-                "flops_a_character": flops_a_character(size, peer.gathers),
+                "flops_a_character": flops_per_character(size, peer.gathers),
                 **started[name],
                 "peak_bytes": peaks[name],
             }
@@ -99,19 +97,19 @@ def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> 
         "ratios": {own: ratios(rates, own) for own in peers if own.startswith("ours")},
         "rounds": turns,
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "torch") if has(name)},
-        **made_at,
+        **origin,
     }
     write_json(out / f"bench-train-{'gpu-' if device == 'gpu' else ''}{size.name}.json", result)
     console.out.print(table(result))
 
 
 def default_precision(device: str) -> str:
-    """The precision of a user who sets none, on this machine."""
+    """Return the default precision on this machine."""
     return "bfloat16" if device == "cpu" and multiplies_bfloat16() else "float32"
 
 
 def ratios(rates: Rounds, own: str) -> dict[str, dict[str, float]]:
-    """How many times as fast as each other peer one is: by the rounds' ratios, and by the medians."""
+    """Return the speed of `own` relative to every other peer, as median of per-round ratios and ratio of medians."""
     return {
         name: {
             "median_of_ratios": statistics.median(a / b for a, b in zip(rates[own], theirs, strict=True)),
@@ -123,7 +121,7 @@ def ratios(rates: Rounds, own: str) -> dict[str, dict[str, float]]:
 
 
 def ceiling(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]:
-    """The best GFLOP/s of any library in any round, for each precision, and whose it was."""
+    """Return the best GFLOP/s of any library and round, per precision, and the library's name."""
     best = {}
     for precision in next(iter(turns.values()))[0]:
         rates = {library: max(turn[precision] for turn in each) for library, each in turns.items()}
@@ -133,11 +131,11 @@ def ceiling(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures, for the terminal and docs/benchmarks.md."""
+    """Render the results for the terminal and docs/benchmarks.md."""
     work, default = result["work"], result["default_precision"]
     title = f"{work['layers']} x {work['units']}, {work['lanes']} lanes x {work['window']} characters, {work['device']}"
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))
-    columns = ("", "chars/s", "* is", "alike", "GFLOP/s", "share", "first", "warm", "MB")  # 80 characters in all
+    columns = ("", "chars/s", "* gain", "= gain", "GFLOP/s", "share", "first", "warm", "MB")  # 80 characters wide
     for column in columns:
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, peer in result["peers"].items():
@@ -146,8 +144,8 @@ def table(result: dict[str, Any]) -> Table:
         shown.add_row(
             f"{name} *" if name == f"ours, {default}" else name,
             f"{peer['characters_per_second']:,.0f}",
-            _times(result, f"ours, {default}", name),
-            _times(result, f"ours, {precision}", name),
+            _speedup(result, f"ours, {default}", name),
+            _speedup(result, f"ours, {precision}", name),
             f"{rate:,.1f}",
             f"{rate / result['ceiling'][precision]['gflops']:.1%}",
             f"{peer['first_step_seconds']:.1f} s",
@@ -160,9 +158,9 @@ def table(result: dict[str, Any]) -> Table:
     return shown
 
 
-def _times(result: dict[str, Any], own: str, name: str) -> str:
-    found = result["ratios"].get(own, {}).get(name)
-    return f"{found['median_of_ratios']:.2f} x" if found else ""
+def _speedup(result: dict[str, Any], own: str, name: str) -> str:
+    ratio = result["ratios"].get(own, {}).get(name)
+    return f"{ratio['median_of_ratios']:.2f} x" if ratio else ""
 
 
 def _caption(result: dict[str, Any]) -> str:
@@ -173,27 +171,27 @@ def _caption(result: dict[str, Any]) -> str:
         f"{name} to step {peer['warm_steps']}" for name, peer in result["peers"].items() if peer["warm_steps"] < 20
     )
     lines = [
-        "*: ours by default; it, and ours in the same precision (alike), is so many times as fast: "
-        "medians of the rounds' ratios",
-        "GFLOP/s: 6 FLOPs a character for each weight that it is multiplied by; rows that are gathered do not count",
+        "* gain, = gain: speedup over the row, of our default precision (*) and of ours in the row's precision (=); "
+        "medians of per-round ratios",
+        "GFLOP/s: 6 FLOPs per character and multiplied weight; gathered rows do not count",
         f"share: of the fastest large matrix product, {tops}",
-        "first, warm: from the command to the first step's end, and to the 20th's" + (f" ({steps})" if steps else ""),
-        "MB: the most memory that the process held",
+        "first, warm: from process start to the end of step 1 and of step 20" + (f" ({steps})" if steps else ""),
+        "MB: peak memory of the process",
     ]
     lines += [f"{name} failed: {reason}" for name, reason in result.get("failed", {}).items()]
-    if (against := against_better_torch(result)) is not None:
-        lines.append(f"ours by default is {against:.2f} x as fast as the better of torch's")
+    if (ratio := better_torch(result)) is not None:
+        lines.append(f"ours by default is {ratio:.2f} x as fast as torch in its faster precision")
     return "\n".join(lines)
 
 
-def against_better_torch(result: dict[str, Any]) -> float | None:
-    """How many times as fast as torch in whichever precision does it best ours is as it comes; None without torch."""
-    found = result["ratios"][f"ours, {result['default_precision']}"]
-    return min((each["median_of_ratios"] for name, each in found.items() if name.startswith("torch")), default=None)
+def better_torch(result: dict[str, Any]) -> float | None:
+    """Return our speed by default relative to torch in its faster precision; None without torch."""
+    peers = result["ratios"][f"ours, {result['default_precision']}"]
+    return min((each["median_of_ratios"] for name, each in peers.items() if name.startswith("torch")), default=None)
 
 
 class Worker:
-    """A process that answers in lines of JSON."""
+    """Subprocess that answers each line of input with a line of JSON."""
 
     def __init__(self, name: str, device: str, module: str, *arguments: str):
         self.name = name
@@ -210,49 +208,53 @@ class Worker:
         )
 
     def read(self) -> dict[str, Any]:
+        """Return the next line. Raises StageError if the process has ended."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             command = shlex.join(self.command)
-            raise StageError(f"{self.name} ended with code {self.process.wait()}: to see why, run {command}")
+            raise StageError(f"{self.name} exited with code {self.process.wait()}: for its errors, run {command}")
         return json.loads(line)
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
 
     def turn(self, seconds: float) -> dict[str, Any]:
-        self.tell(str(seconds))
+        """Measure for `seconds` and return the result."""
+        self.send(str(seconds))
         return self.read()
 
     def age(self) -> float:
+        """Return the seconds since the process started."""
         return time.perf_counter() - self.start
 
     def peak(self) -> int:
-        """The process's peak memory so far, in bytes."""
+        """Return the process's peak memory in bytes."""
         return memory(self.process.pid, peak=True)
 
 
 def _start(worker: Worker) -> dict[str, float]:
+    """Wait until the worker is warm and return its start-up times."""
     worker.read()
     first = worker.age()
     steps = worker.read()["steps"]
     return {"first_step_seconds": first, "warm_seconds": worker.age(), "warm_steps": steps}
 
 
-def _turns(workers: dict[str, Worker], rounds: int, seconds: float, what: str) -> dict[str, list[dict[str, float]]]:
+def _turns(workers: dict[str, Worker], rounds: int, seconds: float, label: str) -> dict[str, list[dict[str, float]]]:
     order = list(workers)
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in order}
     with console.progress("turns") as bar:
         all_turns = [name for index in range(rounds) for name in (order, order[::-1])[index % 2]]
-        for name in bar.track(all_turns, description=what):
+        for name in bar.track(all_turns, description=label):
             turns[name].append(workers[name].turn(seconds))
     return turns
 
 
 def _import_once(packages: set[str]) -> None:
-    """So that the first to start does not alone pay for reading the libraries from disk."""
+    """Import the libraries once, so that the first peer does not pay for reading them from disk."""
     for package in packages:
         subprocess.run([sys.executable, "-c", f"import {package}"], capture_output=True, check=False)
 
@@ -261,13 +263,13 @@ def _usable(name: str, peer: Peer, device: str) -> bool:
     if device == "gpu" and not peer.gpu:
         return False
     if device == "cpu" and peer.precision == "bfloat16" and not multiplies_bfloat16():
-        console.note(f"{name}: this processor has no bfloat16 instructions, left out")
+        console.note(f"{name}: this processor has no bfloat16 instructions, skipped")
         return False
     if not has(peer.package):
-        console.note(f"{name}: {peer.package} is not installed (pip install {peer.package}), left out")
+        console.note(f"{name}: {peer.package} is not installed (pip install {peer.package}), skipped")
         return False
     if device == "gpu" and not gpu_of(peer.package):
-        console.note(f"{name}: {peer.package} sees no GPU, left out")
+        console.note(f"{name}: {peer.package} sees no GPU, skipped")
         return False
     return True
 
@@ -277,9 +279,9 @@ def has(package: str) -> bool:
 
 
 def gpu_of(package: str) -> bool:
-    """Whether a library sees a GPU: asked in a process of its own, which lets go of it again."""
-    ask = {
+    """Return whether a library sees a GPU, checked in a separate process so that this one does not hold it."""
+    check = {
         "tensorflow": "import tensorflow; assert tensorflow.config.list_physical_devices('GPU')",
         "torch": "import torch; assert torch.cuda.is_available()",
     }[package]
-    return subprocess.run([sys.executable, "-c", ask], capture_output=True, check=False).returncode == 0
+    return subprocess.run([sys.executable, "-c", check], capture_output=True, check=False).returncode == 0

@@ -1,13 +1,11 @@
-"""What it costs to watch a run: the same training with all that shows and keeps it, and with none of it, in turns.
+"""Overhead of watching a run: the same training with and without reports, progress bar, TensorBoard, samples,
+histograms and callbacks. Both evaluate and save checkpoints.
 
-A turn is a process of its own. Two turns of a round lie beside each other, every other round the other way round; the
-cost is the median of the rounds' ratios, so that what else the machine does touches both (bench/train.py tells more).
-Both validate and save alike: what is compared is reports, the bar on a terminal, TensorBoard, samples, histograms, and
-callbacks.
+Each turn is one process. The two turns of a round are adjacent, in alternating order; the overhead is the median of
+per-round ratios, for the reasons given in bench.train.
 """
 
 import dataclasses
-import datetime
 import importlib.metadata
 import itertools
 import json
@@ -23,7 +21,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.machine import commit, machine
+from bench.machine import provenance
 from common import console
 from common.errors import StageError
 from common.files import write_json
@@ -32,18 +30,18 @@ from pipeline.manifest import read_manifest
 from trainers.config import RunConfig
 
 ARMS = ("bare", "watched")
-Turn = dict[str, Any]  # first: seconds to the end of the first stretch; stretches: of each later one
+Turn = dict[str, Any]  # first: seconds to the first evaluation; stretches: seconds between later evaluations
 
 
 def compare(config: Path, data: Path, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
     """Print a table and write out/bench-watch.json: seconds from one evaluation to the next, watched and bare.
 
-    Raises StageError where the code is not committed, where there are too few evaluations to tell, or a turn fails.
+    Raises StageError for uncommitted code, for fewer than two evaluations, or if a turn fails.
     """
-    made_at = {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    origin = provenance()
     every = RunConfig.read(config, overrides).train.evaluate_every
     if steps < 2 * every:
-        raise StageError(f"{steps} steps hold fewer than two evaluations, {every} apart: the first one does not count")
+        raise StageError(f"the first evaluation does not count: need at least {2 * every} steps, got {steps}")
     turns: dict[str, list[Turn]] = {arm: [] for arm in ARMS}
     with console.progress("turns") as bar:
         for arm in bar.track([arm for index in range(rounds) for arm in (ARMS, ARMS[::-1])[index % 2]]):
@@ -53,17 +51,17 @@ def compare(config: Path, data: Path, rounds: int, steps: int, overrides: tuple[
         "config": RunConfig.read(config, overrides).to_json(),
         "data": data.name,
         "steps": steps,
-        **extra(turns),
+        **overhead(turns),
         "rounds": turns,
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "tensorboard", "rich")},
-        **made_at,
+        **origin,
     }
     write_json(out / "bench-watch.json", result)
     console.out.print(table(result))
 
 
-def extra(turns: dict[str, list[Turn]]) -> dict[str, Any]:
-    """What watching adds: to a stretch, as a share, and to the first one, which is where all is set up, in seconds."""
+def overhead(turns: dict[str, list[Turn]]) -> dict[str, Any]:
+    """Return the overhead of watching: relative for later stretches, in seconds for the first, with its set-up."""
     medians = {arm: [statistics.median(turn["stretches"]) for turn in turns[arm]] for arm in ARMS}
     ratios = [watched / bare for bare, watched in zip(*medians.values(), strict=True)]
     firsts = [watched["first"] - bare["first"] for bare, watched in zip(*turns.values(), strict=True)]
@@ -76,11 +74,11 @@ def extra(turns: dict[str, list[Turn]]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures, for the terminal and docs/benchmarks.md."""
+    """Render the results for the terminal and docs/benchmarks.md."""
     model, every = result["config"]["model"], result["config"]["train"]["evaluate_every"]
-    title = f"{result['data']}, {model['layers']} x {model['units']}: seconds for {every:,} steps and their evaluation"
+    title = f"{result['data']}, {model['layers']} x {model['units']}: seconds per {every:,} steps and evaluation"
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None)
-    for column in (*ARMS, "watching adds", "in each round", "once"):
+    for column in (*ARMS, "overhead", "per round", "start-up"):
         shown.add_column(column, justify="right", no_wrap=True)
     shown.add_row(
         *(f"{result['stretch_seconds'][arm]:.2f}" for arm in ARMS),
@@ -92,17 +90,18 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def _turn(arm: str, config: Path, data: Path, steps: int, overrides: tuple[str, ...]) -> Turn:
-    """One training, in a process of its own. Watched, it believes to be on a terminal, and draws its bar."""
+    """Train in a separate process. The watched arm sets FORCE_COLOR, so that it draws its bar as on a terminal."""
     command = [sys.executable, "-m", "bench.watch", arm, str(config), str(data), str(steps), *overrides]
     environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
     environment |= {"FORCE_COLOR": "1", "COLUMNS": "100"} if arm == "watched" else {}
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, check=False)
     if done.returncode:
-        raise StageError(f"a turn ended with code {done.returncode}: to see why, run {shlex.join(command)}")
+        raise StageError(f"a turn exited with code {done.returncode}: for its errors, run {shlex.join(command)}")
     return json.loads(done.stdout)
 
 
 def _settings(arm: str, run: Path, steps: int) -> dict[str, Any]:
+    """Return the training settings that differ between the arms."""
     if arm == "bare":
         return {"report_every": steps, "sample": 0, "histograms": False, "callbacks": []}
     callbacks = [
@@ -113,13 +112,13 @@ def _settings(arm: str, run: Path, steps: int) -> dict[str, Any]:
 
 
 def _main(arm: str, config: str, data: str, steps: str, *overrides: str) -> None:
-    """A turn's process: trains, and prints its times as JSON."""
+    """Train one turn and print its times as JSON."""
     import keras
 
     from trainers.training import loop
 
     ends = []
-    note = keras.callbacks.LambdaCallback(
+    timer = keras.callbacks.LambdaCallback(
         on_train_begin=lambda logs: ends.append(time.perf_counter()),
         on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter()),
     )
@@ -130,7 +129,7 @@ def _main(arm: str, config: str, data: str, steps: str, *overrides: str) -> None
         run = Path(scratch) / "run"
         train = dataclasses.replace(train, epochs=epochs, **_settings(arm, run, int(steps)))
         settings = dataclasses.replace(settings, train=train)
-        loop.train(settings, Path(data), run, loop.Options(unvalidated=True), [note])
+        loop.train(settings, Path(data), run, loop.Options(unvalidated=True), [timer])
     first, *stretches = [end - begin for begin, end in itertools.pairwise(ends)]
     print(json.dumps({"first": first, "stretches": stretches}))
 

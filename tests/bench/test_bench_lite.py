@@ -1,3 +1,5 @@
+"""The lite benchmark: its ratios, its table, and its check of weights."""
+
 import json
 from pathlib import Path
 
@@ -41,35 +43,35 @@ def shown(result: dict, browser: dict | None) -> str:
     return " ".join(captured.get().split())
 
 
-def test_ours_is_held_against_the_fastest_of_torch(result: dict) -> None:
+def test_ours_is_compared_with_torchs_fastest_loops(result: dict) -> None:
     assert lite.better_torch(result, "int8-dynamic", int8=False) == pytest.approx(12.0)
     assert lite.better_torch(result, "int8-dynamic", int8=True) == pytest.approx(2.5)
     assert lite.better_torch(result, "float32", int8=False) == pytest.approx(3.0)
     text = shown(result, None)
-    assert "12.00 x as fast as the best of torch's eager loops; the target is 5 x" in text
-    assert "2.50 x as fast as the best of its int8" in text
+    assert "12.00 x as fast as torch's fastest eager loop (target: 5 x)" in text
+    assert "2.50 x as fast as its fastest int8 loop" in text
     assert "browser" not in text
     assert "…" not in text
 
 
-def test_without_torch_its_rows_are_left_out(result: dict) -> None:
-    for found in result["ratios"].values():
-        for name in list(found):
+def test_rows_of_torch_are_omitted_without_torch(result: dict) -> None:
+    for speedups in result["ratios"].values():
+        for name in list(speedups):
             if name.startswith("torch"):
-                del found[name]
+                del speedups[name]
     assert "torch" not in shown({**result, "peers": {"float32": {"us_a_step": 400.0}}}, None)
 
 
-def test_what_the_page_has_measured_is_shown(result: dict, tmp_path: Path) -> None:
+def test_table_includes_the_browser(result: dict, tmp_path: Path) -> None:
     assert lite.browser(tmp_path, Size(2, 512)) is None
     measured = {"us_a_step": 800.0, "precision": "int8-dynamic"}
     (tmp_path / "bench-lite-browser-2x512.json").write_text(json.dumps(measured))
-    found = lite.browser(tmp_path, Size(2, 512))
-    assert found == measured
-    assert "browser, int8-dynamic 800.0 1,250" in shown(result, found)
+    in_browser = lite.browser(tmp_path, Size(2, 512))
+    assert in_browser == measured
+    assert "browser, int8-dynamic 800.0 1,250" in shown(result, in_browser)
 
 
-def test_a_peer_of_other_weights_is_no_peer() -> None:
+def test_different_weights_are_rejected() -> None:
     logits = {"float32": np.zeros(4), "int8-dynamic": np.full(4, 0.1), "torch int8 LSTMCell": np.full(4, 0.1)}
     assert lite.check_logits(logits) == {"float32": 0, "int8-dynamic": 0.1, "torch int8 LSTMCell": 0.1}
     with pytest.raises(StageError, match=r"torch LSTMCell has different weights: its logits differ by 0\.001"):

@@ -1,4 +1,4 @@
-"""A tiny run as results/NAME.json, and the pages that are built from such files."""
+"""Recording of a tiny run as results/NAME.json, and the pages built from such files."""
 
 import json
 import math
@@ -25,8 +25,8 @@ def run(tmp_path: Path, make_data: Callable[..., Manifest], monkeypatch: pytest.
     settings = {"split": "char-rnn"}
     text = tiny_run.TEXT
     make_data(tmp_path / "data", 1000, settings=settings, train=text, val=text[:20], test=text[:20])
-    monkeypatch.setattr(results, "machine", lambda: "2 cores of X")
-    monkeypatch.setattr(results, "commit", lambda: "0123456789abcdef")
+    monkeypatch.setattr("bench.machine.machine", lambda: "2 cores of X")
+    monkeypatch.setattr("bench.machine.commit", lambda: "0123456789abcdef")
     return tmp_path / "run"
 
 
@@ -44,11 +44,11 @@ def evaluate(run: Path, **more: object) -> None:
     write_json(run / "evaluation-test.json", {"inputs": inputs, **score, **more})
 
 
-def test_a_run_is_kept_with_all_that_a_figure_needs(trained: Path, tmp_path: Path) -> None:
+def test_record_keeps_figures_with_their_provenance(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="has not been evaluated: run python -m trainers evaluate"):
         results.record(trained, tmp_path)
     evaluate(trained, inputs={"weights_sha256": "another"})
-    with pytest.raises(StageError, match="is of another checkpoint than"):
+    with pytest.raises(StageError, match="evaluates another checkpoint than"):
         results.record(trained, tmp_path)
     evaluate(trained)
     results.record(trained, tmp_path)
@@ -73,7 +73,7 @@ def test_a_run_is_kept_with_all_that_a_figure_needs(trained: Path, tmp_path: Pat
     assert kept["training_seconds"] == pytest.approx(sum(row.get("seconds", 0) for row in metrics.read(trained)))
 
 
-def test_the_tables_are_rebuilt_between_their_markers(tmp_path: Path) -> None:
+def test_tables_are_rebuilt_between_markers(tmp_path: Path) -> None:
     config = {"model": {"cell": "gru", "layers": 1, "units": 64}, "train": {"precision": "float32", "seed": 7}}
     kept = {"config": config, "split": "chars, 80/10/10, as char-rnn", "parameters": 43_604, "seen": 130_326_350}
     kept |= {"val_nats": 1.4567, "judged": "test", "nats": math.log(4), "interval": None, "ngram_nats": None}
@@ -101,28 +101,28 @@ def test_the_tables_are_rebuilt_between_their_markers(tmp_path: Path) -> None:
     results.put(readme, "new\nrows")
     assert readme.read_text() == f"Before\n{results.BEGIN}\nnew\nrows\n{results.END}\nafter\n"
     readme.write_text(f"{results.END}\n{results.BEGIN}\n")
-    with pytest.raises(StageError, match="has no place for the table"):
+    with pytest.raises(StageError, match="has no markers for the table"):
         results.put(readme, "new")
     assert readme.read_text() == f"{results.END}\n{results.BEGIN}\n"
 
 
-def test_shares_below_a_percent_are_not_nothing(tmp_path: Path, make_data: Callable[..., Manifest]) -> None:
+def test_percentages_below_one_have_a_decimal(tmp_path: Path, make_data: Callable[..., Manifest]) -> None:
     text = tiny_run.TEXT * 2
     data = make_data(tmp_path / "data", 1000, settings={"split": "contiguous"}, train=text, val=text[:2], test=text[:2])
     assert results._split(data) == "bytes, 99/0.5/0.5, the end is test"
 
 
-def test_a_folder_without_results_changes_no_page(tmp_path: Path) -> None:
+def test_pages_stay_unchanged_without_results(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(before := f"{results.BEGIN}\nold\n{results.END}\n")
     write_json(tmp_path / "results/bench-train.json", {"name": "no run"})
     done = CliRunner().invoke(cli, ["results", "--root", str(tmp_path)])
     assert isinstance(done.exception, StageError)
-    assert "holds no results of runs" in str(done.exception)
+    assert "contains no results of runs" in str(done.exception)
     assert readme.read_text() == before
 
 
-def test_the_pages_are_what_the_command_makes() -> None:
+def test_pages_are_up_to_date() -> None:
     root = Path(results.__file__).parent.parent
     kept = results.read(root / "results")
     assert results.headlines(kept) in (root / "README.md").read_text(encoding="utf-8")

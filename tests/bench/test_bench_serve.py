@@ -1,4 +1,4 @@
-"""The sampling benchmark: its arithmetic on made-up rounds, and a short run with a tiny model."""
+"""The sampling benchmark: arithmetic on made-up rounds, and a short run with a tiny model."""
 
 import importlib.util
 import json
@@ -18,27 +18,27 @@ from common.errors import StageError
 TINY = Size(2, 8)
 
 
-def test_a_step_reads_every_weight_that_it_multiplies_by() -> None:
-    # Recurrent kernels 3 x 12, the second layer's 3 x 12, the dense layer 3 x 100, 4 bytes each.
+def test_weight_bytes_against_a_hand_count() -> None:
+    # Recurrent kernels 3 x 12, the second layer's kernel 3 x 12, the dense layer 3 x 100; 4 bytes per weight.
     assert sampling.weight_bytes(Size(1, 3)) == 4 * (36 + 300)
     assert sampling.weight_bytes(Size(2, 3)) == 4 * (36 + 36 + 36 + 300)
 
 
-def test_other_weights_are_not_compared() -> None:
+def test_different_weights_are_rejected() -> None:
     logits = {"ours": np.float32([1, 2]), "torch": np.float32([1, 2.00005])}
     assert sampling.check_logits(logits) == {"ours": 0, "torch": pytest.approx(5e-5, rel=0.01)}
     for wrong in (2.001, np.nan):
-        with pytest.raises(StageError, match="torch has not the same weights: its logits differ by"):
+        with pytest.raises(StageError, match="torch has different weights: its logits differ by"):
             sampling.check_logits({**logits, "torch": np.float32([1, wrong])})
 
 
-def test_the_share_of_the_bound_and_the_better_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_share_of_the_bound_and_speed_relative_to_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = {
         "ours": [10.0, 20.0, 10.0],
         "torch a": [20.0, 40.0, 60.0],  # 2, 2 and 6 times as long
         "torch b": [30.0, 30.0, 30.0],  # 3, 1.5 and 3 times
     }
-    monkeypatch.setattr(sampling, "commit", lambda: "a commit")
+    monkeypatch.setattr("bench.machine.commit", lambda: "a commit")
     monkeypatch.setattr(sampling, "PEERS", dict.fromkeys(rounds, PEERS["ours"]))
     monkeypatch.setattr(sampling, "export", lambda size, base: Exported(base, 1.5, 2_000_000))
     monkeypatch.setattr(sampling, "Worker", FakeWorker)
@@ -55,14 +55,12 @@ def test_the_share_of_the_bound_and_the_better_torch(tmp_path: Path, monkeypatch
         "share_of_copy": pytest.approx(0.0408),
     }
     assert sampling.better_torch(result, 1) == pytest.approx(2.0)
-    assert "1 row: ours is 2.00 x as fast as the better of torch's; the target is 4 x" in str(
-        sampling.table(result).caption
-    )
+    assert "1 row: ours is 2.00 x as fast as torch's fastest loop (target: 4 x)" in str(sampling.table(result).caption)
     assert result["commit"] == "a commit"
 
 
 class FakeWorker:
-    """Says that it is ready, and is never asked for more."""
+    """Worker that reports ready and takes no turns."""
 
     def __init__(self, *_: str):
         self.process = self
@@ -74,11 +72,11 @@ class FakeWorker:
 
 
 @pytest.mark.slow
-def test_loops_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also that those named have one model: the logits are compared before anything is timed."""
+def test_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also checks that all peers have the same model, since compare() checks their logits before timing."""
     names = ["ours", "ours, ids", *(["torch nn.LSTM", "torch LSTMCell"] if importlib.util.find_spec("torch") else [])]
     monkeypatch.setattr(sampling, "PEERS", {name: PEERS[name] for name in names})
-    monkeypatch.setattr(sampling, "commit", lambda: "a commit")
+    monkeypatch.setattr("bench.machine.commit", lambda: "a commit")
     sampling.compare(TINY, rounds=1, seconds=0.1, out=tmp_path)
     result = json.loads((tmp_path / "bench-serve-sampling-2x8.json").read_text(encoding="utf-8"))
     assert list(result["peers"]) == names
@@ -90,5 +88,5 @@ def test_loops_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert all(rate > 1e8 for rate in result["bound"]["bytes_per_second"].values())
 
 
-def test_the_vocabulary_has_100_characters() -> None:
+def test_vocabulary_has_100_characters_of_up_to_three_bytes() -> None:
     assert (VOCAB.size, max(map(len, VOCAB.symbols))) == (100, 3)

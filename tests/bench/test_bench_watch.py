@@ -1,4 +1,4 @@
-"""What watching adds: the arithmetic, the turns, and a real one through the loop."""
+"""Overhead of watching: the arithmetic, the order of turns, and one real turn."""
 
 import json
 import sys
@@ -17,20 +17,20 @@ TEXT = b"to be or not to be, that is the question\n" * 40
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny config, with a data set in `data` beside it."""
-    monkeypatch.setattr(watch, "commit", lambda: "a commit")
+    """Return a tiny config next to a data set in `data`."""
+    monkeypatch.setattr("bench.machine.commit", lambda: "a commit")
     make_data(tmp_path / "data", 1000, train=TEXT, val=TEXT[:200])
     (tmp_path / "tiny.toml").write_text(CONFIG)
     return tmp_path / "tiny.toml"
 
 
-def test_what_watching_adds_is_a_ratio_within_a_round(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    # The machine grows slower from turn to turn; within a round, watching takes a quarter, a half and a quarter more.
+def test_overhead_is_a_ratio_within_a_round(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    # The machine slows down from turn to turn; within a round, watching adds a quarter, a half and a quarter.
     seconds = iter([4.0, 5.0, 12.0, 8.0, 16.0, 20.0])
 
     def turn(arm: str, *rest: Any) -> watch.Turn:
-        asked.append((arm, *rest))
+        calls.append((arm, *rest))
         each = next(seconds)
         return {"first": 3 * each, "stretches": [each, 99.0, 0.0]}
 
@@ -38,9 +38,9 @@ def test_what_watching_adds_is_a_ratio_within_a_round(config: Path, monkeypatch:
     data, out = config.parent / "data", config.parent / "out"
     watch.compare(config, data, 3, 20, ("model.units=4",), out)
     order = ["bare", "watched", "watched", "bare", "bare", "watched"]
-    assert asked == [(arm, config, data, 20, ("model.units=4",)) for arm in order]
+    assert calls == [(arm, config, data, 20, ("model.units=4",)) for arm in order]
     result = json.loads((out / "bench-watch.json").read_text())
-    assert {name: result[name] for name in watch.extra(result["rounds"])} == {
+    assert {name: result[name] for name in watch.overhead(result["rounds"])} == {
         "stretch_seconds": {"bare": 8.0, "watched": 12.0},
         "extra_share": 0.25,
         "extra_share_of_rounds": [0.25, 0.5, 0.25],
@@ -50,17 +50,17 @@ def test_what_watching_adds_is_a_ratio_within_a_round(config: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_a_real_turn_gives_the_time_of_each_stretch(config: Path) -> None:
+def test_a_real_turn_reports_the_time_of_each_stretch(config: Path) -> None:
     turn = watch._turn("watched", config, config.parent / "data", 17, ())
-    assert len(turn["stretches"]) == 3, "4 stretches of 5, 5, 5 and 2 steps, of which the first stands apart"
+    assert len(turn["stretches"]) == 3, "4 stretches of 5, 5, 5 and 2 steps; the first is separate"
     assert min(turn["first"], *turn["stretches"]) > 0
 
 
-def test_what_cannot_be_measured_is_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StageError, match="9 steps hold fewer than two evaluations, 5 apart"):
+def test_errors(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StageError, match="need at least 10 steps, got 9"):
         watch.compare(config, config.parent / "data", 1, 9, (), config.parent)
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(
-        StageError, match=r"a turn ended with code 1: to see why, run false -m bench.watch bare .*toml "
+        StageError, match=r"a turn exited with code 1: for its errors, run false -m bench.watch bare .*toml "
     ):
         watch._turn("bare", config, config.parent / "data", 9, ())
