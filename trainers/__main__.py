@@ -47,8 +47,8 @@ def train(
 ) -> None:
     """Train the model of a config.
 
-    The same command resumes an interrupted run from its last checkpoint. Ctrl-C and SIGTERM save a checkpoint first. If
-    TF_CONFIG lists several workers, run the same command on each.
+    The same command resumes an interrupted run from its last checkpoint. Ctrl-C, SIGTERM and a lost connection (SIGHUP,
+    unless nohup ignores it) save a checkpoint first. If TF_CONFIG lists several workers, run the same command on each.
 
     \b
     Examples:

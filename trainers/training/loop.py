@@ -66,7 +66,7 @@ def train(
 
     callbacks: Keras callbacks besides those of the config.
     Raises StageError if the data is not validated (unless options.unvalidated), corrupted (with options.verify) or too
-    short for the lanes and window, or if the run was started with other settings; Stopped after SIGINT and SIGTERM.
+    short for the lanes and window, or if the run was started with other settings; Stopped after SIGINT, SIGTERM and SIGHUP.
     """
     manifest = read_manifest(data)
     if manifest.validation is None and not options.unvalidated:
