@@ -61,6 +61,7 @@ def evaluate_run(folder: Path, split: str | None, data: Path | None, count: bool
     saved = read_json(path)
     if not force and saved.get("format_version") == FORMAT_VERSION and _is_current(saved["inputs"], inputs, count):
         console.note(f"{path} is up to date with checkpoint {chosen.step}: {saved['bits']:.3f} bits per {unit}")
+        report.write(folder)  # an earlier call may have been killed before it wrote the page
         return
     if count is None and split != "train" and not compared:
         console.note(

@@ -88,6 +88,7 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
     path, saved = folder / report.SAMPLES, read_json(folder / report.SAMPLES)
     if not force and saved.get("format_version") == report.SAMPLES_FORMAT and saved["inputs"] == inputs:
         console.note(f"{path} is up to date with checkpoint {chosen.step}")
+        report.write(folder)  # an earlier call may have been killed before it wrote the page
         return
     split = next(name for name in ("test", "val", "train") if name in manifest.splits)
 

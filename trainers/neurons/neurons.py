@@ -177,8 +177,8 @@ def neurons_run(folder: Path, options: NeuronOptions) -> None:
     part = slice(start, start + length)
     data = (recording.values_SxU[part], recording.ids_SxK[part], recording.p_SxK[part])
     excerpt = Excerpt.of(searched_S[part], run.vocab, start, *data, cells=recording.state == "c")
-    write_json(html.with_suffix(".json"), report)
     write_page(html, page, excerpt, unit)
+    write_json(html.with_suffix(".json"), report)
     console.out.print(_table(report, run.vocab.unit))
     console.out.print(f"{folder} at step {chosen.step} on {passage.name}: {html}, {html.with_suffix('.json').name}")
     if options.png:

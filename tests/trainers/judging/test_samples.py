@@ -101,8 +101,10 @@ def test_sweep_samples_and_scores_texts(
     assert (real["words_known"], real["copied"]) == (1.0, {"longest": 30, "copied_20": 1.0})
     assert (result["kind"], result["searched"]) == ("text", len(tiny_run.TEXT))
     before = (prose / "samples.json").stat().st_mtime_ns
+    (prose / "report.html").unlink()  # as after a kill between the two files
     sweep_run(prose, None, sweep, force=False)
     assert (prose / "samples.json").stat().st_mtime_ns == before
+    assert (prose / "report.html").exists()
     out, err = capsys.readouterr()
     assert "samples.json is up to date with checkpoint" in err
     assert out.splitlines()[0] == f"{prose} at step 40, 3 texts per temperature"
