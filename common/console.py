@@ -14,12 +14,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from common.errors import StageError, Stopped, UsageError
-from common.printable import one_line, visible
+from common.errors import StageError, Stopped, UsageError, tensorflow_cause
+from common.printable import brief, one_line, visible
 
 # No markup: printed names are chosen by users and may contain brackets.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
+
+TRACEBACK = "--traceback"
 
 # Start-up chatter that libraries print whatever their log level, and that users cannot act on.
 CHATTER = re.compile(
@@ -128,9 +130,13 @@ def quiet(withhold: Iterable[str] = UNUSED) -> Iterator[None]:
 
 
 def run(cli: Callable[..., object]) -> None:
-    """Run a click command as a program. Errors are one line; exit code 2 for usage, 1 for failure, 130 for Ctrl-C."""
+    """Run a click command as a program. Errors are one line; exit code 2 for usage, 1 for failure, 130 for Ctrl-C.
+
+    The argument --traceback, anywhere, prints the traceback of an error that no stage expects.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK]
     try:
-        code = cli.main(standalone_mode=False)  # type: ignore[attr-defined]
+        code = cli.main(arguments, standalone_mode=False)  # type: ignore[attr-defined]
     except click.exceptions.Exit as error:
         code = error.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
@@ -149,9 +155,17 @@ def run(cli: Callable[..., object]) -> None:
         code = _fail(str(error), 1)
     except OSError as error:
         code = _fail(f"{error.filename or 'output'}: {error.strerror or error}", 1)
+    except Exception as error:
+        if TRACEBACK in sys.argv:
+            raise
+        if cause := tensorflow_cause(error):
+            code = _fail(f"TensorFlow failed: {cause} ({TRACEBACK} shows where)", 1)
+        else:
+            code = _fail(f"{type(error).__name__}: {brief(str(error))} (this is a bug: run again with {TRACEBACK})", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> int:
-    err.print(f"error: {one_line(message)}", style="red")
+    words = (brief(word) for word in one_line(message).split(" "))
+    err.print(f"error: {brief(' '.join(words), most=2000)}", style="red")
     return code

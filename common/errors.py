@@ -1,5 +1,7 @@
 """Errors that end a command. A message is one line: the rule, what was expected, what was given, and the fix."""
 
+from common.printable import brief
+
 
 class UsageError(Exception):
     """Invalid argument or setting, reported before any work starts. Exit code 2."""
@@ -15,3 +17,23 @@ class Stopped(Exception):  # noqa: N818 stopping on request is not an error
     def __init__(self, message: str, signal: int):
         super().__init__(message)
         self.code = 128 + signal
+
+
+# Causes by the name of TensorFlow's exception, since this module does not import TensorFlow.
+_CAUSES = {
+    "DataLossError": "a file is corrupted",
+    "OutOfRangeError": "a file is truncated",
+    "ResourceExhaustedError": "the memory does not suffice",
+    "UnavailableError": "another process does not answer",
+}
+_FULL = "No space left on device"
+
+
+def tensorflow_cause(error: BaseException) -> str:
+    """Cause of an error of TensorFlow's, with its first line; empty for any other error."""
+    names = [cls.__name__ for cls in type(error).__mro__]
+    if "OpError" not in names:
+        return ""
+    reason = brief((str(getattr(error, "message", "")).splitlines() or [""])[0])
+    cause = _FULL if _FULL in str(error) else next((_CAUSES[name] for name in names if name in _CAUSES), names[0])
+    return cause if cause == _FULL else f"{cause}: {reason}"

@@ -24,6 +24,8 @@ from typing import Any
 from common.errors import StageError
 
 LOCK = ".lock"
+# Of a JSON file: the manifest of a million source files has 150 MB; a 64-bit integer has 20 characters.
+MOST_BYTES, MOST_DEPTH, MOST_DIGITS = 1 << 28, 50, 20
 _SCRATCH = re.compile(r"\..*\.partial-.{8}")
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -39,7 +41,7 @@ def scratch(path: Path) -> Iterator[Path]:
             yield folder
         except OSError as error:
             if error.errno in _NOT_WRITTEN:  # name the output, not a file in the scratch folder
-                error.filename = os.fspath(path)
+                error.filename, error.strerror = os.fspath(path), os.strerror(error.errno)
             raise
         finally:
             _settle(folder)
@@ -159,10 +161,41 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Value of a JSON text. Raises ValueError, and nothing else, for text that is not UTF-8 or not JSON, nested deeper
+    than MOST_DEPTH, or with an integer of more than MOST_DIGITS."""
+
+    def integer(digits: str) -> int:
+        if len(digits) > MOST_DIGITS:
+            raise ValueError(f"an integer of {len(digits):,} digits, at most {MOST_DIGITS} are allowed")
+        return int(digits)
+
+    try:
+        value = json.loads(text.decode() if isinstance(text, bytes) else text, parse_int=integer)
+    except RecursionError:
+        value = ...
+    level: list[Any] = [value]
+    for _ in range(MOST_DEPTH):
+        parents = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [child for parent in parents for child in parent]
+    if level or value is ...:
+        raise ValueError(f"nested deeper than {MOST_DEPTH} levels")
+    return value
+
+
+def load_json(path: Path) -> Any:
+    """Value in a JSON file of at most MOST_BYTES. Raises OSError, and ValueError as `parse_json` does."""
+    with path.open("rb") as file:
+        text = file.read(MOST_BYTES + 1)
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES:,} bytes")
+    return parse_json(text)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Object in a JSON file; empty if the file is missing, invalid or not an object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -9,12 +9,12 @@ GLYPHS = {"\n": "↵", "\r": "←", "\t": "⇥", " ": "␣", "": "∎"}
 
 
 def visible(text: str, keep: str = "") -> str:
-    r"""Replace characters that could control a terminal or reorder a line with U+FFFD, except those in `keep`.
+    r"""Replace characters that could control a terminal or reorder a line, and surrogates, with U+FFFD, except `keep`.
 
     >>> visible("a\x1b[31m\n", keep="\n")
     'a�[31m\n'
     """
-    hidden = {c for c in set(text) - set(keep) if unicodedata.category(c) == "Cc"} | DIRECTIONS
+    hidden = {c for c in set(text) - set(keep) if unicodedata.category(c) in ("Cc", "Cs")} | DIRECTIONS
     return "".join(REPLACEMENT if c in hidden else c for c in text)
 
 
@@ -25,6 +25,15 @@ def one_line(text: str) -> str:
     'bad token �[31m'
     """
     return visible(" ".join(text.split()))
+
+
+def brief(text: str, most: int = 200) -> str:
+    """Cut a text that an error repeats.
+
+    >>> brief("abcdef", most=3)
+    'abc…'
+    """
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def symbol_name(symbol: bytes, unit: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar, dataclass_transform
 import pydantic
 
 from common.errors import UsageError
+from common.printable import brief
 
 SECTIONS = ("data", "validate", "model", "train")
 
@@ -49,7 +50,7 @@ def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
             raise UsageError(f"{where}: the setting '{name}' is missing") from None
         rule = first["msg"].removeprefix("Value error, ")
         subject = f"'{name}': " if name else ""
-        got = f", got {first['input']!r}" if name else ""
+        got = f", got {brief(repr(first['input']))}" if name else ""
         raise UsageError(f"{where}: {subject}{rule[0].lower()}{rule[1:]}{got}") from None
 
 
@@ -68,17 +69,17 @@ def read_config(path: Path, overrides: Iterable[str] = ()) -> dict[str, dict[str
         config = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"config file {path} not found") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    except (OSError, RecursionError, ValueError) as error:
+        raise UsageError(f"{path} is not valid TOML: {brief(str(error))}") from None
     for name, table in config.items():
         _check_section(name, str(path))
         if not isinstance(table, dict):
-            raise UsageError(f"{path}: [{name}] must be a section, got {table!r}")
+            raise UsageError(f"{path}: [{name}] must be a section, got {brief(repr(table))}")
     for override in overrides:
         key, equals, text = override.partition("=")
         section, dot, name = key.strip().partition(".")
         if not (equals and dot and name):
-            raise UsageError(f"--set expects section.setting=value, such as train.epochs=3, got '{override}'")
+            raise UsageError(f"--set expects section.setting=value, such as train.epochs=3, got '{brief(override)}'")
         _check_section(section, "--set")
         config.setdefault(section, {})[name] = _toml_value(text.strip())
     return {section: config.get(section, {}) for section in SECTIONS}
@@ -92,7 +93,7 @@ def _check_section(name: str, where: str) -> None:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (RecursionError, ValueError):
         return text
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StageError
+from common.files import parse_json
 
 ENTRY = "vocab.json"
 NEURONS = "neurons.json"  # optional, beside the bundles: the neurons that the page lists
@@ -37,7 +38,7 @@ def unpack(path: Path) -> tuple[bytes, dict[str, Any]]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entry = archive.getinfo(ENTRY)
-            about = json.loads(archive.read(entry))
+            about = parse_json(archive.read(entry))
         flatbuffer = content[: entry.header_offset]
         digest = hashlib.sha256(flatbuffer).hexdigest()
         intact = about["flatbuffer_sha256"] == digest and content[len(flatbuffer) :] == _archive(about, len(flatbuffer))

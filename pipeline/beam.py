@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import re
 import shlex
@@ -17,7 +16,7 @@ from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import write_json
+from common.files import load_json, write_json
 
 RESULTS = ".results.json"
 
@@ -71,7 +70,7 @@ def each(
             | "Gather" >> beam.combiners.ToList()
             | "Report" >> beam.Map(lambda results: write_json(folder / RESULTS, results))
         )
-    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    results = load_json(folder / RESULTS)
     (folder / RESULTS).unlink()
     return results
 

@@ -7,7 +7,6 @@ the server still has the same file.
 import contextlib
 import datetime
 import fcntl
-import json
 import logging
 import os
 import re
@@ -23,7 +22,7 @@ from rich.table import Table
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, sha256_file, whole_folder, write_json
+from common.files import check_replaceable, load_json, read_json, sha256_file, whole_folder, write_json
 from pipeline.corpora import CORPORA, Corpus, find, make_text
 from pipeline.sources import PROVENANCE, RAW
 
@@ -83,7 +82,7 @@ def listing() -> Table:
 def _check_fetched(folder: Path, name: str) -> None:
     """Raise StageError if `folder` holds a different corpus or a modified text."""
     try:
-        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        provenance = load_json(folder / PROVENANCE)
         other, sha256 = provenance["name"], provenance["text_sha256"]
     except (ValueError, KeyError, TypeError):
         raise StageError(f"{folder / PROVENANCE} is corrupted: pass --force to fetch the corpus again") from None
@@ -185,12 +184,12 @@ def _download(url: str, file: BinaryIO, size: int | None, ceiling: int) -> None:
 def _attempt(session: requests.Session, url: str, file: BinaryIO, size: int | None, ceiling: int) -> None:
     """Append the missing bytes of `url` to `file`. Raises _InterruptedError where another request may help."""
     state_file = _state_file(Path(file.name))
-    state = json.loads(state_file.read_text()) if state_file.is_file() else {}
+    state = read_json(state_file)
     have = file.seek(0, os.SEEK_END) if state.get("url") == _public(url) else 0
-    if have and have == state["bytes"]:
+    if have and have == state.get("bytes"):
         return
     headers = {"Accept-Encoding": "identity"}
-    if have and state["validator"]:
+    if have and state.get("validator"):
         headers |= {"Range": f"bytes={have}-", "If-Range": state["validator"]}
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
         have, total = _announced(response, file)

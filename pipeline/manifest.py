@@ -6,7 +6,6 @@ data/NAME/validation/                     statistics, schema and report (pipelin
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pydantic
 
 from common import console
 from common.errors import StageError
-from common.files import sha256_file, sha256_json, write_json
+from common.files import load_json, sha256_file, sha256_json, write_json
 from pipeline.vocab import Vocab
 
 FORMAT_VERSION = 2
@@ -125,13 +124,13 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has no {FILE_NAME}: it is incomplete or not a data set; remove it and run ingest again"
         )
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path)
         version = value["format_version"]
         if version != FORMAT_VERSION:
             rule = f"this program reads version {FORMAT_VERSION}: run ingest again with --force"
             raise StageError(f"{path} has format_version {version}, {rule}")
         manifest = _from_json(value)
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else str(error)
         raise StageError(
             f"{path} is invalid ({type(error).__name__}: {reason}): run ingest again with --force"

@@ -10,7 +10,6 @@ The carry is saved as one carry_BxLxSxH over all lanes, so a run can resume on a
 
 import contextlib
 import dataclasses
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import tensorflow as tf
 
 from common import console
 from common.errors import StageError
-from common.files import remove_folder, sha256_file, whole_folder, write_json
+from common.files import load_json, remove_folder, sha256_file, whole_folder, write_json
 from pipeline.vocab import Vocab
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
@@ -81,14 +80,14 @@ def last_step(run: Run) -> int:
 
 def _read(folder: Path, run: Run) -> Checkpoint:
     try:
-        value = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        value = load_json(folder / "checkpoint.json")
         if value["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version {value['format_version']}, this program reads {FORMAT_VERSION}")
         previous, rate = value["run"]["config"]["train"]["learning_rate"], value["learning_rate"]
         rate = rate if previous == run.config.train.learning_rate else None  # a changed setting overrides it
         saved = Checkpoint(folder, value["step"], value["val_nats"], Since(**value["since"]), rate)
         vocab_sha256 = value["vocab_sha256"]
-    except (KeyError, OSError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from None
     if vocab_sha256 != run.vocab.sha256:
         raise StageError(f"{folder} was saved with a different vocabulary than its run's: remove it")

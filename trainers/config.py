@@ -16,9 +16,9 @@ class ModelConfig:
 
     cell: Literal["lstm", "gru", "rnn"] = "lstm"  # rnn: a plain tanh
     # H, units per layer. On a CPU prefer 240 or 272 to 256, which trained slower than either (bench/LOG.md).
-    units: int = Field(128, gt=0)
-    layers: int = Field(2, gt=0)  # L
-    embedding: int = Field(0, ge=0)  # E, units of a learned embedding; 0: one-hot
+    units: int = Field(128, gt=0, le=1 << 16)
+    layers: int = Field(2, gt=0, le=1000)  # L
+    embedding: int = Field(0, ge=0, le=1 << 16)  # E, units of a learned embedding; 0: one-hot
     dropout: float = Field(0.0, ge=0, lt=1)  # between layers
     output_dropout: float = Field(0.0, ge=0, lt=1)  # between the last layer and the logits; char-rnn: same as dropout
     variational_dropout: bool = False  # one mask per window (Gal & Ghahramani 2016)
@@ -38,9 +38,9 @@ class ModelConfig:
 class TrainConfig:
     """Settings of the training. A step reads lanes x window characters."""
 
-    lanes: int = Field(50, gt=0)  # B, parallel streams over all replicas and workers: the batch size
-    window: int = Field(50, gt=0)  # T, characters per step, through which gradients flow back (truncated BPTT)
-    epochs: float = Field(1.0, gt=0)  # passes over the train split; may be a fraction
+    lanes: int = Field(50, gt=0, le=1 << 20)  # B, parallel streams over all replicas and workers: the batch size
+    window: int = Field(50, gt=0, le=1 << 20)  # T, characters per step, the reach of gradients (truncated BPTT)
+    epochs: float = Field(1.0, gt=0, le=1e6)  # passes over the train split; may be a fraction
 
     # From keras.optimizers; the essay used rmsprop. muon orthogonalizes the updates of unit-to-unit matrices (Jordan
     # 2024; Liu et al. 2025) and leaves everything else to adam: half the steps, each up to a third longer.
@@ -50,7 +50,7 @@ class TrainConfig:
     # multiplied by `decay` at the start of each epoch from the tenth on (char-rnn's decay is 0.97).
     schedule: Literal["constant", "exponential", "cosine", "char-rnn"] = "constant"
     decay: float = Field(1.0, gt=0, le=1)
-    warmup: int = Field(0, ge=0)  # steps over which the learning rate first rises linearly from 0
+    warmup: int = Field(0, ge=0, lt=2**31)  # steps over which the learning rate first rises linearly from 0
     weight_decay: float = Field(0.0, ge=0)  # of the kernels, per step, times the learning rate
     clip: float = Field(5.0, gt=0)  # maximum of the gradients: of their global norm, or of each value
     clip_by: Literal["norm", "value"] = "norm"
@@ -64,7 +64,7 @@ class TrainConfig:
     evaluate_every: int = Field(500, gt=0)  # steps between validations, each with a sample and a checkpoint
     checkpoint_minutes: float = Field(10.0, gt=0)  # between checkpoints, at most
     keep: int = Field(2, gt=0)  # recent checkpoints to keep on disk, besides the best by validation
-    sample: int = Field(200, ge=0)  # characters to write at each evaluation and a few times early on, to show progress
+    sample: int = Field(200, ge=0, le=1 << 20)  # characters to write, as progress, at each evaluation and early on
     histograms: bool = False  # log gradients and gates to TensorBoard at each evaluation
     # Keras callbacks: {name = "CSVLogger", filename = "log.csv"}, or your own as name = "module:Class". Their epoch is
     # the interval between two evaluations.

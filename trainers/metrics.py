@@ -4,20 +4,27 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.files import whole_file
+from common import console
+from common.files import parse_json, whole_file
 
 METRICS = "metrics.jsonl"
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The reports of the run in `folder`, oldest first, without a last line that a kill truncated."""
+    """The reports of the run in `folder`, oldest first. Corrupted lines are left out, and noted unless it is the last,
+    which a kill truncates."""
     path = folder / METRICS
+    lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = parse_json(line)
         except ValueError:
-            break
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif number < len(lines):
+            console.note(f"{path}:{number} is corrupted: that report is left out")
     return rows
 
 

@@ -7,7 +7,6 @@ runs/NAME/checkpoints/        see trainers.checkpoint
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, exclusive, recover, write_json
+from common.files import check_replaceable, exclusive, load_json, recover, write_json
 from common.machine import multiplies_bfloat16
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab
@@ -126,7 +125,7 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise StageError(f"no run in {folder} (run.json is missing): train one with python -m trainers train CONFIG")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path)
         if value["format_version"] != FORMAT_VERSION:
             raise StageError(
                 f"{path} has format_version {value['format_version']}, this program reads {FORMAT_VERSION}"
@@ -134,7 +133,7 @@ def read_run(folder: Path) -> Run:
         config = RunConfig.from_tables(value["config"]["model"], value["config"]["train"], str(path))
         vocab, data = Vocab.from_json(value["vocab"]), Path(value["data"])
         return Run(folder, config, vocab, data, value["data_sha256"], value["init_from"])
-    except (KeyError, TypeError, UsageError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, UsageError, ValueError) as error:
         raise StageError(f"{path} is corrupted ({type(error).__name__}: {error})") from None
 
 

@@ -4,12 +4,12 @@ served/NAME/1/assets.extra/facts.json       kept with the version, so that the c
 """
 
 import importlib.metadata
-import json
 import platform
 from pathlib import Path
 from typing import Any
 
 from common.errors import StageError
+from common.files import load_json
 from pipeline.manifest import read_manifest
 from trainers.checkpoint import Checkpoint, weights_sha256
 from trainers.run import Run
@@ -31,7 +31,7 @@ def facts_of(run: Run, chosen: Checkpoint) -> dict[str, Any]:
 def _test(run: Run, chosen: Checkpoint) -> dict[str, Any] | None:
     """Score on the test split, if these weights were evaluated on it."""
     try:
-        report = json.loads((run.folder / "evaluation-test.json").read_text(encoding="utf-8"))
+        report = load_json(run.folder / "evaluation-test.json")
         inputs = {name: report["inputs"][name] for name in ("weights_sha256", "data_sha256")}
         if inputs != {"weights_sha256": weights_sha256(chosen), "data_sha256": run.data_sha256}:
             return None

@@ -20,7 +20,7 @@ from typing import Any
 
 from common import console, processes
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, sha256_file, whole_folder
+from common.files import check_replaceable, load_json, sha256_file, whole_folder
 from export.bundle import NEURONS, unpack
 from pipeline.vocab import Vocab
 
@@ -66,7 +66,7 @@ def write_page(folders: Sequence[Path], out: Path, force: bool) -> tuple[list[di
 def read_model(folder: Path) -> dict[str, Any]:
     """Return a model's entry of models.json. Raises StageError for an invalid folder and for files of another model."""
     try:
-        about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        about = load_json(folder / "model.json")
         Vocab.from_json(about["vocab"])
         listed = {name: (folder / file["file"], file["bits"]) for name, file in about["files"].items()}
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -83,9 +83,9 @@ def read_model(folder: Path) -> dict[str, Any]:
 
 def packages() -> Path:
     """Return node_modules, after installing the runtime if needed. Raises StageError without npm."""
-    version = json.loads((WEB / "package.json").read_text(encoding="utf-8"))["dependencies"]["@litertjs/core"]
+    version = load_json(WEB / "package.json")["dependencies"]["@litertjs/core"]
     about = PACKAGES / "@litertjs" / "core" / "package.json"
-    if not about.is_file() or json.loads(about.read_text(encoding="utf-8"))["version"] != version:
+    if not about.is_file() or load_json(about)["version"] != version:
         npm = shutil.which("npm")
         if npm is None:
             raise StageError("the page needs LiteRT.js from npm, and npm is missing: install Node.js")
@@ -165,7 +165,7 @@ def _neurons(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        neurons = json.loads(path.read_text(encoding="utf-8"))["neurons"]
+        neurons = load_json(path)["neurons"]
         return [{"layer": int(n["layer"]), "unit": int(n["unit"]), "about": str(n["about"])} for n in neurons]
     except (KeyError, TypeError, ValueError) as error:
         raise StageError(f"{path} is not a list of neurons ({error}): see docs/web.md, or remove it") from None

@@ -27,6 +27,13 @@ def test_terminal_output_replaces_control_characters(
     assert capsys.readouterr().out == "a\ufffd[31mb\ufffd\ufffd\ufffdc\td\né\ufffd\ufffd\n"
 
 
+def tensorflow(name: str, message: str = "it\nat op") -> Exception:
+    """An error as TensorFlow raises it."""
+    error = type(name, (type("OpError", (Exception,), {}),), {})(message)
+    error.message = message
+    return error
+
+
 def fail_with(error: BaseException) -> Callable[[], None]:
     def fail() -> None:
         raise error
@@ -46,6 +53,27 @@ def fail_with(error: BaseException) -> Callable[[], None]:
             "error: a[b]:c:.txt: No such file or directory\n",
         ),
         (click.BadParameter("not a number"), 2, "error: Invalid value: not a number\n"),
+        (StageError("x" * 5000), 1, f"error: {'x' * 200}…\n"),
+        (
+            KeyError("a\x1b\n" + "b" * 5000),
+            1,
+            f"error: KeyError: 'a\\x1b\\n{'b' * 192}… (this is a bug: run again with --traceback)\n",
+        ),
+        (
+            RecursionError("too deep"),
+            1,
+            "error: RecursionError: too deep (this is a bug: run again with --traceback)\n",
+        ),
+        (
+            tensorflow("DataLossError"),
+            1,
+            "error: TensorFlow failed: a file is corrupted: it (--traceback shows where)\n",
+        ),
+        (
+            tensorflow("ResourceExhaustedError", "x; No space left on device"),
+            1,
+            "error: TensorFlow failed: No space left on device (--traceback shows where)\n",
+        ),
     ],
 )
 def test_errors_print_one_line_and_set_exit_code(
@@ -55,6 +83,12 @@ def test_errors_print_one_line_and_set_exit_code(
     with pytest.raises(SystemExit) as exit:
         console.run(click.command(fail_with(error)))
     assert (exit.value.code, capsys.readouterr().err) == (code, message)
+
+
+def test_the_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["program", "--traceback"])
+    with pytest.raises(KeyError):
+        console.run(click.command(fail_with(KeyError("a"))))
 
 
 def test_quiet_drops_chatter_only(capfd: pytest.CaptureFixture[str]) -> None:

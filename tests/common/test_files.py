@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 from crash import killed_at_each, tree
 
+from common import files
 from common.errors import StageError
 from common.files import (
     check_replaceable,
+    load_json,
+    parse_json,
+    read_json,
     recover,
     remove_folder,
     sha256_file,
@@ -210,3 +214,31 @@ def test_leftovers_of_killed_processes_are_cleaned_up(tmp_path: Path) -> None:
             (another / "b").touch()
         shutil.rmtree(tmp_path / "made")
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Expecting value"),
+        (b"\xff", "invalid start byte"),
+        ("[" * 100_000, "nested deeper than 50 levels"),
+        ('{"a":' * 51 + "[1]" + "}" * 51, "nested deeper than 50 levels"),
+        ("[" * 51 + "]" * 51, "nested deeper than 50 levels"),
+        ("1" * 5000, "an integer of 5,000 digits"),
+    ],
+)
+def test_hostile_json_is_a_value_error(tmp_path: Path, text: str | bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_json(text)
+    (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert read_json(tmp_path / "a.json") == {}
+
+
+def test_json_within_the_limits_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_json("[" * 50 + "]" * 50)
+    assert parse_json(f"[{2**63}, {-(2**63)}, 1e300]") == [2**63, -(2**63), 1e300]
+    (tmp_path / "a.json").write_text('{"a": "\u00e9"}')
+    assert load_json(tmp_path / "a.json") == {"a": "é"}
+    monkeypatch.setattr(files, "MOST_BYTES", 10)
+    with pytest.raises(ValueError, match="more than 10 bytes"):
+        load_json(tmp_path / "a.json")

@@ -59,7 +59,7 @@ def evaluate_run(folder: Path, split: str | None, data: Path | None, count: bool
     }
     path, unit = folder / f"evaluation-{split}.json", run.vocab.unit
     saved = read_json(path)
-    if not force and saved.get("format_version") == FORMAT_VERSION and _is_current(saved["inputs"], inputs, count):
+    if not force and saved.get("format_version") == FORMAT_VERSION and _is_current(saved, inputs, count):
         console.note(f"{path} is up to date with checkpoint {chosen.step}: {saved['bits']:.3f} bits per {unit}")
         report.write(folder)  # an earlier call may have been killed before it wrote the page
         return
@@ -87,8 +87,11 @@ def evaluate_run(folder: Path, split: str | None, data: Path | None, count: bool
 
 def _is_current(saved: dict[str, Any], inputs: dict[str, Any], count: bool | None) -> bool:
     """Compare the inputs of a saved evaluation with the current ones. If `count` is unset, it may have an n-gram."""
-    more = {"ngram": saved["ngram"]} if count is None and saved["ngram"] else {}
-    return saved == inputs | more
+    try:
+        more = {"ngram": True} if count is None and saved["inputs"]["ngram"] else {}
+        return isinstance(saved["bits"], float) and saved["inputs"] == inputs | more
+    except (KeyError, TypeError):
+        return False
 
 
 def figures_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split: str, count: bool) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import whole_file
+from common.files import load_json, whole_file
 from common.printable import visible
 from trainers import metrics
 
@@ -79,7 +78,7 @@ def read(folder: Path, name: str, x: X) -> Curves:
     if not rows:
         raise StageError(f"{folder} has no metrics yet: {metrics.METRICS} is empty")
     try:
-        unit = json.loads(path.read_text(encoding="utf-8"))["vocab"]["unit"]
+        unit = load_json(path)["vocab"]["unit"]
     except (KeyError, TypeError, ValueError) as error:
         raise StageError(f"{path} is corrupted ({type(error).__name__}: {error})") from None
     # Validation is not training time, so it is plotted at the time of the preceding report.

@@ -4,6 +4,9 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
+
+from common.errors import StageError
 from common.files import read_json, whole_file
 from common.pages import render
 from common.plots import Plot, bars, percent
@@ -37,7 +40,22 @@ def write(folder: Path) -> Path:
     samples, run = read_json(folder / SAMPLES), read_json(folder / "run.json")
     if samples.get("format_version") != SAMPLES_FORMAT:
         samples = {}
-    page = render(
+    try:
+        page = _page(folder, run, evaluations, samples)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, jinja2.UndefinedError) as error:
+        names = ", ".join([*(f"evaluation-{split}.json" for split in evaluations), *([SAMPLES] if samples else [])])
+        reason = f"{type(error).__name__}: {error}"
+        raise StageError(
+            f"a file of {folder} is corrupted ({reason}): remove {names}, then evaluate and judge again"
+        ) from None
+    with whole_file(folder / FILE) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return folder / FILE
+
+
+def _page(folder: Path, run: dict[str, Any], evaluations: dict[str, dict[str, Any]], samples: dict[str, Any]) -> str:
+    """Render the page. Raises whatever a corrupted file leads to."""
+    return render(
         "trainers.judging",
         "report.html.j2",
         {"bits": lambda nats: nats / math.log(2), "visible": lambda text: visible(text, keep="\n\t")},
@@ -53,9 +71,6 @@ def write(folder: Path) -> Path:
         columns=columns_of(samples) if samples else [],
         progress=list({row["step"]: row for row in metrics.read(folder) if "sample" in row}.values()),
     )
-    with whole_file(folder / FILE) as partial:
-        partial.write_text(page, encoding="utf-8")
-    return folder / FILE
 
 
 def plots_of(evaluation: dict[str, Any]) -> dict[str, Plot]:

@@ -86,7 +86,7 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> Non
     values = {**dataclasses.asdict(sweep), "temperatures": list(sweep.temperatures)}
     inputs = {"weights_sha256": checkpoint.weights_sha256(chosen), "data_sha256": run.data_sha256, **values}
     path, saved = folder / report.SAMPLES, read_json(folder / report.SAMPLES)
-    if not force and saved.get("format_version") == report.SAMPLES_FORMAT and saved["inputs"] == inputs:
+    if not force and saved.get("format_version") == report.SAMPLES_FORMAT and saved.get("inputs") == inputs:
         console.note(f"{path} is up to date with checkpoint {chosen.step}")
         report.write(folder)  # an earlier call may have been killed before it wrote the page
         return

@@ -1,6 +1,5 @@
 """The devices of a run, and the division of its lanes over them. Call `prepare` once, before using any device."""
 
-import json
 import os
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import tensorflow as tf
 
 from common import console
 from common.errors import UsageError
+from common.files import parse_json
 from trainers.training.signals import immediate
 
 
@@ -28,7 +28,7 @@ class Cluster:
             'TF_CONFIG must be like {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
         )
         try:
-            value = json.loads(text)
+            value = parse_json(text)
             if value == {}:
                 return None
             jobs, task = value["cluster"], value["task"]

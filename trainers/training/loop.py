@@ -23,7 +23,7 @@ import tensorflow as tf
 from rich.progress import Progress
 
 from common import console
-from common.errors import StageError, Stopped, UsageError
+from common.errors import StageError, Stopped, UsageError, tensorflow_cause
 from pipeline.lanes import Batch, batches, check_fits, windows_per_epoch
 from pipeline.manifest import Manifest, check_hashes, read_manifest
 from trainers import checkpoint, metrics
@@ -66,7 +66,7 @@ def train(
 
     callbacks: Keras callbacks besides those of the config.
     Raises StageError if the data is not validated (unless options.unvalidated), corrupted (with options.verify) or too
-    short for the lanes and window, or if the run was started with other settings; Stopped after SIGINT, SIGTERM and SIGHUP.
+    short for the lanes and window, or if the run was started with other settings; Stopped after a signal.
     """
     manifest = read_manifest(data)
     if manifest.validation is None and not options.unvalidated:
@@ -101,11 +101,12 @@ def train(
         with hold(run, devices.chief):
             Training(run, manifest, devices, epoch_steps, total, callbacks, source).go()
     except tf.errors.OpError as error:
-        reason = f"{type(error).__name__}: {(error.message or '').partition(chr(10))[0]}"
         failure = f"worker {cluster.index} lost the others, or never found them" if cluster else "TensorFlow failed"
         fix = "restart all workers, in any number" if cluster else "run the command again"
+        if isinstance(error, (tf.errors.OutOfRangeError, tf.errors.DataLossError)):
+            failure, fix = f"{data} could not be read", f"check it with python -m pipeline verify {data}"
         step = checkpoint.last_step(run)
-        raise StageError(f"{failure} ({reason}): {fix}; {folder} resumes from step {step:,}") from None
+        raise StageError(f"{failure} ({tensorflow_cause(error)}): {fix}; {folder} resumes from step {step:,}") from None
 
 
 def done(run: Run, total: int) -> str:
