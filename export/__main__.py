@@ -1,5 +1,5 @@
 """The command line: python -m export savedmodel | label | serve | query | front | tflite | run-lite | web | keras
-| show."""
+| verify | show."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common import console, options
+from common.printable import visible
 from export.client.query import query, target_options
 
 if TYPE_CHECKING:
@@ -330,6 +331,28 @@ def show(run: Path, served: Path | None, devices: Path | None) -> None:
     with console.quiet():
         from export.show import show as show_run
     show_run(run, served or Path("served") / run.name, devices or Path("devices") / run.name)
+
+
+@cli.command()
+@click.argument("folders", type=FOLDER, metavar="FOLDER...", nargs=-1, required=True)
+def verify(folders: tuple[Path, ...]) -> None:
+    """Compare exports with the checksums that were written with them.
+
+    A folder is one of served/ (all versions), devices/, exported/ or site/. Prints a line for each file that is missing
+    or corrupted; the exit code is then 1. In each folder, `sha256sum -c SHA256SUMS` does the same.
+
+    \b
+    Example:
+      python -m export verify served/stdlib devices/stdlib
+    """
+    from export import checksums
+
+    problems = {folder: checksums.verify(folder) for folder in folders}
+    for folder, lines in problems.items():
+        for line in lines or [f"{folder} is intact"]:
+            console.out.print(visible(line))
+    if any(problems.values()):
+        raise click.exceptions.Exit(1)
 
 
 cli.add_command(query)

@@ -3,6 +3,7 @@
 exported/NAME/model.keras      ids (int, [batch, any length]) -> logits (float32, [batch, length, V]); the recurrent
                                layers are stateful: each call resumes from the previous one
 exported/NAME/model.json       the vocabulary, and the origin of the file
+exported/NAME/SHA256SUMS       the checksums of both (export.checksums)
 
 A stock layer cannot reset its state inside a window. For data made of documents, start a new window at the end of each
 document, and reset the layers before it.
@@ -17,6 +18,7 @@ import numpy as np
 
 from common import console, processes
 from common.files import check_replaceable, whole_folder, write_json
+from export import checksums
 from export.origin import LOGITS_TOLERANCE, check_logits, is_current, origin_of
 from trainers import checkpoint
 from trainers.model.char_rnn import CharRNN
@@ -69,6 +71,7 @@ def export_keras(folder: Path, out: Path, batch: int, force: bool) -> None:
         stock_model(model, batch).save(partial / "model.keras")
         write_json(partial / "model.json", origin)
         prove(partial, model, batch)
+        checksums.write(partial)
     size = (out / "model.keras").stat().st_size
     console.out.print(
         f"{out / 'model.keras'}: step {chosen.step} of {folder}, {size / 1e6:.1f} MB, stock layers only; its logits in "

@@ -6,6 +6,7 @@ from typing import Any
 from common import console
 from common.errors import StageError
 from common.files import read_json
+from export import checksums
 from pipeline.vocab import Vocab
 from trainers.checkpoint import Checkpoint, weights_sha256
 from trainers.run import Run
@@ -31,10 +32,11 @@ def is_current(target: Path, about: str, origin: dict[str, Any], fix: str) -> bo
     """Check whether `target` already holds the same model, and print a note if so.
 
     about: the JSON file in `target` that describes its origin. fix: the option that keeps both models.
-    Raises StageError if it holds a different model.
+    Raises StageError if it holds a different model, or if one of its files is missing or corrupted.
     """
     if not target.exists() or not any(target.iterdir()):
         return False
+    checksums.check(target, f"rebuild all with --force, or pass {fix}")
     existing = read_json(target / about)
     if {**existing, **origin} != existing:
         raise StageError(f"{target} already holds a different model: pass {fix} or --force")

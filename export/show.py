@@ -10,6 +10,7 @@ from rich.table import Table
 from common import console
 from common.errors import StageError
 from common.files import read_json
+from export import checksums
 from export.lite.graph import PRECISIONS
 from export.lite.runner import LiteModel, Sampling
 from export.serve.saved_model import ORIGIN, latest_version
@@ -32,6 +33,7 @@ def show(folder: Path, served: Path, devices: Path) -> None:
     for path, about in ((latest, latest / ORIGIN), (devices, devices / "model.json")):
         if read_json(about).get("weights_sha256") != weights:
             raise StageError(f"{path} was not exported from {chosen.folder}, now the best of {folder}: export it again")
+        checksums.check(path)
     lite = [path for name in PRECISIONS if (path := devices / f"{name}.tflite").is_file()]
     if not lite:
         raise StageError(f"{devices} has no .tflite: run python -m export tflite {folder} --force")

@@ -53,3 +53,20 @@ def tree(folder: Path) -> dict[str, bytes | None]:
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+def damaged(folder: Path, *leave_out: str) -> Iterator[Path]:
+    """Damage each file below a folder in turn: a bit flipped, the second half cut off, removed. Yield its path
+    meanwhile."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.relative_to(folder).as_posix() in leave_out:
+            continue
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        for content in (bytes(flipped), whole[: len(whole) // 2], None):
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+            yield path
+        path.write_bytes(whole)

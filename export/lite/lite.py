@@ -6,6 +6,7 @@ devices/NAME/float32.tflite, float16.tflite, int8-dynamic.tflite
                                passed in; vocab.json inside (export.bundle)
 devices/NAME/model.json        their origin, and the size, SHA-256 and quality of each
 devices/NAME/report.json       the figures of the table that the export prints
+devices/NAME/SHA256SUMS        the checksums of the files above (export.checksums)
 devices/NAME/neurons.json      the neurons that the page lists: your own list, which is kept, or the one that `trainers
                                neurons` wrote for the same weights
 """
@@ -26,6 +27,7 @@ from common import console, processes
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, read_json, sha256_file, whole_file, whole_folder, write_json
 from common.machine import processor
+from export import checksums
 from export.bundle import NEURONS, pack
 from export.lite.graph import PRECISIONS, convert
 from export.lite.quality import LANES, LENGTH, Quality, Text, lanes, measure, reader
@@ -74,7 +76,6 @@ def export_lite(folder: Path, out: Path, settings: LiteSettings, data: Path | No
     if not force:
         _check_precisions(out, settings)
         if is_current(out, "model.json", origin, "another --out"):
-            _check_files(out)
             if neurons := _neurons(folder, out, origin):
                 with whole_file(out / NEURONS) as partial:
                     shutil.copyfile(neurons, partial)
@@ -93,6 +94,7 @@ def export_lite(folder: Path, out: Path, settings: LiteSettings, data: Path | No
         write_json(partial / "model.json", {**origin, "files": _files(partial, report)})
         if neurons := _neurons(folder, out, origin):
             shutil.copyfile(neurons, partial / NEURONS)
+        checksums.write(partial, leave_out=[NEURONS])  # which you may edit
     console.out.print(table(out, report, run.vocab.unit))
     console.out.print(f"{out}: step {chosen.step} of {folder}, {', '.join(settings.precisions)}; builtin ops only")
 
@@ -185,15 +187,6 @@ def _check_precisions(out: Path, settings: LiteSettings) -> None:
         raise StageError(
             f"{out} has {', '.join(existing)}, not {missing[0]}: rebuild all with --force, or pass another --out"
         )
-
-
-def _check_files(out: Path) -> None:
-    """Raise StageError if a file of `out` is missing or does not match its hash in model.json."""
-    for entry in read_json(out / "model.json").get("files", {}).values():
-        path = out / entry["file"]
-        if not path.is_file() or sha256_file(path) != entry["sha256"]:
-            problem = "is corrupted" if path.is_file() else "is missing"
-            raise StageError(f"{path} {problem}: rebuild all with --force, or pass another --out")
 
 
 def _files(folder: Path, report: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ served/NAME/
     kubernetes.yaml         kubectl apply
     front/                  the front's image (export.serve.front_image)
     MODEL_CARD.md           the model's data, scores, uses and limits
+    SHA256SUMS              the checksums of these files and of the versions' facts (export.checksums)
 
 Only models.config holds state: the labels. The other files are regenerated from it and from the versions. A running
 server rereads it every POLL_SECONDS, so that a label moves without a restart.
@@ -28,6 +29,7 @@ import jinja2
 from common import console
 from common.errors import StageError
 from common.files import exclusive, read_json, whole_file, write_json
+from export import checksums
 from export.serve import front_image, labels
 from export.serve.card import ServedVersion, cell, row_limit, table
 from export.serve.labels import CANARY, MODELS, ORIGIN, STABLE, ServingConfig
@@ -131,6 +133,9 @@ def _change(base: Path, changes: labels.LabelChanges | None) -> ServingConfig:
         if served is None:
             raise StageError(f"{base} has no {MODELS}: export a model to it first")
         if changes:
+            for version in (*changes.moved.values(), *changes.loaded):
+                if (base / str(version) / checksums.FILE).exists():
+                    checksums.check(base / str(version), "export it again, or choose another version")
             served = labels.apply(base, served, changes)
             _write(base, served, {})
     return served
@@ -206,6 +211,9 @@ def _write(base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any
                 f"{labels.describe_complete(base)}; move the label: python -m export label {base} {label}=VERSION"
             )
     versions = served_versions(base, served, new_facts)
+    if (base / checksums.FILE).exists():
+        for problem in checksums.problems(base):
+            console.note(problem)
     image = front_image.front_files()
     texts = _render(base, versions, f"{host_name(base)}-front:{front_image.tag(image)}")
     texts[MODELS] = labels.to_text(model_name(base), served.labels, [version.number for version in versions])
@@ -216,6 +224,8 @@ def _write(base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any
             partial.write_bytes(content)
     for version, facts in new_facts.items():
         write_json(base / str(version) / FACTS, facts)
+    facts_files = [path.relative_to(base).as_posix() for path in base.glob(f"*/{FACTS}")]
+    checksums.write(base, [*files, *facts_files])
 
 
 def served_versions(

@@ -4,6 +4,7 @@ served/NAME/1/                                  a version below TF Serving's bas
     saved_model.pb, variables/                  the graph and the weights
     assets.extra/tf_serving_warmup_requests     requests of each signature and batch size, replayed at load
     assets.extra/export.json                    its origin: the run, step, config and vocabulary
+    SHA256SUMS                                  the checksums of the files above (export.checksums)
 
 export.serve.signatures describes the signatures.
 """
@@ -29,6 +30,7 @@ from common import console
 from common.errors import StageError
 from common.files import check_replaceable, read_json, whole_folder, write_json
 from common.processes import last_line
+from export import checksums
 from export.origin import is_current, known, origin_of
 from export.serve.facts import facts_of
 from export.serve.labels import ORIGIN
@@ -163,6 +165,7 @@ def write_version(folder: Path, model: str, served: Served) -> None:
     check_ops(folder)
     write_warmup(folder / WARM_UP, model, served)
     write_json(folder / ORIGIN, json.loads(served.info))
+    checksums.write(folder)
 
 
 def latest_version(out: Path) -> int:

@@ -5,6 +5,7 @@ site/NAME/litert/                 the runtime, from its npm package: one wasm wi
 site/NAME/models/NAME/*.tflite    the models, copied from devices/
 site/NAME/models.json             vocabulary, precisions, sizes, checksums and neurons of each model
 site/NAME/build.js                a hash of all files, and the list of those needed offline
+site/NAME/SHA256SUMS              the checksums of all files (export.checksums)
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from typing import Any
 from common import console, processes
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, load_json, sha256_file, whole_folder
+from export import checksums
 from export.bundle import NEURONS, unpack
 from pipeline.vocab import Vocab
 
@@ -42,7 +44,7 @@ def write_page(folders: Sequence[Path], out: Path, force: bool) -> tuple[list[di
 
     An existing page with the same files is kept, including files that you added, unless `force` is set. Raises
     UsageError for two models of one name, and StageError for an invalid model, for an `out` with other contents (of
-    which `force` replaces only a page), and without npm to fetch the runtime.
+    which `force` replaces only a page) or a corrupted file, and without npm to fetch the runtime.
     """
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
@@ -54,12 +56,14 @@ def write_page(folders: Sequence[Path], out: Path, force: bool) -> tuple[list[di
     if not force and out.exists() and any(out.iterdir()):
         if not (out / BUILD).is_file() or (out / BUILD).read_bytes() != files[BUILD]:
             raise StageError(f"{out} already holds a different page: pass another --out or --force")
+        checksums.check(out)
         console.note(f"{out} is up to date with the same files")
         return models, sizes
     with console.err.status(f"writing {out}"), whole_folder(out, replace=force) as partial:
         for name, content in files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
+        checksums.write(partial)
     return models, sizes
 
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crash import damaged
 
 from common.errors import StageError
 from export import keras_model
@@ -87,5 +88,8 @@ def test_another_models_folder_is_rejected_and_the_same_model_is_kept(
     export_keras(run, exported, BATCH, force=False)
     assert "is up to date with" in capsys.readouterr().err
     assert json.loads((exported / "model.json").read_text())["vocab"]["unit"] == "byte"
+    for path in damaged(exported):
+        with pytest.raises(StageError, match=rf"{path.name} is (corrupted|missing): rebuild all with --force, or pass"):
+            export_keras(run, exported, BATCH, force=False)
     with pytest.raises(StageError, match=r"tiny already holds a different model: pass another --out or --force$"):
         export_keras(run, exported, BATCH + 1, force=False)

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from crash import damaged
 
 from common.errors import StageError, UsageError
+from export import checksums
 from export.bundle import pack, unpack
 from export.lite import lite
 from export.lite.graph import PRECISIONS, check_ops, convert, op_names
@@ -286,6 +288,9 @@ def test_the_same_model_is_kept_and_another_is_refused(
     assert capsys.readouterr().err.count("is up to date with") == 2
     about = devices / "model.json"
     whole = json.loads(about.read_text())
+    for path in damaged(devices, "neurons.json"):
+        with pytest.raises(StageError, match=rf"{path.name} is (corrupted|missing): rebuild all with --force, or pass"):
+            export_lite(run, devices, LiteSettings(), data=None, force=False)
     other = shutil.copytree(devices, tmp_path / "other")
     (other / "float16.tflite").write_bytes(b"half of it")
     with pytest.raises(StageError, match=r"other/float16\.tflite is corrupted: rebuild all with --force, or"):
@@ -296,6 +301,7 @@ def test_the_same_model_is_kept_and_another_is_refused(
     ):
         export_lite(run, other, LiteSettings(), data=None, force=False)
     (other / "model.json").write_text(json.dumps({**whole, "step": 1}))
+    checksums.write(other)
     with pytest.raises(StageError, match=r"other already holds a different model: pass another --out or --force$"):
         export_lite(run, other, LiteSettings(), data=None, force=False)
     (other / "model.json").write_text(json.dumps({**whole, "files": {"float16": whole["files"]["float16"]}}))

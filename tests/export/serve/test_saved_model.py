@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import served_models
 import tensorflow as tf
+from crash import damaged
 from served_models import LIMITS, ExportedModel
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from common.errors import StageError
+from export import checksums
 from export.serve import saved_model, session
 from export.serve.labels import read
+from export.serve.package import relabel
 from export.serve.saved_model import export_saved_model
 from export.serve.session import decode_output, encode_output
 from export.serve.signatures import DTYPES, INPUTS, Served
@@ -193,6 +196,15 @@ def test_the_same_model_is_kept_and_another_becomes_the_next_version(
     for version in (None, 1):
         export_saved_model(run, out, version, force=False, limits=LIMITS)
         assert "is up to date with" in capsys.readouterr().err
+    for path in damaged(out / "1", "batching_params.pbtxt", "assets.extra/facts.json"):
+        with pytest.raises(StageError, match=rf"{path.name} is (corrupted|missing): rebuild all with --force, or pass"):
+            export_saved_model(run, out, version=1, force=False, limits=LIMITS)
+        if (out / "1" / checksums.FILE).exists():
+            with pytest.raises(StageError, match=rf"{path.name} is (corrupted|missing): export it again, or choose"):
+                relabel(out, ["canary=1"])
+    own = {path for path in (out / "1").rglob("*") if path.name not in ("batching_params.pbtxt", "facts.json")}
+    for path in damaged(out, *(path.relative_to(out).as_posix() for path in own), ".lock"):
+        assert checksums.verify(out) == [f"{path} is {'corrupted' if path.exists() else 'missing'}"]
     with pytest.raises(StageError, match=r"1 already holds a different model: pass --version 2 or --force$"):
         export_saved_model(run, out, version=1, force=False)  # with other limits
     assert (out / "1" / "saved_model.pb").stat().st_mtime_ns == before

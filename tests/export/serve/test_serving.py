@@ -92,7 +92,11 @@ def exported(base: Path, *versions: int) -> Path:
 
 
 def files(base: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in base.iterdir() if path.is_file() and path.name != ".lock"}
+    return {
+        path.name: path.read_text()
+        for path in base.iterdir()
+        if path.is_file() and path.name not in (".lock", "SHA256SUMS")
+    }
 
 
 def image_files(base: Path) -> dict[str, bytes]:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from crash import damaged
 
 from common.errors import StageError, UsageError
+from export import checksums
 from export.__main__ import cli
 from export.bundle import pack
 from export.web import build as page
@@ -64,7 +66,7 @@ def test_a_site_holds_the_page_the_runtime_and_the_models(tmp_path: Path, capsys
     sources = {path.name for path in page.PAGE.iterdir() if path.is_file()}
     runtime = {"core.js", "wasm-utils.js", *(name + kind for name in page.RUNTIME for kind in (".js", ".wasm"))}
     models = {"models/one/float32.tflite", "models/one/int8-dynamic.tflite", "models/two/float16.tflite"}
-    made = {"models.json", "build.js"}
+    made = {"models.json", "build.js", "SHA256SUMS"}
     assert files(out) == sources | {f"litert/{name}" for name in runtime} | models | made
     assert (out / "litert" / "core.js").read_text() == 'import { createWasmLib } from "./wasm-utils.js";\n'
     listed = json.loads((out / "models.json").read_text())["models"]
@@ -93,6 +95,10 @@ def test_the_same_page_is_kept_and_another_is_refused(tmp_path: Path, capsys: py
     again = capsys.readouterr()
     assert "is up to date with the same files" in again.err
     assert again.out == told, "only files of the page are counted"
+    for path in damaged(out, "CNAME"):
+        with pytest.raises(StageError):
+            export_page([one], out, force=False)
+        assert checksums.problems(out) == [f"{path} is {'corrupted' if path.exists() else 'missing'}"]
     about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": "one"}
     (one / "float32.tflite").write_bytes(pack(b"other weights", about))
     with pytest.raises(StageError, match=r"site already holds a different page: pass another --out or --force$"):

@@ -1,0 +1,70 @@
+"""SHA256SUMS, the record of an export: the SHA-256 of each of its files, which `sha256sum -c` reads too.
+
+The last line, a comment, is the hash of the lines before it, so that a truncated record is no valid one.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from common.errors import StageError
+from common.files import sha256_file, whole_file
+
+FILE = "SHA256SUMS"
+
+
+def write(folder: Path, names: Iterable[str] | None = None, leave_out: Collection[str] = ()) -> None:
+    """Record the files of an export. names: by default all below `folder`, but those that may change, `leave_out`."""
+    if names is None:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    lines = "".join(
+        f"{sha256_file(folder / name)}  {name}\n" for name in sorted(names) if name not in (FILE, *leave_out)
+    )
+    with whole_file(folder / FILE) as partial:
+        partial.write_text(f"{lines}# {_hash(lines)}\n", encoding="utf-8")
+
+
+def problems(folder: Path) -> list[str]:
+    """Compare an export with its record. Returns one line per file that is missing or corrupted."""
+    try:
+        lines, _, own = (folder / FILE).read_bytes().decode().rpartition("# ")
+        if own != f"{_hash(lines)}\n":
+            raise ValueError
+        listed = [line.split("  ", 1) for line in lines.splitlines()]
+    except FileNotFoundError:
+        return [f"{folder / FILE} is missing"]
+    except ValueError:
+        return [f"{folder / FILE} is corrupted"]
+    states = ((folder / name, _state(folder / name, digest)) for digest, name in listed)
+    return [f"{path} {state}" for path, state in states if state]
+
+
+def check(folder: Path, fix: str = "export it again with --force") -> None:
+    """Raise StageError, with the fix, unless every file of an export is as it was written."""
+    for problem in problems(folder):
+        raise StageError(f"{problem}: {fix}")
+
+
+def verify(folder: Path) -> list[str]:
+    """Compare an export, or a served model and all of its versions, with their records. Returns the problems.
+
+    Raises StageError if there is no export in `folder`.
+    """
+    versions = sorted(path for path in folder.glob("*") if path.name.isdigit())
+    if not folder.is_dir() or not any((part / FILE).exists() for part in (folder, *versions)):
+        raise StageError(f"{folder} has no {FILE}: pass the folder of an export, or export it again with --force")
+    return [problem for part in (folder, *versions) for problem in problems(part)]
+
+
+def _state(path: Path, digest: str) -> str:
+    """What is wrong with a file; empty if nothing."""
+    try:
+        return "" if sha256_file(path) == digest else "is corrupted"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
