@@ -1,25 +1,29 @@
-"""Kills, simulated in process: from the chosen file operation on, every one raises, and nothing is cleaned up."""
+"""Kills, simulated in process: from the chosen write to the file system on, every one raises, and nothing is cleaned
+up. Damaged files."""
 
 import contextlib
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.chmod", "os.link", "os.symlink"}
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate"}
 
 
 class Killed(BaseException):
     """The process has ended. Not an OSError: no handler of ours may catch it."""
 
 
-_left: int | None = None  # operations until the kill
+_left: int | None = None  # writes until the kill
 
 
-def _hook(event: str, _: Any) -> None:
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     global _left
     if _left is None or event not in EVENTS:
+        return
+    if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
         return
     if _left == 0:
         raise Killed
@@ -30,7 +34,7 @@ sys.addaudithook(_hook)  # cannot be removed: idle outside `killed_at_each`
 
 
 def killed_at_each(prepare: Callable[[], None], act: Callable[[], object]) -> Iterator[int]:
-    """Run `act` again and again, killed before each of its file operations in turn. Yield their count after each kill,
+    """Run `act` again and again, killed before each of its writes in turn. Yield their count after each kill,
     and at the end once more, after a run that was not killed."""
     global _left
     for count in itertools.count():

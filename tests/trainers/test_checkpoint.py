@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import tensorflow as tf
+from crash import killed_at_each
 from tiny_run import EPOCH_STEPS, TEXT, interrupted, tiny_config, tiny_training
 
 from common.errors import StageError, Stopped, UsageError
@@ -143,6 +144,40 @@ def test_partial_checkpoints_of_a_killed_process_are_removed(tmp_path: Path, dat
     (training.run.folder / "checkpoints" / ".step-00000002.partial-x").mkdir()
     with hold(training.run, chief=True):
         assert [path.name for path in (training.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_run_that_is_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, data: Path) -> None:
+    folder = tmp_path / "run"
+
+    def start() -> None:
+        with hold(open_tiny_run(folder, data, tiny_config()), chief=True):
+            pass
+
+    for _ in killed_at_each(lambda: shutil.rmtree(folder, ignore_errors=True), start):
+        start()
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
+
+
+def test_a_kill_while_saving_leaves_whole_checkpoints(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=10, keep=1)
+    run, state = training.run, training.state
+
+    def prepare() -> None:
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+        for step, nats in ((1, 2.0), (2, 2.5)):
+            state.save(run, step, nats)
+
+    kept = set()
+    for _ in killed_at_each(prepare, lambda: state.save(run, 3, 2.6)):
+        with hold(run, chief=True):
+            names = {path.name for path in (run.folder / "checkpoints").iterdir()}
+        steps = [saved.step for saved in checkpoint.checkpoints(run)]
+        assert names == {f"step-{step:08d}" for step in steps}
+        last = state.restore_last(run)
+        assert last is not None
+        assert last.step == steps[-1]
+        kept.add(tuple(steps))
+    assert kept == {(1, 2), (1, 2, 3), (1, 3)}
 
 
 def test_corrupted_checkpoint_is_reported(

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from crash import damaged
+from crash import damaged, killed_at_each, tree
 
 from common.errors import StageError, UsageError
+from common.files import recover
 from export import checksums
 from export.__main__ import cli
 from export.bundle import pack
@@ -110,6 +112,29 @@ def test_the_same_page_is_kept_and_another_is_refused(tmp_path: Path, capsys: py
     (foreign / "letters.txt").write_text("not ours")
     with pytest.raises(StageError, match="exists and is not a page"):
         export_page([one], foreign, force=True)
+
+
+def test_a_kill_at_any_write_leaves_the_old_page_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    (sources := tmp_path / "page").mkdir()
+    (sources / "index.html").write_text("a page of one file")
+    monkeypatch.setattr(page, "PAGE", sources)
+    old, new, root = device(tmp_path / "old", "float32"), device(tmp_path / "new", "float32"), tmp_path / "root"
+
+    def build(folder: Path) -> None:
+        export_page([folder], root / "site", force=True)
+
+    def prepare() -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        build(old)
+
+    states = []
+    for folder in (new, old):
+        build(folder)
+        states.append(tree(root))
+    for _ in killed_at_each(prepare, lambda: build(new)):
+        recover(root)
+        assert tree(root) in states
 
 
 def test_invalid_models_are_refused_by_name(tmp_path: Path) -> None:

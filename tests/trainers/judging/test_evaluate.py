@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_run
+from crash import killed_at_each, tree
 
 from common import console
 from common.errors import UsageError
@@ -97,6 +98,27 @@ def test_n_gram_is_counted_by_default_only_for_small_data(
     monkeypatch.setattr(module, "COUNTED", 8_000_000)
     evaluate_run(run, "train", None, None, force=False)
     assert "ngram" not in json.loads((run / "evaluation-train.json").read_text())["baselines"]
+
+
+def test_an_evaluation_that_was_killed_is_completed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nats_N = np.linspace(1, 2, len(tiny_run.TEXT) - 1, dtype=np.float32)
+    monkeypatch.setattr(module, "losses", lambda *_: (nats_N, 1))
+    monkeypatch.setattr(module.checkpoint, "load_model", lambda *_: None)
+    monkeypatch.setattr(module, "Steps", lambda *_: None)
+
+    def prepare() -> None:
+        for name in ("evaluation-test.json", "report.html"):
+            (run / name).unlink(missing_ok=True)
+
+    def evaluate_test() -> None:
+        evaluate_run(run, "test", None, False, force=False)
+
+    prepare()
+    evaluate_test()
+    whole = tree(run)
+    for _ in killed_at_each(prepare, evaluate_test):
+        evaluate_test()
+        assert tree(run) == whole
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(80, 1), (111, 2), (1000, 3)])
