@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from common.errors import StageError
-from common.files import read_json, whole_file
+from common.files import read_json, recover, whole_file
 from common.pages import render
 from common.plots import Plot, bars, percent
 from common.printable import visible
@@ -32,6 +32,7 @@ MEASURES = {  # of samples.json
 
 def write(folder: Path) -> Path:
     """Write report.html from the run's evaluation-SPLIT.json, samples.json and metrics.jsonl, if it has them."""
+    recover(folder)  # a kill may have left the scratch folder of a JSON that is whole, and so is not written again
     evaluations = {
         path.stem.removeprefix("evaluation-"): evaluation
         for path in sorted(folder.glob("evaluation-*.json"), reverse=True)

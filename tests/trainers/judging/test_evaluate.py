@@ -82,7 +82,7 @@ def test_n_gram_is_counted_by_default_only_for_small_data(
     write_json(path, {})
     assert [evaluate_again(count) for count in (None, None, True, False, False)] == [True, None, None, False, None]
     (run / "report.html").write_text("of an earlier evaluation, or missing, if a kill came before the page")
-    assert evaluate_again(None) is None
+    assert evaluate_again(False) is None
     assert "<html" in (run / "report.html").read_text()
     write_json(path, json.loads(path.read_text()) | {"format_version": 1})
     assert evaluate_again(False) is False, "the file has an older format"
