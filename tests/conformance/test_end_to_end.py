@@ -265,7 +265,7 @@ MISTAKES = [
         "version already exists",
         "export savedmodel runs/tiny --out served/full --version 1",
         1,
-        "served/full/1 already holds",
+        "served/full/1/SHA256SUMS is missing: rebuild all with --force, or pass --version 2",
     ),
     (
         "unrelated folder",
