@@ -196,6 +196,7 @@ def test_the_same_model_is_kept_and_another_becomes_the_next_version(
     for version in (None, 1):
         export_saved_model(run, out, version, force=False, limits=LIMITS)
         assert "is up to date with" in capsys.readouterr().err
+    assert (out / "1" / "saved_model.pb").stat().st_mtime_ns == before
     for path in damaged(out / "1", "batching_params.pbtxt", "assets.extra/facts.json"):
         with pytest.raises(
             StageError, match=rf"{path.name} is (corrupted|missing): rebuild all with|has no {path.name}\)"
@@ -207,6 +208,7 @@ def test_the_same_model_is_kept_and_another_becomes_the_next_version(
     own = {path for path in (out / "1").rglob("*") if path.name not in ("batching_params.pbtxt", "facts.json")}
     for path in damaged(out, *(path.relative_to(out).as_posix() for path in own), ".lock"):
         assert checksums.verify(out) == [f"{path} is {'corrupted' if path.exists() else 'missing'}"]
+    before = (out / "1" / "saved_model.pb").stat().st_mtime_ns
     with pytest.raises(StageError, match=r"1 already holds a different model: pass --version 2 or --force$"):
         export_saved_model(run, out, version=1, force=False)  # with other limits
     assert (out / "1" / "saved_model.pb").stat().st_mtime_ns == before
