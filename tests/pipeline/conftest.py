@@ -10,5 +10,5 @@ hypothesis.settings.load_profile("pipeline")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Path for a data set that does not exist yet."""
+    """Path for a data set; nothing exists there yet."""
     return tmp_path / "data"

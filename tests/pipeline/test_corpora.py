@@ -18,8 +18,6 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-# The registry: how texts are made.
-
 KERNEL = {
     "b/z.c": b"z is C;\n",
     "b.c": b"b is C;\n",  # "." comes before "/"
@@ -58,18 +56,18 @@ def text_of(corpus: Corpus, source: Path) -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-@pytest.mark.parametrize("turn", [1, -1])
-def test_the_kernel_of_a_tar_in_whatever_order(mode: str, turn: int, tmp_path: Path) -> None:
-    files = {f"linux-9.9/{name}": data for name, data in list(KERNEL.items())[::turn]}
+@pytest.mark.parametrize("step", [1, -1])
+def test_kernel_from_tar_in_any_order(mode: str, step: int, tmp_path: Path) -> None:
+    files = {f"linux-9.9/{name}": data for name, data in list(KERNEL.items())[::step]}
     assert text_of(CORPORA["linux"], make_tar(tmp_path / "x", files, mode)) == KERNEL_TEXT
 
 
-def test_the_kernel_of_a_tar_in_order(tmp_path: Path) -> None:
+def test_kernel_from_sorted_tar(tmp_path: Path) -> None:
     files = {f"./{name}": KERNEL[name] for name in sorted(KERNEL)}
     assert text_of(CORPORA["linux"], make_tar(tmp_path / "x", files)) == KERNEL_TEXT
 
 
-def test_the_kernel_of_a_folder(tmp_path: Path) -> None:
+def test_kernel_from_folder(tmp_path: Path) -> None:
     assert text_of(CORPORA["linux"], make_folder(tmp_path / "linux", KERNEL)) == KERNEL_TEXT
 
 
@@ -78,7 +76,7 @@ MIXED = ["drivers/gpu/drm/amd/amd.c", "a/x.h", "b/z.c", "a/Y.h", "b.c"]
 
 @pytest.mark.parametrize("cut", range(1, len(KERNEL_TEXT) + 2))
 @pytest.mark.parametrize("order", [sorted(KERNEL), sorted(KERNEL)[::-1], list(KERNEL), MIXED])
-def test_the_kernel_is_cut(cut: int, order: list[str], tmp_path: Path) -> None:
+def test_kernel_is_cut_at_any_length(cut: int, order: list[str], tmp_path: Path) -> None:
     corpus = dataclasses.replace(CORPORA["linux"], cut=cut)
     assert text_of(corpus, make_tar(tmp_path / "x", {name: KERNEL[name] for name in order})) == KERNEL_TEXT[:cut]
 
@@ -89,53 +87,56 @@ def test_files_beyond_the_cut_are_not_read(tmp_path: Path) -> None:
     assert text_of(corpus, folder) == b"int a"
 
 
-def test_a_tar_without_the_files(tmp_path: Path) -> None:
+def test_tar_without_matching_files_raises(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"x contains none of the corpus's files: expected paths like \\\.\[ch\]\$"):
         text_of(CORPORA["linux"], make_tar(tmp_path / "x", {"readme": b""}))
 
 
-def test_single_file_that_is_not_the_corpus(tmp_path: Path) -> None:
+def test_unrelated_file_raises(tmp_path: Path) -> None:
     (tmp_path / "kernel.iso").write_bytes(b"text")
     with pytest.raises(StageError, match=r"kernel.iso contains none of the corpus's files"):
         text_of(CORPORA["linux"], tmp_path / "kernel.iso")
 
 
-ONE = Corpus(about="", licence="", essay="", files=(r"(^|/)two$", r"(^|/)one$"), text_bytes=6, ceiling=100_000)
+TWO_FILES = Corpus(about="", licence="", essay="", files=(r"(^|/)two$", r"(^|/)one$"), text_bytes=6, ceiling=100_000)
 
 
-def test_files_are_in_the_order_of_the_expressions(tmp_path: Path) -> None:
-    assert text_of(ONE, make_tar(tmp_path / "x", {"d/one": b"one", "d/two": b"two", "d/not-one": b"no"})) == b"twoone"
+def test_files_follow_the_order_of_expressions(tmp_path: Path) -> None:
+    assert (
+        text_of(TWO_FILES, make_tar(tmp_path / "x", {"d/one": b"one", "d/two": b"two", "d/not-one": b"no"}))
+        == b"twoone"
+    )
 
 
-def test_the_finished_text_is_taken_too_compressed_or_not(tmp_path: Path) -> None:
+def test_finished_text_is_accepted_plain_or_compressed(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"twoone")
     subprocess.run(["gzip", "-k", tmp_path / "x"], check=True)
-    assert text_of(ONE, tmp_path / "x") == b"twoone"
-    assert text_of(ONE, tmp_path / "x.gz") == b"twoone"
+    assert text_of(TWO_FILES, tmp_path / "x") == b"twoone"
+    assert text_of(TWO_FILES, tmp_path / "x.gz") == b"twoone"
 
 
-def test_a_text_of_another_size_or_hash(tmp_path: Path) -> None:
+def test_text_of_wrong_size_or_hash_raises(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"oneone")
     for field, hash in (("text_sha256", hashlib.sha256(b"twoone").hexdigest()), ("text_git", "0" * 40)):
         with pytest.raises(StageError, match=rf"x is not this corpus: expected a text of [\w -]+ {hash}, got \w+$"):
-            text_of(dataclasses.replace(ONE, **{field: hash}), tmp_path / "x")
+            text_of(dataclasses.replace(TWO_FILES, **{field: hash}), tmp_path / "x")
     (tmp_path / "x").write_bytes(b"more text")
     with pytest.raises(StageError, match=r"x is not this corpus: expected a text of 6 bytes, got 9"):
-        text_of(ONE, tmp_path / "x")
+        text_of(TWO_FILES, tmp_path / "x")
 
 
-def test_git_names_a_text_as_git_does(tmp_path: Path) -> None:
+def test_text_git_matches_git_hash_object(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"twoone")
     command = ["git", "hash-object", tmp_path / "x"]
     blob = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    assert text_of(dataclasses.replace(ONE, text_git=blob), tmp_path / "x") == b"twoone"
+    assert text_of(dataclasses.replace(TWO_FILES, text_git=blob), tmp_path / "x") == b"twoone"
 
 
-def test_a_compressed_bomb(tmp_path: Path) -> None:
+def test_compressed_bomb_raises(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(2_000_000))
     subprocess.run(["gzip", tmp_path / "x"], check=True)
     with pytest.raises(StageError, match=r"x.gz contains more than 100,000 bytes"):
-        text_of(dataclasses.replace(ONE, text_bytes=2_000_000), tmp_path / "x.gz")
+        text_of(dataclasses.replace(TWO_FILES, text_bytes=2_000_000), tmp_path / "x.gz")
 
 
 PAGE = b"""<html><head><title>Title</title><style>p {}</style><script>var a;</script></head>
@@ -146,7 +147,7 @@ PAGE = b"""<html><head><title>Title</title><style>p {}</style><script>var a;</sc
 PAGE_TEXT = "First & bold line\n\nSecond \u2014 line\n\nThird\n\nFourth\n\n(code\n    here)\n\n"
 
 
-def test_pages_become_text(tmp_path: Path) -> None:
+def test_html_is_converted_to_text(tmp_path: Path) -> None:
     pages = {"b.html": PAGE, "a.txt": b"plain\n", "c.HTM": "<p>caf\u00e9".encode(), "image.gif": b"GIF89a"}
     expected = "plain\n" + PAGE_TEXT + "caf\u00e9\n\n"
     corpus = CORPORA["paul-graham"]
@@ -159,7 +160,7 @@ def test_pages_become_text(tmp_path: Path) -> None:
     assert text_of(corpus, tmp_path / "folder" / "b.html").decode() == PAGE_TEXT
 
 
-def test_names_of_corpora() -> None:
+def test_find_by_name() -> None:
     assert find("linux") is CORPORA["linux"]
     with pytest.raises(UsageError, match=r"unknown corpus 'lynx'; the corpora are stdlib, tinyshakespeare"):
         find("lynx")
@@ -172,6 +173,6 @@ def test_registry_is_consistent() -> None:
             assert hash is None or len(bytes.fromhex(hash)) == 32, name
         assert corpus.address is None or corpus.address.startswith(("https://", "http://mattmahoney.net/")), name
         assert bool(corpus.files) == (name != "stdlib")
-        # A text that comes as it is is as long as its download.
+        # An unconverted text is as long as its download.
         if corpus.sha256 and corpus.sha256 == corpus.text_sha256:
             assert corpus.bytes == corpus.text_bytes, name

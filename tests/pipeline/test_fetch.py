@@ -26,17 +26,17 @@ REAL = Path(os.environ.get("CORPORA", Path(__file__).resolve().parents[3] / "sha
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `data` at any path, as well or badly as it is told; `asked` is what came: (path, Range, If-Range)."""
+    """Serves `data` at any path, with the faults set below. requests: (path, Range, If-Range) of all requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.data = TEXT
-        self.breaks: list[int] = []  # after how many bytes the next answers break off
-        self.statuses: list[int] = []  # of the next answers, instead of the data
+        self.breaks: list[int] = []  # bytes after which the next responses break off
+        self.statuses: list[int] = []  # of the next responses, which then have no data
         self.ranges = True
-        self.length: str | None = ""  # instead of the right Content-Length; None: no such header
+        self.length: str | None = ""  # Content-Length; "": correct; None: no header
         self.headers = {"ETag": '"1"'}
-        self.asked: list[tuple[str, str | None, str | None]] = []
+        self.requests: list[tuple[str, str | None, str | None]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -45,25 +45,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server = self.server
-        asked = self.headers["Range"]
-        server.asked.append((self.path, asked, self.headers["If-Range"]))
+        requested = self.headers["Range"]
+        server.requests.append((self.path, requested, self.headers["If-Range"]))
         assert self.headers["Accept-Encoding"] == "identity"
         if self.path.startswith("/moved"):
-            self.answer(302, {"Location": self.path.removeprefix("/moved")}, b"")
+            self.respond(302, {"Location": self.path.removeprefix("/moved")}, b"")
             return
         if server.statuses:
-            self.answer(server.statuses.pop(0), {}, b"<html>the server's own page</html>")
+            self.respond(server.statuses.pop(0), {}, b"<html>the server's own page</html>")
             return
         start, total = 0, len(server.data)
-        if asked and server.ranges and self.headers["If-Range"] in server.headers.values():
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if requested and server.ranges and self.headers["If-Range"] in server.headers.values():
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
         if start >= total:
-            self.answer(416, {}, b"")
+            self.respond(416, {}, b"")
             return
         headers = server.headers | ({"Content-Range": f"bytes {start}-{total - 1}/{total}"} if start else {})
-        self.answer(206 if start else 200, headers, server.data[start:], server.length)
+        self.respond(206 if start else 200, headers, server.data[start:], server.length)
 
-    def answer(self, status: int, headers: dict[str, str], data: bytes, length: str | None = "") -> None:
+    def respond(self, status: int, headers: dict[str, str], data: bytes, length: str | None = "") -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -80,21 +80,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server that has the corpus "books"; data/raw is in an empty folder, and nobody waits."""
+    """Server of the corpus "books". The working folder is empty, and retries do not wait."""
     with Server() as server:
         thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01))
         thread.start()
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setattr(fetching, "BACKOFF_S", 0.0)
-        know(monkeypatch, address=f"{server.url}/books.txt")
+        register_books(monkeypatch, address=f"{server.url}/books.txt")
         yield server
         server.shutdown()
         thread.join()
 
 
-def know(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    known: dict[str, Any] = {
+def register_books(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    fields: dict[str, Any] = {
         "about": "books",
         "licence": "free",
         "essay": "read them",
@@ -106,27 +106,27 @@ def know(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
         "ceiling": 1_000_000,
         "settings": {"documents": "line"},
     }
-    monkeypatch.setitem(corpora.CORPORA, "books", Corpus(**known | changes))
+    monkeypatch.setitem(corpora.CORPORA, "books", Corpus(**fields | changes))
 
 
-def raw() -> dict[str, bytes]:
-    """All that is in data/raw."""
+def raw_files() -> dict[str, bytes]:
+    """Return all files in data/raw, by path."""
     root = Path("data/raw")
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def fetched_text() -> bytes:
-    """The text of books, where it is all that is there beside its provenance."""
-    files = raw()
+    """Return the text of books, after checking that data/raw has only it and its provenance."""
+    files = raw_files()
     assert set(files) == {"books/input.txt", "books/provenance.json"}
     return files["books/input.txt"]
 
 
 def provenance() -> Any:
-    return json.loads(raw()["books/provenance.json"])
+    return json.loads(raw_files()["books/provenance.json"])
 
 
-def test_a_corpus_is_fetched(server: Server) -> None:
+def test_fetch_writes_text_and_provenance(server: Server) -> None:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     assert fetch("books") == Path("data/raw/books")
     assert fetched_text() == TEXT
@@ -144,21 +144,21 @@ def test_a_corpus_is_fetched(server: Server) -> None:
         "essay": "read them",
         "settings": {"documents": "line"},
     }
-    assert server.asked == [("/books.txt", None, None)]
+    assert server.requests == [("/books.txt", None, None)]
 
 
-def test_what_is_there_is_not_fetched_again_unless_forced(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_corpus_is_fetched_again_only_with_force(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     fetch("books")
     capsys.readouterr()
     fetch("books")
     assert "data/raw/books already holds books; pass --force to fetch it again" in capsys.readouterr().err
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     fetch("books", force=True)
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
     assert fetched_text() == TEXT
 
 
-def test_a_changed_text_or_another_corpus_is_not_taken_for_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_or_different_corpus_raises(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch("books", to=Path("mine"))
     monkeypatch.setitem(corpora.CORPORA, "letters", corpora.CORPORA["books"])
     with pytest.raises(StageError, match=r"mine holds the corpus books, not letters: pass a different --to"):
@@ -174,14 +174,14 @@ def test_a_changed_text_or_another_corpus_is_not_taken_for_it(server: Server, mo
     assert Path("mine/input.txt").read_bytes() == TEXT
 
 
-def test_other_data_are_never_replaced(server: Server) -> None:
+def test_unrelated_folder_is_never_replaced(server: Server) -> None:
     Path("data/raw/books").mkdir(parents=True)
     Path("data/raw/books/notes").write_text("mine")
     for force in (False, True):
         with pytest.raises(StageError, match=r"data/raw/books exists and is not a fetched corpus"):
             fetch("books", force=force)
-    assert raw() == {"books/notes": b"mine"}
-    assert not server.asked
+    assert raw_files() == {"books/notes": b"mine"}
+    assert not server.requests
 
 
 def test_broken_download_resumes(server: Server) -> None:
@@ -189,18 +189,18 @@ def test_broken_download_resumes(server: Server) -> None:
     fetch("books")
     assert fetched_text() == TEXT
     rest = ("/books.txt", "bytes=100000-", '"1"')
-    assert server.asked == [("/books.txt", None, None), rest, rest, ("/books.txt", "bytes=150000-", '"1"')]
+    assert server.requests == [("/books.txt", None, None), rest, rest, ("/books.txt", "bytes=150000-", '"1"')]
 
 
-def test_next_call_resumes_the_download(server: Server) -> None:
+def test_next_fetch_resumes_the_download(server: Server) -> None:
     server.breaks = [100_000, 0, 0, 0]
     with pytest.raises(StageError, match=r"could not be downloaded in 4 attempts \(.+; 100,000 bytes are kept\): run"):
         fetch("books")
-    assert raw()[".books.download"] == TEXT[:100_000]
-    server.asked.clear()
+    assert raw_files()[".books.download"] == TEXT[:100_000]
+    server.requests.clear()
     fetch("books")
     assert fetched_text() == TEXT
-    assert server.asked == [("/books.txt", "bytes=100000-", '"1"')]
+    assert server.requests == [("/books.txt", "bytes=100000-", '"1"')]
 
 
 @pytest.mark.parametrize("headers", [{"Last-Modified": "Sat, 01 Jan 2022 00:00:00 GMT"}, {"ETag": 'W/"1"'}, {}])
@@ -210,7 +210,7 @@ def test_if_range_uses_etag_or_date(headers: dict[str, str], server: Server) -> 
     fetch("books")
     assert fetched_text() == TEXT
     date = headers.get("Last-Modified")
-    assert server.asked[1] == ("/books.txt", "bytes=100000-" if date else None, date)
+    assert server.requests[1] == ("/books.txt", "bytes=100000-" if date else None, date)
 
 
 def test_changed_file_starts_over(server: Server) -> None:
@@ -223,19 +223,19 @@ def test_changed_file_starts_over(server: Server) -> None:
     assert fetched_text() == TEXT
 
 
-def test_partial_download_belongs_to_one_address(server: Server) -> None:
+def test_partial_download_of_another_address_is_not_resumed(server: Server) -> None:
     server.data = bytes(len(TEXT))
     server.breaks = [100_000, 0, 0, 0]
     with pytest.raises(StageError, match="are kept"):
         fetch("books", f"{server.url}/other")
     server.data = TEXT
-    server.asked.clear()
+    server.requests.clear()
     fetch("books")
     assert fetched_text() == TEXT
-    assert server.asked == [("/books.txt", None, None)]
+    assert server.requests == [("/books.txt", None, None)]
 
 
-def test_a_server_without_ranges_starts_over(server: Server) -> None:
+def test_server_without_ranges_starts_over(server: Server) -> None:
     server.ranges = False
     server.breaks = [100_000, 50_000]
     fetch("books")
@@ -251,7 +251,7 @@ def test_wrong_range_starts_over(server: Server, monkeypatch: pytest.MonkeyPatch
     server.breaks = [100_000]
     fetch("books")
     assert fetched_text() == TEXT
-    assert [asked[1] for asked in server.asked] == [None, "bytes=100000-", None]
+    assert [request[1] for request in server.requests] == [None, "bytes=100000-", None]
 
 
 def test_unsatisfiable_range_starts_over(server: Server) -> None:
@@ -261,11 +261,11 @@ def test_unsatisfiable_range_starts_over(server: Server) -> None:
     server.statuses = [416]
     fetch("books")
     assert fetched_text() == TEXT
-    assert [asked[1] for asked in server.asked[-2:]] == ["bytes=100000-", None]
+    assert [request[1] for request in server.requests[-2:]] == ["bytes=100000-", None]
 
 
 @pytest.mark.parametrize("length", ["", None])
-def test_a_whole_download_whose_text_was_not_made_is_not_fetched_again(
+def test_complete_download_is_reused_after_an_interrupt(
     length: str | None, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any) -> None:
@@ -276,10 +276,10 @@ def test_a_whole_download_whose_text_was_not_made_is_not_fetched_again(
         patched.setattr(fetching, "make_text", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fetch("books")
-    assert set(raw()) == {".books.download", ".books.download.json"}
+    assert set(raw_files()) == {".books.download", ".books.download.json"}
     fetch("books")
     assert fetched_text() == TEXT
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_wrong_hash_deletes_the_download(server: Server) -> None:
@@ -287,41 +287,41 @@ def test_wrong_hash_deletes_the_download(server: Server) -> None:
     got = hashlib.sha256(server.data).hexdigest()
     with pytest.raises(StageError, match=rf"books.txt has changed: expected SHA-256 {SHA256}, got {got}"):
         fetch("books")
-    assert raw() == {}
+    assert raw_files() == {}
 
 
 @pytest.mark.parametrize("change", [-1000, 1000])
-def test_a_file_of_another_size_is_not_downloaded(change: int, server: Server) -> None:
+def test_file_of_wrong_size_is_not_downloaded(change: int, server: Server) -> None:
     server.data = (TEXT + TEXT)[: len(TEXT) + change]
     expected = rf"has changed: expected {len(TEXT):,} bytes, the server announces {len(TEXT) + change:,}"
     with pytest.raises(StageError, match=expected):
         fetch("books")
-    assert raw() == {}
+    assert raw_files() == {}
 
 
-def test_content_length_too_long(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    know(monkeypatch, address=f"{server.url}/books.txt", bytes=None, sha256=None)
+def test_too_long_content_length_raises(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_books(monkeypatch, address=f"{server.url}/books.txt", bytes=None, sha256=None)
     server.ranges, server.length = False, str(len(TEXT) + 1000)
     with pytest.raises(StageError, match=r"could not be downloaded in 4 attempts"):
         fetch("books")
-    assert len(server.asked) == 4
+    assert len(server.requests) == 4
 
 
-def test_content_length_too_short(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    know(monkeypatch, address=f"{server.url}/books.txt", bytes=None, sha256=None)
+def test_too_short_content_length_raises(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_books(monkeypatch, address=f"{server.url}/books.txt", bytes=None, sha256=None)
     server.length = str(len(TEXT) - 1000)
     expected = rf"is not this corpus: expected a text of {len(TEXT):,} bytes, got {len(TEXT) - 1000:,}"
     with pytest.raises(StageError, match=expected):
         fetch("books")
-    assert raw() == {}
+    assert raw_files() == {}
 
 
-def test_no_content_length(server: Server) -> None:
+def test_missing_content_length_resumes(server: Server) -> None:
     server.length = None
-    server.breaks = [100_000]  # without a length this looks like the end
+    server.breaks = [100_000]  # looks complete without a Content-Length
     fetch("books")
     assert fetched_text() == TEXT
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -330,20 +330,20 @@ def test_no_content_length(server: Server) -> None:
 def test_download_stops_at_the_ceiling(
     known: int | None, data: bytes, most: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    know(monkeypatch, address=f"{server.url}/books.txt", bytes=known, sha256=None)
+    register_books(monkeypatch, address=f"{server.url}/books.txt", bytes=known, sha256=None)
     server.length = None
     server.data = data
     with pytest.raises(StageError, match=rf"books.txt is too long: expected at most {most} bytes"):
         fetch("books")
-    assert raw() == {}
+    assert raw_files() == {}
 
 
 def test_not_found_is_not_retried(server: Server) -> None:
     server.statuses = [404]
     with pytest.raises(StageError, match=r"books.txt cannot be fetched: HTTP 404 Not Found; pass another copy"):
         fetch("books")
-    assert len(server.asked) == 1
-    assert raw() == {}
+    assert len(server.requests) == 1
+    assert raw_files() == {}
 
 
 def test_busy_server_is_retried(server: Server) -> None:
@@ -363,25 +363,25 @@ def test_backoff_doubles(server: Server, monkeypatch: pytest.MonkeyPatch) -> Non
     server.statuses = [503] * 9
     with pytest.raises(StageError, match="4 attempts"):
         fetch("books")
-    assert waits == [1, 2]  # the first retry does not wait
+    assert waits == [1, 2]  # the first retry is immediate
 
 
-def test_a_redirect_is_followed_but_not_out_of_http(server: Server) -> None:
+def test_redirects_are_followed_only_within_http(server: Server) -> None:
     fetch("books", f"{server.url}/moved/books.txt")
     assert fetched_text() == TEXT
     with pytest.raises(StageError, match=r"cannot be fetched: No connection adapters"):
         fetch("books", f"{server.url}/movedfile:///etc/passwd", force=True)
 
 
-def test_no_server(server: Server) -> None:
+def test_unreachable_server_raises(server: Server) -> None:
     with pytest.raises(
         StageError, match=r"http://127.0.0.1:9/x could not be downloaded in 4 attempts \([^()]*Connection refused; 0"
     ):
         fetch("books", "http://127.0.0.1:9/x")
-    assert raw() == {}
+    assert raw_files() == {}
 
 
-def test_concurrent_fetch(server: Server) -> None:
+def test_concurrent_fetch_raises(server: Server) -> None:
     Path("data/raw").mkdir(parents=True)
     with Path("data/raw/.books.download").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -391,7 +391,7 @@ def test_concurrent_fetch(server: Server) -> None:
     assert fetched_text() == TEXT
 
 
-def test_own_copy(server: Server, tmp_path: Path) -> None:
+def test_own_copy_is_accepted(server: Server, tmp_path: Path) -> None:
     copy = tmp_path / "copies" / "any name"
     copy.parent.mkdir()
     copy.write_bytes(TEXT)
@@ -407,7 +407,7 @@ def test_own_copy(server: Server, tmp_path: Path) -> None:
     fetch("books", "copies", force=True)
     assert fetched_text() == TEXT
     assert (provenance()["from"], provenance()["bytes"], provenance()["sha256"]) == ("copies", None, None)
-    assert not server.asked
+    assert not server.requests
 
 
 def test_own_copy_is_verified(server: Server, tmp_path: Path) -> None:
@@ -417,27 +417,27 @@ def test_own_copy_is_verified(server: Server, tmp_path: Path) -> None:
     server.data = TEXT[:-1] + b"!"
     with pytest.raises(StageError, match=r"is not this corpus: expected a text of SHA-256"):
         fetch("books", f"{server.url}/mirror")
-    assert raw() == {}
+    assert raw_files() == {}
 
 
-def test_a_password_is_not_kept(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_password_is_not_stored_or_printed(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     fetch("books", server.url.replace("//", "//me:secret@") + "/books.txt")
     assert provenance()["from"] == f"{server.url}/books.txt"
     server.breaks = [5000, 0, 0, 0]
     with pytest.raises(StageError, match=re.escape(f"{server.url}/x could not") + ".*5,000 bytes are kept"):
         fetch("books", server.url.replace("//", "//me:secret@") + "/x", force=True)
-    assert raw()[".books.download"] == TEXT[:5000]
-    assert b"secret" not in raw()[".books.download.json"]
+    assert raw_files()[".books.download"] == TEXT[:5000]
+    assert b"secret" not in raw_files()[".books.download.json"]
     assert "secret" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["ftp://127.0.0.1/x", "file:///etc/passwd"])
-def test_only_http(source: str, server: Server) -> None:
+def test_other_protocols_raise(source: str, server: Server) -> None:
     with pytest.raises(UsageError, match=rf"a URL must begin with http:// or https://, got {source}"):
         fetch("books", source)
 
 
-def test_unfetchable_sources(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfetchable_sources_raise(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"unknown corpus 'x'; the corpora are stdlib"):
         fetch("x")
     with pytest.raises(UsageError, match=r"stdlib needs no fetching: run python -m pipeline ingest stdlib"):
@@ -450,7 +450,7 @@ def test_unfetchable_sources(server: Server, monkeypatch: pytest.MonkeyPatch) ->
         fetch("books", "http://")
 
 
-def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_listing_has_all_corpora(capsys: pytest.CaptureFixture[str]) -> None:
     console.out.print(listing())
     shown = "".join(capsys.readouterr().out.split())
     for name, corpus in CORPORA.items():
@@ -469,7 +469,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
         ("latex", "latex/input.txt"),
     ],
 )
-def test_real_corpora(name: str, source: str, tmp_path: Path) -> None:
+def test_real_corpora_match_their_hashes(name: str, source: str, tmp_path: Path) -> None:
     if not (REAL / source).exists():
         pytest.skip(f"{REAL / source} is not there: name the folder of the real corpora in CORPORA")
     fetch(name, str(REAL / source), tmp_path / name)
@@ -477,7 +477,7 @@ def test_real_corpora(name: str, source: str, tmp_path: Path) -> None:
         assert hashlib.file_digest(file, "sha256").hexdigest() == CORPORA[name].text_sha256
 
 
-def test_the_real_shakespeare_is_not_the_canonical_one(tmp_path: Path) -> None:
+def test_shakespeare_copy_of_wrong_size_raises(tmp_path: Path) -> None:
     if not (REAL / "shakespeare/input.txt").exists():
         pytest.skip(f"{REAL}/shakespeare is not there")
     with pytest.raises(StageError, match=r"expected a text of 4,573,338 bytes, got 4,572,940"):

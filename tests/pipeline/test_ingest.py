@@ -1,4 +1,4 @@
-"""Whole data sets against a slow, plain reading of the same rules."""
+"""Complete data sets against a straightforward implementation of the same rules."""
 
 import bz2
 import gzip
@@ -34,7 +34,7 @@ HALVES = {"train": 0.5, "val": 0.25, "test": 0.25}
 
 @pytest.fixture(autouse=True)
 def _small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few bytes at a time, so that lines and characters are cut wherever they can be."""
+    """Read few bytes at a time, so that reads split lines and characters."""
     monkeypatch.setattr("pipeline.encode.READ_BYTES", 7)
 
 
@@ -50,12 +50,12 @@ def text_of(folder: Path, manifest: Manifest, split: str) -> bytes:
 
 
 def ids_of(folder: Path, manifest: Manifest, split: str) -> list[int]:
-    found = manifest.splits[split]
-    return read_tokens(folder, found, manifest.dtype, 0, found.tokens).tolist()
+    part = manifest.splits[split]
+    return read_tokens(folder, part, manifest.dtype, 0, part.tokens).tolist()
 
 
-def written(folder: Path, manifest: Manifest) -> dict[str, str]:
-    """The text of each split, as the vocabulary reads it; ¶ for the end of a document that has no sign of its own."""
+def decoded(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """Decode each split, with ¶ for end tokens, which have no text."""
     texts = {}
     for name in manifest.splits:
         symbols = [manifest.vocab.symbols[i] or "¶".encode() for i in ids_of(folder, manifest, name)]
@@ -67,10 +67,10 @@ def sha256(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def test_the_whole_data_set(tmp_path: Path) -> None:
+def test_data_set_has_expected_manifest_and_files(tmp_path: Path) -> None:
     values = {"train": 0.5, "val": 0.3, "test": 0.2, "shard_bytes": 20}
     manifest = make(tmp_path, TEXT[:30], TEXT[30:], **values)
-    wanted = {
+    expected = {
         "train": [("train-00000-of-00003", 0, 20), ("train-00001-of-00003", 20, 40), ("train-00002-of-00003", 40, 50)],
         "val": [("val-00000-of-00002", 50, 70), ("val-00001-of-00002", 70, 80)],
         "test": [("test-00000-of-00001", 80, 100)],
@@ -85,14 +85,14 @@ def test_the_whole_data_set(tmp_path: Path) -> None:
                 tuple(Shard(f"{name}.tokens", b - a, sha256(TEXT[a:b])) for name, a, b in shards),
                 {"bytes": shards[-1][2] - shards[0][1]},
             )
-            for split, shards in wanted.items()
+            for split, shards in expected.items()
         },
         tools={"python": platform.python_version(), "apache-beam": importlib.metadata.version("apache-beam")},
     )
     assert read_manifest(tmp_path / "data") == manifest
-    files = {f"{name}.tokens": TEXT[a:b] for shards in wanted.values() for name, a, b in shards}
-    came = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir() if path.name != "manifest.json"}
-    assert came == files
+    files = {f"{name}.tokens": TEXT[a:b] for shards in expected.values() for name, a, b in shards}
+    actual = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir() if path.name != "manifest.json"}
+    assert actual == files
 
 
 def cleaned(text: str, newlines: str, bom: str) -> str:
@@ -106,30 +106,30 @@ def cleaned(text: str, newlines: str, bom: str) -> str:
     shard_bytes=st.integers(1, 50),
     unit=st.sampled_from(["byte", "char"]),
     encoding=st.sampled_from(["utf-8", "utf-16", "utf-32"]),
-    pack=st.sampled_from([bytes, gzip.compress, bz2.compress, lzma.compress, zstandard.compress]),
+    compress=st.sampled_from([bytes, gzip.compress, bz2.compress, lzma.compress, zstandard.compress]),
     newlines=st.sampled_from(["keep", "lf"]),
     bom=st.sampled_from(["keep", "strip"]),
     documents=st.sampled_from(["none", "line", "file"]),
 )
-def test_any_text_comes_back(
-    texts: list[str], shard_bytes: int, unit: str, encoding: str, pack, newlines: str, bom: str, documents: str
+def test_text_round_trips_through_the_data_set(
+    texts: list[str], shard_bytes: int, unit: str, encoding: str, compress, newlines: str, bom: str, documents: str
 ) -> None:
     texts = [*texts, "long enough for three splits\n" * 3, "of any kind\n", "and more\n" * 3]
-    data = [pack(text.encode(encoding)) for text in texts]
+    data = [compress(text.encode(encoding)) for text in texts]
     values = {"unit": unit, "shard_bytes": shard_bytes, "documents": documents, "newlines": newlines, "bom": bom}
     values |= {"unknown": "replace"} if unit == "char" else {}
     with tempfile.TemporaryDirectory() as folder:
         manifest = make(Path(folder), *data, encoding=encoding, train=1, val=0, test=0, **values)
         text = manifest.vocab.decode(ids_of(Path(folder) / "data", manifest, "train")).decode()
-        marked = written(Path(folder) / "data", manifest)["train"]
-    wanted = [cleaned(text, newlines, bom) for text in texts]
+        with_ends = decoded(Path(folder) / "data", manifest)["train"]
+    expected = [cleaned(text, newlines, bom) for text in texts]
     if documents == "line":
-        wanted = [text if text[-1:] in ("\n", "") else text + "\n" for text in wanted]
-    assert text == "".join(wanted)
-    ends = [text + "¶" for text in wanted if text] if documents == "file" else wanted
-    assert marked == "".join(ends)
+        expected = [text if text[-1:] in ("\n", "") else text + "\n" for text in expected]
+    assert text == "".join(expected)
+    ends = [text + "¶" for text in expected if text] if documents == "file" else expected
+    assert with_ends == "".join(ends)
     if documents != "none":
-        count = text.count("\n") if documents == "line" else sum(map(bool, wanted))
+        count = text.count("\n") if documents == "line" else sum(map(bool, expected))
         assert manifest.splits["train"].counts["documents"] == count
 
 
@@ -140,51 +140,51 @@ def test_any_text_comes_back(
     st.sampled_from(["strict", "replace", "skip"]),
     st.integers(1, 9),
 )
-def test_any_bytes_make_a_data_set_or_a_one_line_error(
+def test_any_bytes_give_a_data_set_or_a_one_line_error(
     texts: list[bytes], unit: str, errors: str, shard_bytes: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         values = {"unknown": "skip"} if unit == "char" else {}
         try:
-            made = make(Path(folder), *texts, unit=unit, errors=errors, shard_bytes=shard_bytes, **HALVES, **values)
+            manifest = make(Path(folder), *texts, unit=unit, errors=errors, shard_bytes=shard_bytes, **HALVES, **values)
         except StageError as error:
             assert "\n" not in str(error)  # noqa: PT017
             assert not (Path(folder) / "data").exists()
         else:
-            assert read_manifest(Path(folder) / "data") == made
+            assert read_manifest(Path(folder) / "data") == manifest
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_splits_of_bytes_joined_are_the_files_joined(tmp_path: Path, raw: bool) -> None:
+def test_concatenated_splits_equal_concatenated_files(tmp_path: Path, raw: bool) -> None:
     texts = [bytes(range(256)) * 3, b"\xff\xfe" * 40] if raw else [b"ab" * 100, b"\xe4\xb8\x96" * 50]
     manifest = make(tmp_path, *texts, encoding="raw" if raw else "utf-8", shard_bytes=37)
     joined = b"".join(text_of(tmp_path / "data", manifest, split) for split in ("train", "val", "test"))
     assert joined == b"".join(texts)
 
 
-def test_characters_are_counted_in_train_alone(tmp_path: Path) -> None:
+def test_vocabulary_is_built_from_train_only(tmp_path: Path) -> None:
     text = "aaaa bbb cc d 世世é" + "abz世" + "zzéa"
     manifest = make(tmp_path, text.encode(), unit="char", unknown="skip", train=22, val=6, test=5)
     assert manifest.vocab == Vocab("char", tuple(c.encode() for c in sorted(set("aaaa bbb cc d 世世é"))))
-    assert written(tmp_path / "data", manifest) == {"train": "aaaa bbb cc d 世世é", "val": "ab世", "test": "éa"}
+    assert decoded(tmp_path / "data", manifest) == {"train": "aaaa bbb cc d 世世é", "val": "ab世", "test": "éa"}
     assert {name: split.counts for name, split in manifest.splits.items()} == {
         "train": {"bytes": 22}, "val": {"bytes": 6, "outside": 1}, "test": {"bytes": 5, "outside": 2},
     }  # fmt: skip
 
 
-def test_a_small_vocabulary_replaces_the_rest(tmp_path: Path) -> None:
+def test_characters_outside_a_small_vocabulary_are_replaced_or_skipped(tmp_path: Path) -> None:
     text = "aaaaa bbbb ccc ddé世"
     manifest = make(tmp_path, text.encode() * 3, unit="char", unknown="replace", max_vocab=4, train=1, val=0, test=0)
     assert manifest.vocab == Vocab("char", (b" ", b"a", b"b", "\ufffd".encode()), unknown_id=3)
-    assert written(tmp_path / "data", manifest)["train"] == "aaaaa bbbb \ufffd\ufffd\ufffd \ufffd\ufffd\ufffd\ufffd" * 3
+    assert decoded(tmp_path / "data", manifest)["train"] == "aaaaa bbbb \ufffd\ufffd\ufffd \ufffd\ufffd\ufffd\ufffd" * 3
     assert manifest.splits["train"].counts == {"bytes": 66, "outside": 21}
     manifest = make(
         tmp_path, text.encode(), unit="char", unknown="skip", min_count=3, train=1, val=0, test=0, out="counted"
     )
-    assert written(tmp_path / "counted", manifest)["train"] == "aaaaa bbbb ccc "
+    assert decoded(tmp_path / "counted", manifest)["train"] == "aaaaa bbbb ccc "
 
 
-def test_unknown_character_is_an_error_by_default(tmp_path: Path) -> None:
+def test_unknown_character_raises_by_default(tmp_path: Path) -> None:
     with pytest.raises(StageError) as error:
         make(tmp_path, b"abcabcabz!z", unit="char", train=6, val=2, test=3)
     assert str(error.value) == (
@@ -195,7 +195,7 @@ def test_unknown_character_is_an_error_by_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("symbols", "dtype"), [(256, "uint8"), (257, "uint16"), (65_537, "uint32")])
-def test_smallest_token_type(tmp_path: Path, symbols: int, dtype: str) -> None:
+def test_dtype_is_the_smallest_that_fits(tmp_path: Path, symbols: int, dtype: str) -> None:
     text = "".join(chr(code) for code in range(0x20, 0x20 + symbols + 2048) if not 0xD800 <= code < 0xE000)[:symbols]
     manifest = make(tmp_path, text.encode(), unit="char", train=1, val=0, test=0)
     assert (manifest.vocab.size, manifest.dtype.name) == (symbols, dtype)
@@ -205,10 +205,10 @@ def test_smallest_token_type(tmp_path: Path, symbols: int, dtype: str) -> None:
 NAMES = "".join(f"name{number}\n" for number in range(300))
 
 
-def test_lines_go_to_splits_by_their_hash(tmp_path: Path) -> None:
+def test_lines_are_split_by_hash(tmp_path: Path) -> None:
     values = {"documents": "line", "split": "document", **HALVES}
     first = make(tmp_path, (NAMES + "last").encode(), shard_bytes=100, **values)
-    lines = {name: text.splitlines() for name, text in written(tmp_path / "data", first).items()}
+    lines = {name: text.splitlines() for name, text in decoded(tmp_path / "data", first).items()}
     assert sorted(line for part in lines.values() for line in part) == sorted([*NAMES.split(), "last"])
     assert all(abs(len(lines[name]) / 301 - share) < 0.1 for name, share in HALVES.items())
     assert {name: split.counts["documents"] for name, split in first.splits.items()} == {
@@ -216,27 +216,27 @@ def test_lines_go_to_splits_by_their_hash(tmp_path: Path) -> None:
     }
     shards = [shard.file for split in first.splits.values() for shard in split.shards]
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted([*shards, "manifest.json"])
-    # In another order, from two files, with every line twice, the same lines are on the same sides.
-    turned = "".join(f"{line}\n" for line in reversed(NAMES.split()))
-    again = make(tmp_path, b"last\n" + turned.encode(), (NAMES + "last").encode(), out="again", **values)
-    for name, text in written(tmp_path / "again", again).items():
+    # Reordered, from two files, with every line twice, each line is still in the same split.
+    reversed_lines = "".join(f"{line}\n" for line in reversed(NAMES.split()))
+    again = make(tmp_path, b"last\n" + reversed_lines.encode(), (NAMES + "last").encode(), out="again", **values)
+    for name, text in decoded(tmp_path / "again", again).items():
         assert Counter(text.splitlines()) == Counter(lines[name] * 2)
 
 
-def test_characters_of_train_where_lines_are_hashed(tmp_path: Path) -> None:
+def test_vocabulary_is_built_from_train_only_with_hashed_lines(tmp_path: Path) -> None:
     text = "".join(f"{chr(0x4E00 + number)} {number % 7}\n" for number in range(60)).encode()
     values = {"documents": "line", "split": "document", "unit": "char", "shard_bytes": 90}
     manifest = make(tmp_path, text, unknown="skip", **values, **HALVES)
-    train = written(tmp_path / "data", manifest)["train"]
+    train = decoded(tmp_path / "data", manifest)["train"]
     assert 15 < manifest.splits["train"].counts["documents"] < 45
     assert {symbol.decode() for symbol in manifest.vocab.symbols} == set(train)
     assert manifest.vocab.symbols[manifest.vocab.end_id or 0] == b"\n"
 
 
-def test_files_go_to_splits_by_their_hash(tmp_path: Path) -> None:
+def test_files_are_split_by_hash(tmp_path: Path) -> None:
     texts = [f"file {number}\n".encode() * 3 for number in range(40)]
     manifest = make(tmp_path, *texts, documents="file", split="document", shard_bytes=50, **HALVES)
-    parts = {name: text.split("¶")[:-1] for name, text in written(tmp_path / "data", manifest).items()}
+    parts = {name: text.split("¶")[:-1] for name, text in decoded(tmp_path / "data", manifest).items()}
     assert sorted(text for part in parts.values() for text in part) == sorted(text.decode() for text in texts)
     assert all(abs(len(parts[name]) / 40 - share) < 0.25 for name, share in HALVES.items())
     assert manifest.vocab == byte_vocab("token")
@@ -248,11 +248,11 @@ def test_compression_does_not_change_the_split(tmp_path: Path) -> None:
     texts = [f"file {number}\n".encode() * 3 for number in range(20)]
     packed = [gzip.compress(text) for text in texts] + [bz2.compress(text) for text in texts]
     manifest = make(tmp_path, *texts, *packed, documents="file", split="document", **HALVES)
-    for text in written(tmp_path / "data", manifest).values():
+    for text in decoded(tmp_path / "data", manifest).values():
         assert set(Counter(text.split("¶")[:-1]).values()) == {3}
 
 
-def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_changed_during_ingest_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = DataSet.plan
 
     def plan(self: DataSet, layout: object) -> object:
@@ -265,7 +265,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "data").exists()
 
 
-def test_file_names_that_are_not_text(tmp_path: Path) -> None:
+def test_invalid_characters_in_file_names_are_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     for name in (b"bad\xff\xfe.txt", b"two\nlines.txt"):
@@ -276,28 +276,28 @@ def test_file_names_that_are_not_text(tmp_path: Path) -> None:
         assert [source.name for source in manifest.sources] == ["odd/bad\ufffd\ufffd.txt", "odd/two\ufffdlines.txt"]
 
 
-def test_text_that_differs_from_the_fetched_one(tmp_path: Path) -> None:
+def test_text_changed_since_fetch_raises(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/input.txt").write_bytes(TEXT)
-    where = {"name": "x", "text_sha256": sha256(TEXT), "settings": {}}
-    (tmp_path / "raw/provenance.json").write_text(json.dumps(where))
+    provenance = {"name": "x", "text_sha256": sha256(TEXT), "settings": {}}
+    (tmp_path / "raw/provenance.json").write_text(json.dumps(provenance))
     values = IngestSettings(source=[str(tmp_path / "raw")])
-    assert ingest(values, tmp_path / "data").provenance == (where,)
+    assert ingest(values, tmp_path / "data").provenance == (provenance,)
     (tmp_path / "raw/input.txt").write_bytes(TEXT + b"!")
     with pytest.raises(StageError, match="the text of x differs from the one that was fetched: fetch it again"):
         ingest(values, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
-def test_as_char_rnn_split(tmp_path: Path) -> None:
+def test_char_rnn_split(tmp_path: Path) -> None:
     manifest = make(tmp_path, b"abcdefghijklmnop", split="char-rnn", streams=4, **HALVES)
-    assert written(tmp_path / "data", manifest) == {"train": "abefijmn", "val": "cgko", "test": "dhlp"}
+    assert decoded(tmp_path / "data", manifest) == {"train": "abefijmn", "val": "cgko", "test": "dhlp"}
 
 
-def test_changes_are_counted(tmp_path: Path) -> None:
+def test_manifest_counts_changes_to_the_text(tmp_path: Path) -> None:
     texts = [b"\xef\xbb\xbfone\r\n" * 2, b"tw\xffo\r", b"gone\0"]
     manifest = make(tmp_path, *texts, errors="skip", newlines="lf", bom="strip", train=1, val=0, test=0)
-    assert written(tmp_path / "data", manifest) == {"train": "one\n\ufeffone\ntwo\n"}
+    assert decoded(tmp_path / "data", manifest) == {"train": "one\n\ufeffone\ntwo\n"}
     assert manifest.cleaned == {
         "byte-order marks stripped": 1,
         "carriage returns converted": 3,
@@ -314,7 +314,7 @@ def test_zero_share_makes_no_split(tmp_path: Path) -> None:
     assert list(make(tmp_path, TEXT, train=0.9, val=0.1, test=0).splits) == ["train", "val"]
 
 
-def test_too_short_text(tmp_path: Path) -> None:
+def test_too_short_text_raises(tmp_path: Path) -> None:
     with pytest.raises(StageError) as error:
         make(tmp_path, b"0123456789")
     assert str(error.value) == (
@@ -341,7 +341,7 @@ def test_too_short_text(tmp_path: Path) -> None:
         ({"unit": "word"}, "'unit': input should be 'byte' or 'char', got 'word'"),
     ],
 )
-def test_invalid_settings(values: dict[str, object], message: str) -> None:
+def test_invalid_settings_raise(values: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=rf"here: .*{message}"):
         settings.make(IngestSettings, values, "here")
 
@@ -357,7 +357,7 @@ def test_same_input_is_up_to_date(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "data/manifest.json").stat().st_mtime_ns > stamp
 
 
-def test_different_input_is_an_error(tmp_path: Path) -> None:
+def test_different_input_raises(tmp_path: Path) -> None:
     first = make(tmp_path, TEXT)
     with pytest.raises(StageError) as error:
         make(tmp_path, TEXT + b"more", train=0.8, val=0.15)
@@ -369,7 +369,7 @@ def test_different_input_is_an_error(tmp_path: Path) -> None:
     assert make(tmp_path, TEXT + b"more", force=True) == read_manifest(tmp_path / "data") != first
 
 
-def test_the_same_text_under_other_names_is_the_same(tmp_path: Path) -> None:
+def test_renamed_sources_are_up_to_date(tmp_path: Path) -> None:
     first = make(tmp_path, TEXT)
     moved = (tmp_path / "0.txt").rename(tmp_path / "moved.txt")
     assert ingest(IngestSettings(source=[str(moved)]), tmp_path / "data") == first
@@ -385,7 +385,7 @@ def test_unrelated_folders_are_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "home/letter.txt").read_text() == "dear"
 
 
-def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_ingest_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
@@ -395,7 +395,7 @@ def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in tmp_path.iterdir()] == ["0.txt"]
 
 
-def test_no_source() -> None:
+def test_missing_source_raises() -> None:
     with pytest.raises(UsageError, match="no source: name a file"):
         ingest(IngestSettings(), Path("unused"))
 
@@ -412,28 +412,28 @@ def test_invalid_text_is_a_one_line_error_on_any_worker(tmp_path: Path, options:
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_threads_make_the_same_data(tmp_path: Path) -> None:
+def test_threads_give_the_same_data(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("né 世\n".encode() * 500)
     values = IngestSettings(source=[str(tmp_path / "a.txt")], unit="char", shard_bytes=300)
     options = "--direct_num_workers=2 --direct_running_mode=multi_threading"
-    one = ingest(values, tmp_path / "one")
-    assert ingest(values, tmp_path / "two", options=options) == one
+    manifest = ingest(values, tmp_path / "one")
+    assert ingest(values, tmp_path / "two", options=options) == manifest
 
 
 @pytest.mark.slow
-def test_a_cluster_makes_the_same_data(tmp_path: Path) -> None:
-    """Beam's Dask runner, over two worker processes."""
+def test_cluster_gives_the_same_data(tmp_path: Path) -> None:
+    """Beam's Dask runner with two worker processes."""
     for index in range(3):
         (tmp_path / f"{index}.txt").write_bytes("né 世\r\n".encode() * 500)
     source = [str(tmp_path / "*.txt")]
     values = IngestSettings(source=source, unit="char", newlines="lf", documents="line", shard_bytes=300)
-    one = ingest(values, tmp_path / "one")
+    manifest = ingest(values, tmp_path / "one")
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         assert len(cluster.workers) == 2
         runner = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
         options = f"{runner} --dask_client_address={cluster.scheduler_address}"
-        assert ingest(values, tmp_path / "two", options=options) == one
-    names = [shard.file for split in one.splits.values() for shard in split.shards]
+        assert ingest(values, tmp_path / "two", options=options) == manifest
+    names = [shard.file for split in manifest.splits.values() for shard in split.shards]
     assert len(names) > 30
     assert all((tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes() for name in names)
 
@@ -446,7 +446,7 @@ def test_a_cluster_makes_the_same_data(tmp_path: Path) -> None:
         ("'", 'invalid --beam options "\'": No closing quotation'),
     ],
 )
-def test_invalid_beam_options(tmp_path: Path, options: str, message: str) -> None:
+def test_invalid_beam_options_raise(tmp_path: Path, options: str, message: str) -> None:
     (tmp_path / "a.txt").write_bytes(TEXT)
     with pytest.raises(UsageError, match=message):
         ingest(IngestSettings(source=[str(tmp_path / "a.txt")]), tmp_path / "data", options=options)

@@ -30,7 +30,7 @@ def test_round_trip(folder: Path) -> None:
     assert read_manifest(folder) == manifest
 
 
-def test_fields_of_the_file(folder: Path) -> None:
+def test_manifest_fields(folder: Path) -> None:
     manifest = make_data(folder, 4, train=b"abcdef")
     value = json.loads((folder / "manifest.json").read_text())
     assert list(value) == [
@@ -43,7 +43,7 @@ def test_fields_of_the_file(folder: Path) -> None:
     assert shards == [("train-00000-of-00002.tokens", 4), ("train-00001-of-00002.tokens", 2)]
 
 
-def test_the_hash_is_of_the_data_alone(folder: Path) -> None:
+def test_hash_depends_only_on_data(folder: Path) -> None:
     manifest = make_data(folder, 10, train=b"abc", val=b"de")
     stamped = dataclasses.replace(manifest, validation={"result": "valid"}, tools={"python": "4"}, settings={"x": 1})
     assert stamped.data_sha256 == manifest.data_sha256
@@ -54,12 +54,12 @@ def test_the_hash_is_of_the_data_alone(folder: Path) -> None:
     assert other_vocab.data_sha256 != manifest.data_sha256
 
 
-def test_no_folder(folder: Path) -> None:
+def test_missing_folder_raises(folder: Path) -> None:
     with pytest.raises(StageError, match=r"data set .*/data does not exist: create it with python -m pipeline ingest"):
         read_manifest(folder)
 
 
-def test_incomplete_folder(folder: Path) -> None:
+def test_missing_manifest_raises(folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     (folder / "manifest.json").unlink()
     with pytest.raises(StageError, match=r"data has no manifest.json: it is incomplete or not a data set; remove"):
@@ -67,18 +67,18 @@ def test_incomplete_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "reason"),
     [("{", "JSONDecodeError"), ("{}", "KeyError: 'format_version'"), ("[]", "TypeError"), ("1", "Type")],
 )
-def test_invalid_json(text: str, what: str, folder: Path) -> None:
+def test_invalid_json_raises(text: str, reason: str, folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     (folder / "manifest.json").write_text(text)
-    with pytest.raises(StageError, match=rf"manifest.json is invalid \({what}.*: run ingest again"):
+    with pytest.raises(StageError, match=rf"manifest.json is invalid \({reason}.*: run ingest again"):
         read_manifest(folder)
 
 
 @pytest.mark.parametrize(
-    ("at", "value", "what"),
+    ("path", "value", "reason"),
     [
         ("splits", [], "dict"),
         ("splits.train.tokens", 5, "the tokens of train do not match its shards"),
@@ -92,40 +92,40 @@ def test_invalid_json(text: str, what: str, folder: Path) -> None:
         ("vocab", [], "list indices"),
     ],
 )
-def test_edited_manifest(at: str, value: object, what: str, folder: Path) -> None:
+def test_invalid_field_raises(path: str, value: object, reason: str, folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
-    whole = place = json.loads((folder / "manifest.json").read_text())
-    *way, last = [int(name) if name.isdigit() else name for name in at.split(".")]
-    for name in way:
-        place = place[name]
-    place[last] = value
-    (folder / "manifest.json").write_text(json.dumps(whole))
-    with pytest.raises(StageError, match=rf"manifest.json is invalid \(.*{what}.*\): run ingest again with --force"):
+    manifest = node = json.loads((folder / "manifest.json").read_text())
+    *parents, last = [int(name) if name.isdigit() else name for name in path.split(".")]
+    for name in parents:
+        node = node[name]
+    node[last] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StageError, match=rf"manifest.json is invalid \(.*{reason}.*\): run ingest again with --force"):
         read_manifest(folder)
 
 
-def test_other_format_version(folder: Path) -> None:
+def test_unsupported_format_version_raises(folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     change(folder, format_version=1)
     with pytest.raises(StageError, match="has format_version 1, this program reads version 2: run ingest again"):
         read_manifest(folder)
 
 
-def test_hash_mismatch(folder: Path) -> None:
+def test_hash_mismatch_raises(folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     change(folder, data_sha256="0" * 64)
     with pytest.raises(StageError, match="data_sha256 does not match its shards"):
         read_manifest(folder)
 
 
-def test_a_missing_shard(folder: Path) -> None:
+def test_missing_shard_raises(folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     (folder / "train-00001-of-00003.tokens").unlink()
     with pytest.raises(StageError, match=r"train-00001-of-00003\.tokens is missing: run ingest again with --force"):
         read_manifest(folder)
 
 
-def test_a_short_shard(folder: Path) -> None:
+def test_truncated_shard_raises(folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
     (folder / "train-00001-of-00003.tokens").write_bytes(b"de")
     with pytest.raises(

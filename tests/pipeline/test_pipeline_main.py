@@ -1,4 +1,4 @@
-"""The command line, in this process: what each command hands on, what it says, and how it ends."""
+"""The command line, run in this process: settings, output and exit codes."""
 
 import json
 import subprocess
@@ -14,9 +14,9 @@ from pipeline.__main__ import cli
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit) as exit:
         console.run(cli)
-    return int(end.value.code or 0)
+    return int(exit.value.code or 0)
 
 
 @pytest.fixture
@@ -36,7 +36,9 @@ def test_ingest_and_info(text: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert " ".join(words[-15:]) == "split tokens share shards bytes train 304 80.0% 1 304 val 76 20.0% 1 76"
 
 
-def test_verify(text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_detects_corruption(
+    text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, "ingest", str(text), "--out", "data/hamlet") == 0
     assert run(monkeypatch, "verify", "data/hamlet") == 0
     assert "data/hamlet is intact: 3 shards, 380 tokens, data " in capsys.readouterr().out
@@ -46,7 +48,7 @@ def test_verify(text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert capsys.readouterr().err == f"error: the shard {shard} is corrupted: run ingest again with --force\n"
 
 
-def test_a_config_gives_sources_and_name_and_options_beat_it(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_override_the_config(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("hamlet.toml").write_text(f'[data]\nsource = ["{text}"]\ntrain = 0.5\nval = 0.25\ntest = 0.25\n')
     assert run(monkeypatch, "ingest", "--config", "hamlet.toml", "--train", "0.4", "--val", "0.35") == 0
     settings = json.loads(Path("data/hamlet/manifest.json").read_text())["settings"]
@@ -74,7 +76,7 @@ def test_a_config_gives_sources_and_name_and_options_beat_it(text: Path, monkeyp
         (["ingest", "text.txt", "--out", "."], 1, ". exists and is not a data set (it has no manifest.json)"),
     ],
 )
-def test_errors_are_one_line_with_the_right_code(
+def test_errors_print_one_line_and_set_exit_code(
     arguments: list[str],
     code: int,
     message: str,
@@ -90,7 +92,9 @@ def test_errors_are_one_line_with_the_right_code(
 
 
 @pytest.mark.parametrize("command", ["ingest", "validate", "info"])
-def test_help_has_an_example(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_an_example(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, command, "--help") == 0
     assert f"python -m pipeline {command} " in capsys.readouterr().out
 
@@ -98,9 +102,9 @@ def test_help_has_an_example(command: str, monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.processes
 def test_process_prints_only_the_result(folder: Path) -> None:
     make_data(folder, 1000, train=b"to be or not to be\n" * 20)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "pipeline", "validate", str(folder)], capture_output=True, text=True, check=False
     )
-    assert done.stderr == ""
-    assert done.stdout == f"{folder} is valid; report: {folder}/validation/report.html\n"
-    assert done.returncode == 0
+    assert process.stderr == ""
+    assert process.stdout == f"{folder} is valid; report: {folder}/validation/report.html\n"
+    assert process.returncode == 0

@@ -18,7 +18,7 @@ TEXT = "a é€𝄞\n".encode()
 
 
 def cut(text: bytes, size: int) -> list[bytes]:
-    """The text in ranges of `size` bytes, cut as pipeline.validate does."""
+    """Cut a text into ranges of `size` bytes like pipeline.validate."""
     vocab, tokens = byte_vocab(), np.frombuffer(text, np.uint8)
     starts = range(0, len(text), size)
     return [cut_at_characters(tokens[s : s + size + 3], vocab, min(size, len(text) - s), s == 0) for s in starts]
@@ -31,22 +31,22 @@ def test_ranges_are_cut_at_characters(size: int) -> None:
     assert "".join(part.decode() for part in parts) == TEXT.decode()
 
 
-def test_invalid_bytes_at_the_start_stay() -> None:
+def test_leading_continuation_bytes_are_kept() -> None:
     assert cut(b"\x80\x80ab", 3) == [b"\x80\x80a", b"b"]
 
 
 @given(st.text(), st.integers(1, 20))
-def test_any_text_is_cut_without_loss(text: str, size: int) -> None:
+def test_cutting_preserves_any_text(text: str, size: int) -> None:
     assert "".join(part.decode() for part in cut(text.encode(), size)) == text
 
 
 @given(st.binary(), st.integers(1, 20))
-def test_any_bytes_are_cut_without_loss(data: bytes, size: int) -> None:
+def test_cutting_preserves_any_bytes(data: bytes, size: int) -> None:
     parts = [part.decode(errors="surrogateescape") for part in cut(data, size)]
     assert "".join(parts) == data.decode(errors="surrogateescape")
 
 
-def test_ranges_of_a_split_across_shards(folder: Path) -> None:
+def test_ranges_cross_shards(folder: Path) -> None:
     manifest = make_data(folder, 4, train=TEXT * 3)
     parts = [read_text(folder, manifest, manifest.splits["train"], start, start + 5) for start in range(0, 36, 5)]
     assert b"".join(parts) == TEXT * 3
@@ -71,20 +71,20 @@ def test_doctest() -> None:
     assert doctest.testmod(records).failed == 0
 
 
-def test_names_are_printable_and_all_different() -> None:
+def test_character_names_are_printable_and_unique() -> None:
     names = [name_of(code) for code in range(CODE_POINTS)]
     assert all(name.isprintable() for name in names)
     assert [code_of(name) for name in names] == list(range(CODE_POINTS))
     for name in names:
-        name.encode()  # TFDV drops what is no UTF-8
+        name.encode()  # TFDV drops names that are not UTF-8
 
 
-def test_invalid_name() -> None:
+def test_invalid_character_name_raises() -> None:
     with pytest.raises(ValueError, match="'ab' is not the name of a character"):
         code_of("ab")
 
 
-def test_the_whole_record_batch() -> None:
+def test_record_batch_features() -> None:
     batch = record_batch("né 12\n\tx".encode() + b"\xff\x01\n", chunk_chars=6)
     assert batch.to_pydict() == {
         "char": [["n", "é", "<space>", "1", "2", "\\n"], ["\\t", "x", "<0xff>", "\\x01", "\\n"]],
@@ -103,7 +103,7 @@ def test_the_whole_record_batch() -> None:
 
 
 def reference(record: str) -> dict[str, Any]:
-    """A record's features, one character and one line at a time."""
+    """Compute a record's features, one character and one line at a time."""
     size, seen, repeated, filled = len(record), set[str](), 0, 0
     lines = record.split("\n")
     if len(lines) > 1 and lines[-1] == "":
@@ -136,15 +136,15 @@ def reference(record: str) -> dict[str, Any]:
     st.integers(1, 9),
 )
 @example([" \n", " \n", "a\n"], 6)
-def test_records_match_a_slow_reference(parts: list[str], size: int) -> None:
-    # What was joined of bytes and characters is read as bytes: two that make a character are one.
+def test_record_batch_matches_reference(parts: list[str], size: int) -> None:
+    # Decode the joined bytes: adjacent parts may form one character.
     data = "".join(parts).encode(errors="surrogateescape")
     text = data.decode(errors="surrogateescape")
-    came = record_batch(data, size).to_pydict()
+    actual = record_batch(data, size).to_pydict()
     for index, start in enumerate(range(0, len(text), size)):
-        for feature, wanted in reference(text[start : start + size]).items():
-            if isinstance(wanted[0], str):
-                assert came[feature][index] == wanted
+        for feature, expected in reference(text[start : start + size]).items():
+            if isinstance(expected[0], str):
+                assert actual[feature][index] == expected
             else:
-                assert came[feature][index] == pytest.approx(wanted, rel=1e-6), feature
-    assert len(came["char"]) == -(-len(text) // size)
+                assert actual[feature][index] == pytest.approx(expected, rel=1e-6), feature
+    assert len(actual["char"]) == -(-len(text) // size)

@@ -28,7 +28,7 @@ VOID = ("meta", "br", "line", "rect", "polyline")
 def statistics_of(
     counts: dict[str, int], least: float = 0, most: float = 1
 ) -> statistics_pb2.DatasetFeatureStatisticsList:
-    """What TFDV gives, as far as the report reads it: every number goes evenly from `least` to `most`."""
+    """Build the parts of TFDV's statistics that the report reads, with numbers uniform from `least` to `most`."""
     result = statistics_pb2.DatasetFeatureStatisticsList()
     dataset = result.datasets.add(num_examples=3 if counts else 0)
     if not counts:
@@ -37,9 +37,9 @@ def statistics_of(
     for label, n in counts.items():
         char.string_stats.rank_histogram.buckets.add(label=label, sample_count=n)
     for feature in NUMBERS:
-        found = dataset.features.add(path={"step": [feature]}).num_stats
-        found.min, found.median, found.mean, found.max = least, (least + most) / 2, most / 3, most
-        histogram = found.histograms.add(type=statistics_pb2.Histogram.QUANTILES)
+        number = dataset.features.add(path={"step": [feature]}).num_stats
+        number.min, number.median, number.mean, number.max = least, (least + most) / 2, most / 3, most
+        histogram = number.histograms.add(type=statistics_pb2.Histogram.QUANTILES)
         tenths = [least + (most - least) * k / 10 for k in range(11)]
         for low, high in itertools.pairwise(tenths):
             histogram.buckets.add(low_value=low, high_value=high)
@@ -47,7 +47,7 @@ def statistics_of(
 
 
 class Page(HTMLParser):
-    """The page's text, its tags and attributes; fails where tags do not pair."""
+    """Text, tags and attributes of a page; parsing fails on unbalanced tags."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def render(report: Report, path: Path) -> tuple[str, Page]:
     write_report(path / "report.html", report)
     html = (path / "report.html").read_text(encoding="utf-8")
     page = Page(html)
-    # Self-contained: nothing to run, nothing to fetch, no page to go to, nothing that drives a terminal.
+    # The page is self-contained: no scripts, no requests, no links, no control characters.
     assert page.tags.isdisjoint({"script", "link", "img", "image", "iframe", "object", "embed", "use", "base"})
     assert page.attributes.isdisjoint({"src", "srcset", "xlink:href", "action", "data"})
     assert re.findall(r"""href=["']?([^"' >]*)""", html) == []
@@ -98,7 +98,7 @@ def render(report: Report, path: Path) -> tuple[str, Page]:
     return html, page
 
 
-def test_the_page(report: Report, folder: Path) -> None:
+def test_page_shows_statistics(report: Report, folder: Path) -> None:
     html, page = render(report, folder)
     words = page.words
     assert words.startswith("<name>: valid")
@@ -110,21 +110,24 @@ def test_the_page(report: Report, folder: Path) -> None:
         in words
     )
     assert "Characters of val missing from train ! 2 \\x1b 1 The rarest" in words
-    # 4, 2, 1 and 1 of 8 characters: in the order of their counts over both splits.
+    # 4, 2, 1 and 1 of 8 characters, in descending order of their counts in both splits.
     assert re.findall(r'<div class="row"><span class="char"><bdi>(.*?)</bdi>', html) == ["a", "!", "&lt;", "\\x1b"]
     bars = ["100.00", "33.33", "0", "66.67", "33.33", "0", "0", "33.33"]
     assert re.findall(r'style="width: (?:max\(1px, ([\d.]+)%\)|(0))"', html) == [
         ("", bar) if bar == "0" else (bar, "") for bar in bars
     ]
-    where = words[words.index("The rarest characters") : words.index("TFDV's statistics")]
-    assert where.endswith(
+    rarest_section = words[words.index("The rarest characters") : words.index("TFDV's statistics")]
+    assert rarest_section.endswith(
         "where \\x1b U+001B 1 val, line 1, character 2 a! \\x1b ! "
         "< U+003C LESS-THAN SIGN 1 train, line 1, character 3 aaa < "
         "! U+0021 EXCLAMATION MARK 2 val, line 1, character 1 a ! \\x1b! val, line 1, character 3 a!\\x1b ! "
-        "a U+0061 LATIN SMALL LETTER A 4 "  # of which no places were asked for
+        "a U+0061 LATIN SMALL LETTER A 4 "  # its places were not requested
     )
-    listed = words[words.index("All 4 characters with their counts") :]
-    assert "a U+0061 LATIN SMALL LETTER A 3 1 ! U+0021 EXCLAMATION MARK 0 2 < U+003C LESS-THAN SIGN 1 0 \\x1b" in listed
+    counts_section = words[words.index("All 4 characters with their counts") :]
+    assert (
+        "a U+0061 LATIN SMALL LETTER A 3 1 ! U+0021 EXCLAMATION MARK 0 2 < U+003C LESS-THAN SIGN 1 0 \\x1b"
+        in counts_section
+    )
     for feature in NUMBERS:
         label = " ".join(module.LABELS[feature].split())
         assert f" {feature} {label} train 0 0 0.3333 0 0 0 0.5 1 val 0 0 0.3333 0 0 0 0.5 1 " in words
@@ -139,10 +142,10 @@ def test_the_page(report: Report, folder: Path) -> None:
         ((True, True), "Valid: no findings that are not waived"),
     ],
 )
-def test_the_verdict(report: Report, folder: Path, waived: tuple[bool, bool], verdict: str) -> None:
+def test_page_shows_verdict_and_findings(report: Report, folder: Path, waived: tuple[bool, bool], verdict: str) -> None:
     findings = [
-        Finding("val", feature, "high", "<b>too</b> strange", waived=let)
-        for feature, let in zip("xy", waived, strict=True)
+        Finding("val", feature, "high", "<b>too</b> strange", waived=is_waived)
+        for feature, is_waived in zip("xy", waived, strict=True)
     ]
     _, page = render(dataclasses.replace(report, findings=findings), folder)
     assert verdict in page.words
@@ -151,7 +154,7 @@ def test_the_verdict(report: Report, folder: Path, waived: tuple[bool, bool], ve
     assert page.words.count(" waived val.") + page.words.count(" waived Data set") == sum(waived)
 
 
-def test_data_set_table(report: Report, folder: Path) -> None:
+def test_page_describes_the_data_set(report: Report, folder: Path) -> None:
     manifest = report.manifest
     splits = {
         name: Split(split.tokens, split.shards, {"documents": 7, "outside": 1234})
@@ -209,14 +212,14 @@ def test_spreads_share_one_scale(report: Report) -> None:
     assert spread("lines", splits) == [dict.fromkeys(("least", "tenth", "median", "ninth", "most"), 50), None]
 
 
-def test_the_rarest_come_first_by_count_then_by_code() -> None:
+def test_rarest_characters_are_sorted_by_count_then_code() -> None:
     statistics = {"train": statistics_of({"b": 2, "a": 1, "<space>": 3}), "val": statistics_of({"a": 1, "é": 1})}
     assert rarest(statistics) == [ord("é"), ord("a"), ord("b"), ord(" ")]
     many = {"train": statistics_of({chr(0x4E00 + n): 1 for n in range(100)})}
     assert rarest(many) == list(range(0x4E00, 0x4E00 + module.RAREST))
 
 
-def test_equal_counts_are_in_the_order_of_names() -> None:
+def test_equal_counts_are_sorted_by_name() -> None:
     assert counts_of(statistics_of({"b": 1, "c": 2, "a": 1})).most_common() == [("c", 2), ("a", 1), ("b", 1)]
 
 

@@ -19,31 +19,31 @@ def write(path: Path, text: str) -> Path:
 
 
 def files(*sources: object, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> list[SourceFile]:
-    with opened(map(str, sources), list(include), list(exclude), Path("out")) as found:
-        return found.files
+    with opened(map(str, sources), list(include), list(exclude), Path("out")) as inputs:
+        return inputs.files
 
 
-def names(*sources: object, **how: tuple[str, ...]) -> list[str]:
-    return [file.name for file in files(*sources, **how)]
+def names(*sources: object, **patterns: tuple[str, ...]) -> list[str]:
+    return [file.name for file in files(*sources, **patterns)]
 
 
-def test_a_file(tmp_path: Path) -> None:
+def test_single_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "abc")
     assert files(path) == [SourceFile("a.txt", path, 3)]
 
 
-def test_a_folder_is_its_files_in_path_order_without_hidden_ones(tmp_path: Path) -> None:
+def test_folder_lists_files_in_path_order_without_hidden_ones(tmp_path: Path) -> None:
     books = tmp_path / "books"
-    wanted = [write(books / name, name) for name in ("a/z.txt", "b.txt", "c/a/b.txt", "c/b.txt")]
+    paths = [write(books / name, name) for name in ("a/z.txt", "b.txt", "c/a/b.txt", "c/b.txt")]
     for hidden in (".git/config", "c/.hidden"):
         write(books / hidden, "no")
-    called = ["books/a/z.txt", "books/b.txt", "books/c/a/b.txt", "books/c/b.txt"]
+    expected_names = ["books/a/z.txt", "books/b.txt", "books/c/a/b.txt", "books/c/b.txt"]
     assert files(books) == [
-        SourceFile(name, path, path.stat().st_size) for name, path in zip(called, wanted, strict=True)
+        SourceFile(name, path, path.stat().st_size) for name, path in zip(expected_names, paths, strict=True)
     ]
 
 
-def test_patterns_choose_among_a_folders_files(tmp_path: Path) -> None:
+def test_include_and_exclude_filter_a_folder(tmp_path: Path) -> None:
     for name in ("a.c", "b.h", "gen/c.c", "d.txt"):
         write(tmp_path / "src" / name, name)
     assert names(tmp_path / "src", include=("*.c", "*.h")) == ["src/a.c", "src/b.h", "src/gen/c.c"]
@@ -51,7 +51,7 @@ def test_patterns_choose_among_a_folders_files(tmp_path: Path) -> None:
     assert names(tmp_path / "src", exclude=("b.*", "c.c")) == ["src/a.c", "src/d.txt"]
 
 
-def test_a_pattern_is_every_file_that_fits(tmp_path: Path) -> None:
+def test_glob_pattern(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "c.md", "sub/d.txt"):
         write(tmp_path / name, name)
     assert names(tmp_path / "*.txt") == ["a.txt", "b.txt"]
@@ -60,21 +60,21 @@ def test_a_pattern_is_every_file_that_fits(tmp_path: Path) -> None:
         names(tmp_path / "none.*")
 
 
-def test_standard_input_is_kept_for_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_is_stored_within_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"piped\xff")))
-    with opened(["-"], [], [], tmp_path / "out") as found:
-        (file,) = found.files
+    with opened(["-"], [], [], tmp_path / "out") as inputs:
+        (file,) = inputs.files
         assert (file.name, file.bytes, file.path.read_bytes()) == ("standard input", 6, b"piped\xff")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_file_in_a_folder_does_no_harm(tmp_path: Path) -> None:
+def test_empty_file_in_a_folder_is_accepted(tmp_path: Path) -> None:
     write(tmp_path / "a", "")
     write(tmp_path / "b", "text")
     assert [file.bytes for file in files(tmp_path)] == [0, 4]
 
 
-def test_file_name_that_is_not_text(tmp_path: Path) -> None:
+def test_invalid_characters_in_file_name_are_replaced(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
     path.write_text("x")
     assert files(path) == [SourceFile("caf\ufffd.txt", path, 1)]
@@ -91,7 +91,7 @@ def test_file_name_that_is_not_text(tmp_path: Path) -> None:
         ("socket", "socket' is neither a file, a folder nor a pipe"),
     ],
 )
-def test_sources_without_text(name: str, message: str, tmp_path: Path) -> None:
+def test_sources_without_text_raise(name: str, message: str, tmp_path: Path) -> None:
     write(tmp_path / "empty.txt", "")
     (tmp_path / "empty").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
@@ -102,16 +102,16 @@ def test_sources_without_text(name: str, message: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["", "/**"])
-def test_links_are_followed_once_and_loops_never(
+def test_links_are_followed_once_and_loops_are_not(
     pattern: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     top = tmp_path / "top"
     for name in ("top/a/b.txt", "top/c.txt", "store/part/d.txt", "one.txt"):
         write(tmp_path / name, name)
     links = {
-        "a/again.txt": "b.txt",  # to a file that is read anyway
+        "a/again.txt": "b.txt",  # target is read anyway
         "a/root1": "..",
-        "a/root2": "../..",  # leads out of the folder, but contains it
+        "a/root2": "../..",  # points to a parent folder
         "gone.txt": "nowhere",
         "me.txt": "me.txt",
         "other.txt": "../one.txt",
@@ -136,7 +136,7 @@ def test_links_are_followed_once_and_loops_never(
     ]
 
 
-def test_a_tree_of_folders_that_link_to_each_other_is_read_in_time(tmp_path: Path) -> None:
+def test_folders_that_link_to_each_other_are_read_quickly(tmp_path: Path) -> None:
     for index in range(30):
         write(tmp_path / f"{index}/text.txt", "text")
         for other in range(30):
@@ -146,7 +146,7 @@ def test_a_tree_of_folders_that_link_to_each_other_is_read_in_time(tmp_path: Pat
     assert names(tmp_path / "7/*/text.txt") == [f"to{index}/text.txt" for index in others]
 
 
-def test_a_pattern_enters_no_folder_that_it_does_not_match(tmp_path: Path) -> None:
+def test_pattern_enters_only_matching_folders(tmp_path: Path) -> None:
     write(tmp_path / "a/b/c.txt", "c")
     (tmp_path / "a/b/closed").mkdir(mode=0)
     write(tmp_path / "a/.hidden/d.txt", "d")
@@ -156,7 +156,7 @@ def test_a_pattern_enters_no_folder_that_it_does_not_match(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("pattern", ["", "/**/*.txt"])
-def test_a_folder_that_cannot_be_listed(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folder_raises(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a/b.txt", "b")
 
     def scandir(path: object) -> None:
@@ -177,8 +177,8 @@ def test_this_projects_own_folders_are_no_sources(
     run = write(Path("texts/run/run.json"), '{"format_version": 3, "data_sha256": "", "config": {}}')
     write(Path("texts/data/train-00000-of-00001.tokens"), "tokens")
     write(Path("texts/out/half-written"), "")
-    with opened([f"texts{pattern}"], [], [], Path("texts/out")) as found:
-        assert [Path(file.name).name for file in found.files] == ["manifest.json"]
+    with opened([f"texts{pattern}"], [], [], Path("texts/out")) as inputs:
+        assert [Path(file.name).name for file in inputs.files] == ["manifest.json"]
     assert "left out 3 (data sets and runs): " in capsys.readouterr().err
     for source, kind in ((data.parent, "a data set"), (run.parent, "a run")):
         with pytest.raises(StageError, match=f"{source} is {kind} that this program wrote, not a source"):
@@ -199,59 +199,59 @@ def test_pipes_are_read_as_standard_input_is(kind: str, tmp_path: Path, monkeypa
         os.write(writing, b"piped")
         os.close(writing)
         source = f"/dev/fd/{reading}"
-    with opened([source], [], [], tmp_path / "out") as found:
-        (file,) = found.files
+    with opened([source], [], [], tmp_path / "out") as inputs:
+        (file,) = inputs.files
         assert (file.name, file.path.read_bytes()) == ("pipe" if source != kind else "standard input", b"piped")
     if writer:
         writer.join()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "x", "text_sha256": "0", "settings": 3}'])
-def test_invalid_provenance(text: str, tmp_path: Path) -> None:
+def test_invalid_provenance_raises(text: str, tmp_path: Path) -> None:
     write(tmp_path / "raw/input.txt", "text")
     write(tmp_path / "raw/provenance.json", text)
     with pytest.raises(StageError, match=r"provenance\.json is invalid \(.*\): fetch"):
         files(tmp_path / "raw")
 
 
-def test_unknown_source() -> None:
+def test_unknown_source_raises() -> None:
     with pytest.raises(UsageError, match=r"'no/such' is not a file, a folder or a named corpus \(stdlib"):
         files("no/such")
 
 
-def test_the_standard_library() -> None:
-    found = files("stdlib")
-    total = sum(file.bytes for file in found)
-    assert found[0].name == "stdlib/__future__.py"
-    assert [file.name for file in found] == sorted(file.name for file in found)
+def test_stdlib_source() -> None:
+    modules = files("stdlib")
+    total = sum(file.bytes for file in modules)
+    assert modules[0].name == "stdlib/__future__.py"
+    assert [file.name for file in modules] == sorted(file.name for file in modules)
     assert 3_000_000 < total < 6_000_000
-    assert total - found[-1].bytes < 5_000_000
+    assert total - modules[-1].bytes < 5_000_000
 
 
-def test_a_named_corpus_is_where_it_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corpus_name_resolves_to_its_fetched_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="the corpus 'names' has not been fetched: run python -m pipeline fetch names"):
         files("names")
     assert defaults(["names"])["documents"] == "line"
     assert defaults("names") == defaults([3]) == {}
     text = write(Path("data/raw/names/input.txt"), "Ann\n")
-    where = {
+    provenance = {
         "name": "names",
         "text_sha256": "0",
         "licence": "free",
         "settings": {"documents": "line", "split": "document"},
     }
-    write(Path("data/raw/names/provenance.json"), json.dumps(where))
+    write(Path("data/raw/names/provenance.json"), json.dumps(provenance))
     for source in ("names", "data/raw/names"):
-        with opened([source], [], [], tmp_path / "out") as found:
-            assert (found.files, found.provenance) == ([SourceFile("names/input.txt", text, 4)], [where])
+        with opened([source], [], [], tmp_path / "out") as inputs:
+            assert (inputs.files, inputs.provenance) == ([SourceFile("names/input.txt", text, 4)], [provenance])
         assert defaults([source])["documents"] == "line"
     write(Path("names"), "a file of that name wins")
     assert names("names") == ["names"]
     assert defaults(["names"]) == defaults([]) == defaults(["names", "stdlib"]) == {}
 
 
-def test_path_takes_precedence_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_takes_precedence_over_corpus_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "stdlib", "mine")
     assert files("stdlib") == [SourceFile("stdlib", Path("stdlib"), 4)]

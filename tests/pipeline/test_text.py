@@ -22,10 +22,10 @@ def rules(encoding: str = "utf-8", errors: str = "strict", newlines: str = "keep
     return Rules(encoding, errors, newlines, bom)
 
 
-def read(path: Path, how: Rules) -> tuple[bytes, Text]:
-    """The text of a file, and what was said of it."""
+def read(path: Path, conversion_rules: Rules) -> tuple[bytes, Text]:
+    """Return the text of a file, and its description."""
     with tempfile.TemporaryDirectory() as folder:
-        text = read_text(path, path.name, how, Path(folder) / "scratch", lambda count: None)
+        text = read_text(path, path.name, conversion_rules, Path(folder) / "scratch", lambda count: None)
         return Path(text.path).read_bytes() if text.path else b"", text
 
 
@@ -39,19 +39,19 @@ def test_valid_file_is_not_copied(tmp_path: Path) -> None:
     data = "né\r\n".encode()
     path = write(tmp_path, data)
     sha256 = hashlib.sha256(data).hexdigest()
-    wanted = Text(str(path), 5, 5, path.stat().st_mtime_ns, sha256, sha256, True, {})
-    assert read_text(path, "a", rules(), tmp_path / "scratch", lambda count: None) == wanted
+    expected = Text(str(path), 5, 5, path.stat().st_mtime_ns, sha256, sha256, True, {})
+    assert read_text(path, "a", rules(), tmp_path / "scratch", lambda count: None) == expected
     assert not (tmp_path / "scratch").exists()
 
 
-# Small parts, so that characters, CR LF and marks are cut in every way.
+# Small reads, so that characters, CR LF and byte-order marks are split in every way.
 @pytest.fixture(params=[1, 2, 3, 1 << 18])
-def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_module, "READ_BYTES", request.param)
 
 
 @pytest.mark.parametrize(
-    ("data", "how", "wanted", "changes"),
+    ("data", "conversion", "expected", "changes"),
     [
         (b"a\r\nb\rc\n\r", rules(newlines="lf"), b"a\nb\nc\n\n", {"carriage returns converted": 3}),
         (b"\xef\xbb\xbfa\xef\xbb\xbf", rules(bom="strip"), b"a\xef\xbb\xbf", {"byte-order marks stripped": 1}),
@@ -72,42 +72,57 @@ def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         (gzip.compress(b"ab", mtime=0) + gzip.compress(b"cd", mtime=0), rules(), b"abcd", {}),
     ],
 )
-@pytest.mark.usefixtures("part")
-def test_conversion(tmp_path: Path, data: bytes, how: Rules, wanted: bytes, changes: dict[str, int]) -> None:
-    text, said = read(write(tmp_path, data), how)
-    assert (text, said.changes, said.bytes, said.newline_at_end) == (wanted, changes, len(wanted), wanted[-1:] == b"\n")
-    assert (said.source_bytes, said.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-    if said.path:
-        assert said.text_sha256 == hashlib.sha256(wanted).hexdigest()
+@pytest.mark.usefixtures("small_reads")
+def test_text_is_converted(
+    tmp_path: Path, data: bytes, conversion: Rules, expected: bytes, changes: dict[str, int]
+) -> None:
+    text, description = read(write(tmp_path, data), conversion)
+    assert (text, description.changes, description.bytes, description.newline_at_end) == (
+        expected,
+        changes,
+        len(expected),
+        expected[-1:] == b"\n",
+    )
+    assert (description.source_bytes, description.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    if description.path:
+        assert description.text_sha256 == hashlib.sha256(expected).hexdigest()
 
 
-WAY_OUT = "pass the encoding (such as --encoding latin-1), or --errors replace or --errors skip"
+SET_ENCODING = "pass the encoding (such as --encoding latin-1), or --errors replace or --errors skip"
 NO_MARK = "a.txt is not utf-16 (UTF-16 stream does not start with BOM): pass --encoding utf-16-le or utf-16-be"
 LEAVE_OUT = "leave the file out with --exclude or --errors skip"
 
 
 @pytest.mark.parametrize(
-    ("data", "how", "message"),
+    ("data", "conversion", "message"),
     [
-        (b"abc\xe9 d", rules(), f"a.txt: byte 0xe9 at offset 3 is not utf-8 (invalid continuation byte): {WAY_OUT}"),
-        (b"\x80", rules(), f"a.txt: byte 0x80 at offset 0 is not utf-8 (invalid start byte): {WAY_OUT}"),
-        (b"ab\xe4\xb8", rules(), f"a.txt: byte 0xe4 at offset 2 is not utf-8 (unexpected end of data): {WAY_OUT}"),
+        (
+            b"abc\xe9 d",
+            rules(),
+            f"a.txt: byte 0xe9 at offset 3 is not utf-8 (invalid continuation byte): {SET_ENCODING}",
+        ),
+        (b"\x80", rules(), f"a.txt: byte 0x80 at offset 0 is not utf-8 (invalid start byte): {SET_ENCODING}"),
+        (b"ab\xe4\xb8", rules(), f"a.txt: byte 0xe4 at offset 2 is not utf-8 (unexpected end of data): {SET_ENCODING}"),
         (b"a\0b", rules(), f"a.txt is not text in utf-8: byte 0x00 at offset 1: {LEAVE_OUT}"),
         (b"a\0b", rules(errors="replace"), f"a.txt is not text in utf-8: byte 0x00 at offset 1: {LEAVE_OUT}"),
         (b"aa\0\0", rules("utf-16-be"), f"a.txt is not text in utf-16-be: character 1 is U+0000: {LEAVE_OUT}"),
-        (b"a\0b", rules("utf-16-le"), f"a.txt: byte 0x62 at offset 2 is not utf-16-le (truncated data): {WAY_OUT}"),
+        (
+            b"a\0b",
+            rules("utf-16-le"),
+            f"a.txt: byte 0x62 at offset 2 is not utf-16-le (truncated data): {SET_ENCODING}",
+        ),
         (b"ab", rules("utf-16"), NO_MARK),
-        (b"+2AA-", rules("utf-7"), f"a.txt: utf-7 decodes to U+D800, a lone surrogate: {WAY_OUT}"),
+        (b"+2AA-", rules("utf-7"), f"a.txt: utf-7 decodes to U+D800, a lone surrogate: {SET_ENCODING}"),
     ],
 )
-@pytest.mark.usefixtures("part")
-def test_invalid_text(tmp_path: Path, data: bytes, how: Rules, message: str) -> None:
+@pytest.mark.usefixtures("small_reads")
+def test_invalid_text_raises(tmp_path: Path, data: bytes, conversion: Rules, message: str) -> None:
     with pytest.raises(StageError) as error:
-        read(write(tmp_path, data), how)
+        read(write(tmp_path, data), conversion)
     assert str(error.value) == message
 
 
-def test_error_names_the_encoding_of_a_mark(tmp_path: Path) -> None:
+def test_error_names_the_encoding_of_a_byte_order_mark(tmp_path: Path) -> None:
     with pytest.raises(StageError) as error:
         read(write(tmp_path, "a".encode("utf-16")), rules())
     assert str(error.value) == (
@@ -128,12 +143,12 @@ def test_ceiling_applies_only_to_compressed_files(tmp_path: Path, monkeypatch: p
     assert read(write(tmp_path, b"abcd"), rules(newlines="lf"))[0] == b"abcd"
 
 
-def test_unreadable_file(tmp_path: Path) -> None:
+def test_unreadable_file_raises(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"gone\.txt cannot be read: No such file or directory"):
         read(tmp_path / "gone.txt", rules())
 
 
-def test_archive_is_an_error(tmp_path: Path) -> None:
+def test_archive_raises(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.txt", "w:gz") as tar:
         tar.add(__file__, "inside.py")
     with pytest.raises(StageError, match="is not text in utf-8: it is an archive: unpack it and pass the folder"):
@@ -147,7 +162,7 @@ def test_archive_is_an_error(tmp_path: Path) -> None:
     st.sampled_from(["utf-8", "utf-16", "cp1252", "shift_jis", "utf-7", "hz", "raw"]),
     st.sampled_from(["strict", "replace", "skip"]),
 )
-def test_any_bytes_become_text_or_a_one_line_error(data: bytes, encoding: str, errors: str) -> None:
+def test_any_bytes_give_text_or_a_one_line_error(data: bytes, encoding: str, errors: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.txt"
         path.write_bytes(data)
@@ -160,19 +175,19 @@ def test_any_bytes_become_text_or_a_one_line_error(data: bytes, encoding: str, e
 
 
 @pytest.mark.parametrize("name", ["utf-8", "latin-1", "utf-16", "cp1252", "euc_jp", "raw"])
-def test_encodings(name: str) -> None:
+def test_known_encodings(name: str) -> None:
     assert check_encoding(name) in (name, "iso8859-1")
     assert check_encoding("UTF8") == "utf-8"
 
 
 @pytest.mark.parametrize("name", ["nonsense", "base64", "rot13", ""])
-def test_unknown_encodings(name: str) -> None:
+def test_unknown_encodings_raise(name: str) -> None:
     with pytest.raises(ValueError, match="unknown text encoding"):
         check_encoding(name)
 
 
-# What real malformed files become, one by one. Read as UTF-8, a file stays as it is or is refused.
-AS_IT_STANDS = [
+# Expected results for real malformed files. Read as UTF-8, a file is unchanged or raises.
+UNCHANGED = [
     "kernel/howto.rst", "kernel/sparse.txt", "synthetic/emoji_zwj_combining_rtl.txt", "synthetic/empty.txt",
     "synthetic/many_symbols_20k.txt", "synthetic/mixed_newlines.txt", "synthetic/no_final_newline.txt",
     "synthetic/one_byte.txt", "synthetic/one_long_line_1MB.txt", "synthetic/one_newline.txt",
@@ -181,7 +196,7 @@ AS_IT_STANDS = [
     "udhr/Japanese_Nihongo-UTF8", "web/blns.txt",
 ]  # fmt: skip
 
-# The encodings whose bytes these files really are; HZ and ISO-2022-JP are ASCII to whoever does not know them.
+# True encodings of these files. HZ and ISO-2022-JP look like ASCII.
 DECODED = {
     "kernel/defkeymap.map": "latin-1",
     "kernel/hp300map.map": "latin-1",
@@ -204,8 +219,8 @@ DECODED = {
     "web/bgwiki_utf16le_bom.xml": "utf-16",
 }
 
-# As UTF-8, refused: the byte, its offset, and Python's reason for it.
-REFUSED = {
+# Errors as UTF-8: the byte, its offset and Python's reason.
+ERRORS = {
     "kernel/defkeymap.map": "byte 0xc0 at offset 10662 is not utf-8 (invalid start byte)",
     "kernel/hp300map.map": "byte 0xc0 at offset 4007 is not utf-8 (invalid start byte)",
     "kernel/logo.gif": "is not text in utf-8: byte 0x00 at offset 11",
@@ -244,28 +259,28 @@ UNPACKED = {"synthetic/gzip_of_text.txt": gzip.decompress}
 def malformed(name: str) -> Path:
     path = CORPORA / "malformed" / name
     if not path.is_file():
-        pytest.skip(f"no folder of real malformed files here; CORPORA says where one is ({CORPORA})")
+        pytest.skip(f"real malformed files are missing: set CORPORA to their folder (now {CORPORA})")
     return path
 
 
 def test_every_malformed_file_has_an_expectation() -> None:
     folder = malformed("PROVENANCE.txt").parent
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert names - {"PROVENANCE.txt"} == {*AS_IT_STANDS, *REFUSED, *UNPACKED}
+    assert names - {"PROVENANCE.txt"} == {*UNCHANGED, *ERRORS, *UNPACKED}
 
 
-@pytest.mark.parametrize("name", AS_IT_STANDS)
+@pytest.mark.parametrize("name", UNCHANGED)
 def test_unusual_utf8_is_unchanged(name: str) -> None:
     path = malformed(name)
     assert read(path, rules())[0] == path.read_bytes()
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_malformed_file_is_an_error(name: str) -> None:
+@pytest.mark.parametrize("name", ERRORS)
+def test_malformed_file_raises(name: str) -> None:
     with pytest.raises(StageError) as error:
         read(malformed(name), rules())
     assert str(error.value).startswith(Path(name).name)
-    assert REFUSED[name] in str(error.value)
+    assert ERRORS[name] in str(error.value)
 
 
 @pytest.mark.parametrize("name", DECODED)
@@ -274,24 +289,24 @@ def test_legacy_encodings(name: str) -> None:
     assert read(path, rules(DECODED[name]))[0].decode() == path.read_bytes().decode(DECODED[name])
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("errors", ["replace", "skip"])
-def test_malformed_file_is_repaired_as_by_python(name: str, errors: str) -> None:
+def test_repair_matches_python_error_handlers(name: str, errors: str) -> None:
     path = malformed(name)
-    if "is not text" in REFUSED[name] or "mark" in REFUSED[name]:
+    if "is not text" in ERRORS[name] or "mark" in ERRORS[name]:
         if errors == "skip":
             assert read(path, rules(errors=errors))[1].changes == {"files that are not text, left out": 1}
         else:
             with pytest.raises(StageError, match="is not text in utf-8"):
                 read(path, rules(errors=errors))
         return
-    text, said = read(path, rules(errors=errors))
+    text, description = read(path, rules(errors=errors))
     assert text.decode() == path.read_bytes().decode(errors="replace" if errors == "replace" else "ignore")
     kept = len(path.read_bytes().decode(errors="ignore").encode())
-    assert sum(said.changes.values()) == path.stat().st_size - kept
+    assert sum(description.changes.values()) == path.stat().st_size - kept
 
 
 @pytest.mark.parametrize("name", UNPACKED)
-def test_compressed_file_with_any_name(name: str) -> None:
+def test_compressed_file_is_decompressed(name: str) -> None:
     path = malformed(name)
     assert read(path, rules())[0] == UNPACKED[name](path.read_bytes())

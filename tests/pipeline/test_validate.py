@@ -33,16 +33,16 @@ with quiet(withhold=()):
 
 ENGLISH = b"It was the best of times, it was the worst of times.\n" * 40
 GREEK = "Ἄνδρα μοι ἔννεπε, Μοῦσα, πολύτροπον, ὃς μάλα πολλὰ\n".encode() * 40
-MIXED = ENGLISH + "ö".encode() * 15 + b"\x01" * 5  # 20 of 2140 characters are new: 0.93 %
+MIXED = ENGLISH + "ö".encode() * 15 + b"\x01" * 5  # 20 of 2,140 characters are new: 0.93 %
 
 
 def content(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "validation").iterdir()}
 
 
-def divergence(one: bytes, other: bytes) -> float:
-    """Jensen-Shannon, in bits, from its definition."""
-    counts = [Counter(text.decode()) for text in (one, other)]
+def divergence(first: bytes, second: bytes) -> float:
+    """Compute the Jensen-Shannon divergence in bits, by definition."""
+    counts = [Counter(text.decode()) for text in (first, second)]
     p, q = (np.array([n[c] / n.total() for c in sorted(counts[0] | counts[1])]) for n in counts)
 
     def kullback_leibler(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,7 +53,7 @@ def divergence(one: bytes, other: bytes) -> float:
 
 @pytest.fixture(scope="module")
 def statistics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Statistics]:
-    """Statistics of the texts above, counted once."""
+    """Statistics of the texts above."""
     folder = tmp_path_factory.mktemp("texts") / "data"
     manifest = make_data(folder, 10_000, train=ENGLISH, greek=GREEK, mixed=MIXED, nothing=b"")
     return module.count(folder, manifest, folder)
@@ -61,7 +61,7 @@ def statistics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Statistics
 
 @pytest.fixture
 def find(statistics: dict[str, Statistics]) -> Callable[..., list[tuple[str, str, bool]]]:
-    """find(split, text, ...): the findings in a text that stands for a split, (name, what, waived)."""
+    """find(split, text, ...): check a text as a split, and return its findings as (name, text, waived)."""
 
     def find(
         split: str,
@@ -71,22 +71,22 @@ def find(statistics: dict[str, Statistics]) -> Callable[..., list[tuple[str, str
         edit: Callable[..., None] | None = None,
         **values: object,
     ) -> list[tuple[str, str, bool]]:
-        given = schema_of(statistics[schema or "train"])
+        used = schema_of(statistics[schema or "train"])
         if edit:
-            edit(given)
+            edit(used)
         rules = Rules(
             make(ValidateSettings, values, "test"),
-            given if schema else None,
+            used if schema else None,
             Earlier("old", "0", statistics[earlier]) if earlier else None,
         )
         splits = {"train": statistics["train"], split: statistics[text]}
-        found = findings_of(split, check(split, splits, given, rules), splits, given, rules)
-        return [(finding.name, finding.text, finding.waived) for finding in found]
+        findings = findings_of(split, check(split, splits, used, rules), splits, used, rules)
+        return [(finding.name, finding.text, finding.waived) for finding in findings]
 
     return find
 
 
-def test_a_good_text_is_stamped_once(
+def test_valid_data_is_stamped_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "RANGE_TOKENS", 1000)  # several ranges per split
@@ -119,7 +119,7 @@ def test_a_good_text_is_stamped_once(
     assert "is already valid for these settings" in capsys.readouterr().out
 
 
-def test_tfdv_counts_what_a_slow_count_gives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_match_reference_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RANGE_TOKENS", 61)  # cuts within characters
     random = np.random.default_rng(5)
     parts = [*map(str.encode, "ab é𝄞€\n\t\x1b19"), b"\xff", b"\n\n", "、".encode()]
@@ -129,29 +129,29 @@ def test_tfdv_counts_what_a_slow_count_gives(folder: Path, monkeypatch: pytest.M
     }
     manifest = make_data(folder, 97, **texts)
     monkeypatch.setattr(module, "RECORD_CHARS", 13)
-    came = module.count(folder, manifest, folder)
+    counted = module.count(folder, manifest, folder)
     for name, text in texts.items():
-        (dataset,) = came[name].datasets
+        (dataset,) = counted[name].datasets
         starts = range(0, len(text), 61)
-        whole = [module.read_text(folder, manifest, manifest.splits[name], start, start + 61) for start in starts]
-        batches = [record_batch(part, 13).to_pydict() for part in whole if part]
-        found = {feature.path.step[0]: feature for feature in dataset.features}
-        assert set(found) == {"char", *NUMBERS}
+        ranges = [module.read_text(folder, manifest, manifest.splits[name], start, start + 61) for start in starts]
+        batches = [record_batch(part, 13).to_pydict() for part in ranges if part]
+        features = {feature.path.step[0]: feature for feature in dataset.features}
+        assert set(features) == {"char", *NUMBERS}
         assert dataset.num_examples == sum(len(batch["char"]) for batch in batches)
-        char = found["char"].string_stats
+        char = features["char"].string_stats
         counts = Counter(name_of(ord(c)) for c in text.decode(errors="surrogateescape"))
         assert {bucket.label: bucket.sample_count for bucket in char.rank_histogram.buckets} == counts
         assert (char.unique, char.common_stats.tot_num_values) == (len(counts), counts.total())
         assert char.top_values[0].frequency == max(counts.values())
         for feature in NUMBERS:
             values = np.array([value for batch in batches for (value,) in batch[feature]], np.float64)
-            number = found[feature].num_stats
+            number = features[feature].num_stats
             assert number.common_stats.num_non_missing == len(values)
             assert (number.min, number.max, number.num_zeros) == (values.min(), values.max(), sum(values == 0))
             assert (number.mean, number.std_dev) == pytest.approx((values.mean(), values.std()), abs=1e-6)
 
 
-def test_more_characters_than_any_sketch_would_keep(folder: Path) -> None:
+def test_large_vocabulary_is_counted_exactly(folder: Path) -> None:
     text = "".join(chr(code) for code in range(0x4E00, 0x4E00 + 20_000)).encode()
     manifest = make_data(folder, 1 << 20, train=text + "一".encode())
     (dataset,) = module.count(folder, manifest, folder)["train"].datasets
@@ -160,7 +160,7 @@ def test_more_characters_than_any_sketch_would_keep(folder: Path) -> None:
     assert Counter(bucket.sample_count for bucket in char.rank_histogram.buckets) == {1: 19_999, 2: 1}
 
 
-def test_tokens_that_are_characters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_character_tokens_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RANGE_TOKENS", 4)
     text = "né\n一二三a\n"
     vocab = char_vocab(Counter(text), end="token")
@@ -172,7 +172,7 @@ def test_tokens_that_are_characters(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert counts_of(statistics) == {name_of(ord(c)): 3 * n for c, n in Counter(text).items()}
 
 
-def test_another_script_is_invalid_and_removes_the_stamp(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_script_is_invalid_and_removes_the_stamp(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = make_data(folder, 10_000, train=ENGLISH, val=GREEK, test=ENGLISH[:800])
     write_manifest(folder, dataclasses.replace(manifest, validation={"asked_sha256": "of other settings"}))
     with pytest.raises(StageError) as error:
@@ -182,30 +182,30 @@ def test_another_script_is_invalid_and_removes_the_stamp(folder: Path, capsys: p
     assert read_manifest(folder).validation is None
     counts = Counter(c for c in GREEK.decode() if c not in ENGLISH.decode())
     frequent = sorted(counts, key=lambda c: (-counts[c], c))[:5]
-    named = ", ".join(f"'{c}' ({counts[c]})" for c in frequent)
-    what = f"{len(counts)} characters missing from train, {counts.total() / len(GREEK.decode()):.3%} of the text"
-    unknown, far = capsys.readouterr().err.splitlines()
-    assert unknown == f"val: char: {what}: {named}, ..."
-    measured = f"{divergence(ENGLISH, GREEK):.4f}"
-    assert far == f"val: char: the characters are {measured} bits (Jensen-Shannon) from train, the limit is 0.25"
+    examples = ", ".join(f"'{c}' ({counts[c]})" for c in frequent)
+    message = f"{len(counts)} characters missing from train, {counts.total() / len(GREEK.decode()):.3%} of the text"
+    unknown, divergent = capsys.readouterr().err.splitlines()
+    assert unknown == f"val: char: {message}: {examples}, ..."
+    distance = f"{divergence(ENGLISH, GREEK):.4f}"
+    assert divergent == f"val: char: the characters are {distance} bits (Jensen-Shannon) from train, the limit is 0.25"
     assert "Not valid: 2 findings" in report.read_text(encoding="utf-8")
 
     stamped = validate(folder, ValidateSettings(waive=["val.char.unknown", "val.char.divergence"])).validation
     assert stamped is not None
     assert stamped["waived"] == {
         "val.char.unknown": unknown.removeprefix("val: char: "),
-        "val.char.divergence": far.removeprefix("val: char: "),
+        "val.char.divergence": divergent.removeprefix("val: char: "),
     }
-    assert capsys.readouterr().err.splitlines() == [f"waived: {unknown}", f"waived: {far}"]
+    assert capsys.readouterr().err.splitlines() == [f"waived: {unknown}", f"waived: {divergent}"]
 
 
-def test_limits(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
+def test_limits_are_configurable(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
     assert find("val", "mixed") == []
-    what = "2 characters missing from train, 0.935% of the text: 'ö' (15), '\\x01' (5)"
-    assert find("val", "mixed", min_known=0.995) == [("val.char.unknown", what, False)]
-    far = f"{divergence(ENGLISH, MIXED):.4f}"
-    what = f"the characters are {far} bits (Jensen-Shannon) from train, the limit is 0.001"
-    assert find("test", "mixed", max_divergence=0.001) == [("test.char.divergence", what, False)]
+    message = "2 characters missing from train, 0.935% of the text: 'ö' (15), '\\x01' (5)"
+    assert find("val", "mixed", min_known=0.995) == [("val.char.unknown", message, False)]
+    distance = f"{divergence(ENGLISH, MIXED):.4f}"
+    message = f"the characters are {distance} bits (Jensen-Shannon) from train, the limit is 0.001"
+    assert find("test", "mixed", max_divergence=0.001) == [("test.char.divergence", message, False)]
 
 
 @pytest.mark.parametrize(
@@ -218,45 +218,47 @@ def test_limits(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
         (["val.char.divergence"], [False, True]),
     ],
 )
-def test_waive(find: Callable[..., list[tuple[str, str, bool]]], waive: list[str], waived: list[bool]) -> None:
-    assert [(name, let) for name, _, let in find("val", "greek", waive=waive)] == [
+def test_waived_findings(
+    find: Callable[..., list[tuple[str, str, bool]]], waive: list[str], waived: list[bool]
+) -> None:
+    assert [(name, is_waived) for name, _, is_waived in find("val", "greek", waive=waive)] == [
         ("val.char.unknown", waived[0]),
         ("val.char.divergence", waived[1]),
     ]
 
 
 @pytest.mark.parametrize("name", ["", "val", "dev.char", "val.chars", "characters.val"])
-def test_unknown_names_cannot_be_waived(name: str) -> None:
+def test_unknown_waiver_raises(name: str) -> None:
     with pytest.raises(
         UsageError, match=rf"'waive' takes FEATURE, .*, got '{name}'; splits: train, val, test; features: "
     ):
         make(ValidateSettings, {"waive": [name]}, "test")
 
 
-def test_drift_and_skew_against_another_data_set(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
+def test_drift_and_skew_against_earlier_data(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
     assert find("train", "train", earlier="mixed") == []
     assert find("val", "train", earlier="mixed") == []
     far, near = f"{divergence(ENGLISH, GREEK):.4f}", f"{divergence(ENGLISH, MIXED):.4f}"
-    what = f"the characters are {far} bits (Jensen-Shannon) from the train of old, the limit is "
-    assert find("train", "train", earlier="greek") == [("train.char.drift", what + "0.05", False)]
-    assert find("val", "train", earlier="greek") == [("val.char.skew", what + "0.1", False)]
+    message = f"the characters are {far} bits (Jensen-Shannon) from the train of old, the limit is "
+    assert find("train", "train", earlier="greek") == [("train.char.drift", message + "0.05", False)]
+    assert find("val", "train", earlier="greek") == [("val.char.skew", message + "0.1", False)]
     assert find("val", "train", earlier="greek", max_skew=0.99) == []
     assert find("train", "train", earlier="greek", max_drift=0.99) == []
-    what = f"the characters are {near} bits (Jensen-Shannon) from the train of old, the limit is 0.001"
-    assert find("train", "train", earlier="mixed", max_drift=0.001) == [("train.char.drift", what, False)]
+    message = f"the characters are {near} bits (Jensen-Shannon) from the train of old, the limit is 0.001"
+    assert find("train", "train", earlier="mixed", max_drift=0.001) == [("train.char.drift", message, False)]
 
 
-def test_every_split_must_fit_a_schema_that_is_given(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
-    ((name, what, _),) = find("train", "train", schema="greek")
+def test_given_schema_applies_to_all_splits(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
+    ((name, message, _),) = find("train", "train", schema="greek")
     assert name == "train.char.unknown"
-    assert what == (
+    assert message == (
         "14 characters missing from the schema, 75.472% of the text: "
         "'t' (320), 's' (240), 'e' (200), 'i' (120), 'o' (120), ..."
     )
     assert find("train", "train", schema="mixed") == []
 
 
-def test_a_schema_may_be_made_stricter_by_hand(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
+def test_edited_schema_is_enforced(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
     def edit(schema: module.Schema) -> None:
         for feature in schema.feature:
             if feature.name == "char":
@@ -266,34 +268,34 @@ def test_a_schema_may_be_made_stricter_by_hand(find: Callable[..., list[tuple[st
                 feature.int_domain.max = 50
         schema.feature.add(name="wor\x1bds", type=1).presence.min_count = 1
 
-    found = find("val", "mixed", schema="train", edit=edit, min_known=0.5)
-    names = [name for name, _, _ in found]
+    findings = find("val", "mixed", schema="train", edit=edit, min_known=0.5)
+    names = [name for name, _, _ in findings]
     assert names == [
         "val.char.unknown",
         "val.char.divergence",
         "val.longest_line.int_type_big_int",
         "val.wor\ufffdds.schema_missing_column",
     ]
-    assert all(what.isprintable() for _, what, _ in found)
+    assert all(message.isprintable() for _, message, _ in findings)
 
 
 def test_empty_split_is_a_finding(find: Callable[..., list[tuple[str, str, bool]]]) -> None:
     assert find("test", "nothing") == [("test.char.empty", "the split contains no text", False)]
 
 
-def test_distances_are_those_of_the_definition(statistics: dict[str, Statistics]) -> None:
+def test_distances_match_definition(statistics: dict[str, Statistics]) -> None:
     schema = schema_of(statistics["train"])
     rules = Rules(ValidateSettings(), None, Earlier("old", "0", statistics["mixed"]))
     splits = {"train": statistics["train"], "val": statistics["greek"]}
-    came = distances_of(check("val", splits, schema, rules))
-    assert came == {
+    distances = distances_of(check("val", splits, schema, rules))
+    assert distances == {
         "drift": (pytest.approx(divergence(GREEK, ENGLISH), abs=1e-6), 0.25),
         "skew": (pytest.approx(divergence(GREEK, MIXED), abs=1e-6), 0.1),
     }
     assert distances_of(check("train", splits, schema, Rules(ValidateSettings(), None, None))) == {}
 
 
-def test_comparison_with_another_data_set_and_its_schema(
+def test_comparison_with_earlier_data_and_its_schema(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, schema = tmp_path / "old", tmp_path / "old/validation/schema.pbtxt"
@@ -304,7 +306,7 @@ def test_comparison_with_another_data_set_and_its_schema(
     ):
         validate(folder, ValidateSettings(), against=old)
     validate(old, ValidateSettings())
-    # An edited schema is used as it is, comments of the text form aside.
+    # An edited schema is used unchanged, except for comments.
     schema.write_text("# reviewed\n" + schema.read_text(encoding="utf-8").replace('value: "I"', ""), encoding="utf-8")
     settings = ValidateSettings(min_known=0.9)
     stamp = validate(folder, settings, schema=schema, against=old).validation or {}
@@ -327,23 +329,23 @@ def test_comparison_with_another_data_set_and_its_schema(
 
 
 def test_hash_depends_on_rules_and_data(tmp_path: Path, statistics: dict[str, Statistics]) -> None:
-    one, other = (make_data(tmp_path / name, 100, train=name.encode()) for name in ("one", "other"))
+    data, other_data = (make_data(tmp_path / name, 100, train=name.encode()) for name in ("one", "other"))
     schema, earlier = schema_of(statistics["train"]), Earlier("old", "0", statistics["mixed"])
-    asked = [
-        Rules(ValidateSettings(), None, None).sha256_with(one),
-        Rules(ValidateSettings(), None, None).sha256_with(other),
-        Rules(ValidateSettings(waive=["char"]), None, None).sha256_with(one),
-        Rules(ValidateSettings(), schema, None).sha256_with(one),
-        Rules(ValidateSettings(), schema_of(statistics["mixed"]), None).sha256_with(one),
-        Rules(ValidateSettings(), None, earlier).sha256_with(one),
-        Rules(ValidateSettings(), None, dataclasses.replace(earlier, data_sha256="1")).sha256_with(one),
+    hashes = [
+        Rules(ValidateSettings(), None, None).sha256_with(data),
+        Rules(ValidateSettings(), None, None).sha256_with(other_data),
+        Rules(ValidateSettings(waive=["char"]), None, None).sha256_with(data),
+        Rules(ValidateSettings(), schema, None).sha256_with(data),
+        Rules(ValidateSettings(), schema_of(statistics["mixed"]), None).sha256_with(data),
+        Rules(ValidateSettings(), None, earlier).sha256_with(data),
+        Rules(ValidateSettings(), None, dataclasses.replace(earlier, data_sha256="1")).sha256_with(data),
     ]
-    assert len(set(asked)) == len(asked)
+    assert len(set(hashes)) == len(hashes)
     renamed = dataclasses.replace(earlier, name="new")
-    assert Rules(ValidateSettings(), None, renamed).sha256_with(one) == asked[5]
+    assert Rules(ValidateSettings(), None, renamed).sha256_with(data) == hashes[5]
 
 
-def test_against_itself_is_an_error(tmp_path: Path, folder: Path) -> None:
+def test_comparison_with_itself_raises(tmp_path: Path, folder: Path) -> None:
     for path in (folder, tmp_path / "copy"):
         make_data(path, 100, train=b"abc")
     for path in (folder, tmp_path / "copy"):
@@ -354,7 +356,7 @@ def test_against_itself_is_an_error(tmp_path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "what"),
+    ("data", "reason"),
     [
         (None, "no_such: No such file or directory"),
         (b"\xff", "is invalid: 'utf-8' codec can't decode byte 0xff"),
@@ -364,36 +366,36 @@ def test_against_itself_is_an_error(tmp_path: Path, folder: Path) -> None:
         (b"feature { name: 'char' type: BYTES }", "lists no characters: its feature 'char' has no domain"),
     ],
 )
-def test_invalid_schema(tmp_path: Path, folder: Path, data: bytes | None, what: str) -> None:
+def test_invalid_schema_raises(tmp_path: Path, folder: Path, data: bytes | None, reason: str) -> None:
     make_data(folder, 100, train=b"abc")
     path = tmp_path / "no_such"
     if data is not None:
         path.write_bytes(data)
-    with pytest.raises(UsageError, match=rf"--schema takes a schema written by validate, .*{what}") as error:
+    with pytest.raises(UsageError, match=rf"--schema takes a schema written by validate, .*{reason}") as error:
         validate(folder, ValidateSettings(), schema=path)
     assert str(error.value).isprintable()
 
 
-def test_schema_ignores_accidents_of_train(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schema_ignores_record_sizes_in_train(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RECORD_CHARS", 10)
-    # In train every record has 10 characters and one newline or none: other records are no less valid.
+    # In train every record has 10 characters and at most one newline; other records are valid too.
     make_data(folder, 10_000, train=b"abcdefghi\nabcdefgihj", val=b"\na\nbcdefghij\nabcd", test=b"abcdefghi\n")
     assert validate(folder, ValidateSettings(max_divergence=1.0)).validation is not None
 
 
-def test_a_data_set_of_train_alone(folder: Path) -> None:
+def test_data_set_with_only_train_is_valid(folder: Path) -> None:
     make_data(folder, 10_000, train=b"ab")
     assert validate(folder, ValidateSettings()).validation is not None
 
 
-def test_empty_train(folder: Path) -> None:
+def test_empty_train_raises(folder: Path) -> None:
     make_data(folder, 10_000, train=b"", val=b"ab")
     with pytest.raises(StageError, match=r"the split 'train' of .* is empty: run ingest again with more text"):
         validate(folder, ValidateSettings())
     assert not (folder / "validation").exists()
 
 
-def test_no_data_set(folder: Path) -> None:
+def test_missing_data_set_raises(folder: Path) -> None:
     with pytest.raises(StageError, match="does not exist: create it"):
         validate(folder, ValidateSettings())
 

@@ -17,49 +17,49 @@ WITH_END = Vocab("char", (b"a", "é".encode(), b""), end_id=2)
 
 
 @given(st.binary())
-def test_bytes_are_their_own_ids(text: bytes) -> None:
+def test_byte_ids_are_byte_values(text: bytes) -> None:
     ids = byte_vocab().encode(text)
     assert ids.dtype == np.uint8
     assert ids.tolist() == list(text)
     assert byte_vocab().decode(ids) == text
 
 
-def test_a_subset_of_bytes() -> None:
+def test_subset_of_bytes() -> None:
     ids = SMALL.encode(b"aab\nb")
     np.testing.assert_array_equal(ids, np.array([2, 2, 0, 1, 0], np.uint8))
     assert SMALL.decode(ids) == b"aab\nb"
     assert (SMALL.size, SMALL.start_id, SMALL.dtype) == (3, 1, np.uint8)
 
 
-def test_a_byte_outside_is_named_with_its_offset() -> None:
+def test_unknown_byte_is_reported_with_its_offset() -> None:
     with pytest.raises(StageError, match="byte 0x78 at offset 2 is not in the vocabulary"):
         SMALL.encode(b"abxay")
 
 
-def test_decode_takes_any_integers_and_refuses_what_is_too_large() -> None:
+def test_decode_accepts_any_integers_and_rejects_large_ids() -> None:
     assert byte_vocab().decode(np.array([[72, 105]], np.int32)) == b"Hi"
     assert byte_vocab().decode([]) == b""
     with pytest.raises(IndexError):
         SMALL.decode([3])
 
 
-def test_start_is_the_newline() -> None:
+def test_start_id_is_the_newline() -> None:
     assert byte_vocab().start_id == 10
     assert Vocab("byte", (b"a", b"b")).start_id == 0
 
 
 @pytest.mark.parametrize("vocab", [byte_vocab(), SMALL, byte_vocab("newline"), byte_vocab("token"), CHARS, WITH_END])
 def test_json_round_trip(vocab: Vocab) -> None:
-    again = Vocab.from_json(json.loads(json.dumps(vocab.to_json())))
-    assert again == vocab
-    assert again.sha256 == vocab.sha256
+    restored = Vocab.from_json(json.loads(json.dumps(vocab.to_json())))
+    assert restored == vocab
+    assert restored.sha256 == vocab.sha256
 
 
-def test_json_is_exact() -> None:
+def test_byte_vocab_json() -> None:
     assert SMALL.to_json() == {"unit": "byte", "symbols": "620a61"}
 
 
-def test_hash_depends_on_the_order() -> None:
+def test_hash_depends_on_order() -> None:
     assert SMALL.sha256 != Vocab("byte", (b"a", b"\n", b"b")).sha256
 
 
@@ -76,22 +76,22 @@ def test_hash_depends_on_the_order() -> None:
         ("byte", (b"ab",), "every symbol of a byte vocabulary must be one byte"),
     ],
 )
-def test_invalid_vocabularies(unit: str, symbols: tuple[bytes, ...], message: str) -> None:
+def test_invalid_vocabularies_raise(unit: str, symbols: tuple[bytes, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Vocab(unit, symbols)
 
 
-def test_vocab_and_manifest_import_nothing_heavy() -> None:
+def test_vocab_and_manifest_import_no_heavy_packages() -> None:
     code = (
         "import sys, pipeline.manifest, pipeline.shards, pipeline.vocab;"
         "heavy = {'tensorflow', 'apache_beam', 'tensorflow_data_validation'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
-def test_invalid_ids() -> None:
+def test_invalid_special_ids_raise() -> None:
     for name in ("end_id", "unknown_id"):
         with pytest.raises(ValueError, match=f"{name} must be an id, 0 to 0, got 1"):
             Vocab("char", (b"a",), **{name: 1})
@@ -100,7 +100,7 @@ def test_invalid_ids() -> None:
 
 
 @given(st.text(alphabet="\nabé世😀xyß\ufffd", max_size=40))
-def test_characters_against_a_dict(text: str) -> None:
+def test_characters_match_a_dict(text: str) -> None:
     ids = {c: i for i, c in enumerate("\nabé世\ufffd😀")}
     kept, outside = CHARS.encode_known(text.encode(), keep_unknown=True)
     np.testing.assert_array_equal(kept, np.array([ids.get(c, 5) for c in text], np.uint8))
@@ -112,7 +112,7 @@ def test_characters_against_a_dict(text: str) -> None:
     assert CHARS.decode(kept).decode() == "".join(c if c in ids else "\ufffd" for c in text)
 
 
-def test_a_large_vocabulary_and_ascii_text() -> None:
+def test_large_vocabulary_with_and_without_ascii_text() -> None:
     symbols = "".join(map(chr, [*range(0x20, 0x7F), *range(0x4E00, 0x4E00 + 300), 0xFFFD]))
     vocab = Vocab("char", tuple(c.encode() for c in symbols), unknown_id=395)
     for text in ("plain\tASCII", "plain\tand 一"):
@@ -121,7 +121,7 @@ def test_a_large_vocabulary_and_ascii_text() -> None:
         assert ids.tolist() == [symbols.index(c) if c in symbols else 395 for c in text]
 
 
-def test_end_token_without_text() -> None:
+def test_end_token_has_no_text() -> None:
     assert (WITH_END.size, WITH_END.start_id) == (3, 2)
     assert WITH_END.decode([0, 2, 1, 2]) == "aé".encode()
     assert byte_vocab("token").decode([104, 256, 105]) == b"hi"
@@ -129,7 +129,7 @@ def test_end_token_without_text() -> None:
     assert (byte_vocab("token").start_id, byte_vocab("newline").end_id) == (256, 10)
 
 
-def test_a_character_outside_is_named_with_its_offset() -> None:
+def test_unknown_character_is_reported_with_its_offset() -> None:
     for text in ("aéxé", "aéßé"):
         with pytest.raises(StageError, match=r"the character '[xß]' \(U\+00..\) at offset 3 is not in the vocabulary"):
             WITH_END.encode(text.encode())
@@ -146,12 +146,15 @@ def test_prompt_ids() -> None:
 def test_char_vocab() -> None:
     counts = Counter("bbbaaccé\n")
     assert char_vocab(counts).symbols == (b"\n", b"a", b"b", b"c", "é".encode())
-    assert char_vocab(counts, max_size=2).symbols == (b"a", b"b")  # of a and c, equally frequent, the lower
+    assert char_vocab(counts, max_size=2).symbols == (
+        b"a",
+        b"b",
+    )  # a and c are equally frequent: the lower code point wins
     assert char_vocab(counts, min_count=2).symbols == (b"a", b"b", b"c")
     assert char_vocab(counts, max_size=3, end="newline") == Vocab("char", (b"\n", b"a", b"b"), end_id=0)
     assert char_vocab(Counter("b"), end="newline") == Vocab("char", (b"\n", b"b"), end_id=0)
-    wanted = Vocab("char", (b"b", "\ufffd".encode(), b""), end_id=2, unknown_id=1)
-    assert char_vocab(counts, max_size=3, end="token", replace=True) == wanted
+    expected = Vocab("char", (b"b", "\ufffd".encode(), b""), end_id=2, unknown_id=1)
+    assert char_vocab(counts, max_size=3, end="token", replace=True) == expected
     with pytest.raises(ValueError, match="one or more distinct symbols"):
         char_vocab(counts, min_count=4)
     with pytest.raises(ValueError, match="a vocabulary of 1 has no room"):
@@ -159,12 +162,12 @@ def test_char_vocab() -> None:
 
 
 @given(st.lists(st.text(max_size=9), max_size=5))
-def test_counting_characters(texts: list[str]) -> None:
+def test_count_characters(texts: list[str]) -> None:
     counts = count_characters(text.encode() for text in texts)
-    found = np.flatnonzero(counts)
-    assert dict(zip(characters(found), counts[found].tolist(), strict=True)) == Counter("".join(texts))
+    codes = np.flatnonzero(counts)
+    assert dict(zip(characters(codes), counts[codes].tolist(), strict=True)) == Counter("".join(texts))
 
 
-def test_char_json_is_exact() -> None:
+def test_char_vocab_json() -> None:
     assert CHARS.to_json() == {"unit": "char", "symbols": "\nabé世\ufffd😀", "end_id": 0, "unknown_id": 5}
     assert WITH_END.to_json() == {"unit": "char", "symbols": "aé", "end_id": 2}
