@@ -14,8 +14,8 @@ from pipeline.vocab import char_vocab
 TEXT = b"def spam(eggs):\n    return eggs * 2\n\n\n" * 10
 
 
-def trained(folder: Path, manifest: Manifest, model: dict[str, Any], total: int) -> Path:
-    """Train a run for `total` steps on the data set `data` beside its folder."""
+def train_run(folder: Path, manifest: Manifest, model: dict[str, Any], total: int) -> Path:
+    """Train a run for `total` steps on the data set in its sibling folder `data`."""
     import tensorflow as tf
 
     from pipeline.lanes import windows_per_epoch
@@ -37,24 +37,24 @@ def trained(folder: Path, manifest: Manifest, model: dict[str, Any], total: int)
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
-    """A small run over bytes, trained for a few steps: 2 layers of 9 units."""
+    """Small run over bytes, with 2 layers of 9 units, after a few training steps."""
 
     def make(folder: Path) -> None:
         manifest = make_data(folder / "data", 1000, train=TEXT, val=TEXT[:100])
-        trained(folder / "tiny", manifest, {"units": 9}, total=12)
+        train_run(folder / "tiny", manifest, {"units": 9}, total=12)
 
     return once(tmp_path_factory, "exported", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
 def documents_run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
-    """The same over characters: names, one document per line, with U+FFFD for unknown characters."""
+    """Small run over characters: names, one document per line, with U+FFFD for unknown characters."""
 
     def make(folder: Path) -> None:
         text = "Анна\nZoë\nĐorđe\nあい\n".encode() * 10
         vocab = char_vocab(Counter(text.decode()), end="newline", replace=True)
         manifest = make_data(folder / "data", 50, vocab, train=text, val=text)
-        trained(folder / "names", manifest, {"units": 9}, total=10)
+        train_run(folder / "names", manifest, {"units": 9}, total=10)
 
     return once(tmp_path_factory, "documents", make) / "names"
 
@@ -74,14 +74,14 @@ def other_run(
 
     def make(folder: Path) -> None:
         manifest = make_data(folder / "data", 50, char_vocab(Counter(TEXT.decode())), train=TEXT, val=TEXT[:100])
-        trained(folder / request.param, manifest, OTHERS[request.param], total=5)
+        train_run(folder / request.param, manifest, OTHERS[request.param], total=5)
 
     return once(tmp_path_factory, f"other {request.param}", make) / request.param
 
 
 @pytest.fixture(scope="session")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base path of the fake model, versions 1 and 2."""
+    """Base path of the fake model, with versions 1 and 2."""
 
     def make(folder: Path) -> None:
         import fake_model
@@ -93,7 +93,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(fake: Path) -> Iterator[serving.Endpoint]:
-    """A server of the fake model: TF Serving, or the stand-in. pytest's last line reports which."""
+    """Server of the fake model: TF Serving or the stand-in; pytest's last line reports which."""
     with serving.served(fake) as server:
         yield server
 

@@ -16,7 +16,7 @@ LONGEST = 4096
 CELLS, WIDTH = 4, 3
 
 
-def written(seed: int, prompt: bytes, length: int) -> bytes:
+def text_of(seed: int, prompt: bytes, length: int) -> bytes:
     """Compute the model's text in Python, without stop strings."""
     start = (seed + len(prompt)) % len(BOOK)
     return (BOOK * (1 + (start + length) // len(BOOK)))[start : start + length]
@@ -32,7 +32,7 @@ FURTHER = {**spec(tf.int32, "top_k"), **spec(tf.float32, "top_p", "repetition_pe
 
 
 class Fake(tf.Module):
-    """version: is part of info and of the carry."""
+    """The predictable model. version: reported by info and stored in carries."""
 
     def __init__(self, version: int):
         super().__init__()
@@ -48,7 +48,7 @@ class Fake(tf.Module):
 
             def ahead(row):
                 text, stop = row
-                parts = tf.strings.split([text], stop).flat_values  # none where the text is empty
+                parts = tf.strings.split([text], stop).flat_values  # no parts if the text is empty
                 return tf.where(stop == "", text, tf.concat([parts, [""]], 0)[0])
 
             cut = tf.map_fn(ahead, (text, stop), fn_output_signature=tf.string)
@@ -112,7 +112,7 @@ class Fake(tf.Module):
             return {**outputs, "carry_bytes": state(read, drawn + passed), "n_back": n_back}
 
         def scored(text):
-            """Two bits per byte for any text."""
+            """Score any text with two bits per byte."""
             nats = 2 * tf.math.log(2.0) * tf.cast(length_of(text), tf.float32)
             empty = tf.where(text == "", "error: nothing to score", "")
             bits = tf.where(text == "", 0.0, 2.0)
@@ -129,7 +129,7 @@ class Fake(tf.Module):
 
         @tf.function(input_signature=[*spec(tf.string, "text").values(), *spec(tf.int32, "layer").values()])
         def neurons(text, layer):
-            """Unit u of layer l holds 100 l + 10 p + u after p bytes."""
+            """Unit u of layer l has the state 100 l + 10 p + u after p bytes."""
             real = tf.sequence_mask(length_of(text), dtype=tf.float32)
             place = 100 * tf.cast(layer, tf.float32)[:, None] + 10 * tf.range(
                 1, 1 + tf.cast(tf.shape(real)[1], tf.float32)

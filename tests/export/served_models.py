@@ -1,4 +1,4 @@
-"""Small served models, queried row by row, and a slow reference for their answers."""
+"""Small served models, queried by rows, and a slow reference implementation."""
 
 import fcntl
 import functools
@@ -45,7 +45,7 @@ DEFAULTS: Row = {
 
 
 def columns(signature: str, rows: list[Row]) -> Columns:
-    """Inputs of a signature from rows; DEFAULTS fills in what a row leaves out."""
+    """Convert rows to the inputs of a signature, with DEFAULTS for missing values."""
     inputs: Columns = {}
     for name in INPUTS[signature]:
         inputs[name] = np.empty(len(rows), DTYPES[name].as_numpy_dtype)
@@ -72,11 +72,11 @@ class ServedModel:
         return self.query(signature, [row])[0]
 
     def text(self, rng: np.random.Generator, most: int) -> bytes:
-        """Random text of at most `most` characters."""
+        """Return random text of at most `most` characters."""
         return self.vocab.decode(rng.integers(0, self.vocab.size, rng.integers(0, most + 1)))
 
     def row(self, rng: np.random.Generator, longest: int = LIMITS.length) -> Row:
-        """A random request of `generate`."""
+        """Return a random request of `generate`."""
         return {
             "prompt": self.text(rng, LIMITS.prompt if rng.random() < 0.1 else 20),
             "length": rng.integers(0, longest + 1),
@@ -90,7 +90,7 @@ class ServedModel:
 
 
 class ExportedModel(ServedModel):
-    """Files of an export, run in a Session as a server does."""
+    """Files of an export, run in a Session like on a server."""
 
     def __init__(self, sampler: Sampler, base: Path):
         super().__init__(sampler)
@@ -106,27 +106,27 @@ class ExportedModel(ServedModel):
 
 @functools.cache
 def exported(run: Path) -> ExportedModel:
-    """Export a run as `python -m export savedmodel` does, but without the proof, which has a test of its own.
+    """Export a run like `python -m export savedmodel`, but without the proof, which is tested separately.
 
-    All workers of the test run share the export.
+    All pytest-xdist workers share the export.
     """
     base = run.parent / "served" / run.name
     with (run.parent / "export.lock").open("w") as lock, mock.patch.object(saved_model, "prove"):
         fcntl.flock(lock, fcntl.LOCK_EX)
         saved_model.export_saved_model(run, base, version=1, force=False, limits=LIMITS)
-    opened = read_run(run)
-    return ExportedModel(Sampler(checkpoint.load_model(opened), opened.vocab, LIMITS), base)
+    loaded_run = read_run(run)
+    return ExportedModel(Sampler(checkpoint.load_model(loaded_run), loaded_run.vocab, LIMITS), base)
 
 
 def random_model(vocab: Vocab, seed: int = 4, **config: Any) -> ServedModel:
-    """A model with random weights, large enough for varied text that depends on everything before it."""
+    """Return a model whose random weights are large enough for varied text that depends on the whole prefix."""
     net = CharRNN(ModelConfig(**config), vocab.size, seed)
     random = np.random.default_rng(seed)
     net.set_weights([(2 if w.ndim > 1 else 1) * (w + 0.1 * random.normal(size=w.shape)) for w in net.get_weights()])
     return ServedModel(Sampler(net, vocab, LIMITS, frozen=True))
 
 
-# The reference: the model's own calls, one character each.
+# The reference: direct calls of the model, one character at a time.
 
 
 class ReferenceLoop:
@@ -155,30 +155,30 @@ class Continuation(NamedTuple):
 
 
 def reference_text(reference: ReferenceLoop, row: Row) -> Continuation:
-    """Compute the answer of `generate`, in the order of Hugging Face's generate, with the same random numbers."""
+    """Compute the text of `generate` in the order of Hugging Face's generate, with the same random numbers."""
     row, vocab = {**DEFAULTS, **row}, reference.vocab
-    warm, stop = draw.sharpness(tf.constant([row["temperature"]], tf.float32)), vocab.encode(row["stop"]).tolist()
+    sharpness, stop = draw.sharpness(tf.constant([row["temperature"]], tf.float32)), vocab.encode(row["stop"]).tolist()
     seed, zero = tf.constant([row["seed"]], tf.int64), tf.constant([0], tf.int64)
-    uniforms = draw.uniforms(seed, zero, warm, tf.constant(max(int(row["length"]), 1))).numpy()[:, 0]
+    uniforms = draw.uniforms(seed, zero, sharpness, tf.constant(max(int(row["length"]), 1))).numpy()[:, 0]
     logits, carries = reference.read(vocab.prompt_ids(row["prompt"]))
-    seen: list[int] = vocab.encode(row["prompt"]).tolist()
-    written: list[int] = []
+    prompt_ids: list[int] = vocab.encode(row["prompt"]).tolist()
+    ids: list[int] = []
     log_probs: list[float] = []
     kept, reason = 0, b"length"
-    while len(written) < row["length"]:
+    while len(ids) < row["length"]:
         now = logits[-1].astype(np.float64)
-        drawn = reference_choice(now, [*seen, *written][-MEMORY:], row, float(uniforms[len(written)]))
+        drawn = reference_choice(now, [*prompt_ids, *ids][-MEMORY:], row, float(uniforms[len(ids)]))
         log_probs.append(now[drawn] - np.log(np.sum(np.exp(now - now.max()))) - now.max())
-        written.append(drawn)
-        kept = len(written)
-        if stop and written[-len(stop) :] == stop:
+        ids.append(drawn)
+        kept = len(ids)
+        if stop and ids[-len(stop) :] == stop:
             kept, reason = kept - len(stop), b"stop"
             break
         if drawn == vocab.end_id:
             kept, reason = kept - 1, b"stop"
             break
         logits, carries = reference.read([drawn], tf.constant(carries[-1:]))
-    return Continuation(vocab.decode(written[:kept]), float(np.sum(log_probs[:kept])), reason)
+    return Continuation(vocab.decode(ids[:kept]), float(np.sum(log_probs[:kept])), reason)
 
 
 def reference_choice(logits: npt.NDArray[Any], recent: list[int], row: Row, uniform: float) -> int:

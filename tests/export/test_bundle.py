@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_unpack_returns_what_was_packed(path: Path) -> None:
+def test_pack_and_unpack_round_trip(path: Path) -> None:
     flatbuffer, about = unpack(path)
     assert flatbuffer == FLATBUFFER
     assert ABOUT.items() <= about.items()
@@ -27,7 +27,7 @@ def test_unpack_returns_what_was_packed(path: Path) -> None:
     assert pack(FLATBUFFER, ABOUT) == path.read_bytes()
 
 
-def test_any_zip_tool_reads_the_vocabulary(path: Path) -> None:
+def test_zip_tools_can_read_the_vocabulary(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["vocab.json"]
         assert archive.testzip() is None
@@ -35,7 +35,7 @@ def test_any_zip_tool_reads_the_vocabulary(path: Path) -> None:
         assert archive.getinfo("vocab.json").header_offset == len(FLATBUFFER)
 
 
-def test_a_truncated_file_is_refused_at_any_length(path: Path) -> None:
+def test_truncation_is_detected_at_any_length(path: Path) -> None:
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
@@ -43,7 +43,7 @@ def test_a_truncated_file_is_refused_at_any_length(path: Path) -> None:
             unpack(path)
 
 
-def test_a_flipped_bit_is_detected_anywhere(path: Path) -> None:
+def test_flipped_bit_is_detected_anywhere(path: Path) -> None:
     content = path.read_bytes()
     for index in range(len(content)):
         for bit in (0, 3, 7):
@@ -52,7 +52,7 @@ def test_a_flipped_bit_is_detected_anywhere(path: Path) -> None:
                 unpack(path)
 
 
-def test_an_inserted_byte_is_detected_anywhere(path: Path) -> None:
+def test_inserted_byte_is_detected_anywhere(path: Path) -> None:
     content = path.read_bytes()
     for index in (0, 100, len(FLATBUFFER), len(content)):
         path.write_bytes(content[:index] + b"\0" + content[index:])
@@ -60,14 +60,14 @@ def test_an_inserted_byte_is_detected_anywhere(path: Path) -> None:
             unpack(path)
 
 
-def test_the_vocabulary_of_another_flatbuffer_is_refused(path: Path) -> None:
+def test_vocabulary_of_another_flatbuffer_is_rejected(path: Path) -> None:
     other = FLATBUFFER[::-1]
     path.write_bytes(other + pack(FLATBUFFER, ABOUT)[len(FLATBUFFER) :])
     with pytest.raises(StageError, match="checksum mismatch"):
         unpack(path)
 
 
-def test_a_missing_file_and_another_format_are_refused(path: Path) -> None:
+def test_missing_file_and_unsupported_format_raise(path: Path) -> None:
     with pytest.raises(StageError, match=r"cannot read .*gone \(No such file or directory\)"):
         unpack(path.with_name("gone"))
     path.write_bytes(pack(FLATBUFFER, {**ABOUT, "format_version": 9}))

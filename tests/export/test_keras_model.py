@@ -25,13 +25,13 @@ def load(run: Path) -> checkpoint.CharRNN:
 
 @pytest.fixture(scope="module")
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder exported as by the command, proof in a fresh process included."""
+    """Folder exported like by the command, including the proof in a fresh process."""
     out = tmp_path_factory.mktemp("exported") / "tiny"
     export_keras(run, out, BATCH, force=False)
     return out
 
 
-def test_the_file_has_stock_layers_and_the_checkpoints_logits(run: Path, exported: Path) -> None:
+def test_file_has_stock_layers_and_matches_the_checkpoint(run: Path, exported: Path) -> None:
     loaded, model = keras.models.load_model(exported / "model.keras"), load(run)
     assert {type(operation).__module__.split(".")[0] for operation in loaded.operations} == {"keras"}
     names = [operation.name for operation in loaded.operations]
@@ -43,12 +43,12 @@ def test_the_file_has_stock_layers_and_the_checkpoints_logits(run: Path, exporte
     for _ in range(2):
         pieces = [loaded.predict(part, verbose=0) for part in (ids[:, :13], ids[:, 13:14], ids[:, 14:])]
         np.testing.assert_allclose(np.concatenate(pieces, 1), expected, atol=1e-5)
-        for layer in loaded.layers:  # as --help says
+        for layer in loaded.layers:  # as documented in --help
             if hasattr(layer, "reset_states"):
                 layer.reset_states()
 
 
-def test_every_cell_is_exported(other_run: Path, tmp_path: Path) -> None:
+def test_all_cells_are_exported(other_run: Path, tmp_path: Path) -> None:
     model = load(other_run)
     stock_model(model, 2).save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -58,31 +58,29 @@ def test_every_cell_is_exported(other_run: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.concatenate(pieces, 1), expected, atol=1e-5)
 
 
-def test_the_proof_cannot_import_this_project(tmp_path: Path) -> None:
+def test_proof_cannot_import_this_project(tmp_path: Path) -> None:
     program = "import trainers" + LOAD
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.stderr.strip().endswith("No module named 'trainers'")
+    assert process.stderr.strip().endswith("No module named 'trainers'")
 
 
-def test_the_proof_rejects_a_file_of_another_model(run: Path, exported: Path) -> None:
+def test_proof_rejects_file_of_another_model(run: Path, exported: Path) -> None:
     other = load(run)
     other.dense.bias.assign_add(0.001 * tf.one_hot(7, 256))
     with pytest.raises(StageError, match=r"the exported \.keras's logits differ by 0\.001"):
         prove(exported, other, BATCH)
 
 
-def test_a_file_that_keras_alone_cannot_load_is_not_moved_into_place(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keras_model, "stock_model", lambda model, batch: model)  # a class of this project
+def test_file_that_needs_custom_classes_is_not_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras_model, "stock_model", lambda model, batch: model)  # a custom class
     with pytest.raises(StageError, match=r"the exported \.keras does not load in a fresh process: .*CharRNN"):
         export_keras(run, tmp_path / "tiny", BATCH, force=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_models_folder_is_rejected_and_the_same_model_is_kept(
+def test_same_model_is_kept_and_different_model_is_rejected(
     run: Path, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export_keras(run, exported, BATCH, force=False)

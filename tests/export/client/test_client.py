@@ -1,4 +1,4 @@
-"""The client with a gRPC server, TF Serving or the stand-in, and a predictable model."""
+"""The client against TF Serving or the stand-in, serving a predictable model."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from fake_model import BOOK, LONGEST, written
+from fake_model import BOOK, LONGEST, text_of
 from grpc import StatusCode
 from serving import Endpoint
 
@@ -63,16 +63,16 @@ TENSORS = [
 
 
 @pytest.mark.parametrize("array", TENSORS, ids=lambda array: f"{array.dtype}{array.shape}")
-def test_tensors_match_tensorflows(array: Any) -> None:
-    for got in (
+def test_tensors_match_tensorflow(array: Any) -> None:
+    for actual in (
         tf.make_ndarray(protos.to_tensor(array)),
         protos.from_tensor(protos.to_tensor(array)),
         protos.from_tensor(tf.make_tensor_proto(array)),
     ):
-        assert (got.dtype, got.shape, got.tolist()) == (array.dtype, array.shape, array.tolist())
+        assert (actual.dtype, actual.shape, actual.tolist()) == (array.dtype, array.shape, array.tolist())
 
 
-def test_the_last_listed_value_fills_a_tensor() -> None:
+def test_last_listed_value_fills_the_tensor() -> None:
     proto = tf.make_tensor_proto([1.0, 2.0, 3.0, 4.0])
     proto.tensor_content = b""
     assert protos.from_tensor(proto).tolist() == [0, 0, 0, 0]
@@ -90,8 +90,8 @@ def test_unsupported_tensor_types_are_rejected() -> None:
         protos.to_tensor(np.array([0.5]))
 
 
-# Runs in a fresh process, because this one has imported TensorFlow already.
-LATER = """
+# For a fresh process: this one has imported TensorFlow already.
+TENSORFLOW_AFTER_CLIENT = """
 import sys
 from export.client import client, protos
 
@@ -111,22 +111,24 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 assert isinstance(proto, tensor_pb2.TensorProto)
 predict_pb2.PredictRequest().inputs["x"].CopyFrom(tf.make_tensor_proto([1.5]))
-assert not hasattr(tf, "core"), "a name that TensorFlow takes back itself"
+assert not hasattr(tf, "core"), "TensorFlow removes this name itself"
 print("done")
 """
 
 
 @pytest.mark.slow
-def test_the_client_needs_no_tensorflow_and_leaves_it_whole() -> None:
-    done = subprocess.run([sys.executable, "-c", LATER], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout == "done\n", done.stderr
+def test_client_neither_imports_nor_breaks_tensorflow() -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", TENSORFLOW_AFTER_CLIENT], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.stdout == "done\n", process.stderr
 
 
 # Text.
 
 
-def test_a_prompt_is_continued(client: Client) -> None:
-    drawn = written(3, b"ab", 20)
+def test_generate_continues_a_prompt(client: Client) -> None:
+    drawn = text_of(3, b"ab", 20)
     text, log_prob = drawn.decode(errors="replace"), float(np.float32(-1100.8))
     assert client.generate("ab", 20, seed=3) == Generated(text, drawn, 20, log_prob, "length")
     assert client.generate(b"ab", 20, seed=3, temperature=0.5, top_k=7, top_p=0.25, repetition_penalty=2).log_prob == (
@@ -134,19 +136,21 @@ def test_a_prompt_is_continued(client: Client) -> None:
     )
     cut = drawn.partition(b"Zo")[0]
     assert client.generate("ab", 20, seed=3, stop="Zo") == Generated(cut.decode(), cut, len(cut), log_prob, "stop")
-    assert client.generate().text_bytes == written(1, b"", 500)
+    assert client.generate().text_bytes == text_of(1, b"", 500)
 
 
-def test_each_text_of_a_list_has_its_own_settings_and_error(client: Client) -> None:
-    got = client.generate(["ab", "é", ""], [20, LONGEST + 1, 5], seed=[3, 4, 5], temperature=0.5, stop=["", "", "s"])
+def test_each_row_has_its_own_settings_and_error(client: Client) -> None:
+    results = client.generate(
+        ["ab", "é", ""], [20, LONGEST + 1, 5], seed=[3, 4, 5], temperature=0.5, stop=["", "", "s"]
+    )
     error = f"error: the length must be 0 to 4096, got {LONGEST + 1}"
-    first, third = written(3, b"ab", 20), written(5, b"", 5).partition(b"s")[0]
-    assert got == [
+    first, third = text_of(3, b"ab", 20), text_of(5, b"", 5).partition(b"s")[0]
+    assert results == [
         Generated(first.decode(errors="replace"), first, 20, -1100.5, "length"),
         Generated("", b"", 0, -1100.5, error),
         Generated(third.decode(errors="replace"), third, len(third), -1100.5, "stop"),
     ]
-    assert [row.error for row in got] == ["", error.removeprefix("error: "), ""]
+    assert [row.error for row in results] == ["", error.removeprefix("error: "), ""]
     assert client.generate([b"ab"], 20, seed=[3]) == [client.generate("ab", 20, seed=3)]
     with pytest.raises(
         StageError, match=r"the model 'fake' at \S+ rejects the request: the length must be 0 to 4096, got 5000"
@@ -159,7 +163,7 @@ def test_each_text_of_a_list_has_its_own_settings_and_error(client: Client) -> N
     [("ab", b"c"), np.array(["ab", "c"]), np.array(["ab", "c"], object), np.array([b"ab", b"c"])],
     ids=["tuple", "strings", "objects", "bytes"],
 )
-def test_several_texts_may_be_a_tuple_or_an_array(client: Client, texts: Any) -> None:
+def test_texts_may_be_a_tuple_or_an_array(client: Client, texts: Any) -> None:
     assert client.score(texts) == client.score(["ab", "c"])
     settings = {"temperature": np.array([0.5, 1.0]), "seed": (3, 4), "length": np.array([7, 9])}
     expected = client.generate(["ab", "c"], temperature=[0.5, 1.0], seed=[3, 4], length=[7, 9])
@@ -167,7 +171,7 @@ def test_several_texts_may_be_a_tuple_or_an_array(client: Client, texts: Any) ->
     assert client.generate(texts[0], np.int64(7), seed=np.int32(3), temperature=np.float32(0.5)) == expected[0]
 
 
-STREAMS = [(1, 1), (7, 40), (128, 0)]  # piece, seed: 1 starts within a character, 40 in the words before THE END
+STREAMS = [(1, 1), (7, 40), (128, 0)]  # (piece, seed); seed 1 starts within a character, 40 in the words before THE END
 SLOW = [(1, 0), (1, 40), (7, 0), (7, 1), (128, 1), (128, 40)]
 
 
@@ -177,7 +181,7 @@ SLOW = [(1, 0), (1, 40), (7, 0), (7, 1), (128, 1), (128, 40)]
 @pytest.mark.parametrize(
     "stop", ["", "THE END", "END", "THE THE", ".\nÄ", "あ", "\n", "Zoë' — naïve あい words; THE E"]
 )
-def test_a_stream_joins_to_the_text_of_one_call(client: Client, piece: int, stop: str, seed: int) -> None:
+def test_stream_joins_to_the_text_of_one_call(client: Client, piece: int, stop: str, seed: int) -> None:
     for length in (0, 1, 46, 150):
         whole = client.generate("", length, seed=seed, stop=stop)
         pieces = list(client.stream("", length, seed=seed, stop=stop, piece=piece))
@@ -186,24 +190,24 @@ def test_a_stream_joins_to_the_text_of_one_call(client: Client, piece: int, stop
         assert all(pieces)
 
 
-def test_a_stream_has_growing_pieces_and_may_exceed_the_limit_of_one_call(client: Client) -> None:
+def test_stream_has_growing_pieces_and_no_length_limit(client: Client) -> None:
     pieces = list(client.stream_bytes("x", LONGEST + 500, seed=2))
     assert [len(piece) for piece in pieces] == [8, 16, 32, 64] + [128] * 34 + [124]
-    assert b"".join(pieces) == written(2, b"x", LONGEST + 500)
+    assert b"".join(pieces) == text_of(2, b"x", LONGEST + 500)
     assert [len(piece) for piece in client.stream_bytes("x", 20, piece=3)] == [3] * 6 + [2]
 
 
 @pytest.mark.parametrize(("settings", "end"), [({"seed": 1, "stop": "THE END"}, b"THE END"), ({"seed": -9}, b"\n")])
-def test_a_stream_makes_no_call_after_the_end(fake: Path, settings: dict[str, Any], end: bytes) -> None:
-    """A negative seed ends the text at the end of a document."""
+def test_stream_makes_no_call_after_the_end(fake: Path, settings: dict[str, Any], end: bytes) -> None:
+    """With a negative seed, the text ends at the end of a document."""
     faults = FaultInjector()
     with serving(StandIn(fake), interceptors=[faults]) as target, Client(target, "fake") as client:
         text = b"".join(client.stream_bytes("", 10_000, **settings))
-    assert text == written(settings["seed"], b"", 10_000).partition(end)[0]
+    assert text == text_of(settings["seed"], b"", 10_000).partition(end)[0]
     assert faults.calls == next(n for n in range(1, 9) if 8 * (2**n - 1) >= len(text + end))
 
 
-def test_a_stream_stays_with_its_first_version(fake: Path, tmp_path: Path) -> None:
+def test_stream_stays_with_its_first_version(fake: Path, tmp_path: Path) -> None:
     base = tmp_path / "fake"
     shutil.copytree(fake / "1", base / "1")
     stand_in = StandIn(base)
@@ -213,17 +217,17 @@ def test_a_stream_stays_with_its_first_version(fake: Path, tmp_path: Path) -> No
         shutil.copytree(fake / "2", base / "2")
         stand_in.poll()
         assert client.info()["version"] == 2
-        assert first + b"".join(pieces) == written(1, b"", 200)
+        assert first + b"".join(pieces) == text_of(1, b"", 200)
 
 
 def test_continue_resumes_from_a_carry(client: Client) -> None:
-    begun = client.continue_(prompt="ab", length=5, seed=3)
-    drawn = written(3, b"ab", 12)
-    version = begun.carry.version
+    first = client.continue_(prompt="ab", length=5, seed=3)
+    drawn = text_of(3, b"ab", 12)
+    version = first.carry.version
     text = drawn[:5].decode(errors="replace")
     log_prob = float(np.float32(-1100.8))
-    assert begun == Continued(text, drawn[:5], 5, log_prob, "length", Carry(f"2:5:{version}".encode(), version), 0)
-    assert client.continue_(begun.carry, length=7, seed=3).text_bytes == drawn[5:]
+    assert first == Continued(text, drawn[:5], 5, log_prob, "length", Carry(f"2:5:{version}".encode(), version), 0)
+    assert client.continue_(first.carry, length=7, seed=3).text_bytes == drawn[5:]
     started = client.start("ab")
     assert started.logits.tolist() == [0, 0, 1, 0]
     assert client.continue_(started.carry, length=12, seed=3).text_bytes == drawn
@@ -252,7 +256,7 @@ def test_n_back_counts_the_bytes_of_a_stop_in_earlier_pieces(
     assert (part.text_bytes, part.n_back, part.finish_reason, part.carry.data) == expected
 
 
-def test_the_version_of_a_carry_answers(server: Endpoint) -> None:
+def test_carry_selects_its_version(server: Endpoint) -> None:
     with Client(*server, version=1) as old, Client(*server) as latest:
         carry = old.continue_(length=5).carry
         assert carry == Carry(b"0:5:1", 1)
@@ -261,7 +265,7 @@ def test_the_version_of_a_carry_answers(server: Endpoint) -> None:
         assert stable.info()["version"] == 1
 
 
-def test_scores(client: Client) -> None:
+def test_score(client: Client) -> None:
     nats = 2 * np.log(2)
     rows, other = client.score(["abc", "é"]), client.score("abc", characters=True)
     assert rows == [TextScore(pytest.approx(n * nats), n, 2.0, "") for n in (3, 2)]
@@ -303,7 +307,7 @@ def test_info_status_and_metadata(client: Client) -> None:
     )
 
 
-def test_waiting_for_a_version_to_load(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_until_loaded(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     client.wait_until_loaded([1, 2])
     with pytest.raises(StageError, match=r"has not loaded version 3 in 0 s: it is not in its configuration yet$"):
         client.wait_until_loaded([1, 3], seconds=0)
@@ -379,18 +383,18 @@ USAGE: list[tuple[Callable[[Client], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("ask", "message"), USAGE, ids=[message[:30] for _, message in USAGE])
+@pytest.mark.parametrize(("call", "message"), USAGE, ids=[message[:30] for _, message in USAGE])
 def test_invalid_arguments_are_rejected_before_the_call(
-    client: Client, ask: Callable[[Client], object], message: str
+    client: Client, call: Callable[[Client], object], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        ask(client)
+        call(client)
 
 
 ARRAY = np.array([b"a"], object)
 FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode, str]] = [
     (
-        "no such model",
+        "unknown model",
         {"model": "book"},
         Client.generate,
         StatusCode.NOT_FOUND,
@@ -398,14 +402,14 @@ FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode
         r"Latest\(book\)\)",
     ),
     (
-        "the status of no model",
+        "status of an unknown model",
         {"model": "book"},
         Client.status,
         StatusCode.NOT_FOUND,
         r"{target} serves no model 'book': .* \(Could not find any versions of model book\)",
     ),
     (
-        "no such version",
+        "unknown version",
         {"version": 3},
         Client.generate,
         StatusCode.NOT_FOUND,
@@ -413,7 +417,7 @@ FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode
         r"found for request: Specific\(fake, 3\)\)",
     ),
     (
-        "no such label",
+        "unknown label",
         {"label": "canary"},
         Client.metadata,
         StatusCode.INVALID_ARGUMENT,
@@ -421,7 +425,7 @@ FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode
         r"servable version label: canary\)",
     ),
     (
-        "no such signature",
+        "unknown signature",
         {},
         lambda client: client.predict("sing", {}),
         StatusCode.FAILED_PRECONDITION,
@@ -429,7 +433,7 @@ FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode
         r"score_chars, serving_default, start, total \(Serving signature key \"sing\" not found.\)",
     ),
     (
-        "an input too few, another too many",
+        "missing and extra inputs",
         {},
         lambda client: client.predict("neurons", {"txt": ARRAY}),
         StatusCode.INVALID_ARGUMENT,
@@ -437,21 +441,21 @@ FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode
         r"!= len\({{layer,text}}\). Sent extra: {{txt}}. Missing but required: {{layer,text}}.\)",
     ),
     (
-        "an input by another name",
+        "misnamed input",
         {},
         lambda client: client.predict("score", {"txt": ARRAY}),
         StatusCode.INVALID_ARGUMENT,
         r"rejects the request \(Signature input alias: text\(feed name: score_text:0\) not found in request",
     ),
     (
-        "an input of another type",
+        "wrong dtype",
         {},
         lambda client: client.predict("score", {"text": np.array([1], np.int64)}),
         StatusCode.INVALID_ARGUMENT,
         r"rejects the request \(Expects arg\[0\] to be string but int64 is provided\)",
     ),
     (
-        "an answer too large",
+        "too large a response",
         {"max_message_bytes": 2000},
         lambda client: client.neurons("a" * 100),
         StatusCode.RESOURCE_EXHAUSTED,
@@ -461,12 +465,12 @@ FAILURES: list[tuple[str, dict[str, Any], Callable[[Client], object], StatusCode
 ]
 
 
-@pytest.mark.parametrize(("what", "settings", "ask", "code", "message"), FAILURES, ids=[row[0] for row in FAILURES])
-def test_a_failure_explains_the_fix(
+@pytest.mark.parametrize(("case", "settings", "call", "code", "message"), FAILURES, ids=[row[0] for row in FAILURES])
+def test_errors_explain_the_fix(
     server: Endpoint,
-    what: str,
+    case: str,
     settings: dict[str, Any],
-    ask: Callable[[Client], object],
+    call: Callable[[Client], object],
     code: StatusCode,
     message: str,
 ) -> None:
@@ -474,12 +478,12 @@ def test_a_failure_explains_the_fix(
         Client(**{**server._asdict(), **settings}) as client,
         pytest.raises(ServingError, match=message.format(target=server.target)) as failure,
     ):
-        ask(client)
+        call(client)
     assert failure.value.code == code
     assert "\n" not in str(failure.value)
 
 
-def test_a_foreign_models_answer_is_an_error() -> None:
+def test_response_without_expected_outputs_raises() -> None:
     client = Client("localhost:1", "fake")
     client.predict = lambda *inputs: ({"text": np.array([b"a"], object)}, 1)  # type: ignore[method-assign]
     with pytest.raises(
@@ -535,7 +539,7 @@ def test_only_unavailable_servers_are_retried(
 
 
 @pytest.mark.parametrize(("faults", "retries", "calls"), [(1, 4, 2), (2, 4, 2), (1, 0, 1)])
-def test_a_call_that_another_one_failed_is_repeated_once(fake: Path, faults: int, retries: int, calls: int) -> None:
+def test_call_failed_by_its_batch_is_retried_once(fake: Path, faults: int, retries: int, calls: int) -> None:
     details = "Tensors with name 'x' from different tasks have different shapes and padding is turned off."
     injector = FaultInjector((StatusCode.FAILED_PRECONDITION,) * faults, details=details)
     with (
@@ -564,7 +568,7 @@ CAUSES = [
 
 
 @pytest.mark.parametrize(("details", "message"), CAUSES, ids=[message for _, message in CAUSES])
-def test_an_unavailable_server_is_explained_by_its_cause(details: str, message: str) -> None:
+def test_unavailable_server_error_names_the_cause(details: str, message: str) -> None:
     with Client("host:1", "fake") as client:
         assert client._explain(StatusCode.UNAVAILABLE, details, None).startswith(message)
 
@@ -572,18 +576,18 @@ def test_an_unavailable_server_is_explained_by_its_cause(details: str, message: 
 def test_no_call_exceeds_its_deadline(fake: Path) -> None:
     faults = FaultInjector(seconds=1.0)
     with serving(StandIn(fake), interceptors=[faults]) as target, Client(target, "fake", timeout=0.2) as client:
-        begun = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(ServingError, match=rf"no answer from {target} within 0\.2 s: request fewer characters"):
             client.generate()
-        assert time.monotonic() - begun < 0.9
-    with Client(target, "fake", timeout=0.5) as client:  # the server has stopped; the pauses alone exceed the deadline
-        begun = time.monotonic()
+        assert time.monotonic() - started < 0.9
+    with Client(target, "fake", timeout=0.5) as client:  # the server has stopped; backoff alone exceeds the deadline
+        started = time.monotonic()
         with pytest.raises(ServingError):
             client.generate()
-        assert time.monotonic() - begun < 0.9
+        assert time.monotonic() - started < 0.9
 
 
-def test_calls_rotate_over_the_addresses(fake: Path) -> None:
+def test_calls_rotate_over_addresses(fake: Path) -> None:
     injectors, stand_in = (FaultInjector(), FaultInjector()), StandIn(fake)
     with (
         serving(stand_in, interceptors=[injectors[0]]) as first,
@@ -591,24 +595,24 @@ def test_calls_rotate_over_the_addresses(fake: Path) -> None:
     ):
         ports = [target.rpartition(":")[2] for target in (first, second)]
         with Client(f"ipv4:127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}", "fake") as client:
-            until = time.monotonic() + 20
-            while not all(faults.calls for faults in injectors) and time.monotonic() < until:
-                client.status()  # the first calls may precede the second connection
+            deadline = time.monotonic() + 20
+            while not all(faults.calls for faults in injectors) and time.monotonic() < deadline:
+                client.status()  # the second connection may take some calls
             before = [faults.calls for faults in injectors]
             for _ in range(6):
                 client.status()
     assert [faults.calls - count for faults, count in zip(injectors, before, strict=True)] == [3, 3]
 
 
-def test_an_unreachable_server_is_an_error() -> None:
+def test_unreachable_server_raises() -> None:
     with (
         Client("localhost:1", "fake", retries=0) as client,
         pytest.raises(
             ServingError, match="no server answers at localhost:1: check that it is up and has loaded its models, and"
-        ) as no,
+        ) as error,
     ):
         client.status()
-    assert no.value.code == StatusCode.UNAVAILABLE
+    assert error.value.code == StatusCode.UNAVAILABLE
 
 
 def test_errors_of_a_batching_server(fake: Path) -> None:
@@ -637,28 +641,28 @@ def test_tls(fake: Path, pem: Path, tmp_path: Path, mutual: bool) -> None:
     own = {"key": key, "certificate": cert} if mutual else {}
     with serving(StandIn(fake), credentials=credentials) as target:
 
-        def ask(tls: Tls | None) -> int:
+        def generate(tls: Tls | None) -> int:
             with Client(target, "fake", tls=tls, retries=0) as client:
                 return client.generate("", 5).n_chars
 
-        assert ask(Tls(root_certificates=cert, server_name="serving.test", **own)) == 5
+        assert generate(Tls(root_certificates=cert, server_name="serving.test", **own)) == 5
         untrusted: list[dict[str, Any]] = [{"server_name": "serving.test"}, {"root_certificates": cert}]
         if mutual:
             untrusted.append({"root_certificates": cert, "server_name": "serving.test"})
         for settings in untrusted:
             with pytest.raises(ServingError, match=f"TLS with {target} failed: check the root certificates"):
-                ask(Tls(**settings))
+                generate(Tls(**settings))
         with pytest.raises(ServingError, match=f"{target} closed the connection: it may require TLS"):
-            ask(None)
+            generate(None)
     with pytest.raises(StageError, match=r"the TLS file \S+none.pem cannot be read: No such file"):
-        ask(Tls(root_certificates=tmp_path / "none.pem"))
+        generate(Tls(root_certificates=tmp_path / "none.pem"))
     for swapped, kind in (
         (Tls(root_certificates=key), "CERTIFICATE"),
         (Tls(key=cert, certificate=cert), "PRIVATE KEY"),
         (Tls(key=key, certificate=key), "CERTIFICATE"),
     ):
         with pytest.raises(StageError, match=rf"TLS file \S+.pem is not PEM: it must have a line -----BEGIN {kind}"):
-            ask(swapped)
+            generate(swapped)
 
 
 # The command.
@@ -670,28 +674,28 @@ def query(
 ) -> Callable[..., tuple[int, bytes, str]]:
     """Run `python -m export query`. Returns the exit code, standard output and standard error."""
 
-    def type_it(command: str, *arguments: str) -> tuple[int, bytes, str]:
-        where = ["--target", server.target, "--model", server.model]
-        monkeypatch.setattr(sys, "argv", ["export", "query", command, *where, *arguments])
+    def run(command: str, *arguments: str) -> tuple[int, bytes, str]:
+        address = ["--target", server.target, "--model", server.model]
+        monkeypatch.setattr(sys, "argv", ["export", "query", command, *address, *arguments])
         with pytest.raises(SystemExit) as exit:
             console.run(cli)
-        written = capfdbinary.readouterr()
-        return int(exit.value.code or 0), written.out, written.err.decode()
+        captured = capfdbinary.readouterr()
+        return int(exit.value.code or 0), captured.out, captured.err.decode()
 
-    return type_it
+    return run
 
 
 def test_query_text_writes_the_text(query: Callable[..., tuple[int, bytes, str]]) -> None:
-    text = b"ab" + written(3, b"ab", 100) + b"\n"
+    text = b"ab" + text_of(3, b"ab", 100) + b"\n"
     arguments = ("text", "--prompt", "ab", "--length", "100", "--seed", "3")
     assert query(*arguments) == query(*arguments, "--no-stream") == (0, text, "")
-    until = text.partition(b"THE")[0] + b"\n"
-    assert query(*arguments, "--stop", "THE") == query(*arguments, "--stop", "THE", "--no-stream") == (0, until, "")
+    stopped = text.partition(b"THE")[0] + b"\n"
+    assert query(*arguments, "--stop", "THE") == query(*arguments, "--stop", "THE", "--no-stream") == (0, stopped, "")
     code, out, err = query("text", "--length", "5")
     seed = int(err.removeprefix("seed "))
-    assert (code, out) == (0, written(seed, b"", 5) + b"\n")
+    assert (code, out) == (0, text_of(seed, b"", 5) + b"\n")
     code, out, err = query(*arguments, "--json", "--top-k", "7")
-    drawn = written(3, b"ab", 100)
+    drawn = text_of(3, b"ab", 100)
     assert json.loads(out) == {
         "text": drawn.decode(errors="replace"),
         "text_bytes": {"b64": base64.b64encode(drawn).decode()},
@@ -703,12 +707,12 @@ def test_query_text_writes_the_text(query: Callable[..., tuple[int, bytes, str]]
     assert (code, err, out.count(b"\n")) == (0, "", 1)
 
 
-def test_a_terminal_gets_whole_characters(
+def test_terminal_output_has_whole_characters(
     query: Callable[..., tuple[int, bytes, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console.out, "_force_terminal", True)
-    begin = BOOK.index("あ".encode()) - 7  # so that the first piece, of 8 bytes, ends within it
-    code, out, err = query("text", "--prompt", "\x1b[2J", "--length", "13", "--seed", str(begin - 4))
+    start = BOOK.index("あ".encode()) - 7  # so that the first piece of 8 bytes ends within the character
+    code, out, err = query("text", "--prompt", "\x1b[2J", "--length", "13", "--seed", str(start - 4))
     assert (code, out.decode(), err) == (0, "\ufffd[2Jnaïve あい\n", "")
 
 
@@ -726,16 +730,14 @@ def test_query_score_info_and_status(query: Callable[..., tuple[int, bytes, str]
     assert json.loads(query("status", "--json")[1])[1] == {"version": 2, "state": "AVAILABLE", "error": ""}
 
 
-def test_query_asks_for_stable_if_the_server_has_the_label(
-    query: Callable[..., tuple[int, bytes, str]], fake: Path
-) -> None:
+def test_query_defaults_to_the_stable_label(query: Callable[..., tuple[int, bytes, str]], fake: Path) -> None:
     assert json.loads(query("info")[1])["version"] == 1
     assert json.loads(query("info", "--version", "2")[1])["version"] == 2
     with serving(StandIn(fake)) as target:  # has no labels
         assert json.loads(query("info", "--target", target)[1])["version"] == 2
 
 
-def test_query_status_prints_no_signatures_while_no_version_is_ready(
+def test_query_status_omits_signatures_until_a_version_is_ready(
     server: Endpoint, monkeypatch: pytest.MonkeyPatch, query: Callable[..., tuple[int, bytes, str]]
 ) -> None:
     monkeypatch.setattr(
@@ -765,11 +767,11 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES, ids=[" ".join(row[0]) for row in MISTAKES])
-def test_an_error_is_one_line(
+def test_query_errors_print_one_line(
     query: Callable[..., tuple[int, bytes, str]], arguments: list[str], code: int, message: str
 ) -> None:
-    got, out, err = query(*arguments)
-    assert (got, out, err.count("\n")) == (code, b"", 1), err
+    exit_code, out, err = query(*arguments)
+    assert (exit_code, out, err.count("\n")) == (code, b"", 1), err
     assert err.startswith("error: ")
     assert message in err
 
@@ -785,6 +787,6 @@ def test_ctrl_c_ends_the_output_with_a_newline(fake: Path) -> None:
         out, err = process.communicate(timeout=20)
     assert process.returncode == 130
     text, end = (first + out)[:-1], (first + out)[-1:]
-    assert (text, end) == (written(1, b"", len(text)), b"\n")
+    assert (text, end) == (text_of(1, b"", len(text)), b"\n")
     assert len(text) < 500
     assert err.decode().strip() == "error: stopped"

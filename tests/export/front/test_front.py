@@ -1,4 +1,4 @@
-"""The front before a gRPC server, TF Serving or the stand-in, with a predictable model."""
+"""The HTTP front of TF Serving or the stand-in, serving a predictable model."""
 
 import base64
 import contextlib
@@ -20,7 +20,7 @@ import grpc
 import openai
 import pytest
 import requests
-from fake_model import written
+from fake_model import text_of
 from serving import Endpoint
 
 from common.errors import StageError
@@ -35,11 +35,11 @@ ROOT = Path(__file__).parents[3]
 MODEL = "/v1/models/fake"
 ROW = {"prompt": "ab", "length": 9, "temperature": 0.5, "seed": 3}
 OPTIONS = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "stop": ""}
-TEXT = written(3, b"ab", 9).decode()
+TEXT = text_of(3, b"ab", 9).decode()
 
 
 class Site:
-    """A running front. `front`: its object."""
+    """A running front, and requests to it. front: the Front object."""
 
     def __init__(self, front: Front, port: int, scheme: str):
         self.front, self.url = front, f"{scheme}://localhost:{port}"
@@ -56,7 +56,7 @@ class Site:
 
 
 @contextlib.contextmanager
-def fronted(
+def running_front(
     target: str,
     page: Path | None = None,
     origins: tuple[str, ...] = (),
@@ -80,7 +80,7 @@ def fronted(
 
 @pytest.fixture(scope="module")
 def site(server: Endpoint) -> Iterator[Site]:
-    with fronted(server.target, per_minute=100_000) as site:
+    with running_front(server.target, per_minute=100_000) as site:
         yield site
 
 
@@ -107,7 +107,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("signature", CALLS)
-def test_both_forms_equal_the_servers_answer(site: Site, server: Endpoint, signature: str) -> None:
+def test_row_and_column_form_match_the_server(site: Site, server: Endpoint, signature: str) -> None:
     from export.front import bodies
 
     row = CALLS[signature]
@@ -118,39 +118,39 @@ def test_both_forms_equal_the_servers_answer(site: Site, server: Endpoint, signa
     by_rows, by_columns = (
         site.predict(signature, **form).json() for form in ({"instances": rows}, {"inputs": columns})
     )
-    (form, answered), *others = by_columns.items()
+    (form, returned), *others = by_columns.items()
     assert (form, others) == ("outputs", [])
-    answered = answered if isinstance(answered, dict) else {next(iter(outputs)): answered}
-    assert answered.keys() == outputs.keys()
+    returned = returned if isinstance(returned, dict) else {next(iter(outputs)): returned}
+    assert returned.keys() == outputs.keys()
     for name, array in outputs.items():
-        values = [base64.b64decode(cell["b64"]) if isinstance(cell, dict) else cell for cell in answered[name]]
+        values = [base64.b64decode(cell["b64"]) if isinstance(cell, dict) else cell for cell in returned[name]]
         expected = [cell.decode(errors="replace") if isinstance(cell, bytes) else cell for cell in array.tolist()]
         assert [cell.decode() if isinstance(cell, bytes) else cell for cell in values] == expected
-    turned = [dict(zip(answered, cells, strict=True)) for cells in zip(*answered.values(), strict=True)]
-    assert by_rows == {"predictions": turned if len(outputs) > 1 else next(iter(answered.values()))}
+    expected_rows = [dict(zip(returned, cells, strict=True)) for cells in zip(*returned.values(), strict=True)]
+    assert by_rows == {"predictions": expected_rows if len(outputs) > 1 else next(iter(returned.values()))}
 
 
-def test_versions_and_labels_select_and_stable_is_the_default(site: Site) -> None:
-    def version(where: str) -> int:
-        (info,) = site.post(f"{MODEL}{where}:predict", {"signature_name": "info", "instances": [""]}).json()[
+def test_path_selects_version_or_label_and_defaults_to_stable(site: Site) -> None:
+    def version(path: str) -> int:
+        (info,) = site.post(f"{MODEL}{path}:predict", {"signature_name": "info", "instances": [""]}).json()[
             "predictions"
         ]
         return int(json.loads(info)["version"])
 
-    assert [version(where) for where in ("", "/versions/1", "/versions/2", "/labels/stable")] == [1, 1, 2, 1]
+    assert [version(path) for path in ("", "/versions/1", "/versions/2", "/labels/stable")] == [1, 1, 2, 1]
 
 
-def test_without_the_label_the_latest_version_answers(fake: Path) -> None:
+def test_latest_version_answers_without_a_stable_label(fake: Path) -> None:
     stand_in = StandIn(fake, labels={})
-    with serving(stand_in) as target, fronted(target) as site:
+    with serving(stand_in) as target, running_front(target) as site:
         body = {"signature_name": "info", "inputs": ["x"]}
         assert json.loads(site.post(f"{MODEL}:predict", body).json()["outputs"][0])["version"] == 2
 
 
-def test_a_label_that_is_lost_is_not_replaced(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_stable_label_is_not_replaced_by_latest(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front_app, "SIGNATURE_SECONDS", 0)
     stand_in = StandIn(fake, labels={"stable": 1})
-    with serving(stand_in) as target, fronted(target) as site:
+    with serving(stand_in) as target, running_front(target) as site:
         assert site.predict("score", inputs=["a"]).status_code == 200
         stand_in.labels = {}
         assert site.predict("score", inputs=["a"]).status_code == 400
@@ -208,13 +208,13 @@ MALFORMED: list[tuple[Any, int, str]] = [
 
 
 @pytest.mark.parametrize(("body", "code", "message"), MALFORMED, ids=range(len(MALFORMED)))
-def test_a_malformed_body_is_refused_in_one_line(site: Site, body: Any, code: int, message: str) -> None:
+def test_malformed_body_is_rejected(site: Site, body: Any, code: int, message: str) -> None:
     body = {"signature_name": "score", **body} if isinstance(body, dict) else body
     if isinstance(body, bytes):
         body = body.replace(b'{"inputs"', b'{"signature_name": "score", "inputs"')
-    answer = site.post(f"{MODEL}:predict", body)
-    assert answer.status_code == code
-    error = answer.json().get("error", "")
+    response = site.post(f"{MODEL}:predict", body)
+    assert response.status_code == code
+    error = response.json().get("error", "")
     assert error.startswith(message)
     assert "\n" not in error
 
@@ -236,12 +236,12 @@ VALUES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changed", "message"), VALUES, ids=[str(row[0]) for row in VALUES])
-def test_a_value_of_another_type_is_refused(site: Site, changed: dict[str, Any], message: str) -> None:
+def test_invalid_value_is_rejected(site: Site, changed: dict[str, Any], message: str) -> None:
     answer = site.predict("serving_default", inputs={name: [value] for name, value in ROW.items()} | changed)
     assert (answer.status_code, answer.json()["error"][: len(message)]) == (400, message)
 
 
-def test_values_at_the_edges_are_taken(site: Site) -> None:
+def test_extreme_values_are_accepted(site: Site) -> None:
     row = {"prompt": {"b64": "YWI"}, "length": 9, "temperature": 1, "seed": 3}
     answer = site.predict("serving_default", instances=[row]).json()
     assert answer["predictions"][0]["text"] == TEXT
@@ -261,14 +261,14 @@ PATHS = [
 
 
 @pytest.mark.parametrize(("path", "code", "message"), PATHS)
-def test_an_unknown_path_version_or_label_is_an_error(site: Site, path: str, code: int, message: str) -> None:
+def test_unknown_path_version_or_label_is_rejected(site: Site, path: str, code: int, message: str) -> None:
     answer = site.post(path, {"signature_name": "score", "inputs": ["a"]})
     assert (answer.status_code, answer.json()["error"][: len(message)]) == (code, message)
     assert "localhost" not in answer.text  # the server's address is private
 
 
-def test_128_empty_calls_harm_nobody(batching: str) -> None:
-    with fronted(batching) as site, futures.ThreadPoolExecutor(32) as pool:
+def test_empty_calls_do_not_block_others(batching: str) -> None:
+    with running_front(batching) as site, futures.ThreadPoolExecutor(32) as pool:
         body = {"signature_name": "score", "inputs": {"text": []}}
         answers = list(pool.map(lambda _: site.post(f"{MODEL}:predict", body).status_code, range(128)))
         assert set(answers) <= {400, 429}
@@ -276,8 +276,8 @@ def test_128_empty_calls_harm_nobody(batching: str) -> None:
         assert site.get("/healthz").status_code == 200
 
 
-def test_a_call_of_another_rank_does_not_reach_its_batch_mates(batching: str) -> None:
-    with fronted(batching, per_minute=1000) as site, futures.ThreadPoolExecutor(16) as pool:
+def test_call_of_wrong_rank_does_not_fail_its_batch(batching: str) -> None:
+    with running_front(batching, per_minute=1000) as site, futures.ThreadPoolExecutor(16) as pool:
         forms = [["abc"], [["abc"]]] * 32
         answers = list(pool.map(lambda inputs: site.predict("score", inputs=inputs).status_code, forms))
     assert answers == [200, 400] * 32
@@ -287,7 +287,7 @@ def test_a_call_of_another_rank_does_not_reach_its_batch_mates(batching: str) ->
 
 
 class Slow(StandIn):
-    """Counts Predict calls, and holds them until `release` is set."""
+    """Counts Predict calls, and blocks them until `release` is set."""
 
     def __init__(self, base: Path):
         super().__init__(base, "fake")
@@ -300,11 +300,11 @@ class Slow(StandIn):
         return super().Predict(request, context)
 
 
-def test_calls_at_once_are_limited_and_health_does_not_wait(fake: Path) -> None:
+def test_concurrent_calls_are_limited_but_health_is_not(fake: Path) -> None:
     slow = Slow(fake)
     with (
         serving(slow) as target,
-        fronted(target, calls=2) as site,
+        running_front(target, calls=2) as site,
         futures.ThreadPoolExecutor(2) as pool,
     ):
         assert site.predict("score", inputs=["a"]).status_code == 200
@@ -312,12 +312,12 @@ def test_calls_at_once_are_limited_and_health_does_not_wait(fake: Path) -> None:
         running = [pool.submit(site.predict, "score", inputs=["a"]) for _ in range(2)]
         for _ in range(3):
             assert slow.waiting.acquire(timeout=10)
-        refused = site.predict("score", inputs=["a"])
-        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        rejected = site.predict("score", inputs=["a"])
+        assert (rejected.status_code, rejected.headers["Retry-After"]) == (429, "1")
         time.sleep(1.1)
-        begun = time.monotonic()
+        started = time.monotonic()
         assert site.get("/healthz").status_code == 200  # busy
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - started < 4
         assert "front_calls_running 2" in site.get("/metrics").text
         slow.release.set()
         assert [call.result().status_code for call in running] == [200, 200]
@@ -327,7 +327,7 @@ def test_calls_at_once_are_limited_and_health_does_not_wait(fake: Path) -> None:
 def test_calls_per_minute_are_limited(server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(time=lambda: 1_000_000_010.0, monotonic=time.monotonic)
     monkeypatch.setattr(front_app, "time", clock)
-    with fronted(server.target, per_minute=3) as site:
+    with running_front(server.target, per_minute=3) as site:
         answers = [site.predict("score", inputs=["a"]) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert answers[3].headers["Retry-After"] == "10"
@@ -337,16 +337,16 @@ def test_calls_per_minute_are_limited(server: Endpoint, monkeypatch: pytest.Monk
         assert site.predict("score", inputs=["a"]).status_code == 200
 
 
-def test_a_body_that_does_not_arrive_is_refused(server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_body_times_out(server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front_app, "BODY_SECONDS", 0.2)
-    with fronted(server.target) as site, socket.create_connection(("localhost", int(site.url[-5:]))) as client:
+    with running_front(server.target) as site, socket.create_connection(("localhost", int(site.url[-5:]))) as client:
         client.sendall(f"POST {MODEL}:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{".encode())
         assert client.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_an_answer_that_is_too_large_is_refused(server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_response_is_rejected(server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front_app, "ANSWER_BYTES", 10_000)
-    with fronted(server.target) as site:
+    with running_front(server.target) as site:
         answer = site.predict("score_chars", inputs=["a" * 5000])
     assert (answer.status_code, "too large" in answer.json()["error"]) == (400, True)
 
@@ -404,23 +404,27 @@ def client(site: Site) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_openais_client_completes(client: openai.OpenAI) -> None:
+def test_openai_client_gets_completions(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["fake"]
-    done = client.completions.create(model="fake", prompt="ab", max_tokens=9, temperature=0.5, seed=3)
-    assert [(choice.text, choice.finish_reason) for choice in done.choices] == [(TEXT, "length")]
-    assert done.usage
-    assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (2, 9, 11)
-    done = client.completions.create(model="fake", prompt=["", "ab"], max_tokens=40, n=2, seed=3, stop=["THE"])
+    completion = client.completions.create(model="fake", prompt="ab", max_tokens=9, temperature=0.5, seed=3)
+    assert [(choice.text, choice.finish_reason) for choice in completion.choices] == [(TEXT, "length")]
+    assert completion.usage
+    assert (completion.usage.prompt_tokens, completion.usage.completion_tokens, completion.usage.total_tokens) == (
+        2,
+        9,
+        11,
+    )
+    completion = client.completions.create(model="fake", prompt=["", "ab"], max_tokens=40, n=2, seed=3, stop=["THE"])
     texts = [
-        written(seed, prompt, 40).partition(b"THE")[0] for seed, prompt in enumerate((b"", b"", b"ab", b"ab"), start=3)
+        text_of(seed, prompt, 40).partition(b"THE")[0] for seed, prompt in enumerate((b"", b"", b"ab", b"ab"), start=3)
     ]
-    assert [choice.text for choice in done.choices] == [text.decode(errors="replace") for text in texts]
-    assert [choice.index for choice in done.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in completion.choices] == [text.decode(errors="replace") for text in texts]
+    assert [choice.index for choice in completion.choices] == [0, 1, 2, 3]
     assert len(client.completions.create(model="fake", prompt="").choices[0].text.encode()) >= 16
 
 
 @pytest.mark.parametrize(("length", "stop"), [(0, None), (1, None), (100, None), (100, "THE END"), (100, "naïve")])
-def test_a_stream_is_the_text_at_once(client: openai.OpenAI, length: int, stop: str | None) -> None:
+def test_stream_matches_whole_completion(client: openai.OpenAI, length: int, stop: str | None) -> None:
     settings: dict[str, Any] = {"model": "fake", "prompt": "ab", "max_tokens": length, "seed": 3, "stop": stop}
     whole = client.completions.create(**settings)
     events = list(client.completions.create(**settings, stream=True, stream_options={"include_usage": True}))
@@ -430,7 +434,7 @@ def test_a_stream_is_the_text_at_once(client: openai.OpenAI, length: int, stop: 
     assert len({event.id for event in events}) == 1
 
 
-def test_a_stream_arrives_in_pieces(site: Site) -> None:
+def test_stream_arrives_in_pieces(site: Site) -> None:
     body = {"model": "fake", "prompt": "ab", "max_tokens": 300, "stream": True, "seed": 3}
     answer = site.post("/v1/completions", body, stream=True)
     assert answer.headers["Content-Type"].startswith("text/event-stream")
@@ -441,7 +445,7 @@ def test_a_stream_arrives_in_pieces(site: Site) -> None:
     assert len(lines) > 5
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
+INVALID_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"model": "other"}, "unknown model; choose from: fake"),
     ({"model": 7}, "the request: 'model': "),
     ({"prompt": [1, 2]}, "the request: 'prompt.0': "),
@@ -460,8 +464,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "message"), REFUSED, ids=[str(row[0]) for row in REFUSED])
-def test_a_completion_is_refused_in_openais_form(site: Site, changed: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("changed", "message"), INVALID_COMPLETIONS, ids=[str(row[0]) for row in INVALID_COMPLETIONS])
+def test_invalid_completion_is_rejected_in_openai_form(site: Site, changed: dict[str, Any], message: str) -> None:
     answer = site.post("/v1/completions", {"model": "fake", "prompt": "ab", **changed})
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -482,9 +486,9 @@ def test_neutral_fields_are_accepted(site: Site) -> None:
     assert site.post("/v1/completions", body | {"seed": 3}).json()["choices"][0]["text"] == TEXT
 
 
-def test_an_error_within_a_stream_is_its_last_event(fake: Path) -> None:
+def test_error_in_a_stream_is_its_last_event(fake: Path) -> None:
     stand_in = StandIn(fake)
-    with serving(stand_in) as target, fronted(target) as site:
+    with serving(stand_in) as target, running_front(target) as site:
         answer = site.post(
             "/v1/completions", {"model": "fake", "prompt": "", "max_tokens": 60_000, "stream": True}, stream=True
         )
@@ -496,13 +500,13 @@ def test_an_error_within_a_stream_is_its_last_event(fake: Path) -> None:
     assert site.front.guard.running == 0
 
 
-def test_a_stream_that_is_dropped_frees_its_place(fake: Path) -> None:
-    with serving(StandIn(fake)) as target, fronted(target, calls=1) as site:
+def test_dropped_stream_frees_its_slot(fake: Path) -> None:
+    with serving(StandIn(fake)) as target, running_front(target, calls=1) as site:
         body = {"model": "fake", "prompt": "", "max_tokens": 60_000, "stream": True}
         with site.post("/v1/completions", body, stream=True) as answer:
             next(answer.iter_lines())
-        until = time.monotonic() + 10
-        while site.predict("score", inputs=["a"]).status_code == 429 and time.monotonic() < until:
+        deadline = time.monotonic() + 10
+        while site.predict("score", inputs=["a"]).status_code == 429 and time.monotonic() < deadline:
             time.sleep(0.1)
         assert site.predict("score", inputs=["a"]).status_code == 200
 
@@ -511,29 +515,29 @@ def test_a_stream_that_is_dropped_frees_its_place(fake: Path) -> None:
 
 
 def test_health_fails_without_a_server_and_recovers(fake: Path) -> None:
-    with listen("localhost", 0) as free:
-        port = free.getsockname()[1]
-    with fronted(f"localhost:{port}") as site:
+    with listen("localhost", 0) as probe:
+        port = probe.getsockname()[1]
+    with running_front(f"localhost:{port}") as site:
         assert site.get("/healthz").status_code == 503
-        refused = site.predict("score", inputs=["a"])
-        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
-        assert refused.json() == {"error": "the server is busy or not ready: try again later"}
+        rejected = site.predict("score", inputs=["a"])
+        assert (rejected.status_code, rejected.headers["Retry-After"]) == (503, "1")
+        assert rejected.json() == {"error": "the server is busy or not ready: try again later"}
         with serving(StandIn(fake), port):
-            until = time.monotonic() + 20
-            while site.get("/healthz").status_code != 200 and time.monotonic() < until:
+            deadline = time.monotonic() + 20
+            while site.get("/healthz").status_code != 200 and time.monotonic() < deadline:
                 time.sleep(0.2)
             assert site.get("/healthz").text == "ok\n"
 
 
-def test_health_requests_a_row_once_a_second(fake: Path) -> None:
-    with serving(StandIn(fake)) as target, fronted(target) as site:
+def test_health_queries_the_model_at_most_once_per_second(fake: Path) -> None:
+    with serving(StandIn(fake)) as target, running_front(target) as site:
         assert {site.get("/healthz").status_code for _ in range(20)} == {200}
         rows = site.front.rows
         assert 1 <= rows <= 3
 
 
 def test_metrics_count_calls_and_rows(server: Endpoint) -> None:
-    with fronted(server.target) as site:
+    with running_front(server.target) as site:
         site.predict("score", inputs=["a", "b"])
         site.predict("score", inputs=[])
         site.get("/nothing/secret")
@@ -547,7 +551,7 @@ def test_metrics_count_calls_and_rows(server: Endpoint) -> None:
 
 def test_tls(server: Endpoint, pem: Path, tmp_path: Path) -> None:
     cert, key = pem / "cert.pem", pem / "key.pem"
-    with fronted(server.target, tls=(cert, key)) as site:
+    with running_front(server.target, tls=(cert, key)) as site:
         trusting = ssl.create_default_context(cafile=cert)
         trusting.check_hostname = False
         with urllib.request.urlopen(f"{site.url}/healthz", context=trusting, timeout=30) as answer:
@@ -561,22 +565,22 @@ def test_tls(server: Endpoint, pem: Path, tmp_path: Path) -> None:
 
 def test_cors_is_off_by_default(site: Site, server: Endpoint) -> None:
     page = {"Origin": "https://page.example"}
-    asking = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    preflight = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     assert "Access-Control-Allow-Origin" not in site.get("/v1/models", headers=page).headers
-    assert not requests.options(f"{site.url}/v1/completions", headers=asking, timeout=30).ok
-    with fronted(server.target, origins=("https://page.example",)) as open_site:
+    assert not requests.options(f"{site.url}/v1/completions", headers=preflight, timeout=30).ok
+    with running_front(server.target, origins=("https://page.example",)) as open_site:
         answer = open_site.get("/v1/models", headers=page)
         assert answer.headers["Access-Control-Allow-Origin"] == "https://page.example"
-        assert requests.options(f"{open_site.url}/v1/completions", headers=asking, timeout=30).ok
+        assert requests.options(f"{open_site.url}/v1/completions", headers=preflight, timeout=30).ok
         other = open_site.get("/v1/models", headers={"Origin": "https://other.example"})
         assert "Access-Control-Allow-Origin" not in other.headers
 
 
-def test_the_page_is_served_with_its_policy(server: Endpoint, tmp_path: Path) -> None:
+def test_page_is_served_with_its_content_security_policy(server: Endpoint, tmp_path: Path) -> None:
     policy = """<meta http-equiv="Content-Security-Policy" content="default-src 'self';\n worker-src 'self'">"""
     (tmp_path / "index.html").write_text(f"<html>{policy}</html>")
     (tmp_path / "main.js").write_text("1")
-    with fronted(server.target, tmp_path) as site:
+    with running_front(server.target, tmp_path) as site:
         answer = site.get("/")
         assert answer.text.startswith("<html>")
         expected = "default-src 'self'; worker-src 'self'; frame-ancestors 'none'"
@@ -586,23 +590,23 @@ def test_the_page_is_served_with_its_policy(server: Endpoint, tmp_path: Path) ->
         assert site.get("/v1/models").json()["data"][0]["id"] == "fake"
 
 
-def test_an_unexpected_error_is_logged_without_its_message(
+def test_unexpected_error_is_logged_without_its_message(
     server: Endpoint, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any) -> None:
         raise ValueError("a secret prompt")
 
-    with fronted(server.target) as site:
+    with running_front(server.target) as site:
         monkeypatch.setattr(site.front, "predict", fail)
         answer = site.predict("score", inputs=["a secret prompt"])
         assert answer.status_code == 500
         assert "secret" not in answer.text
-    written = capfd.readouterr()
-    assert "secret" not in written.out + written.err
-    assert ":predict: ValueError" in written.err
+    captured = capfd.readouterr()
+    assert "secret" not in captured.out + captured.err
+    assert ":predict: ValueError" in captured.err
 
 
-def test_the_command_serves_until_it_is_stopped(server: Endpoint) -> None:
+def test_command_serves_until_stopped(server: Endpoint) -> None:
     command = [sys.executable, "-m", "export", "front", "--target", server.target, "--model", "fake", "--port", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:

@@ -7,7 +7,7 @@ from once import once
 
 @pytest.fixture(scope="session")
 def devices(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The export of `run` in every precision. Its loss is arbitrary after a few training steps, so no limit applies."""
+    """Export of `run` in all precisions, without loss limits: after a few training steps its loss is arbitrary."""
     from export.lite.graph import PRECISIONS
     from export.lite.lite import LiteSettings, export_lite
 
@@ -18,7 +18,7 @@ def devices(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def lite_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """lite_file(run, precision="float32"): a run's model as a .tflite, without measurements."""
+    """lite_file(run, precision="float32"): convert a run's model to a .tflite, without measurements."""
     from export.bundle import pack
     from export.lite.graph import convert
     from trainers import checkpoint

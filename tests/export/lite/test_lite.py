@@ -38,21 +38,21 @@ def load(run: Path) -> CharRNN:
 
 
 def greedy(run: Path, prompts: list[bytes], length: int = 40) -> list[bytes]:
-    """The checkpoint's greedy continuations."""
+    """Generate greedy continuations with the checkpoint."""
     sampler, rows = Sampler(load(run), read_run(run).vocab), len(prompts)
     columns = (tf.constant(prompts), tf.fill([rows], length), tf.zeros([rows]), tf.ones([rows], tf.int64))
     return sampler.generate(Request(*columns)).text_bytes.numpy().tolist()
 
 
 def logits(run: Path, ids_T: np.ndarray) -> np.ndarray:
-    """The checkpoint's logits after each id, from a carry of zeros."""
+    """Compute the checkpoint's logits after each id, from a carry of zeros."""
     model, end_id = load(run), read_run(run).vocab.end_id
     read = reader(model, end_id, len(ids_T))
     return read(tf.constant(ids_T[None].astype(np.int32)), model.initial_carry(1))[0][0].numpy()
 
 
 def steps(file: LiteModel, ids_T: np.ndarray) -> np.ndarray:
-    """The file's logits after each id, from a carry of zeros."""
+    """Compute the file's logits after each id, from a carry of zeros."""
     carry, rows = file.initial_carry(), []
     for token in ids_T.tolist():
         logits_V, carry = file.step(token, carry)
@@ -62,13 +62,13 @@ def steps(file: LiteModel, ids_T: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the measurements of an export: every file loses nothing."""
+    """Skip the measurements of an export, and report no loss."""
     monkeypatch.setattr(lite, "probe", lambda path: {"us_a_step": 1.0, "peak_bytes": 1})
     monkeypatch.setattr(lite, "measure", lambda model, files, text: (1.0, dict.fromkeys(files, Quality(1, 0, 0, 1))))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_runtime_matches_the_checkpoints_logits_and_greedy_text(run: Path, devices: Path, precision: str) -> None:
+def test_runtime_matches_logits_and_greedy_text_of_the_checkpoint(run: Path, devices: Path, precision: str) -> None:
     file, text = LiteModel(devices / f"{precision}.tflite"), b"import spam\n\ndef eggs(x):\n"
     ids_T = np.frombuffer(text, np.uint8)
     np.testing.assert_allclose(steps(file, ids_T), logits(run, ids_T), atol=TOLERANCE[precision])
@@ -78,7 +78,7 @@ def test_the_runtime_matches_the_checkpoints_logits_and_greedy_text(run: Path, d
 
 
 @pytest.mark.parametrize("precision", ["float32", *QUANTISED])
-def test_every_cell_runs_on_the_runtime(other_run: Path, lite_file: Callable[..., Path], precision: str) -> None:
+def test_all_cells_run_on_the_runtime(other_run: Path, lite_file: Callable[..., Path], precision: str) -> None:
     file, vocab = LiteModel(lite_file(other_run, precision)), read_run(other_run).vocab
     ids_T = vocab.encode(b"return eggs * 2\n\n\ndef spam(eggs):\n")
     assert file.initial_carry().shape == load(other_run).initial_carry(1).shape
@@ -88,7 +88,7 @@ def test_every_cell_runs_on_the_runtime(other_run: Path, lite_file: Callable[...
 
 
 @pytest.mark.parametrize("precision", ["float32", *QUANTISED])
-def test_documents_start_from_zeros(documents_run: Path, lite_file: Callable[..., Path], precision: str) -> None:
+def test_documents_start_from_zero_states(documents_run: Path, lite_file: Callable[..., Path], precision: str) -> None:
     file = LiteModel(lite_file(documents_run, precision))
     ids_T = file.vocab.encode("Анна\nZoë\nĐorđe\nあい\n?".encode())
     end, ones = file.vocab.end_id, np.ones_like(file.initial_carry())
@@ -106,7 +106,7 @@ def test_texts_end_with_their_documents(documents_run: Path, lite_file: Callable
     assert len({len(text) for text in texts}) > 1
 
 
-def test_files_are_self_contained_and_of_fixed_shape(devices: Path) -> None:
+def test_files_are_self_contained_with_fixed_shapes(devices: Path) -> None:
     for precision in PRECISIONS:
         step = LiteModel(devices / f"{precision}.tflite")._step
         inputs, outputs = (
@@ -121,7 +121,7 @@ def test_files_are_self_contained_and_of_fixed_shape(devices: Path) -> None:
         assert about["precision"] == precision
 
 
-def test_a_file_holds_its_weights_once() -> None:
+def test_file_stores_weights_once() -> None:
     # Wide enough for the weights to dominate the size.
     model = CharRNN(RunConfig.from_tables({"units": 256, "layers": 1}, {}, "test").model, 64)
     count = model.count_params()
@@ -141,17 +141,19 @@ def test_reports_describe_the_files(run: Path, devices: Path) -> None:
         path = devices / entry["file"]
         assert path.stat().st_size == entry["size"] == report["files"][name]["bytes"]
         assert entry["sha256"] == lite.sha256_file(path)
-        measured = report["files"][name]
-        assert measured["bits"] - report["checkpoint_bits"] == pytest.approx(measured["lost_bits"], abs=1e-9)
-        assert 0 < measured["us_a_step"] < 1e5
-        assert 0 < measured["peak_bytes"] < 1e9
+        figures_of_file = report["files"][name]
+        assert figures_of_file["bits"] - report["checkpoint_bits"] == pytest.approx(
+            figures_of_file["lost_bits"], abs=1e-9
+        )
+        assert 0 < figures_of_file["us_a_step"] < 1e5
+        assert 0 < figures_of_file["peak_bytes"] < 1e9
     assert report["text"] == {"split": "val", "characters": 99}
     float32 = report["files"]["float32"]
     figures = [float32[name] for name in ("lost_bits", "kl_bits", "greedy_agreement")]
     np.testing.assert_allclose(figures, [0, 0, 1], atol=1e-6)
 
 
-def test_bits_are_those_of_the_checkpoints_softmax(run: Path, devices: Path) -> None:
+def test_bits_match_the_checkpoint(run: Path, devices: Path) -> None:
     manifest = read_manifest(run.parent / "data")
     text = lanes(run.parent / "data", manifest, "train", 3, 50)
     assert (text.ids_BxT.shape, text.characters) == ((3, 51), 150)
@@ -177,10 +179,10 @@ def test_short_splits_have_fewer_or_shorter_lanes(
     np.testing.assert_array_equal(text.ids_BxT, np.stack([ids[start : start + T] for start in first]))
 
 
-# Refusals
+# Rejections
 
 
-def test_a_file_with_other_weights_is_refused(run: Path, devices: Path) -> None:
+def test_file_with_different_weights_is_rejected(run: Path, devices: Path) -> None:
     other = load(run)
     other.dense.bias.assign_add(0.001 * tf.one_hot(7, 256))
     with pytest.raises(StageError, match=r"the written float32\.tflite's logits differ by 0\.001"):
@@ -188,7 +190,7 @@ def test_a_file_with_other_weights_is_refused(run: Path, devices: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8-dynamic"])
-def test_a_single_nan_is_refused(run: Path, devices: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_nan_is_rejected(run: Path, devices: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     step = LiteModel.step
 
     def nan_first(self: LiteModel, token: int, carry: Any) -> Any:
@@ -200,7 +202,7 @@ def test_a_single_nan_is_refused(run: Path, devices: Path, precision: str, monke
         prove(devices / f"{precision}.tflite", load(run))
 
 
-def test_a_loss_above_the_limit_is_refused_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
+def test_loss_above_the_limit_is_rejected_and_leaves_no_folder(run: Path, tmp_path: Path) -> None:
     strict = LiteSettings(("float32", "int8-dynamic"), {"int8-dynamic": -1.0})
     message = (
         r"^int8-dynamic loses -?0\.\d{4} bits per character on held-out text; the limit is -1: leave it out with "
@@ -224,13 +226,13 @@ def test_default_limits_apply_unless_overridden(run: Path, tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("unmeasured")
-def test_neurons_of_the_exported_weights_are_copied(run: Path, tmp_path: Path) -> None:
+def test_neurons_are_copied_if_they_match_the_weights(run: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(run, folder)
     weights = checkpoint.weights_sha256(checkpoint.best(read_run(folder)))
 
     def exported(text: str | None, force: bool = False) -> str | None:
-        """Return the neurons.json that is exported when `text` is the run's."""
+        """Export with `text` as the run's neurons.json, and return the exported neurons.json."""
         (folder / "neurons.json").unlink(missing_ok=True)
         if text is not None:
             (folder / "neurons.json").write_text(text)
@@ -240,27 +242,27 @@ def test_neurons_of_the_exported_weights_are_copied(run: Path, tmp_path: Path) -
     current, newer, stale = (
         json.dumps({"weights_sha256": w, "neurons": n}) for w, n in ((weights, []), (weights, [1]), ("", []))
     )
-    assert exported(stale) is None, "it belongs to other weights"
-    assert exported(current) == current, "also without a new export"
+    assert exported(stale) is None, "stale neurons are not copied"
+    assert exported(current) == current, "copied even if the models are up to date"
     assert exported(newer, force=True) == newer
     assert exported(None, force=True) is None
     (out / "neurons.json").write_text("[]")
-    assert exported(current) == "[]", "a user's own list is kept"
+    assert exported(current) == "[]", "your own list is kept"
 
 
-def test_nan_on_held_out_text_is_refused(run: Path, tmp_path: Path) -> None:
-    broken, vocab = load(run), read_run(run).vocab
-    broken.dense.bias.assign(np.where(np.arange(256) == 7, np.nan, 0))
+def test_nan_on_held_out_text_is_rejected(run: Path, tmp_path: Path) -> None:
+    invalid, vocab = load(run), read_run(run).vocab
+    invalid.dense.bias.assign(np.where(np.arange(256) == 7, np.nan, 0))
     about = {"format_version": 1, "vocab": vocab.to_json()}
-    (tmp_path / "a.tflite").write_bytes(pack(convert(broken, None, "float32"), about))
+    (tmp_path / "a.tflite").write_bytes(pack(convert(invalid, None, "float32"), about))
     text = Text("val", np.arange(20, dtype=np.int32)[None])
     with pytest.raises(StageError, match=r"the float32 \.tflite produced NaN or infinity"):
         measure(load(run), {"float32": LiteModel(tmp_path / "a.tflite")}, text)
 
 
-def _converted(function: Any, *specs: tf.TensorSpec, ops: list[Any]) -> bytes:
+def _convert_function(function: Any, *specs: tf.TensorSpec, ops: list[Any]) -> bytes:
     module = tf.Module()
-    module.held = tf.Variable(np.ones(4, np.float32))
+    module.variable = tf.Variable(np.ones(4, np.float32))
     traced = tf.function(lambda x: function(module, x), autograph=False).get_concrete_function(*specs)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
     converter.target_spec.supported_ops = ops
@@ -268,26 +270,26 @@ def _converted(function: Any, *specs: tf.TensorSpec, ops: list[Any]) -> bytes:
     return converter.convert()
 
 
-def test_ops_other_than_stateless_builtins_are_refused() -> None:
+def test_ops_other_than_stateless_builtins_are_rejected() -> None:
     builtin, select = tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS
     spec = tf.TensorSpec([4], tf.float32)
-    flex = _converted(lambda _, x: tf.linalg.cholesky(tf.reshape(x, [2, 2])), spec, ops=[builtin, select])
+    flex = _convert_function(lambda _, x: tf.linalg.cholesky(tf.reshape(x, [2, 2])), spec, ops=[builtin, select])
     with pytest.raises(StageError, match=r"the float32 \.tflite needs more than stateless builtin ops: FlexCholesky$"):
         check_ops(flex, "float32")
-    held = _converted(lambda module, x: module.held.assign_add(x), spec, ops=[builtin])
+    stateful = _convert_function(lambda module, x: module.variable.assign_add(x), spec, ops=[builtin])
     with pytest.raises(StageError, match=r"builtin ops: ASSIGN_VARIABLE, READ_VARIABLE, VAR_HANDLE$"):
-        check_ops(held, "float32")
-    check_ops(_converted(lambda _, x: x + 1, spec, ops=[builtin]), "float32")
+        check_ops(stateful, "float32")
+    check_ops(_convert_function(lambda _, x: x + 1, spec, ops=[builtin]), "float32")
 
 
-def test_the_same_model_is_kept_and_another_is_refused(
+def test_same_model_is_kept_and_different_model_is_rejected(
     run: Path, devices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export_lite(run, devices, LiteSettings(), data=None, force=False)
     export_lite(run, devices, LiteSettings(("int8-dynamic",)), data=None, force=False)
     assert capsys.readouterr().err.count("is up to date with") == 2
     about = devices / "model.json"
-    whole = json.loads(about.read_text())
+    complete = json.loads(about.read_text())
     for path in damaged(devices, "neurons.json"):
         with pytest.raises(
             StageError, match=rf"{path.name} is (corrupted|missing): rebuild all with|has no {path.name}\)"
@@ -302,16 +304,16 @@ def test_the_same_model_is_kept_and_another_is_refused(
         StageError, match=r"other/float16\.tflite is missing: rebuild all with --force, or pass another"
     ):
         export_lite(run, other, LiteSettings(), data=None, force=False)
-    (other / "model.json").write_text(json.dumps({**whole, "step": 1}))
+    (other / "model.json").write_text(json.dumps({**complete, "step": 1}))
     checksums.write(other)
     with pytest.raises(StageError, match=r"other already holds a different model: pass another --out or --force$"):
         export_lite(run, other, LiteSettings(), data=None, force=False)
-    (other / "model.json").write_text(json.dumps({**whole, "files": {"float16": whole["files"]["float16"]}}))
+    (other / "model.json").write_text(json.dumps({**complete, "files": {"float16": complete["files"]["float16"]}}))
     with pytest.raises(StageError, match=r"other has float16, not float32: rebuild all with --force, or pass another"):
         export_lite(run, other, LiteSettings(), data=None, force=False)
 
 
-def test_a_missing_or_different_data_set_is_refused(
+def test_missing_or_different_data_set_is_rejected(
     run: Path, tmp_path: Path, make_data: Callable[..., Manifest]
 ) -> None:
     with pytest.raises(StageError, match="pass its folder with --data"):
@@ -331,6 +333,6 @@ def test_a_missing_or_different_data_set_is_refused(
         ((("float32",), {"float16": 1.0}), "--allow float16: add float16 to --precision"),
     ],
 )
-def test_invalid_settings_are_refused(values: tuple[Any, ...], message: str) -> None:
+def test_invalid_settings_raise(values: tuple[Any, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         LiteSettings(*values)

@@ -38,7 +38,7 @@ def names(documents_run: Path, lite_file: Callable[..., Path]) -> Path:
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 123456789012345, -(1 << 63), (1 << 63) - 1])
-def test_random_numbers_match_those_of_draw(seed: int) -> None:
+def test_uniforms_match_draw(seed: int) -> None:
     columns = tf.constant([seed], tf.int64), tf.constant([0], tf.int64), tf.constant([1.0])
     expected_Nx1 = draw.uniforms(*columns, tf.constant(2500))
     np.testing.assert_array_equal(list(itertools.islice(uniforms(seed), 2500)), expected_Nx1[:, 0])
@@ -55,7 +55,7 @@ OPTIONS = [
 ]
 
 
-def test_texts_match_those_of_the_checkpoint(run: Path, path: Path) -> None:
+def test_texts_match_the_checkpoint(run: Path, path: Path) -> None:
     prompts = [b"", b"def ", b"import spam\n\ndef eggs(x):\n"]
     rows = [
         (prompt, 200, s.temperature, s.seed, s.top_k, s.top_p, s.repetition_penalty, s.stop)
@@ -63,13 +63,18 @@ def test_texts_match_those_of_the_checkpoint(run: Path, path: Path) -> None:
         for s in OPTIONS
     ]
     columns = (tf.constant(column, kind) for column, kind in zip(zip(*rows, strict=True), REQUEST_TYPES, strict=True))
-    held, file = read_run(run), LiteModel(path)
-    expected = Sampler(checkpoint.load_model(held), held.vocab).generate(Request(*columns)).text_bytes.numpy().tolist()
+    loaded_run, file = read_run(run), LiteModel(path)
+    expected = (
+        Sampler(checkpoint.load_model(loaded_run), loaded_run.vocab)
+        .generate(Request(*columns))
+        .text_bytes.numpy()
+        .tolist()
+    )
     assert [file.generate(prompt, 200, sampling) for prompt in prompts for sampling in OPTIONS] == expected
     assert len(set(expected[: len(OPTIONS)])) == len(OPTIONS)
 
 
-def test_a_text_ends_at_its_stop_or_with_its_document(path: Path, names: Path) -> None:
+def test_text_ends_at_stop_or_document_end(path: Path, names: Path) -> None:
     file = LiteModel(path)
     text = file.generate(b"a", 200, Sampling(1.0, 1))
     for stop in (text[60:61], text[60:63], text[60:80]):
@@ -82,7 +87,7 @@ def test_a_text_ends_at_its_stop_or_with_its_document(path: Path, names: Path) -
     assert not any(b"\n" in text for text in texts)
 
 
-def test_a_stream_yields_one_character_at_a_time(path: Path, names: Path) -> None:
+def test_stream_yields_one_character_at_a_time(path: Path, names: Path) -> None:
     assert [len(piece) for piece in LiteModel(path).stream(b"a", 30, Sampling(1.0, 7))] == [1] * 30 + [0]
     file = LiteModel(names)
     pieces = [piece for seed in range(20) for piece in file.stream(b"", 30, Sampling(1.5, seed))]
@@ -90,14 +95,14 @@ def test_a_stream_yields_one_character_at_a_time(path: Path, names: Path) -> Non
     assert {len(piece) for piece in pieces} >= {0, 1, 2}
 
 
-def test_equal_seeds_repeat_and_an_empty_prompt_starts_after_a_newline(path: Path) -> None:
+def test_seeds_are_deterministic_and_empty_prompt_equals_newline(path: Path) -> None:
     file = LiteModel(path)
     first, same, other = (file.generate(b"a", 30, Sampling(1.0, seed)) for seed in (1, 1, 2))
     assert first == same != other
     assert file.generate(b"", 30, Sampling(1.0, 1)) == file.generate(b"\n", 30, Sampling(1.0, 1))
 
 
-def test_characters_of_no_weight_are_never_drawn() -> None:
+def test_choose_applies_top_k_top_p_and_penalty() -> None:
     logits_V, last = np.array([0, 5, 0, -2], np.float32), 1 - 2.0**-23
     assert [choose(logits_V, Sampling(1.0, top_k=1), [], u) for u in (0.0, 0.5, last)] == [1, 1, 1]
     assert [choose(logits_V, Sampling(1.0, top_p=0.5), [], u) for u in (0.0, last)] == [1, 1]
@@ -119,12 +124,12 @@ def test_characters_of_no_weight_are_never_drawn() -> None:
         ({"repetition_penalty": 0.0}, "repetition_penalty: a finite number above 0"),
     ],
 )
-def test_invalid_sampling_settings_are_refused(values: dict[str, float], message: str) -> None:
+def test_invalid_sampling_settings_raise(values: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Sampling(**values)
 
 
-def test_a_prompt_outside_the_vocabulary_is_refused(path: Path) -> None:
+def test_prompt_outside_the_vocabulary_raises(path: Path) -> None:
     file = LiteModel(path)
     file.vocab = char_vocab(Counter("def "))
     for prompt, sampling in ((b"def Z", Sampling()), (b"def ", Sampling(stop=b"Z"))):
@@ -137,9 +142,7 @@ def test_a_prompt_outside_the_vocabulary_is_refused(path: Path) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_corrupted_file_is_refused_before_the_runtime_reads_it(
-    path: Path, tmp_path: Path, data: st.DataObject
-) -> None:
+def test_corrupted_file_is_rejected_before_loading(path: Path, tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
@@ -150,22 +153,22 @@ def test_a_corrupted_file_is_refused_before_the_runtime_reads_it(
         LiteModel(tmp_path / "corrupted.tflite")
 
 
-def test_a_mismatched_vocabulary_or_another_model_is_refused(path: Path, tmp_path: Path) -> None:
+def test_mismatched_vocabulary_or_model_is_rejected(path: Path, tmp_path: Path) -> None:
     flatbuffer, about = unpack(path)
     fewer = {"unit": "char", "symbols": "abc"}
 
-    def refused(flatbuffer: bytes, vocab: object, message: str) -> None:
+    def check_rejected(flatbuffer: bytes, vocab: object, message: str) -> None:
         (tmp_path / "other.tflite").write_bytes(pack(flatbuffer, {**about, "vocab": vocab}))
         with pytest.raises(StageError, match=message):
             LiteModel(tmp_path / "other.tflite")
 
-    refused(flatbuffer, fewer, r"other\.tflite has 256 logits for a vocabulary of 3 symbols: export it again")
-    refused(flatbuffer, {"unit": "word"}, r"other\.tflite cannot be run: 'symbols'")
-    refused(_doubling(), about["vocab"], r"other\.tflite cannot be run: .*step")
-    refused(b"TFL3 and no more", about["vocab"], r"other\.tflite cannot be run")
+    check_rejected(flatbuffer, fewer, r"other\.tflite has 256 logits for a vocabulary of 3 symbols: export it again")
+    check_rejected(flatbuffer, {"unit": "word"}, r"other\.tflite cannot be run: 'symbols'")
+    check_rejected(_doubling(), about["vocab"], r"other\.tflite cannot be run: .*step")
+    check_rejected(b"TFL3 and no more", about["vocab"], r"other\.tflite cannot be run")
 
 
-def test_the_command_refuses_invalid_files_in_one_line(
+def test_command_rejects_invalid_files(
     path: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content, (flatbuffer, about), (other, others) = path.read_bytes(), unpack(path), unpack(names)
@@ -195,17 +198,17 @@ def _doubling() -> bytes:
     return tf.lite.TFLiteConverter.from_concrete_functions([double]).convert()
 
 
-def test_the_runner_does_not_import_tensorflow(path: Path) -> None:
+def test_runner_does_not_import_tensorflow(path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from export.lite.runner import LiteModel, Sampling\n"
         f"text = LiteModel(Path({str(path)!r})).generate(b'def ', 60, Sampling(0.8, 3, top_k=9))\n"
         "print(text.hex(), *(name for name in ('tensorflow', 'keras', 'grpc') if name in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [LiteModel(path).generate(b"def ", 60, Sampling(0.8, 3, top_k=9)).hex()]
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout.split() == [LiteModel(path).generate(b"def ", 60, Sampling(0.8, 3, top_k=9)).hex()]
 
 
-def test_the_probe_reports_speed_and_memory(path: Path) -> None:
+def test_probe_reports_speed_and_memory(path: Path) -> None:
     command = [sys.executable, "-m", "export.lite.probe", str(path)]
     figures = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
     assert set(figures) == {"us_a_step", "peak_bytes"}

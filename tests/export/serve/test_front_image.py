@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from fake_model import written
+from fake_model import text_of
 from serving import Endpoint
 
 from export.serve import front_image, package
@@ -53,10 +53,10 @@ def url(server: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_the_application_answers_without_tensorflow(url: str) -> None:
     row = {"prompt": "ab", "length": 9, "temperature": 0.5, "seed": 3}
     answer = requests.post(f"{url}/v1/models/fake:predict", json={"instances": [row]}, timeout=30).json()
-    assert answer["predictions"][0]["text"] == written(3, b"ab", 9).decode()
+    assert answer["predictions"][0]["text"] == text_of(3, b"ab", 9).decode()
     body = {"model": "fake", "prompt": "ab", "max_tokens": 9, "seed": 3}
     answer = requests.post(f"{url}/v1/completions", json=body, timeout=30).json()
-    assert answer["choices"][0]["text"] == written(3, b"ab", 9).decode()
+    assert answer["choices"][0]["text"] == text_of(3, b"ab", 9).decode()
 
 
 def test_the_images_health_check_passes(url: str) -> None:

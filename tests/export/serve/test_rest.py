@@ -1,7 +1,7 @@
-"""The REST requests in the docs, checked against the signatures and answered by the model.
+"""REST requests in the docs, checked against the signatures and run on the model.
 
-The stand-in has no REST, so these tests convert requests and answers themselves, by TensorFlow Serving's documentation
-("instances" by rows, "inputs" by columns, {"b64": ...} for bytes).
+The stand-in has no REST, so these tests convert requests and responses themselves, as documented by TensorFlow Serving
+("instances" for rows, "inputs" for columns, {"b64": ...} for bytes).
 """
 
 import base64
@@ -27,7 +27,7 @@ def bodies(text: str) -> list[dict[str, Any]]:
     return [body for body in parsed if "model" not in body]
 
 
-DOCUMENTED = bodies((ROOT / "docs" / "serving.md").read_text(encoding="utf-8"))
+DOCS_BODIES = bodies((ROOT / "docs" / "serving.md").read_text(encoding="utf-8"))
 
 
 def columns(body: dict[str, Any]) -> dict[str, list[Any]]:
@@ -35,22 +35,22 @@ def columns(body: dict[str, Any]) -> dict[str, list[Any]]:
     assert len(body.keys() & {"instances", "inputs"}) == 1
     assert body.keys() <= {"signature_name", "instances", "inputs"}
     if "inputs" in body:
-        assert len({len(values) for values in body["inputs"].values()}) == 1, "one entry per row in every column"
+        assert len({len(values) for values in body["inputs"].values()}) == 1, "all columns must have equal length"
         return body["inputs"]
-    assert len({tuple(sorted(row)) for row in body["instances"]}) == 1, "the same inputs in every row"
+    assert len({tuple(sorted(row)) for row in body["instances"]}) == 1, "all rows must have the same inputs"
     return {name: [row[name] for row in body["instances"]] for name in body["instances"][0]}
 
 
-def value(given: Any) -> Any:
+def value(encoded: Any) -> Any:
     """Decode a JSON value: strings and base64 to bytes; numbers stay."""
-    if isinstance(given, dict):
-        assert given.keys() == {"b64"}
-        return base64.b64decode(given["b64"], validate=True)
-    return given.encode() if isinstance(given, str) else given
+    if isinstance(encoded, dict):
+        assert encoded.keys() == {"b64"}
+        return base64.b64decode(encoded["b64"], validate=True)
+    return encoded.encode() if isinstance(encoded, str) else encoded
 
 
 def to_json(row: served_models.Row) -> dict[str, Any]:
-    """Encode a row of an answer as a server does: bytes as text, or in base64 if the name ends in _bytes."""
+    """Encode a row of a response like a server: bytes as text, or in base64 if the name ends in _bytes."""
 
     def encode(name: str, cell: Any) -> Any:
         if not isinstance(cell, bytes):
@@ -60,21 +60,21 @@ def to_json(row: served_models.Row) -> dict[str, Any]:
     return {name: encode(name, cell) for name, cell in row.items()}
 
 
-def test_the_docs_show_both_forms_and_a_carry() -> None:
-    assert [sorted(body.keys() - {"signature_name"}) for body in DOCUMENTED] == [
+def test_docs_show_both_forms_and_a_carry() -> None:
+    assert [sorted(body.keys() - {"signature_name"}) for body in DOCS_BODIES] == [
         ["instances"],
         ["inputs"],
         ["instances"],
     ]
-    assert [body["signature_name"] for body in DOCUMENTED] == ["serving_default", "generate", "continue"]
+    assert [body["signature_name"] for body in DOCS_BODIES] == ["serving_default", "generate", "continue"]
 
 
-@pytest.mark.parametrize("body", DOCUMENTED, ids=[body["signature_name"] for body in DOCUMENTED])
-def test_a_documented_body_is_answered(run: Path, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize("body", DOCS_BODIES, ids=[body["signature_name"] for body in DOCS_BODIES])
+def test_request_in_the_docs_is_answered(run: Path, body: dict[str, Any]) -> None:
     check(served_models.exported(run), body)
 
 
-def test_the_card_shows_a_body_that_is_answered(run: Path) -> None:
+def test_request_in_the_model_card_is_answered(run: Path) -> None:
     model = served_models.exported(run)
     (body,) = bodies((model.base / "MODEL_CARD.md").read_text(encoding="utf-8"))
     check(model, body)

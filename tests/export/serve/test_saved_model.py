@@ -1,4 +1,4 @@
-"""Exports as a SavedModel: the graph, the warm-up requests, the proof, and versions that are replaced or kept."""
+"""SavedModel exports: graph, warm-up requests, proof and versions."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def read_graph(version: Path) -> saved_model_pb2.SavedModel:
 
 
 def check(model: ExportedModel, signature: str, inputs: dict[str, list[Any]]) -> dict[str, Any]:
-    """Run a signature from the files, and compare its outputs with the checkpoint's as the export does."""
+    """Run a signature from the files, and compare the outputs with the checkpoint's as the export does."""
     columns = {name: np.array(values, DTYPES[name].as_numpy_dtype) for name, values in inputs.items()}
     outputs, expected = model.run(signature, columns), model.served.answer(signature, inputs)
     assert outputs.keys() == expected.keys()
@@ -48,8 +48,8 @@ def check(model: ExportedModel, signature: str, inputs: dict[str, list[Any]]) ->
     return outputs
 
 
-def test_the_files_give_the_checkpoints_answers(tiny: ExportedModel) -> None:
-    for rows in (1, 5):  # unlike the requests of the export's own proof
+def test_files_match_the_checkpoint(tiny: ExportedModel) -> None:
+    for rows in (1, 5):  # different requests from those of the export's proof
         inputs = {
             "prompt": [b"def ", b"", "é".encode(), b"x" * 50, b"return"][:rows],
             "length": [30, 3, 0, 9, 100][:rows],
@@ -65,19 +65,19 @@ def test_the_files_give_the_checkpoints_answers(tiny: ExportedModel) -> None:
 
 def save(run: Path, folder: Path, stock_layers: bool = False) -> Sampler:
     """Save a run's signatures without the rest of an export. Returns the checkpoint's own sampler."""
-    opened = read_run(run)
-    model = checkpoint.load_model(opened)
+    loaded_run = read_run(run)
+    model = checkpoint.load_model(loaded_run)
     model.use_stock_layers = stock_layers
-    served = Served(Sampler(model, opened.vocab, LIMITS, frozen=True), "")
+    served = Served(Sampler(model, loaded_run.vocab, LIMITS, frozen=True), "")
     tf.saved_model.save(served, str(folder), signatures=served.functions)
-    return Sampler(model, opened.vocab, LIMITS)
+    return Sampler(model, loaded_run.vocab, LIMITS)
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gru", "rnn", "plain gru")]
 
 
 @pytest.mark.parametrize("other_run", SLOW, indirect=True)
-def test_every_cell_is_served(other_run: Path, tmp_path: Path) -> None:
+def test_all_cells_are_served(other_run: Path, tmp_path: Path) -> None:
     sampler = save(other_run, tmp_path / "1")
     saved_model.check_ops(tmp_path / "1")
     model = ExportedModel(sampler, tmp_path)
@@ -94,7 +94,7 @@ def test_characters_and_documents_are_served(documents_run: Path) -> None:
     assert all(b"\n" not in text and len(text.decode()) <= 30 for text in outputs["text_bytes"])
 
 
-def test_every_input_and_output_has_one_row_per_request(tiny: ExportedModel) -> None:
+def test_inputs_and_outputs_have_one_row_per_request(tiny: ExportedModel) -> None:
     signatures = {name: tiny.files.signatures[name] for name in INPUTS}
     assert {name: set(signature.inputs) for name, signature in signatures.items()} == {
         name: set(inputs) for name, inputs in INPUTS.items()
@@ -108,14 +108,14 @@ def test_every_input_and_output_has_one_row_per_request(tiny: ExportedModel) -> 
 
 @pytest.mark.parametrize("rows", [1, 8, 64, 1024])
 @pytest.mark.parametrize("model", [{"units": 128}, {"units": 512}, {"units": 2048, "cell": "gru"}])
-def test_the_largest_answer_of_neurons_is_bounded(rows: int, model: dict[str, Any]) -> None:
+def test_neurons_response_size_is_bounded(rows: int, model: dict[str, Any]) -> None:
     config = ModelConfig(**model)
     pictured = saved_model.bounded(Limits(rows=rows), config).pictured
     values = rows * config.units * (1 if config.cell == "gru" else 2)
     assert pictured * values <= saved_model.NEURON_VALUES < (pictured + 1) * values or pictured == 1024
 
 
-def test_a_text_beyond_the_bound_is_an_error_of_its_row(tiny: ExportedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_beyond_the_bound_is_reported_per_row(tiny: ExportedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saved_model, "NEURON_VALUES", 3 * 9 * 2 * 5)  # rows, units, states of an LSTM, characters
     limits = saved_model.bounded(Limits(rows=3), tiny.net.config)
     answer = Served(Sampler(tiny.net, tiny.vocab, limits), "").answer(
@@ -127,43 +127,41 @@ def test_a_text_beyond_the_bound_is_an_error_of_its_row(tiny: ExportedModel, mon
 
 
 @pytest.mark.parametrize("foreign", ["XlaLaunch", "CudnnRNNV3", "PyFunc", "TRTEngineOp", "SomebodysOwn"])
-def test_a_graph_that_a_stock_server_does_not_run_is_rejected(
-    tiny: ExportedModel, tmp_path: Path, foreign: str
-) -> None:
-    written = read_graph(tiny.base / "1")
-    assert sum(len(function.node_def) for function in written.meta_graphs[0].graph_def.library.function) > 1000
-    written.meta_graphs[0].graph_def.library.function[0].node_def.add(name="foreign", op=foreign)
-    (tmp_path / "saved_model.pb").write_bytes(written.SerializeToString())
+def test_graph_with_unsupported_ops_is_rejected(tiny: ExportedModel, tmp_path: Path, foreign: str) -> None:
+    graph = read_graph(tiny.base / "1")
+    assert sum(len(function.node_def) for function in graph.meta_graphs[0].graph_def.library.function) > 1000
+    graph.meta_graphs[0].graph_def.library.function[0].node_def.add(name="foreign", op=foreign)
+    (tmp_path / "saved_model.pb").write_bytes(graph.SerializeToString())
     with pytest.raises(StageError, match=rf"ops that a stock server is not known to run: {foreign}$"):
         saved_model.check_ops(tmp_path)
-    written.meta_graphs[0].graph_def.library.function[0].node_def.pop()
-    written.meta_graphs[0].graph_def.library.function[0].attr["_XlaMustCompile"].b = True
-    (tmp_path / "saved_model.pb").write_bytes(written.SerializeToString())
+    graph.meta_graphs[0].graph_def.library.function[0].node_def.pop()
+    graph.meta_graphs[0].graph_def.library.function[0].attr["_XlaMustCompile"].b = True
+    (tmp_path / "saved_model.pb").write_bytes(graph.SerializeToString())
     with pytest.raises(StageError, match=r"ops that a stock server is not known to run: a function for XLA$"):
         saved_model.check_ops(tmp_path)
 
 
-def test_a_model_with_cudnn_layers_exports_the_same_graph(run: Path, tiny: ExportedModel, tmp_path: Path) -> None:
-    """With a GPU the model runs through cuDNN, which a server without one lacks. The flag stands in for the GPU."""
+def test_model_with_cudnn_layers_exports_the_same_graph(run: Path, tiny: ExportedModel, tmp_path: Path) -> None:
+    """On a GPU the model uses cuDNN, which servers without a GPU lack. stock_layers simulates that GPU."""
     save(run, tmp_path, stock_layers=True)
-    plain, beside_gpu = (
+    plain, with_gpu = (
         sorted(
             sorted(node.op for node in function.node_def)
             for function in graph.meta_graphs[0].graph_def.library.function
         )
         for graph in (read_graph(tiny.base / "1"), read_graph(tmp_path))
     )
-    assert plain == beside_gpu
+    assert plain == with_gpu
 
 
-def test_warm_up_requests_are_answered_without_errors(tiny: ExportedModel) -> None:
+def test_warm_up_requests_succeed(tiny: ExportedModel) -> None:
     records = tf.data.TFRecordDataset(str(tiny.base / "1" / saved_model.WARM_UP))
-    replayed = [prediction_log_pb2.PredictionLog.FromString(r.numpy()).predict_log.request for r in records]
+    requests = [prediction_log_pb2.PredictionLog.FromString(r.numpy()).predict_log.request for r in records]
     sizes = [1, 2, 4, 8, 16, 32, 64]  # of batches, up to the limit
-    rows = [len(tf.make_ndarray(next(iter(r.inputs.values())))) for r in replayed]
-    assert [(r.model_spec.name, r.model_spec.signature_name) for r in replayed] == [("tiny", n) for n in INPUTS] * 7
+    rows = [len(tf.make_ndarray(next(iter(r.inputs.values())))) for r in requests]
+    assert [(r.model_spec.name, r.model_spec.signature_name) for r in requests] == [("tiny", n) for n in INPUTS] * 7
     assert rows == [size for size in sizes for _ in INPUTS]
-    for request, count in zip(replayed[-2 * len(INPUTS) :], rows[-2 * len(INPUTS) :], strict=True):
+    for request, count in zip(requests[-2 * len(INPUTS) :], rows[-2 * len(INPUTS) :], strict=True):
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
         outputs = tiny.run(request.model_spec.signature_name, inputs)
         assert {len(value) for value in outputs.values()} == {count}
@@ -172,7 +170,7 @@ def test_warm_up_requests_are_answered_without_errors(tiny: ExportedModel) -> No
 
 
 def copy_version(monkeypatch: pytest.MonkeyPatch, model: ExportedModel) -> None:
-    """Let an export copy a version that is already there, with its own export.json, in place of writing the graph."""
+    """Replace writing the graph by copying an existing version, with a new export.json."""
 
     def copy(folder: Path, name: str, served: Served) -> None:
         shutil.copytree(model.base / "1", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("facts.json"))
@@ -181,7 +179,7 @@ def copy_version(monkeypatch: pytest.MonkeyPatch, model: ExportedModel) -> None:
     monkeypatch.setattr(saved_model, "write_version", copy)
 
 
-def test_the_same_model_is_kept_and_another_becomes_the_next_version(
+def test_same_model_is_kept_and_different_model_gets_next_version(
     run: Path,
     tiny: ExportedModel,
     tmp_path: Path,
@@ -218,15 +216,15 @@ def test_the_same_model_is_kept_and_another_becomes_the_next_version(
     assert read(out).versions == {1, 2}
 
 
-def test_a_fresh_process_gives_the_checkpoints_answers(tiny: ExportedModel) -> None:
-    """The one test of the proof in its own process. `exported` skips it."""
+def test_fresh_process_matches_the_checkpoint(tiny: ExportedModel) -> None:
+    """The only test that runs the proof in its own process; `exported` skips it."""
     about = (tiny.base / "1" / saved_model.ORIGIN).read_text(encoding="utf-8")
-    served = Served(tiny.sampler, json.dumps(json.loads(about), ensure_ascii=False))  # as it was exported
+    served = Served(tiny.sampler, json.dumps(json.loads(about), ensure_ascii=False))  # with the exported info
     saved_model.prove(served, tiny.base / "1")
 
 
 @pytest.mark.slow
-def test_a_model_with_other_weights_is_not_moved_into_place(
+def test_export_with_different_weights_is_not_kept(
     run: Path, tiny: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy_version(monkeypatch, tiny)
@@ -243,7 +241,7 @@ def test_a_model_with_other_weights_is_not_moved_into_place(
     assert list((tmp_path / "served").iterdir()) == []
 
 
-def test_a_model_with_other_answers_is_not_moved_into_place(
+def test_export_with_different_answers_is_not_kept(
     run: Path, tiny: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session.main(str(tiny.base / "1"), str(tmp_path / "answers.json"))
@@ -268,7 +266,7 @@ def test_a_model_with_other_answers_is_not_moved_into_place(
         saved_model.check_answers(answers, expected)
 
 
-def test_answers_are_compared_to_the_last_text_and_the_fifth_digit() -> None:
+def test_answers_are_compared_exactly_or_within_tolerance() -> None:
     text, carry = np.array([b"ab", b""], object), np.array([np.float32([0.5, -1.5]).tobytes()], object)
     five, six = (np.array([np.int32([number]).tobytes()], object) for number in (5, 6))
     compare = saved_model.compare
@@ -292,8 +290,8 @@ def test_answers_are_compared_to_the_last_text_and_the_fifth_digit() -> None:
             compare(name, outputs, expected)
 
 
-def test_outputs_survive_json() -> None:
+def test_outputs_round_trip_through_json() -> None:
     for value in (np.array([b"", b"\xff\0"], object), np.float32([[1, np.nan]]), np.zeros((0, 3), np.int32)):
-        back = decode_output(json.loads(json.dumps(encode_output(value))))
-        assert (back.dtype, back.shape) == (value.dtype, value.shape)
-        np.testing.assert_array_equal(back, value)
+        decoded = decode_output(json.loads(json.dumps(encode_output(value))))
+        assert (decoded.dtype, decoded.shape) == (value.dtype, value.shape)
+        np.testing.assert_array_equal(decoded, value)

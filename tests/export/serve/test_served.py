@@ -1,4 +1,4 @@
-"""Answers of exported models, in a Session and behind a server, compared with the model's own calls."""
+"""Responses of exported models, in a Session and from a server, against direct calls of the model."""
 
 import json
 from collections.abc import Iterator
@@ -34,114 +34,121 @@ def names(documents_run: Path) -> ExportedModel:
 
 @pytest.fixture(scope="module", params=["bytes", "documents"])
 def model(request: pytest.FixtureRequest, tiny: ExportedModel, names: ExportedModel) -> ExportedModel:
-    """A model of bytes without documents; and one of characters with documents and an id for unknown characters."""
+    """Model of bytes without documents; model of characters with documents and an id for unknown characters."""
     return {"bytes": tiny, "documents": names}[request.param]
 
 
 of_documents = pytest.mark.parametrize("model", ["documents"], indirect=True)
 
 
-# Signatures compared with each other.
+# Signatures against each other.
 
 
-def test_generated_text_has_the_probability_of_its_score(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_log_prob_of_generate_matches_score(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [{**model.row(rng), "prompt": b""} for _ in range(64)]
-    written = model.query("generate", rows)
-    texts = [{"text": one["text_bytes"]} for one in written]
+    results = model.query("generate", rows)
+    texts = [{"text": result["text_bytes"]} for result in results]
     scores, characters = model.query("score", texts), model.query("score_chars", texts)
-    for one, score, each in zip(written, scores, characters, strict=True):
-        n = one["n_chars"]
-        assert (score["error"], score["n_chars"], each["n_chars"]) == (b"", n, n)
-        np.testing.assert_allclose(one["log_prob"], -score["nats"], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(each["log_probs"][:n].sum(), -score["nats"], rtol=1e-5, atol=1e-5)
+    for result, score, char_scores in zip(results, scores, characters, strict=True):
+        n = result["n_chars"]
+        assert (score["error"], score["n_chars"], char_scores["n_chars"]) == (b"", n, n)
+        np.testing.assert_allclose(result["log_prob"], -score["nats"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(char_scores["log_probs"][:n].sum(), -score["nats"], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(score["bits_per_char"], score["nats"] / max(n, 1) / np.log(2), rtol=1e-5)
-        assert not each["log_probs"][n:].any()
-        assert {name: each[name] for name in score} == score
-    assert sum(one["n_chars"] for one in written) > 40
+        assert not char_scores["log_probs"][n:].any()
+        assert {name: char_scores[name] for name in score} == score
+    assert sum(result["n_chars"] for result in results) > 40
     assert not np.signbit([score["nats"] for score in scores]).any(), "an empty text has 0 nats, not -0"
 
 
-def test_pieces_join_to_the_text_of_a_single_call(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_continued_pieces_join_to_the_text_of_one_call(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [model.row(rng, longest=60) for _ in range(64)]
-    for row in rows[:48]:  # a model of names ends most texts at once at lower temperatures
+    for row in rows[:48]:  # at lower temperatures, a model of names ends most texts immediately
         row |= {"temperature": 8.0, "top_k": 0, "top_p": 1.0}
     plain = model.query("generate", [{**row, "stop": b""} for row in rows])
-    for row, one in zip(rows, plain, strict=True):  # stops of some characters, most of which occur
-        ids = model.vocab.encode(one["text_bytes"])
+    for row, result in zip(rows, plain, strict=True):  # stops of a few characters, most of which occur
+        ids = model.vocab.encode(result["text_bytes"])
         start = rng.integers(0, max(len(ids) - 2, 1))
         if rng.random() < 0.7:
             row["stop"] = model.vocab.decode(ids[start : start + rng.integers(1, 7)])
     whole = model.query("generate", rows)
-    texts, log_probs, backs, over = [b""] * 64, np.zeros(64), np.zeros(64, int), [False] * 64
-    going = [{**row, "left": row["length"]} for row in rows]
-    while not all(over):
-        left = [index for index in range(64) if not over[index]]
-        asked = [{**going[index], "length": min(going[index]["left"], rng.integers(0, 5))} for index in left]
-        for index, request, piece in zip(left, asked, model.query("continue", asked), strict=True):
+    texts, log_probs, backs, finished = [b""] * 64, np.zeros(64), np.zeros(64, int), [False] * 64
+    requests = [{**row, "left": row["length"]} for row in rows]
+    while not all(finished):
+        active = [index for index in range(64) if not finished[index]]
+        piece_requests = [
+            {**requests[index], "length": min(requests[index]["left"], rng.integers(0, 5))} for index in active
+        ]
+        for index, request, piece in zip(active, piece_requests, model.query("continue", piece_requests), strict=True):
             texts[index] += piece["text_bytes"]
             log_probs[index] += piece["log_prob"]
             backs[index] = piece["n_back"]
-            going[index] |= {"left": going[index]["left"] - request["length"], "carry_bytes": piece["carry_bytes"]}
-            going[index]["prompt"] = b""
-            over[index] = piece["finish_reason"] == b"stop" or not going[index]["left"]
-    for text, log_prob, back, one in zip(texts, log_probs, backs, whole, strict=True):
-        assert text[: len(text) - back] == one["text_bytes"]
+            requests[index] |= {
+                "left": requests[index]["left"] - request["length"],
+                "carry_bytes": piece["carry_bytes"],
+            }
+            requests[index]["prompt"] = b""
+            finished[index] = piece["finish_reason"] == b"stop" or not requests[index]["left"]
+    for text, log_prob, back, result in zip(texts, log_probs, backs, whole, strict=True):
+        assert text[: len(text) - back] == result["text_bytes"]
         if not back:
-            np.testing.assert_allclose(log_prob, one["log_prob"], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(log_prob, result["log_prob"], rtol=1e-5, atol=1e-5)
     assert any(backs), "some stops straddle pieces"
-    assert sum(one["finish_reason"] == b"stop" for one in whole) > 10
+    assert sum(result["finish_reason"] == b"stop" for result in whole) > 10
 
 
-def test_start_and_continue_give_the_text_of_generate(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_start_and_continue_match_generate(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [model.row(rng) for _ in range(32)]
     started = model.query("start", rows)
-    after = [{**row, "prompt": b"", "carry_bytes": one["carry_bytes"]} for row, one in zip(rows, started, strict=True)]
-    for one, expected in zip(model.query("continue", after), model.query("generate", rows), strict=True):
-        assert one["n_back"] == 0
-        same = {name: one[name] for name in expected}
+    after = [
+        {**row, "prompt": b"", "carry_bytes": result["carry_bytes"]} for row, result in zip(rows, started, strict=True)
+    ]
+    for result, expected in zip(model.query("continue", after), model.query("generate", rows), strict=True):
+        assert result["n_back"] == 0
+        same = {name: result[name] for name in expected}
         np.testing.assert_allclose(same.pop("log_prob"), expected.pop("log_prob"), rtol=1e-5, atol=1e-6)
         assert same == expected
-    # A prompt in two parts: start reads the first, continue the second.
+    # A prompt in two parts: start reads the first and continue the second.
     for row in rows:
         ids = model.vocab.encode(row["prompt"])
         row["cut"] = len(model.vocab.decode(ids[: len(ids) // 2])) if row["prompt"] else 0
     first = model.query("start", [{"prompt": row["prompt"][: row["cut"]]} for row in rows if row["cut"]])
     rest = [{"prompt": row["prompt"][row["cut"] :], "length": 0} for row in rows if row["cut"]]
-    rest = [{**row, "carry_bytes": one["carry_bytes"]} for row, one in zip(rest, first, strict=True)]
-    halves = [one["carry_bytes"] for one in model.query("continue", rest)]
-    wholes = [one["carry_bytes"] for row, one in zip(rows, started, strict=True) if row["cut"]]
-    for half, one in zip(halves, wholes, strict=True):
-        np.testing.assert_allclose(*(np.frombuffer(carry, np.float32)[68:] for carry in (half, one)), atol=1e-6)
-        assert half[: 4 * 68] == one[: 4 * 68]
+    rest = [{**row, "carry_bytes": result["carry_bytes"]} for row, result in zip(rest, first, strict=True)]
+    halves = [result["carry_bytes"] for result in model.query("continue", rest)]
+    wholes = [result["carry_bytes"] for row, result in zip(rows, started, strict=True) if row["cut"]]
+    for half, result in zip(halves, wholes, strict=True):
+        np.testing.assert_allclose(*(np.frombuffer(carry, np.float32)[68:] for carry in (half, result)), atol=1e-6)
+        assert half[: 4 * 68] == result[: 4 * 68]
 
 
-def test_text_is_valid_utf_8_and_counted_in_the_models_unit(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_text_is_valid_utf_8_counted_in_the_models_unit(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [{**model.row(rng), "temperature": 5.0} for _ in range(64)]
-    for row, one in zip(rows, model.query("generate", rows), strict=True):
-        text = one["text"].decode()
-        assert text == one["text_bytes"].decode(errors="replace")
-        assert one["n_chars"] == (len(text) if model.vocab.unit == "char" else len(one["text_bytes"]))
-        if one["finish_reason"] == b"length":
-            assert one["n_chars"] == row["length"]
+    for row, result in zip(rows, model.query("generate", rows), strict=True):
+        text = result["text"].decode()
+        assert text == result["text_bytes"].decode(errors="replace")
+        assert result["n_chars"] == (len(text) if model.vocab.unit == "char" else len(result["text_bytes"]))
+        if result["finish_reason"] == b"length":
+            assert result["n_chars"] == row["length"]
         elif row["stop"]:
-            assert row["stop"] not in one["text_bytes"]
+            assert row["stop"] not in result["text_bytes"]
 
 
-def test_a_stop_cannot_begin_in_the_prompt(model: ExportedModel) -> None:
+def test_stop_cannot_begin_in_the_prompt(model: ExportedModel) -> None:
     for prompt in (b"Zo", b""):
-        some = [{"prompt": prompt, "seed": seed, "length": 9, "temperature": 2.0} for seed in range(20)]
-        written = zip(some, model.query("generate", some), strict=True)
-        row, expected = next((row, one) for row, one in written if one["n_chars"] > 1)
+        requests = [{"prompt": prompt, "seed": seed, "length": 9, "temperature": 2.0} for seed in range(20)]
+        results = zip(requests, model.query("generate", requests), strict=True)
+        row, expected = next((row, result) for row, result in results if result["n_chars"] > 1)
         first = model.vocab.decode(model.vocab.encode(expected["text_bytes"])[:1])
         before = prompt[-1:] or b"\n"
-        got = model.query_row("generate", **row, stop=before + first)
-        assert (got["text"], got["finish_reason"]) == (expected["text"], expected["finish_reason"])
+        actual = model.query_row("generate", **row, stop=before + first)
+        assert (actual["text"], actual["finish_reason"]) == (expected["text"], expected["finish_reason"])
         started = model.query_row("start", prompt=prompt)["carry_bytes"]
-        got = model.query_row("continue", **{**row, "prompt": b""}, carry_bytes=started, stop=before + first)
-        assert (got["text"], got["n_back"]) == (expected["text"], 0)
+        actual = model.query_row("continue", **{**row, "prompt": b""}, carry_bytes=started, stop=before + first)
+        assert (actual["text"], actual["n_back"]) == (expected["text"], 0)
 
 
-# Compared with the model's own calls.
+# Signatures against direct calls of the model.
 
 
 @pytest.fixture(
@@ -149,7 +156,7 @@ def test_a_stop_cannot_begin_in_the_prompt(model: ExportedModel) -> None:
     params=["lstm, bytes", "lstm, documents", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gru", "rnn"))],
 )
 def cell(request: pytest.FixtureRequest, tiny: ExportedModel, names: ExportedModel) -> ServedModel:
-    """Every cell, with embedding and norms where it supports them."""
+    """Model of each cell, with embedding and norms if supported."""
     if request.param == "gru":
         return random_model(ASCII, cell="gru", units=5, layers=3, embedding=4, layer_norm=True)
     if request.param == "rnn":
@@ -157,41 +164,41 @@ def cell(request: pytest.FixtureRequest, tiny: ExportedModel, names: ExportedMod
     return {"lstm, bytes": tiny, "lstm, documents": names}[request.param]
 
 
-def test_logits_scores_and_neurons_match_the_models_own_calls(cell: ServedModel, rng: np.random.Generator) -> None:
+def test_logits_scores_and_neurons_match_direct_calls(cell: ServedModel, rng: np.random.Generator) -> None:
     texts = [b"", *(cell.text(rng, 40) for _ in range(7))]
     if cell.vocab.end_id is not None:
         texts[-1] = cell.vocab.decode([1, 2, cell.vocab.end_id, 3, cell.vocab.end_id, 4])
-    slow, states = ReferenceLoop(cell), cell.net.cell.states
+    reference, states = ReferenceLoop(cell), cell.net.cell.states
     started = cell.query("start", [{"prompt": text} for text in texts])
     scored = cell.query("score_chars", [{"text": text} for text in texts])
     for text, start, score in zip(texts, started, scored, strict=True):
-        logits, carries = slow.read(cell.vocab.prompt_ids(text))
+        logits, carries = reference.read(cell.vocab.prompt_ids(text))
         np.testing.assert_allclose(start["logits"], logits[-1], rtol=1e-5, atol=1e-5)
         packed = np.frombuffer(start["carry_bytes"], np.float32)[68:]
         np.testing.assert_allclose(packed.reshape(carries.shape[1:]), carries[-1], rtol=1e-5, atol=1e-5)
-        own = cell.vocab.encode(text).astype(int)
-        logits, carries = slow.read([cell.vocab.start_id, *own])
+        ids = cell.vocab.encode(text).astype(int)
+        logits, carries = reference.read([cell.vocab.start_id, *ids])
         log_probs = logits - np.log(np.exp(logits.astype(np.float64)).sum(1, keepdims=True))
         expected = np.zeros_like(score["log_probs"])
-        expected[: len(own)] = log_probs[np.arange(len(own)), own]
+        expected[: len(ids)] = log_probs[np.arange(len(ids)), ids]
         np.testing.assert_allclose(score["log_probs"], expected, rtol=1e-5, atol=1e-5)
     for layer in range(cell.net.config.layers):
-        looked = cell.query("neurons", [{"text": text, "layer": layer} for text in texts])
-        for text, one in zip(texts, looked, strict=True):
-            own = cell.vocab.encode(text).astype(int)
-            _, carries = slow.read([cell.vocab.start_id, *own])
-            assert (one["n_chars"], one["error"], sorted(one.keys() - {"n_chars", "error"})) == (
-                len(own),
+        neurons = cell.query("neurons", [{"text": text, "layer": layer} for text in texts])
+        for text, result in zip(texts, neurons, strict=True):
+            ids = cell.vocab.encode(text).astype(int)
+            _, carries = reference.read([cell.vocab.start_id, *ids])
+            assert (result["n_chars"], result["error"], sorted(result.keys() - {"n_chars", "error"})) == (
+                len(ids),
                 b"",
                 ["h", "c"][:states][::-1],
             )
             for state, name in enumerate("hc"[:states]):
-                expected = np.zeros_like(one[name])
-                expected[: len(own)] = carries[1:, layer, state]
-                np.testing.assert_allclose(one[name], expected, rtol=1e-5, atol=1e-5)
+                expected = np.zeros_like(result[name])
+                expected[: len(ids)] = carries[1:, layer, state]
+                np.testing.assert_allclose(result[name], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_whole_window_gives_the_same_logits(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_start_logits_match_a_whole_window(model: ExportedModel, rng: np.random.Generator) -> None:
     for text in (model.text(rng, 60) for _ in range(4)):
         ids = model.vocab.prompt_ids(text).astype(np.int32)[None]
         resets = ids == model.vocab.end_id if model.vocab.end_id is not None else None
@@ -201,47 +208,49 @@ def test_a_whole_window_gives_the_same_logits(model: ExportedModel, rng: np.rand
 
 def test_generated_text_matches_the_reference_loop(cell: ServedModel, rng: np.random.Generator) -> None:
     rows = [cell.row(rng, longest=90) for _ in range(16)]
-    rows += [{**cell.row(rng, longest=90), "temperature": warm, "stop": b""} for warm in (0.0, 0.0, 1.0, 1.0)]
+    rows += [
+        {**cell.row(rng, longest=90), "temperature": temperature, "stop": b""} for temperature in (0.0, 0.0, 1.0, 1.0)
+    ]
     rows += [{"prompt": cell.text(rng, 80), "length": 90, "repetition_penalty": 4.0, "seed": 2}]
-    slow = ReferenceLoop(cell)
-    for row, one in zip(rows, cell.query("generate", rows), strict=True):
-        expected = reference_text(slow, row)
-        assert (one["text_bytes"], one["finish_reason"]) == (expected.text, expected.reason), row
-        np.testing.assert_allclose(one["log_prob"], expected.log_prob, rtol=1e-4, atol=1e-5)
+    reference = ReferenceLoop(cell)
+    for row, result in zip(rows, cell.query("generate", rows), strict=True):
+        expected = reference_text(reference, row)
+        assert (result["text_bytes"], result["finish_reason"]) == (expected.text, expected.reason), row
+        np.testing.assert_allclose(result["log_prob"], expected.log_prob, rtol=1e-4, atol=1e-5)
 
 
-def test_serving_default_is_generate_without_options(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_serving_default_matches_generate_without_options(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [{name: model.row(rng)[name] for name in ("prompt", "length", "temperature", "seed")} for _ in range(16)]
-    for one, expected in zip(model.query("serving_default", rows), model.query("generate", rows), strict=True):
-        np.testing.assert_allclose(one.pop("log_prob"), expected.pop("log_prob"), rtol=1e-5)
-        assert one == expected
+    for result, expected in zip(model.query("serving_default", rows), model.query("generate", rows), strict=True):
+        np.testing.assert_allclose(result.pop("log_prob"), expected.pop("log_prob"), rtol=1e-5)
+        assert result == expected
 
 
 def test_info_describes_the_model(model: ExportedModel) -> None:
-    one, other = (json.loads(row["info"]) for row in model.query("info", [{}, {"ignored": b"\xff"}]))
-    assert one == other
-    written = json.loads((model.base / "1" / ORIGIN).read_text(encoding="utf-8"))
-    assert one == written
-    assert one.keys() == {
+    info, other_info = (json.loads(row["info"]) for row in model.query("info", [{}, {"ignored": b"\xff"}]))
+    assert info == other_info
+    stored = json.loads((model.base / "1" / ORIGIN).read_text(encoding="utf-8"))
+    assert info == stored
+    assert info.keys() == {
         *("format_version", "run", "step", "val_nats", "weights_sha256", "data_sha256", "config", "vocab"),
         *("unit", "bits_per_char", "limits", "versions"),
     }
-    assert Vocab.from_json(one["vocab"]) == model.vocab
-    assert one["unit"] == model.vocab.unit
-    assert one["limits"] == {"length": 200, "prompt": 300, "rows": 64, "pictured": 64}
-    np.testing.assert_allclose(one["bits_per_char"], one["val_nats"] / np.log(2))
+    assert Vocab.from_json(info["vocab"]) == model.vocab
+    assert info["unit"] == model.vocab.unit
+    assert info["limits"] == {"length": 200, "prompt": 300, "rows": 64, "pictured": 64}
+    np.testing.assert_allclose(info["bits_per_char"], info["val_nats"] / np.log(2))
 
 
 # The client, with a server.
 
 
-def test_the_fake_model_has_the_signatures_of_an_export(tiny: ExportedModel, fake: Path) -> None:
+def test_fake_model_has_the_signatures_of_an_export(tiny: ExportedModel, fake: Path) -> None:
     def types(files: LoadedVersion, name: str) -> list[dict[str, int]]:
         sides = (files.signatures[name].inputs, files.signatures[name].outputs)
         return [{alias: info.dtype for alias, info in side.items()} for side in sides]
 
-    stands_in = LoadedVersion(fake / "1")
-    assert {name: types(stands_in, name) for name in INPUTS} == {name: types(tiny.files, name) for name in INPUTS}
+    fake_files = LoadedVersion(fake / "1")
+    assert {name: types(fake_files, name) for name in INPUTS} == {name: types(tiny.files, name) for name in INPUTS}
 
 
 @pytest.fixture(scope="module")
@@ -251,29 +260,27 @@ def client(model: ExportedModel) -> Iterator[Client]:
 
 
 def sampling(row: Row) -> dict[str, Any]:
-    """Sampling options of a request, as Python numbers."""
+    """Return the sampling options of a request as Python numbers."""
     names = ("temperature", "seed", "top_k", "top_p", "repetition_penalty", "stop")
     values = {name: row[name] for name in names if name in row}
     return {name: value if isinstance(value, bytes) else np.asarray(value).item() for name, value in values.items()}
 
 
-def generated(one: Row) -> Generated:
-    text, reason = one["text"].decode(), one["finish_reason"].decode()
-    return Generated(text, one["text_bytes"], int(one["n_chars"]), float(one["log_prob"]), reason)
+def generated(result: Row) -> Generated:
+    text, reason = result["text"].decode(), result["finish_reason"].decode()
+    return Generated(text, result["text_bytes"], int(result["n_chars"]), float(result["log_prob"]), reason)
 
 
 @of_documents
-def test_the_client_gets_the_answers_of_the_files(
-    model: ExportedModel, client: Client, rng: np.random.Generator
-) -> None:
+def test_client_matches_the_files(model: ExportedModel, client: Client, rng: np.random.Generator) -> None:
     row = {"prompt": "Zoë".encode(), "length": 30, "seed": 5, "temperature": 0.7, "repetition_penalty": 1.2}
     assert client.generate("Zoë", 30, **sampling(row)) == generated(model.query_row("generate", **row))
     rows = [row, {**row, "length": LIMITS.length + 1}, {**row, "seed": 6, "prompt": b""}]
-    got = client.generate(
+    actual = client.generate(
         [row["prompt"] for row in rows], [row["length"] for row in rows], **{**sampling(row), "seed": [5, 5, 6]}
     )
-    assert got == [generated(one) for one in model.query("generate", rows)]
-    assert [one.error for one in got] == ["", "length: 0 to 200, got 201", ""]
+    assert actual == [generated(result) for result in model.query("generate", rows)]
+    assert [result.error for result in actual] == ["", "length: 0 to 200, got 201", ""]
     with pytest.raises(StageError, match=r"rejects the request: length: 0 to 200, got 201$"):
         client.generate("Zoë", 201)
     text = model.text(rng, 40)
@@ -289,13 +296,13 @@ def test_the_client_gets_the_answers_of_the_files(
         if part.finish_reason == "stop":
             break
     assert pieces == whole.text_bytes
-    seen, expected = client.neurons("Zoë", 1), model.query_row("neurons", text="Zoë".encode(), layer=1)
-    np.testing.assert_array_equal(seen.h, expected["h"])
-    np.testing.assert_array_equal(seen.c, expected["c"])
+    neurons, expected = client.neurons("Zoë", 1), model.query_row("neurons", text="Zoë".encode(), layer=1)
+    np.testing.assert_array_equal(neurons.h, expected["h"])
+    np.testing.assert_array_equal(neurons.c, expected["c"])
     assert client.info()["weights_sha256"] == json.loads(model.query_row("info")["info"])["weights_sha256"]
 
 
-def test_a_stream_joins_to_the_text_of_one_call(model: ExportedModel, client: Client, rng: np.random.Generator) -> None:
+def test_stream_joins_to_the_text_of_one_call(model: ExportedModel, client: Client, rng: np.random.Generator) -> None:
     stopped = 0
     for _ in range(12):
         row = {**model.row(rng), "temperature": 3.0}
@@ -307,29 +314,29 @@ def test_a_stream_joins_to_the_text_of_one_call(model: ExportedModel, client: Cl
         whole = client.generate(prompt, length, **sampling(row))
         stopped += whole.finish_reason == "stop"
         piece = int(rng.integers(1, 40))
-        drawn = list(client.stream_bytes(prompt, length, piece=piece, **sampling(row)))
-        assert b"".join(drawn) == whole.text_bytes, row
+        pieces = list(client.stream_bytes(prompt, length, piece=piece, **sampling(row)))
+        assert b"".join(pieces) == whole.text_bytes, row
         assert "".join(client.stream(prompt, length, piece=piece, **sampling(row))) == whole.text
     assert stopped
 
 
 @of_documents
 @pytest.mark.parametrize(("stop", "message"), [("o" * 70, "stop: at most 64 characters"), ("q", "stop: 'q' is not")])
-def test_a_stream_rejects_what_one_call_rejects(client: Client, stop: str, message: str) -> None:
-    for ask in (client.generate, client.continue_, lambda **settings: list(client.stream(**settings))):
+def test_stream_rejects_invalid_stops_like_one_call(client: Client, stop: str, message: str) -> None:
+    for call in (client.generate, client.continue_, lambda **settings: list(client.stream(**settings))):
         with pytest.raises(StageError, match=f"rejects the request: {message}"):
-            ask(length=5, stop=stop)
+            call(length=5, stop=stop)
 
 
 @of_documents
-def test_query_prints_what_the_client_gets(
+def test_query_prints_the_clients_results(
     model: ExportedModel, client: Client, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    where = ["--target", client.settings.target, "--model", model.base.name]
+    address = ["--target", client.settings.target, "--model", model.base.name]
     options = ["--prompt", "Zoë", "--length", "40", "--temperature", "0.7", "--seed", "5"]
-    query.main(["text", *where, *options], standalone_mode=False)
+    query.main(["text", *address, *options], standalone_mode=False)
     expected, score = client.generate("Zoë", 40, temperature=0.7, seed=5), client.score("Zo")
     assert capfdbinary.readouterr() == ("Zoë".encode() + expected.text_bytes + b"\n", b"")
-    query.main(["score", *where, "--text", "Zo"], standalone_mode=False)
+    query.main(["score", *address, "--text", "Zo"], standalone_mode=False)
     line = f"{score.bits_per_char:.3f} bits per {model.vocab.unit}: {score.nats:.2f} nats over 2\n"
     assert capfdbinary.readouterr().out == line.encode()

@@ -1,4 +1,4 @@
-"""Isolation of rows: a row's answer and errors do not depend on the other rows of its batch."""
+"""Row isolation: results and errors of a row do not depend on the other rows of its batch."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ SETTINGS: list[tuple[Row, str]] = [
     ),
 ]
 UNITS = {"byte": "bytes", "char": "characters"}
-FRESH = "carry_bytes: not a carry of this model; pass one that start or continue returned"
+CARRY_ERROR = "carry_bytes: not a carry of this model; pass one that start or continue returned"
 HEAD = 68  # 32-bit words of a carry ahead of its states: mark (2), count (2), characters (64)
 
 
@@ -54,12 +54,12 @@ def both(run: Path, documents_run: Path) -> dict[str, ExportedModel]:
 
 @pytest.fixture(scope="module", params=["bytes", "documents"])
 def model(request: pytest.FixtureRequest, both: dict[str, ExportedModel]) -> ExportedModel:
-    """Bytes, without an end; and characters, with documents that end and an id for the unknown."""
+    """Model of bytes without documents; model of characters with documents and an id for unknown characters."""
     return both[request.param]
 
 
 def texts_too_long(unit: str, name: str, most: int) -> list[tuple[Row, str]]:
-    """Texts that are too long by one character, and by far, in bytes that are not decoded."""
+    """Return texts that are too long by one character, and too many bytes to decode, with their errors."""
     long = [b"x" * (most + 1), b"\xff" * (1 << 20)]
     got = [f"{len(text)} bytes" for text in long]
     if unit == "char":
@@ -73,8 +73,8 @@ def invalid_utf_8(name: str) -> list[tuple[Row, str]]:
     return [({name: text}, f"{name}: must be valid UTF-8") for text in INVALID_UTF_8]
 
 
-def bad_requests(unit: str) -> list[tuple[Row, str]]:
-    """Requests that `generate` rejects, with the errors."""
+def invalid_requests(unit: str) -> list[tuple[Row, str]]:
+    """Return requests that `generate` rejects, with their errors."""
     bad = [*SETTINGS, *texts_too_long(unit, "prompt", 300)]
     if unit == "byte":
         return [*bad, ({"stop": b"." * 65}, "stop: at most 64 bytes are read, got 65 bytes")]
@@ -83,8 +83,8 @@ def bad_requests(unit: str) -> list[tuple[Row, str]]:
     return [*bad, *invalid_utf_8("prompt"), *invalid_utf_8("stop")]
 
 
-def bad_carries(model: ExportedModel, other: ExportedModel) -> list[bytes]:
-    """Invalid carries: junk, changed ones, and one of another model; most have the right size."""
+def invalid_carries(model: ExportedModel, other: ExportedModel) -> list[bytes]:
+    """Return invalid carries: junk, modified carries and one of another model; most have the right size."""
     carry = model.query_row("continue", prompt=model.text(np.random.default_rng(1), 9), length=9)["carry_bytes"]
     assert len(carry) == len(other.query_row("start")["carry_bytes"])
 
@@ -107,48 +107,48 @@ def bad_carries(model: ExportedModel, other: ExportedModel) -> list[bytes]:
         ),
         *(changed(HEAD, state) for state in states),
         *(changed(len(carry) // 4 - 1, state) for state in states[:3]),
-        *(changed(4, one) for one in ids),
+        *(changed(4, id_) for id_ in ids),
         *(changed(2, np.int64(count)) for count in (-1, 2**62, -(2**63))),
         changed(0, np.int32(1)),
     ]
 
 
-def check_empty(signature: str, row: Row) -> None:
+def assert_empty(signature: str, row: Row) -> None:
     """Assert that a row with an error has empty texts and zero numbers."""
     for name in row.keys() - {"error", "finish_reason"}:
         value = row[name]
         assert value == b"" if isinstance(value, bytes) else not np.any(value), (signature, name, value)
 
 
-def same(one: Row, expected: Row) -> bool:
-    """Compare two answers. Sums may differ in the last digits: the other rows decide their order."""
-    sums = one.keys() & {"log_prob", "nats", "bits_per_char"}
-    near = all(np.allclose(one[name], expected[name], rtol=1e-5, atol=1e-6) for name in sums)
-    alike = {name for name in one if isinstance(one[name], bytes)} | one.keys() & {"n_chars", "n_back"}
-    return near and all(np.array_equal(one[name], expected[name]) for name in alike)
+def same(result: Row, expected: Row) -> bool:
+    """Compare two results. Sums may differ in the last digits, as their order depends on the batch."""
+    sums = result.keys() & {"log_prob", "nats", "bits_per_char"}
+    sums_match = all(np.allclose(result[name], expected[name], rtol=1e-5, atol=1e-6) for name in sums)
+    exact = {name for name in result if isinstance(result[name], bytes)} | result.keys() & {"n_chars", "n_back"}
+    return sums_match and all(np.array_equal(result[name], expected[name]) for name in exact)
 
 
 # Answers.
 
 
-def test_a_row_gets_the_same_answer_alone_and_in_a_batch(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_row_gets_the_same_result_alone_and_in_a_batch(model: ExportedModel, rng: np.random.Generator) -> None:
     rows = [model.row(rng) for _ in range(200)]
     alone = [model.query("generate", [row])[0] for row in rows]
-    bad = [{**model.row(rng), **change} for change, _ in bad_requests(model.vocab.unit)]
-    company = [*enumerate(rows), *((None, bad[i]) for i in rng.integers(0, len(bad), 24))]
-    for batch in np.array_split(rng.permutation(len(company)), len(company) // 32):
-        answers = model.query("generate", [company[i][1] for i in batch])
-        for (index, row), one in zip((company[i] for i in batch), answers, strict=True):
+    bad = [{**model.row(rng), **change} for change, _ in invalid_requests(model.vocab.unit)]
+    candidates = [*enumerate(rows), *((None, bad[i]) for i in rng.integers(0, len(bad), 24))]
+    for batch in np.array_split(rng.permutation(len(candidates)), len(candidates) // 32):
+        answers = model.query("generate", [candidates[i][1] for i in batch])
+        for (index, row), result in zip((candidates[i] for i in batch), answers, strict=True):
             if index is None:
-                assert one["finish_reason"].startswith(b"error: ")
+                assert result["finish_reason"].startswith(b"error: ")
             else:
-                assert same(one, alone[index]), row
-    assert len({one["text"] for one in alone}) > 10
+                assert same(result, alone[index]), row
+    assert len({result["text"] for result in alone}) > 10
 
 
 WIDE = Vocab("char", tuple(chr(code).encode() for code in range(0x400, 0x400 + 400)))
 FEW = Vocab("char", tuple(chr(code).encode() for code in range(97, 110)))
-# Odd sizes leave remainders behind the CPU's vector instructions.
+# Odd sizes leave remainders after the CPU's vector instructions.
 MODELS: dict[str, tuple[Vocab, dict[str, Any]]] = {
     "gru": (FEW, {"cell": "gru", "units": 13}),
     "norms": (FEW, {"units": 13, "layer_norm": True, "embedding": 5}),
@@ -162,21 +162,21 @@ SLOW = ("norms", "400 characters", "300 units")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in MODELS])
-def test_a_row_is_bit_identical_in_any_batch(name: str, rng: np.random.Generator) -> None:
+def test_carries_and_texts_are_bit_identical_in_any_batch(name: str, rng: np.random.Generator) -> None:
     vocab, config = MODELS[name]
     model = random_model(vocab, **config)
     rows = [{**model.row(rng, longest=40), "stop": b""} for _ in range(32)]
     together = model.query("continue", rows)
     for index in rng.integers(0, 32, 6):
-        company = [rows[i] for i in rng.permutation(32)[: rng.integers(1, 31)]]
+        others = [rows[i] for i in rng.permutation(32)[: rng.integers(1, 31)]]
         assert same(model.query_row("continue", **rows[index]), together[index]), rows[index]
-        assert same(model.query("continue", [*company, rows[index]])[-1], together[index]), rows[index]
-    assert len({one["text"] for one in together}) > 10, "the texts are varied"
+        assert same(model.query("continue", [*others, rows[index]])[-1], together[index]), rows[index]
+    assert len({result["text"] for result in together}) > 10, "texts must vary"
 
 
 @pytest.mark.parametrize(("vocab", "rows"), [(FEW, 16_000), (WIDE, 1000)], ids=["13 characters", "400 characters"])
-def test_a_draw_on_an_edge_falls_to_the_same_side_in_any_row(vocab: Vocab, rows: int, rng: np.random.Generator) -> None:
-    """Random numbers exactly between two characters: about one in a million characters draws such a number."""
+def test_draw_on_an_edge_is_the_same_in_any_batch(vocab: Vocab, rows: int, rng: np.random.Generator) -> None:
+    """Random numbers exactly on the edge between two characters: about one draw in a million."""
     V = vocab.size + -vocab.size % draw.AT_ONCE
     scaled = np.full((rows, V), draw.NEVER, np.float32)
     scaled[:, : vocab.size] = rng.normal(size=(rows, vocab.size))
@@ -188,57 +188,59 @@ def test_a_draw_on_an_edge_falls_to_the_same_side_in_any_row(vocab: Vocab, rows:
     ends = np.cumsum(rng.choice([4, 12, 16, 24], rows // 4))
     ends = ends[ends < rows]
     groups = np.split(np.arange(rows), [*ends, *range(ends[-1] + 4, rows, 4)])
-    apart = np.concatenate([choose(scaled[some], edges[some, None]) for some in groups])
+    apart = np.concatenate([choose(scaled[group], edges[group, None]) for group in groups])
     np.testing.assert_array_equal(apart, choose(scaled, edges[:, None]))
 
 
-def test_a_temperature_has_the_same_effect_in_any_row(rng: np.random.Generator) -> None:
-    warm = rng.uniform(0.3, 2, 600).astype(np.float32)
+def test_sharpness_is_the_same_in_any_batch(rng: np.random.Generator) -> None:
+    temperatures = rng.uniform(0.3, 2, 600).astype(np.float32)
     sharpness = tf.function(draw.sharpness, input_signature=[tf.TensorSpec([None])])
-    np.testing.assert_array_equal(np.concatenate([sharpness(some) for some in np.split(warm, 200)]), sharpness(warm))
+    np.testing.assert_array_equal(
+        np.concatenate([sharpness(group) for group in np.split(temperatures, 200)]), sharpness(temperatures)
+    )
 
 
-def test_scores_and_activations_do_not_depend_on_the_other_rows(model: ExportedModel, rng: np.random.Generator) -> None:
+def test_scores_and_activations_do_not_depend_on_other_rows(model: ExportedModel, rng: np.random.Generator) -> None:
     texts = [{"text": model.text(rng, 60), "layer": rng.integers(0, 2)} for _ in range(32)]
     for signature in ("score_chars", "neurons"):
         together = model.query(signature, texts)
-        for row, one in zip(texts, together, strict=True):
-            alone, n = model.query_row(signature, **row), one["n_chars"]
-            for output in one.keys() & {"log_probs", "h", "c"}:
-                np.testing.assert_allclose(alone[output][:n], one[output][:n], rtol=1e-5, atol=1e-6)
-                assert not np.any(one[output][n:])
-            assert same(alone, one)
+        for row, result in zip(texts, together, strict=True):
+            alone, n = model.query_row(signature, **row), result["n_chars"]
+            for output in result.keys() & {"log_probs", "h", "c"}:
+                np.testing.assert_allclose(alone[output][:n], result[output][:n], rtol=1e-5, atol=1e-6)
+                assert not np.any(result[output][n:])
+            assert same(alone, result)
 
 
 # Errors.
 
 
 @pytest.mark.parametrize("signature", ["generate", "continue"])
-def test_an_invalid_row_gets_its_error_and_the_others_their_answers(
+def test_invalid_rows_report_errors_and_valid_rows_are_unaffected(
     model: ExportedModel, both: dict[str, ExportedModel], signature: str, rng: np.random.Generator
 ) -> None:
-    bad = bad_requests(model.vocab.unit)
+    bad = invalid_requests(model.vocab.unit)
     if signature == "continue":
-        (other,) = (one for one in both.values() if one is not model)
-        bad += [({"carry_bytes": carry}, FRESH) for carry in bad_carries(model, other)]
+        (other,) = (each for each in both.values() if each is not model)
+        bad += [({"carry_bytes": carry}, CARRY_ERROR) for carry in invalid_carries(model, other)]
     good = [model.row(rng, longest=40) for _ in range(16)]
     expected = model.query(signature, good)
     for group in (bad[start : start + 40] for start in range(0, len(bad), 40)):
         mixed = [(i, row, "") for i, row in enumerate(good)]
-        mixed += [(None, {**good[0], **change}, what) for change, what in group]
+        mixed += [(None, {**good[0], **change}, message) for change, message in group]
         mixed = [mixed[i] for i in rng.permutation(len(mixed))]
         answers = model.query(signature, [row for _, row, _ in mixed])
-        for (index, _, what), one in zip(mixed, answers, strict=True):
+        for (index, _, message), one in zip(mixed, answers, strict=True):
             if index is None:
-                assert one["finish_reason"].decode() == f"error: {what}"
-                check_empty(signature, one)
+                assert one["finish_reason"].decode() == f"error: {message}"
+                assert_empty(signature, one)
             else:
                 assert same(one, expected[index])
 
 
-def test_the_first_of_several_errors_is_reported(model: ExportedModel) -> None:
+def test_first_of_several_errors_is_reported(model: ExportedModel) -> None:
     changes: list[tuple[Row, str]] = [
-        ({"carry_bytes": b"junk"}, FRESH),
+        ({"carry_bytes": b"junk"}, CARRY_ERROR),
         ({"length": -1}, "length: "),
         ({"temperature": NAN}, "temperature: "),
         ({"top_k": -1}, "top_k: "),
@@ -248,13 +250,13 @@ def test_the_first_of_several_errors_is_reported(model: ExportedModel) -> None:
         ({"prompt": b"\xff" * 3000}, "prompt: "),
     ]
     rows = [dict(item for change, _ in changes[first:] for item in change.items()) for first in range(len(changes))]
-    for one, (_, what) in zip(model.query("continue", rows), changes, strict=True):
-        assert one["finish_reason"].decode().startswith(f"error: {what}")
-        check_empty("continue", one)
+    for result, (_, message) in zip(model.query("continue", rows), changes, strict=True):
+        assert result["finish_reason"].decode().startswith(f"error: {message}")
+        assert_empty("continue", result)
 
 
 @pytest.mark.parametrize("signature", ["score", "score_chars", "neurons", "start"])
-def test_an_unreadable_text_gets_its_error_and_the_others_their_answers(model: ExportedModel, signature: str) -> None:
+def test_invalid_texts_report_errors_and_valid_rows_are_unaffected(model: ExportedModel, signature: str) -> None:
     name, most = ("prompt", 300) if signature == "start" else ("text", 64 if signature == "neurons" else 300)
     unit = model.vocab.unit
     bad = texts_too_long(unit, name, most)
@@ -265,21 +267,21 @@ def test_an_unreadable_text_gets_its_error_and_the_others_their_answers(model: E
     good = [{name: "Zoë".encode()}, {name: b""}, {name: "あ\nЗ".encode()}]
     expected = model.query(signature, good)
     answers = model.query(signature, [good[0], *(row for row, _ in bad), *good[1:]])
-    for one, mate in zip([answers[0], *answers[-2:]], expected, strict=True):
-        for output, value in mate.items():
-            if isinstance(value, np.ndarray):  # as long as the longest row of the batch
-                np.testing.assert_allclose(one[output][: len(value)], value, rtol=1e-5, atol=1e-6)
-                assert not np.any(one[output][len(value) :])
-        assert same(one, mate)
-    for one, (_, what) in zip(answers[1:-2], bad, strict=True):
-        assert one["error"].decode() == f"error: {what}"
-        check_empty(signature, one)
+    for result, expected_result in zip([answers[0], *answers[-2:]], expected, strict=True):
+        for output, value in expected_result.items():
+            if isinstance(value, np.ndarray):  # padded to the longest row of the batch
+                np.testing.assert_allclose(result[output][: len(value)], value, rtol=1e-5, atol=1e-6)
+                assert not np.any(result[output][len(value) :])
+        assert same(result, expected_result)
+    for result, (_, message) in zip(answers[1:-2], bad, strict=True):
+        assert result["error"].decode() == f"error: {message}"
+        assert_empty(signature, result)
 
 
 def test_errors_name_the_unknown_character() -> None:
-    characters, some = random_model(FEW, units=4), random_model(Vocab("byte", (b"\n", b"a", b"b")), units=4)
+    characters, three_bytes = random_model(FEW, units=4), random_model(Vocab("byte", (b"\n", b"a", b"b")), units=4)
     rows = [{"text": text} for text in ("ab!é".encode(), b"a\xff", "\U0010fffd".encode(), b"", b"abc\x00", b"ab")]
-    assert [one["error"].decode() for one in characters.query("score", rows)] == [
+    assert [result["error"].decode() for result in characters.query("score", rows)] == [
         "error: text: '!' is not in the model's vocabulary; see info",
         "error: text: must be valid UTF-8",
         "error: text: '\U0010fffd' is not in the model's vocabulary; see info",
@@ -288,7 +290,7 @@ def test_errors_name_the_unknown_character() -> None:
         "",
     ]
     rows = [{"text": text} for text in (b"abc", b"", b"\n\xff\x00", b"ab\n")]
-    assert [one["error"].decode() for one in some.query("score", rows)] == [
+    assert [result["error"].decode() for result in three_bytes.query("score", rows)] == [
         "error: text: byte 99 is not in the model's vocabulary; see info",
         "",
         "error: text: byte 255 is not in the model's vocabulary; see info",
@@ -297,22 +299,27 @@ def test_errors_name_the_unknown_character() -> None:
 
 
 @pytest.mark.parametrize("signature", INPUTS)
-def test_calls_without_rows_and_with_too_many(model: ExportedModel, signature: str) -> None:
+def test_empty_calls_and_calls_with_too_many_rows(model: ExportedModel, signature: str) -> None:
     assert model.query(signature, []) == []
-    (full,) = {one.get("error", one.get("finish_reason")) for one in model.query(signature, [{"length": 1}] * 64)}
+    (full,) = {
+        result.get("error", result.get("finish_reason")) for result in model.query(signature, [{"length": 1}] * 64)
+    }
     assert full in (None, b"", b"length", b"stop")
     for rows in (65, 500):
         answers = model.query(signature, [{}] * rows)
         if signature == "info":  # has no output for an error
-            assert [one["info"] == b"" for one in answers] == [False] * 64 + [True] * (rows - 64)
+            assert [result["info"] == b"" for result in answers] == [False] * 64 + [True] * (rows - 64)
             continue
-        for one in answers:
-            assert one.get("error", one.get("finish_reason")).decode() == f"error: at most 64 rows per call, got {rows}"
-            check_empty(signature, one)
+        for result in answers:
+            assert (
+                result.get("error", result.get("finish_reason")).decode()
+                == f"error: at most 64 rows per call, got {rows}"
+            )
+            assert_empty(signature, result)
 
 
 @pytest.mark.parametrize("signature", [name for name in INPUTS if len(INPUTS[name]) > 1])
-def test_columns_of_different_lengths_fail_the_call(model: ExportedModel, signature: str) -> None:
+def test_columns_of_different_lengths_raise(model: ExportedModel, signature: str) -> None:
     for name in INPUTS[signature]:
         for rows in (0, 1, 3):
             columns = served_models.columns(signature, [{}] * 2)
@@ -321,26 +328,35 @@ def test_columns_of_different_lengths_fail_the_call(model: ExportedModel, signat
                 model.run(signature, columns)
 
 
-def test_extreme_settings_are_answered(model: ExportedModel) -> None:
-    """Some products overflow float32: an infinity would fail the whole call."""
+def test_extreme_settings_are_valid(model: ExportedModel) -> None:
+    """Some products overflow float32; an infinity would fail the whole call."""
     tiny, huge = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-    seen = model.vocab.decode(range(model.vocab.size))[-200:] if model.vocab.unit == "byte" else "ZАЗnaëаĐnоr".encode()
+    prompt_of_all = (
+        model.vocab.decode(range(model.vocab.size))[-200:] if model.vocab.unit == "byte" else "ZАЗnaëаĐnоr".encode()
+    )
     rows = [
-        {"prompt": prompt, "repetition_penalty": penalty, "temperature": warm, "top_k": k, "top_p": p, "length": 40}
-        for prompt in (seen, b"")
+        {
+            "prompt": prompt,
+            "repetition_penalty": penalty,
+            "temperature": temperature,
+            "top_k": k,
+            "top_p": p,
+            "length": 40,
+        }
+        for prompt in (prompt_of_all, b"")
         for penalty in (2 * tiny, 1e-20, 1.0, 1e20, huge)
-        for warm in (0.0, tiny, 1e-3, huge)
+        for temperature in (0.0, tiny, 1e-3, huge)
         for k, p in ((0, 1.0), (MOST, 1e-30), (1, 1.0))
     ]
     plain, seeds = {"length": 40, "prompt": b"Zo"}, [0, -1, 2**63 - 1, -(2**63)]
     rows += [{**plain, "seed": seed} for seed in seeds]
     expected = model.query_row("generate", **plain)
     for group in (rows[start : start + 63] for start in range(0, len(rows), 63)):
-        *answers, mate = model.query("generate", [*group, plain])
-        assert same(mate, expected)
-        for row, one in zip(group, answers, strict=True):
-            well_formed("generate", row, one)
-            assert one["finish_reason"] in (b"length", b"stop"), row
+        *answers, plain_result = model.query("generate", [*group, plain])
+        assert same(plain_result, expected)
+        for row, result in zip(group, answers, strict=True):
+            assert_valid("generate", row, result)
+            assert result["finish_reason"] in (b"length", b"stop"), row
 
 
 # Random requests.
@@ -365,8 +381,8 @@ VALUES = {
 
 
 def carries(model: ServedModel) -> st.SearchStrategy[bytes]:
-    """The model's own carries, whole and with four bytes replaced, and random bytes."""
-    real = [one["carry_bytes"] for one in model.query("start", [{}, {"prompt": b"Zo"}, {"prompt": b"a" * 99}])]
+    """Generate valid carries, carries with four bytes replaced, and random bytes."""
+    real = [result["carry_bytes"] for result in model.query("start", [{}, {"prompt": b"Zo"}, {"prompt": b"a" * 99}])]
     patched = st.builds(
         lambda carry, word, put: carry[: 4 * word] + put + carry[4 * word + 4 :],
         st.sampled_from(real),
@@ -376,27 +392,27 @@ def carries(model: ServedModel) -> st.SearchStrategy[bytes]:
     return st.just(b"") | st.sampled_from(real) | patched | st.binary(max_size=20)
 
 
-def well_formed(signature: str, row: Row, one: Row) -> None:
-    """Assert that an answer is valid for a client."""
-    problem = one.get("error", one.get("finish_reason", b"")).decode()
+def assert_valid(signature: str, row: Row, result: Row) -> None:
+    """Assert that a result is valid for a client."""
+    problem = result.get("error", result.get("finish_reason", b"")).decode()
     if problem.startswith("error: "):
-        check_empty(signature, one)
+        assert_empty(signature, result)
         return
-    numbers = [one[name] for name in one if not isinstance(one[name], bytes)]
+    numbers = [result[name] for name in result if not isinstance(result[name], bytes)]
     assert all(np.isfinite(number).all() for number in numbers)
-    if "finish_reason" in one:
+    if "finish_reason" in result:
         length = row.get("length", served_models.DEFAULTS["length"])
         assert problem in ("length", "stop")
-        assert one["text"].decode() == one["text_bytes"].decode(errors="replace")
-        assert 0 <= one["n_chars"] <= length
-        assert one["n_chars"] == length or problem == "stop"
-        assert one["log_prob"] <= 0
-        assert one.get("n_back", 0) >= 0
+        assert result["text"].decode() == result["text_bytes"].decode(errors="replace")
+        assert 0 <= result["n_chars"] <= length
+        assert result["n_chars"] == length or problem == "stop"
+        assert result["log_prob"] <= 0
+        assert result.get("n_back", 0) >= 0
     else:
         assert problem == ""
-    if "nats" in one:
-        assert one["nats"] >= 0
-        assert np.all(one.get("log_probs", 0) <= 0)
+    if "nats" in result:
+        assert result["nats"] >= 0
+        assert np.all(result.get("log_probs", 0) <= 0)
 
 
 def check_random_requests(model: ExportedModel, signature: str, examples: int) -> None:
@@ -407,11 +423,11 @@ def check_random_requests(model: ExportedModel, signature: str, examples: int) -
     @given(rows=st.lists(row, max_size=5))
     def check(rows: list[Row]) -> None:
         answers = model.query(signature, rows)  # raises whatever would fail on a server
-        for one, asked in zip(answers, rows, strict=True):
-            well_formed(signature, asked, one)
-        given_out = [one["carry_bytes"] for one in answers if one.get("carry_bytes")]
-        for one in model.query("continue", [{"carry_bytes": carry, "length": 1} for carry in given_out]):
-            assert one["finish_reason"] in (b"length", b"stop"), "the model accepts its own carry"
+        for result, request in zip(answers, rows, strict=True):
+            assert_valid(signature, request, result)
+        returned = [result["carry_bytes"] for result in answers if result.get("carry_bytes")]
+        for result in model.query("continue", [{"carry_bytes": carry, "length": 1} for carry in returned]):
+            assert result["finish_reason"] in (b"length", b"stop"), "the model accepts its own carry"
 
     check()
 

@@ -70,18 +70,18 @@ FACTS = {
 PACKAGE = {labels.MODELS, *package.TEMPLATES}
 
 
-def version_at(base: Path, version: int, **about: object) -> None:
-    """Write the files of a version that the package reads."""
+def write_version(base: Path, version: int, **about: object) -> None:
+    """Write a version's files that the package reads."""
     for name in labels.VERSION_FILES:
         (base / str(version) / name).parent.mkdir(parents=True, exist_ok=True)
         (base / str(version) / name).write_bytes(b"")
     write_json(base / str(version) / labels.ORIGIN, ABOUT | about)
 
 
-def exported(base: Path, *versions: int) -> Path:
-    """Export versions. The second is labelled canary, as if servers had loaded it by then."""
+def export_versions(base: Path, *versions: int) -> Path:
+    """Export versions, and label the second canary, as if servers had already loaded it."""
     for version in versions:
-        version_at(base, version)
+        write_version(base, version)
         write_package(base, version, FACTS)
         if version == 2:
             labels_now = labels.read(base)
@@ -117,18 +117,16 @@ def expected_config(name: str, labels: dict[str, int], *versions: int) -> ModelS
     return expected
 
 
-def test_the_first_version_is_stable_and_the_next_unlabelled(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    base = exported(tmp_path / "plays", 1)
+def test_first_version_is_stable_and_later_ones_unlabelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = export_versions(tmp_path / "plays", 1)
     assert config(base) == expected_config("plays", {"stable": 1}, 1)
-    version_at(base, 2)
+    write_version(base, 2)
     write_package(base, 2, FACTS)
     assert config(base) == expected_config("plays", {"stable": 1}, 1, 2)
     relabel(base, ["canary=2"])
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2)
     capsys.readouterr()
-    exported(base, 5)  # servers reject a label on a version that they have not loaded
+    export_versions(base, 5)  # servers reject labels on versions that they have not loaded
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2, 5)
     assert capsys.readouterr().err.splitlines() == [
         f"{base}: stable is 1, canary is 2, 5 is loaded without a label",
@@ -138,17 +136,17 @@ def test_the_first_version_is_stable_and_the_next_unlabelled(
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 5}, 1, 2, 5)
 
 
-def test_an_export_unloads_nothing(tmp_path: Path) -> None:
-    base = exported(tmp_path / "plays", 1, 2)
+def test_export_unloads_no_version(tmp_path: Path) -> None:
+    base = export_versions(tmp_path / "plays", 1, 2)
     relabel(base, ["stable=2"])
-    exported(base, 3, 4)
+    export_versions(base, 3, 4)
     assert config(base) == expected_config("plays", {"stable": 2, "canary": 2}, 1, 2, 3, 4)
-    relabel(base, ["stable=1"])  # back: it is still loaded
+    relabel(base, ["stable=1"])  # version 1 is still loaded
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2, 3, 4)
 
 
-def test_exporting_a_version_again_changes_no_label(tmp_path: Path) -> None:
-    base = exported(tmp_path / "plays", 1, 2)
+def test_repeated_export_keeps_labels(tmp_path: Path) -> None:
+    base = export_versions(tmp_path / "plays", 1, 2)
     relabel(base, ["canary="])
     before = files(base)
     write_package(base, 2, FACTS)
@@ -159,7 +157,7 @@ def test_exporting_a_version_again_changes_no_label(tmp_path: Path) -> None:
 
 
 STEPS = [
-    # after exports of 1 and 2: the calls, the labels after them, the loaded versions
+    # after exports of 1 and 2: calls, then the expected labels and loaded versions
     ([["stable=2"]], {"stable": 2, "canary": 2}, [1, 2]),
     ([["stable=2"], ["stable=1"]], {"stable": 1, "canary": 2}, [1, 2]),
     ([["stable=2", "canary="]], {"stable": 2}, [1, 2]),
@@ -173,17 +171,17 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("calls", "labels", "versions"), STEPS)
-def test_versions_stay_loaded_when_their_labels_move(
+def test_versions_stay_loaded_when_labels_move(
     calls: list[list[str]], labels: dict[str, int], versions: list[int], tmp_path: Path
 ) -> None:
-    base = exported(tmp_path / "plays", 1, 2)
-    version_at(base, 3)
+    base = export_versions(tmp_path / "plays", 1, 2)
+    write_version(base, 3)
     for changes in calls:
         relabel(base, changes)
     assert config(base) == expected_config("plays", labels, *versions)
 
 
-REFUSED = [
+INVALID_CHANGES = [
     (["stable=9"], StageError, r"9 is incomplete, saved_model\.pb is missing; complete versions: 1, 2, 3$"),
     (["stable=4"], StageError, r"4 is incomplete, variables/variables\.index is missing; complete versions: 1, 2, 3$"),
     (
@@ -203,13 +201,13 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "error", "match"), REFUSED)
-def test_invalid_changes_are_rejected_and_change_nothing(
+@pytest.mark.parametrize(("changes", "error", "match"), INVALID_CHANGES)
+def test_invalid_label_changes_are_rejected(
     changes: list[str], error: type[Exception], match: str, tmp_path: Path
 ) -> None:
-    base = exported(tmp_path / "plays", 1, 2)
-    version_at(base, 3)
-    version_at(base, 4)
+    base = export_versions(tmp_path / "plays", 1, 2)
+    write_version(base, 3)
+    write_version(base, 4)
     (base / "4" / "variables" / "variables.index").unlink()
     before = files(base)
     with pytest.raises(error, match=match):
@@ -217,10 +215,10 @@ def test_invalid_changes_are_rejected_and_change_nothing(
     assert files(base) == before
 
 
-def test_the_label_of_a_deleted_version_can_be_moved(tmp_path: Path) -> None:
-    base = exported(tmp_path / "plays", 1)
+def test_label_of_a_deleted_version_can_be_moved(tmp_path: Path) -> None:
+    base = export_versions(tmp_path / "plays", 1)
     (base / "1" / "saved_model.pb").unlink()
-    version_at(base, 2)
+    write_version(base, 2)
     with pytest.raises(
         StageError, match=r"stable of \S+ is version 1, whose saved_model\.pb is missing; complete versions: 2; move"
     ):
@@ -229,69 +227,67 @@ def test_the_label_of_a_deleted_version_can_be_moved(tmp_path: Path) -> None:
     assert config(base) == expected_config("plays", {"stable": 2}, 2)
 
 
-def test_no_label_moves_to_a_version_before_the_server_has_loaded_it(tmp_path: Path) -> None:
-    """Whatever the order of exports and labels, and whenever the server reads the file."""
-    base = exported(tmp_path / "plays", 1, 2)
-    version_at(base, 3)
+def test_label_moves_only_after_the_server_has_loaded_the_version(tmp_path: Path) -> None:
+    """Independent of the order of exports and labels, and of when the server polls."""
+    base = export_versions(tmp_path / "plays", 1, 2)
+    write_version(base, 3)
     with pytest.raises(StageError, match="first run"):
         relabel(base, ["canary=", "blue=3"])
     relabel(base, ["canary="])
-    write_package(base, 3, FACTS)  # within the same poll
+    write_package(base, 3, FACTS)  # within the same poll interval
     assert config(base) == expected_config("plays", {"stable": 1}, 1, 2, 3)
-    version_at(base, 4)
-    seen: list[tuple[str, set[int], ModelServerConfig]] = []
+    write_version(base, 4)
+    waits: list[tuple[str, set[int], ModelServerConfig]] = []
 
     def wait(model: str, versions: set[int]) -> None:
-        seen.append((model, versions, config(base)))
+        waits.append((model, versions, config(base)))
 
     relabel(base, ["canary=4", "stable=3"], wait)
     loading = expected_config("plays", {"stable": 1}, 1, 2, 3, 4)
-    assert seen == [("plays", {3, 4}, loading)]
+    assert waits == [("plays", {3, 4}, loading)]
     assert config(base) == expected_config("plays", {"stable": 3, "canary": 4}, 1, 3, 4)
 
     def fail(model: str, versions: set[int]) -> None:
         raise StageError("cannot load")
 
-    version_at(base, 5)
+    write_version(base, 5)
     with pytest.raises(StageError, match="cannot load"):
         relabel(base, ["canary=5"], fail)
     assert config(base) == expected_config("plays", {"stable": 3, "canary": 4}, 1, 3, 4, 5)
 
 
-def test_a_new_version_becomes_canary_once_the_server_has_loaded_it(tmp_path: Path) -> None:
+def test_new_version_becomes_canary_once_loaded(tmp_path: Path) -> None:
     base = tmp_path / "plays"
-    waited: list[set[int]] = []
+    waits: list[set[int]] = []
     for version in (1, 2, 3):
-        version_at(base, version)
+        write_version(base, version)
         write_package(base, version, FACTS)
-        package.label_canary(base, version, lambda model, versions: waited.append(versions))
-    assert waited == [{2}]  # 1 is stable, and 3 finds a canary
+        package.label_canary(base, version, lambda model, versions: waits.append(versions))
+    assert waits == [{2}]  # 1 becomes stable, and at 3 there is a canary already
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2, 3)
 
 
-def test_labelling_without_a_model_fails(tmp_path: Path) -> None:
+def test_labelling_without_a_model_raises(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="there is no model in"):
         relabel(tmp_path / "none", ["stable=1"])
     with pytest.raises(StageError, match=r"has no models\.config: export a model to it first$"):
         relabel(tmp_path, ["stable=1"])
-    for broken in ("model_config_list {", "model_config_list {}", "\xff"):
-        (tmp_path / "models.config").write_text(broken, encoding="latin-1")
+    for invalid in ("model_config_list {", "model_config_list {}", "\xff"):
+        (tmp_path / "models.config").write_text(invalid, encoding="latin-1")
         with pytest.raises(StageError, match=r"models\.config is corrupted \(.+\): remove it, and export again$"):
             relabel(tmp_path, ["stable=1"])
 
 
-def test_the_command_moves_and_prints_labels(tmp_path: Path) -> None:
-    base = exported(tmp_path / "plays", 1, 2)
+def test_command_moves_and_prints_labels(tmp_path: Path) -> None:
+    base = export_versions(tmp_path / "plays", 1, 2)
     for changes in (["stable=2", "canary="], []):
-        done = CliRunner().invoke(cli, ["label", str(base), *changes], catch_exceptions=False)
-        assert done.output == f"{base}: stable is 2, 1 is loaded without a label\n"
+        result = CliRunner().invoke(cli, ["label", str(base), *changes], catch_exceptions=False)
+        assert result.output == f"{base}: stable is 2, 1 is loaded without a label\n"
         assert config(base) == expected_config("plays", {"stable": 2}, 1, 2)
 
 
-def test_packages_are_reproducible_and_a_failure_changes_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base, other = exported(tmp_path / "a" / "plays", 1, 2), exported(tmp_path / "b" / "plays", 1, 2)
+def test_package_is_reproducible_and_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, other = export_versions(tmp_path / "a" / "plays", 1, 2), export_versions(tmp_path / "b" / "plays", 1, 2)
     assert files(base) == files(other)
     assert set(files(base)) == PACKAGE
     assert image_files(base) == image_files(other)
@@ -315,7 +311,7 @@ BATCHING = {
 
 
 def message(name: str) -> Any:
-    """Create an empty message of that name, from a descriptor built here."""
+    """Create an empty message of a type whose descriptor is built here."""
     pool, field = descriptor_pool.DescriptorPool(), descriptor_pb2.FieldDescriptorProto
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     file = descriptor_pb2.FileDescriptorProto(name="serving.proto", package="serving", syntax="proto3")
@@ -344,15 +340,15 @@ def max_batch_size(file: Path) -> int:
 
 @pytest.mark.parametrize("first", [1, 5, 8, 64, 100])
 @pytest.mark.parametrize("second", [1, 5, 8, 64, 100])
-def test_every_version_gets_batches_of_its_own_row_limit(first: int, second: int, tmp_path: Path) -> None:
+def test_each_version_batches_up_to_its_row_limit(first: int, second: int, tmp_path: Path) -> None:
     base = tmp_path / "plays"
     for version, rows in ((1, first), (2, second)):
-        version_at(base, version, limits={"length": 10, "rows": rows})
+        write_version(base, version, limits={"length": 10, "rows": rows})
         write_package(base, version, FACTS)
-    for changes in ([], ["stable=2"], ["stable=2"]):  # the last one unloads version 1, which stays in its folder
+    for changes in ([], ["stable=2"], ["stable=2"]):  # the last call unloads version 1; its folder is kept
         relabel(base, changes)
         for version, rows in ((1, first), (2, second)):
-            # Less, and the version's warm-up fails; more, and its graph refuses a batch of several calls.
+            # With a smaller limit, the version's warm-up fails; with a larger one, its graph rejects merged batches.
             assert max_batch_size(base / str(version) / "batching_params.pbtxt") == max(batch_sizes(rows)) == rows
         assert max_batch_size(base / "batching_params.pbtxt") == max(first, second)
     flags = yaml.safe_load((base / "compose.yaml").read_text())["services"]["serving"]["command"]
@@ -363,14 +359,14 @@ def test_every_version_gets_batches_of_its_own_row_limit(first: int, second: int
 
 @pytest.mark.parametrize(("rows", "sizes"), [(64, [1, 2, 4, 8, 16, 32, 64]), (48, [1, 2, 4, 8, 16, 32, 48]), (1, [1])])
 def test_batches_are_not_padded_or_split(rows: int, sizes: list[int], tmp_path: Path) -> None:
-    version_at(tmp_path / "plays", 1, limits={"length": 10, "rows": rows})
+    write_version(tmp_path / "plays", 1, limits={"length": 10, "rows": rows})
     write_package(tmp_path / "plays", 1, FACTS)
     for file in ("batching_params.pbtxt", "1/batching_params.pbtxt"):
         parameters = text_format.Parse((tmp_path / "plays" / file).read_text(), message("BatchingParameters"))
         as_dict = MessageToDict(parameters, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         assert as_dict == {
             "max_batch_size": str(rows),
-            "allowed_batch_sizes": [],  # no padding: an empty call has no row to copy
+            "allowed_batch_sizes": [],  # no padding: empty calls have no row to copy
             "batch_timeout_micros": "2000",
             "num_batch_threads": "1",
             "max_enqueued_batches": "10",
@@ -381,7 +377,7 @@ def test_batches_are_not_padded_or_split(rows: int, sizes: list[int], tmp_path: 
 
 
 def test_prometheus_reads_the_configured_path(tmp_path: Path) -> None:
-    base = exported(tmp_path / "plays", 1)
+    base = export_versions(tmp_path / "plays", 1)
     monitoring = text_format.Parse((base / "monitoring.config").read_text(), message("MonitoringConfig"))
     path = "/monitoring/prometheus/metrics"
     assert MessageToDict(monitoring) == {"prometheusConfig": {"enable": True, "path": path}}
@@ -411,8 +407,8 @@ FLAGS = [
 STABLE = "/v1/models/plays/labels/stable/metadata"
 
 
-def test_compose_starts_the_server_of_the_folder(tmp_path: Path) -> None:
-    base = exported(tmp_path / "plays", 1)
+def test_compose_file(tmp_path: Path) -> None:
+    base = export_versions(tmp_path / "plays", 1)
     compose = yaml.safe_load((base / "compose.yaml").read_text())
     image = compose["services"]["front"].pop("image")
     assert image == f"char-rnn-plays-front:{front_image.tag(image_files(base))}"
@@ -478,10 +474,10 @@ def test_compose_starts_the_server_of_the_folder(tmp_path: Path) -> None:
     }
 
 
-def test_the_startup_probe_allows_every_version_to_load_twice(tmp_path: Path) -> None:
+def test_startup_probe_allows_all_versions_to_load_twice(tmp_path: Path) -> None:
     base = tmp_path / "plays"
     for version, seconds in ((1, 50), (2, 250)):
-        version_at(base, version)
+        write_version(base, version)
         write_package(base, version, FACTS | {"warm_up_seconds": seconds})
     compose = yaml.safe_load((base / "compose.yaml").read_text())
     assert compose["services"]["serving"]["healthcheck"]["start_period"] == "1260s"  # 2 * 2 * (51 + 251), rounded up
@@ -491,15 +487,15 @@ def test_the_startup_probe_allows_every_version_to_load_twice(tmp_path: Path) ->
 
 
 def kubernetes(base: Path) -> dict[str, Any]:
-    """Objects of kubernetes.yaml by kind and name."""
+    """Return the objects of kubernetes.yaml by kind and name."""
     objects = yaml.safe_load_all((base / "kubernetes.yaml").read_text())
     return {f"{each['kind']} {each['metadata']['name']}": each for each in objects}
 
 
-def test_kubernetes_objects_match_their_schemas_and_each_other(tmp_path: Path) -> None:
-    import kubernetes_validate  # its schemas, of every release since 1.25
+def test_kubernetes_objects_are_valid_and_consistent(tmp_path: Path) -> None:
+    import kubernetes_validate  # has the schemas of all releases since 1.25
 
-    base = exported(tmp_path / "plays", 1)
+    base = export_versions(tmp_path / "plays", 1)
     assert len((base / "kubernetes.yaml").read_text().splitlines()) <= 80
     objects = kubernetes(base)
     for each in objects.values():
@@ -532,8 +528,8 @@ def test_kubernetes_objects_match_their_schemas_and_each_other(tmp_path: Path) -
         "capabilities": {"drop": ["ALL"]},
     }
     assert server["volumeMounts"][0] == {"name": "model", "mountPath": "/models/plays", "readOnly": True}
-    drained = int(server["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert 30 < drained < pod["terminationGracePeriodSeconds"]
+    drain_seconds = int(server["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert 30 < drain_seconds < pod["terminationGracePeriodSeconds"]
     assert front["image"] == yaml.safe_load((base / "compose.yaml").read_text())["services"]["front"]["image"]
     assert front["args"] == [
         "--target=localhost:8500",
@@ -549,7 +545,7 @@ def test_kubernetes_objects_match_their_schemas_and_each_other(tmp_path: Path) -
 
 @contextlib.contextmanager
 def tf_serving(state: str) -> Iterator[int]:
-    """Serve TF Serving's answers for a model `plays` whose one version, stable, is in `state`. Yields the port."""
+    """Imitate TF Serving's REST API for a model `plays` whose only version, stable, is in `state`. Yields the port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -580,15 +576,15 @@ def tf_serving(state: str) -> Iterator[int]:
 
 
 def healthy(base: Path, port: int) -> bool:
-    """Run the health check of compose.yaml in bash, as a container would, against a server on `port`."""
+    """Run the health check of compose.yaml in bash, like a container, against a server on `port`."""
     test = yaml.safe_load((base / "compose.yaml").read_text())["services"]["serving"]["healthcheck"]["test"]
     assert "$" not in test[3]  # compose would substitute a variable
     command = [*test[1:3], test[3].replace("/8501 ", f"/{port} ")]
     return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
 
 
-def test_the_health_check_passes_only_if_the_stable_version_answers(tmp_path: Path) -> None:
-    base = exported(tmp_path / "plays", 1)
+def test_health_check_passes_only_if_stable_answers(tmp_path: Path) -> None:
+    base = export_versions(tmp_path / "plays", 1)
     results = {}
     for state in ("AVAILABLE", "LOADING", "END"):
         with tf_serving(state) as port:
@@ -596,7 +592,7 @@ def test_the_health_check_passes_only_if_the_stable_version_answers(tmp_path: Pa
     results["no server"] = healthy(base, port)
     assert results == {"AVAILABLE": True, "LOADING": False, "END": False, "no server": False}
     with tf_serving("AVAILABLE") as port:
-        assert not healthy(exported(tmp_path / "other", 1), port)
+        assert not healthy(export_versions(tmp_path / "other", 1), port)
 
 
 NAMES = {
@@ -616,9 +612,9 @@ NAMES = {
 
 
 @pytest.mark.parametrize("folder", NAMES)
-def test_any_folder_name_is_safe_in_every_file(folder: str, tmp_path: Path) -> None:
+def test_any_folder_name_is_safe_in_all_files(folder: str, tmp_path: Path) -> None:
     base = tmp_path / folder
-    version_at(base, 1)
+    write_version(base, 1)
     write_package(base, 1, FACTS)
     name, host = NAMES[folder]
     assert config(base) == expected_config(name, {"stable": 1}, 1)
@@ -637,7 +633,7 @@ def test_any_folder_name_is_safe_in_every_file(folder: str, tmp_path: Path) -> N
     assert lines[2] == ""
 
 
-def test_no_two_folders_share_a_host_name() -> None:
+def test_host_names_are_unique() -> None:
     assert len({host_name(Path("served") / folder) for folder in NAMES}) == len(NAMES)
 
 
@@ -647,9 +643,9 @@ def card(base: Path) -> dict[str, list[str]]:
     return {name: values for name, *values in cells}
 
 
-def test_the_card_describes_every_served_version(tmp_path: Path) -> None:
-    base = exported(tmp_path / "plays", 1)
-    version_at(base, 2, val_nats=2.0, step=7, limits=None)
+def test_card_describes_served_versions(tmp_path: Path) -> None:
+    base = export_versions(tmp_path / "plays", 1)
+    write_version(base, 2, val_nats=2.0, step=7, limits=None)
     write_package(base, 2, FACTS | {"test": None, "data": None})
     relabel(base, ["canary=2"])
     assert card(base) == {
@@ -675,14 +671,14 @@ def test_the_card_describes_every_served_version(tmp_path: Path) -> None:
     assert "curl -s localhost:8501/v1/models/plays/labels/stable:predict" in (base / "MODEL_CARD.md").read_text()
 
 
-def test_a_card_gains_new_facts_and_keeps_old_ones(tmp_path: Path) -> None:
-    base = exported(tmp_path / "plays", 1)
-    whole = card(base)
+def test_card_gains_new_facts_and_keeps_old_ones(tmp_path: Path) -> None:
+    base = export_versions(tmp_path / "plays", 1)
+    original = card(base)
     write_package(base, 1, FACTS | {"test": None, "data": None, "tools": {"python": "4"}})
-    assert card(base) == whole
+    assert card(base) == original
     write_package(base, 1, FACTS | {"test": {"nats": 0.5, "bits": 0.7, "targets": 10}})
-    assert card(base) == whole | {"on test": ["0.721 bits per byte (0.500 nats), over 10"]}
-    exported(tmp_path / "moved", 7)  # facts stay with a version that is moved
+    assert card(base) == original | {"on test": ["0.721 bits per byte (0.500 nats), over 10"]}
+    export_versions(tmp_path / "moved", 7)  # facts move with their version
     (base / "1").rename(tmp_path / "moved" / "8")
     relabel(tmp_path / "moved", ["8"])
     relabel(tmp_path / "moved", ["canary=8"])
@@ -690,14 +686,14 @@ def test_a_card_gains_new_facts_and_keeps_old_ones(tmp_path: Path) -> None:
 
 
 def test_facts_describe_the_run_and_its_data(run: Path, tmp_path: Path) -> None:
-    opened = read_run(run)
-    chosen = checkpoint.best(opened)
-    facts = facts_of(opened, chosen)
+    loaded_run = read_run(run)
+    best = checkpoint.best(loaded_run)
+    facts = facts_of(loaded_run, best)
     tools = facts.pop("tools")
     assert set(tools) == {"python", "tensorflow", "keras", "numpy"}
     assert facts == {
         "format_version": 1,
-        "parameters": sum(weight.numpy().size for weight in checkpoint.load_model(opened, chosen).weights),
+        "parameters": sum(weight.numpy().size for weight in checkpoint.load_model(loaded_run, best).weights),
         "test": None,
         "data": {
             "name": "data",
@@ -710,34 +706,34 @@ def test_facts_describe_the_run_and_its_data(run: Path, tmp_path: Path) -> None:
         },
     }
     report = run / "evaluation-test.json"
-    inputs = {"weights_sha256": checkpoint.weights_sha256(chosen), "data_sha256": opened.data_sha256}
+    inputs = {"weights_sha256": checkpoint.weights_sha256(best), "data_sha256": loaded_run.data_sha256}
     score = {"nats": 1.0, "bits": 1.4427, "targets": 99}
     try:
         for stale in ({"weights_sha256": "0"}, {"data_sha256": "0"}):
             write_json(report, {"inputs": inputs | stale, **score})
-            assert facts_of(opened, chosen)["test"] is None
+            assert facts_of(loaded_run, best)["test"] is None
         write_json(report, {"inputs": inputs, **score})
-        assert facts_of(opened, chosen)["test"] == score
+        assert facts_of(loaded_run, best)["test"] == score
         base = tmp_path / "tiny"
-        version_at(base, 1, **origin_of(opened, chosen))
-        write_package(base, 1, facts_of(opened, chosen))
+        write_version(base, 1, **origin_of(loaded_run, best))
+        write_package(base, 1, facts_of(loaded_run, best))
     finally:
         report.unlink()
-    shown, nats = card(base), chosen.val_nats
+    rows, nats = card(base), best.val_nats
     assert nats is not None
-    assert shown["on validation"] == [f"{nats / math.log(2):.3f} bits per byte ({nats:.3f} nats)"]
-    assert shown["on test"] == ["1.443 bits per byte (1.000 nats), over 99"]
-    assert shown["weights, SHA-256"] == [checkpoint.weights_sha256(chosen)]
+    assert rows["on validation"] == [f"{nats / math.log(2):.3f} bits per byte ({nats:.3f} nats)"]
+    assert rows["on test"] == ["1.443 bits per byte (1.000 nats), over 99"]
+    assert rows["weights, SHA-256"] == [checkpoint.weights_sha256(best)]
 
 
-def test_missing_or_changed_data_have_no_facts(run: Path, tmp_path: Path) -> None:
-    opened = read_run(run)
-    chosen = checkpoint.best(opened)
+def test_missing_or_changed_data_has_no_facts(run: Path, tmp_path: Path) -> None:
+    loaded_run = read_run(run)
+    best = checkpoint.best(loaded_run)
     for other in ({"data": tmp_path / "gone"}, {"data_sha256": "0"}):
-        assert facts_of(dataclasses.replace(opened, **other), chosen)["data"] is None
+        assert facts_of(dataclasses.replace(loaded_run, **other), best)["data"] is None
 
 
 @pytest.mark.parametrize("module", [package, card_module])
-def test_docstring_examples_run(module: ModuleType) -> None:
+def test_doctest(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert result.failed == 0 < result.attempted

@@ -1,4 +1,4 @@
-"""A server under mixed load for a minute: every call answered, every answer right, memory steady."""
+"""A minute of mixed load on a server: all calls are answered correctly, and memory stays constant."""
 
 import itertools
 import random
@@ -24,16 +24,16 @@ from export.serve.signatures import INPUTS
 
 ROOT = Path(__file__).parents[3]
 SECONDS, WARM_UP, TIMEOUT = 60, 15, 300
-GROWTH = 0.05  # of memory, at most
+GROWTH = 0.05  # maximum relative memory growth
 GOOD, HOSTILE = 8, 4  # callers
 REFUSALS = {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION}
-BATCH_MATE = "from different tasks have different shapes"  # TF Serving refuses such calls together: try again
+BATCH_MATE = "from different tasks have different shapes"  # TF Serving rejects the whole batch of such a call: retry
 
-Request = tuple[str, Columns, Columns | None]  # signature, inputs, the checkpoint's answer; None: must be refused
+Request = tuple[str, Columns, Columns | None]  # (signature, inputs, the checkpoint's outputs; None: must be rejected)
 
 
-def valid(model: ExportedModel) -> list[Request]:
-    """Requests of every signature, some with invalid rows, and the checkpoint's answers."""
+def valid_requests(model: ExportedModel) -> list[Request]:
+    """Return requests of all signatures, some with invalid rows, with the checkpoint's outputs."""
     rng = np.random.default_rng(0)
     carry = model.query_row("start", prompt=b"def ")["carry_bytes"]
     invalid: list[Row] = [{}] * 8 + [{"length": -1, "carry_bytes": b"short", "layer": 99}, {"temperature": np.nan}]
@@ -43,16 +43,22 @@ def valid(model: ExportedModel) -> list[Request]:
         return model.row(rng, 60) | more | invalid[rng.integers(len(invalid))]
 
     inputs = [(name, columns(name, [row() for _ in range(rng.integers(1, 9))])) for name in [*INPUTS] * 10]
-    answers = {"info": model.run}  # from the files: the checkpoint has none
+    answers = {"info": model.run}  # info comes from the files: the checkpoint has none
     return [(name, each, answers.get(name, model.served.answer)(name, each)) for name, each in inputs]
 
 
-def hostile() -> list[Request]:
-    """Requests that no server may answer, or only those of another rank."""
-    mega, plain = b"x" * (1 << 20), columns("generate", [{}] * 2)
-    rows: list[Row] = [{"prompt": mega}, {"stop": mega}, {"length": 2**31 - 1}, {"top_p": 2.0}, {"temperature": np.inf}]
+def invalid_requests() -> list[Request]:
+    """Return requests that a server must reject, except that it may run those of wrong rank alone."""
+    megabyte, plain = b"x" * (1 << 20), columns("generate", [{}] * 2)
+    rows: list[Row] = [
+        {"prompt": megabyte},
+        {"stop": megabyte},
+        {"length": 2**31 - 1},
+        {"top_p": 2.0},
+        {"temperature": np.inf},
+    ]
     calls = [("generate", columns("generate", [row] * 2)) for row in rows]
-    calls += [("continue", columns("continue", [{"carry_bytes": carry}])) for carry in (b"\0", mega)]
+    calls += [("continue", columns("continue", [{"carry_bytes": carry}])) for carry in (b"\0", megabyte)]
     calls += [
         ("generate", {name: value[:, None] for name, value in plain.items()}),
         ("generate", {**plain, "length": plain["length"][:, None]}),
@@ -65,8 +71,8 @@ def hostile() -> list[Request]:
     return [(name, inputs, None) for name, inputs in calls]
 
 
-def check(client: Client, request: Request) -> str:
-    """Make a call and return what it counts as. Raises for a wrong answer, or for none."""
+def check_call(client: Client, request: Request) -> str:
+    """Make a call, and return its signature or "refused". Raises on a wrong or missing answer."""
     signature, inputs, expected = request
     try:
         answer, _ = client.predict(signature, inputs)
@@ -75,40 +81,40 @@ def check(client: Client, request: Request) -> str:
             return "refused"
         raise
     if expected is None and any(column.ndim > 1 for column in inputs.values()):
-        return "refused"  # the server does not check ranks: alone, such a call is answered
+        return "refused"  # the server does not check_call ranks: it answers such a call if alone in its batch
     if expected is None:
         errors = answer.get("finish_reason", answer.get("error", np.array([b""]))).tolist()
         assert all(error.startswith(b"error: ") for error in errors), errors
         return "refused"
     assert answer.keys() == expected.keys()
-    for name, right in expected.items():
-        got = answer[name]
-        assert len(got) == len(right), name
-        if got.ndim > 1:  # as wide as the longest text in its batch, padded with zeros
-            assert not np.any(got[:, right.shape[1] :]), name
-            got = got[:, : right.shape[1]]
-        for index in range(len(right)):  # row by row: a refused carry is shorter than others
-            compare(f"{signature}.{name}", got[index : index + 1], right[index : index + 1])
+    for name, desired in expected.items():
+        actual = answer[name]
+        assert len(actual) == len(desired), name
+        if actual.ndim > 1:  # padded with zeros to the longest text of its batch
+            assert not np.any(actual[:, desired.shape[1] :]), name
+            actual = actual[:, : desired.shape[1]]
+        for index in range(len(desired)):  # row by row, as rejected carries are shorter
+            compare(f"{signature}.{name}", actual[index : index + 1], desired[index : index + 1])
     return signature
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batching", [True, False])
-def test_a_minute_of_mixed_calls(run: Path, batching: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "check_rows", lambda inputs: None)  # or the client would refuse some calls itself
+def test_mixed_load_for_a_minute(run: Path, batching: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "check_rows", lambda inputs: None)  # else the client itself rejects some calls
     model = served_models.exported(run)
     command = [sys.executable, "-m", "export.serve.stand_in", str(model.base)]
     command += ["--batching", str(model.base / "batching_params.pbtxt")] if batching else []
-    calls, failures, over, held = Counter[str](), list[str](), threading.Event(), list[int]()
-    mixes = [valid(model)] * GOOD + [hostile()] * HOSTILE
+    calls, failures, stop, memory_bytes = Counter[str](), list[str](), threading.Event(), list[int]()
+    mixes = [valid_requests(model)] * GOOD + [invalid_requests()] * HOSTILE
 
     def caller(target: str, number: int, mix: list[Request]) -> None:
         with Client(target, model.base.name, timeout=TIMEOUT, retries=0) as client:
             for request in itertools.cycle(random.Random(number).sample(mix, len(mix))):
-                if over.is_set():
+                if stop.is_set():
                     return
                 try:
-                    calls[check(client, request)] += 1
+                    calls[check_call(client, request)] += 1
                 except (ServingError, StageError, AssertionError, ValueError) as error:
                     failures.append(f"{request[0]}: {error!r}")
 
@@ -120,9 +126,9 @@ def test_a_minute_of_mixed_calls(run: Path, batching: bool, monkeypatch: pytest.
             thread.start()
         time.sleep(WARM_UP)
         for _ in range(SECONDS):
-            held.append(memory(server.pid))
+            memory_bytes.append(memory(server.pid))
             time.sleep(1)
-        over.set()
+        stop.set()
         for thread in threads:
             thread.join()
         alive = server.poll() is None
@@ -130,5 +136,5 @@ def test_a_minute_of_mixed_calls(run: Path, batching: bool, monkeypatch: pytest.
     assert not failures, (len(failures), failures[:3])
     assert alive
     assert calls.keys() == {*INPUTS, "refused"}
-    tenths = np.median(np.reshape(held, (10, -1)), axis=1)
+    tenths = np.median(np.reshape(memory_bytes, (10, -1)), axis=1)
     assert tenths[-1] <= (1 + GROWTH) * tenths.min(), tenths

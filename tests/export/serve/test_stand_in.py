@@ -1,4 +1,4 @@
-"""The stand-in keeps TF Serving's rules. What holds of the server itself is asked of `server`, whichever that is."""
+"""TF Serving's rules. Tests that use the fixture `server` also run against a real server."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from fake_model import written
+from fake_model import text_of
 from grpc import StatusCode
 from serving import CONFIG, Endpoint
 from tensorflow.core.framework import tensor_pb2
@@ -33,7 +33,7 @@ from export.serve.stand_in_batching import Batcher, Batching, CallError
 ROOT = Path(__file__).parents[3]
 
 
-# What a request may be, asked with TensorFlow's own tensors and no help of the client's.
+# Requests built from TensorFlow's tensors, without the client.
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def stub(server: Endpoint) -> Iterator[Any]:
         yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
 
-def request(signature: str = "", *, wanted: tuple[str, ...] = (), **inputs: Any) -> Any:
-    message = predict_pb2.PredictRequest(output_filter=wanted)
+def request(signature: str = "", *, outputs: tuple[str, ...] = (), **inputs: Any) -> Any:
+    message = predict_pb2.PredictRequest(output_filter=outputs)
     message.model_spec.name, message.model_spec.signature_name = "fake", signature
     for name, value in inputs.items():
         proto = value if isinstance(value, tensor_pb2.TensorProto) else tf.make_tensor_proto(value)
@@ -51,25 +51,25 @@ def request(signature: str = "", *, wanted: tuple[str, ...] = (), **inputs: Any)
     return message
 
 
-def refused(call: Callable[[], Any]) -> tuple[StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as refusal:
+def rpc_error(call: Callable[[], Any]) -> tuple[StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as error:
         call()
-    return refusal.value.code(), refusal.value.details()
+    return error.value.code(), error.value.details()
 
 
-def test_serving_default_is_the_signature_that_is_not_named(stub: Any) -> None:
+def test_default_signature_is_serving_default(stub: Any) -> None:
     inputs = {"length": np.int32([9]), "temperature": np.float32([1]), "seed": np.int64([3])}
     answer = stub.Predict(request(prompt=[b"ab"], **inputs))
-    assert tf.make_ndarray(answer.outputs["text_bytes"]).tolist() == [written(3, b"ab", 9)]
+    assert tf.make_ndarray(answer.outputs["text_bytes"]).tolist() == [text_of(3, b"ab", 9)]
     assert set(answer.outputs) == {"text", "text_bytes", "n_chars", "log_prob", "finish_reason"}
     spec = answer.model_spec
     assert (spec.name, spec.version.value, spec.signature_name) == ("fake", 2, "serving_default")
 
 
-def test_a_part_of_the_outputs_can_be_asked_for(stub: Any) -> None:
-    answer = stub.Predict(request("score", wanted=("n_chars",), text=[b"abc"]))
+def test_output_filter_selects_outputs(stub: Any) -> None:
+    answer = stub.Predict(request("score", outputs=("n_chars",), text=[b"abc"]))
     assert {name: tf.make_ndarray(value).tolist() for name, value in answer.outputs.items()} == {"n_chars": [3]}
-    code, message = refused(lambda: stub.Predict(request("score", wanted=("bits",), text=[b"abc"])))
+    code, message = rpc_error(lambda: stub.Predict(request("score", outputs=("bits",), text=[b"abc"])))
     assert code == StatusCode.INVALID_ARGUMENT
     assert message == (
         "output tensor alias not found in signature: bits Outputs expected to be in the set "
@@ -77,14 +77,14 @@ def test_a_part_of_the_outputs_can_be_asked_for(stub: Any) -> None:
     )
 
 
-def test_what_fails_in_the_graph_is_the_callers_error(stub: Any) -> None:
+def test_graph_error_is_an_invalid_argument(stub: Any) -> None:
     inputs = {"length": np.int32([9, 9]), "temperature": np.float32([1]), "seed": np.int64([3])}
-    code, message = refused(lambda: stub.Predict(request(prompt=[b"ab"], **inputs)))
+    code, message = rpc_error(lambda: stub.Predict(request(prompt=[b"ab"], **inputs)))
     assert code == StatusCode.INVALID_ARGUMENT
     assert message.startswith("pos and len should have the same shape, got: [1] vs. [2]\n")
 
 
-def test_labels_and_versions_are_those_of_the_file_beside_the_versions(tmp_path: Path) -> None:
+def test_read_config_returns_labels_and_versions(tmp_path: Path) -> None:
     path = tmp_path / "models.config"
     assert read_config(path) == ({}, [])
     path.write_text(CONFIG.format(name="fake", base=tmp_path))
@@ -93,7 +93,7 @@ def test_labels_and_versions_are_those_of_the_file_beside_the_versions(tmp_path:
     assert read_config(path) == ({"stable": 1}, [1, 3])
 
 
-def test_an_input_of_another_rank_is_answered_alone(stub: Any) -> None:
+def test_input_of_wrong_rank_is_answered_without_batching(stub: Any) -> None:
     answer = stub.Predict(request("score", text=[[b"ab"], [b"c"]]))
     assert tf.make_ndarray(answer.outputs["n_chars"]).tolist() == [[2], [1]]
 
@@ -115,47 +115,47 @@ INVALID_TENSORS = {
 
 
 @pytest.mark.parametrize("name", INVALID_TENSORS)
-def test_a_tensor_that_cannot_be_parsed_is_refused(stub: Any, name: str) -> None:
+def test_invalid_tensor_is_rejected(stub: Any, name: str) -> None:
     inputs = INVALID_TENSORS[name]
     expected = (StatusCode.INVALID_ARGUMENT, f"tensor parsing error: {next(iter(inputs))}")
-    assert refused(lambda: stub.Predict(request("neurons", **inputs))) == expected
+    assert rpc_error(lambda: stub.Predict(request("neurons", **inputs))) == expected
 
 
-def test_surplus_values_are_dropped_and_missing_ones_filled(stub: Any) -> None:
+def test_surplus_values_are_dropped_and_missing_values_filled(stub: Any) -> None:
     surplus = stub.Predict(request("score", text=tensor(STRING, 1, string_val=[b"ab", b"c"])))
     assert tf.make_ndarray(surplus.outputs["n_chars"]).tolist() == [2]
     missing = stub.Predict(request("score", text=tensor(STRING, 3, string_val=[b"ab", b"c"])))
     assert tf.make_ndarray(missing.outputs["n_chars"]).tolist() == [2, 1, 1]
 
 
-def test_a_model_is_named_and_a_label_is_the_models_own(stub: Any) -> None:
+def test_model_name_is_required_and_labels_are_per_model(stub: Any) -> None:
     message = request("score", text=[b"a"])
     message.model_spec.name = ""
     expected = (StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
-    assert refused(lambda: stub.Predict(message)) == expected
+    assert rpc_error(lambda: stub.Predict(message)) == expected
     message.model_spec.name, message.model_spec.version_label = "book", "stable"
     expected = (StatusCode.INVALID_ARGUMENT, "Unrecognized servable version label: stable")
-    assert refused(lambda: stub.Predict(message)) == expected
+    assert rpc_error(lambda: stub.Predict(message)) == expected
 
 
-def test_an_output_is_asked_for_once(stub: Any) -> None:
-    message = request("score", wanted=("nats", "nats"), text=[b"a"])
+def test_duplicate_output_filter_is_rejected(stub: Any) -> None:
+    message = request("score", outputs=("nats", "nats"), text=[b"a"])
     expected = (StatusCode.INVALID_ARGUMENT, "duplicate output tensor alias: nats")
-    assert refused(lambda: stub.Predict(message)) == expected
+    assert rpc_error(lambda: stub.Predict(message)) == expected
 
 
-def test_a_status_has_an_empty_error(server: Endpoint) -> None:
+def test_status_has_an_empty_error(server: Endpoint) -> None:
     with grpc.insecure_channel(server.target) as channel:
         models = model_service_pb2_grpc.ModelServiceStub(channel)
         message = get_model_status_pb2.GetModelStatusRequest()
-        assert refused(lambda: models.GetModelStatus(message)) == (StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
+        assert rpc_error(lambda: models.GetModelStatus(message)) == (StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
         message.model_spec.name = "fake"
         for version in models.GetModelStatus(message).model_version_status:
             assert version.HasField("status")
             assert (version.status.error_code, version.status.error_message) == (0, "")
 
 
-def test_a_label_moves_only_to_a_loaded_version(fake: Path, tmp_path: Path) -> None:
+def test_label_moves_only_to_a_loaded_version(fake: Path, tmp_path: Path) -> None:
     base = tmp_path / "fake"
     for version in (1, 2):
         shutil.copytree(fake / "1", base / str(version))
@@ -164,7 +164,7 @@ def test_a_label_moves_only_to_a_loaded_version(fake: Path, tmp_path: Path) -> N
     file.write_text(text)
     stand_in = StandIn(base)
     file.write_text(text.replace("versions: 1", "versions: 1 versions: 2").replace("value: 1", "value: 2"))
-    for _ in range(2):  # again at each poll
+    for _ in range(2):  # repeated at each poll
         with pytest.raises(
             CallError, match="Request to assign label to version 2 of model fake, which is not currently"
         ):
@@ -178,19 +178,19 @@ def test_a_label_moves_only_to_a_loaded_version(fake: Path, tmp_path: Path) -> N
     assert (stand_in.labels, list(stand_in.versions)) == ({"stable": 2}, [1, 2])
 
 
-def test_metadata_is_of_signatures_alone(stub: Any) -> None:
-    asked = get_model_metadata_pb2.GetModelMetadataRequest()
-    asked.model_spec.name = "fake"
-    code, message = refused(lambda: stub.GetModelMetadata(asked))
+def test_metadata_field_is_required(stub: Any) -> None:
+    metadata_request = get_model_metadata_pb2.GetModelMetadataRequest()
+    metadata_request.model_spec.name = "fake"
+    code, message = rpc_error(lambda: stub.GetModelMetadata(metadata_request))
     expected = "GetModelMetadataRequest must specify at least one metadata_field"
     assert (code, message) == (StatusCode.INVALID_ARGUMENT, expected)
 
 
-# Batching: the stand-in's own.
+# Batching, on the stand-in only.
 
 
-def together(*calls: Callable[[], Any]) -> list[Any]:
-    """The answers of calls made at the same time."""
+def call_concurrently(*calls: Callable[[], Any]) -> list[Any]:
+    """Make calls concurrently, and return their results."""
     answers: list[Any] = [None] * len(calls)
 
     def make(index: int) -> None:
@@ -221,22 +221,22 @@ def sizes(stand_in: StandIn) -> list[int]:
     return stand_in.batcher.ran
 
 
-def test_calls_are_run_as_one(fake: Path) -> None:
+def test_concurrent_calls_share_a_batch(fake: Path) -> None:
     stand_in = batching(fake, max_batch_size=6, batch_timeout_micros=20_000_000)
     with serving(stand_in) as target, Client(target, "fake") as client:
-        begun = time.monotonic()
-        answers = together(
+        started = time.monotonic()
+        answers = call_concurrently(
             lambda: client.score(texts(1, 2, 3)), lambda: client.score(texts(4)), lambda: client.score(texts(5, 6))
         )
-        assert time.monotonic() - begun < 10  # a full batch does not wait
+        assert time.monotonic() - started < 10  # a full batch runs immediately
     assert answers == [scores(1, 2, 3), scores(4), scores(5, 6)]
     assert sizes(stand_in) == [6]
 
 
-def test_each_signature_has_batches_of_its_own_and_what_waits_long_enough_is_run(fake: Path) -> None:
+def test_batches_are_per_signature_and_run_after_the_timeout(fake: Path) -> None:
     stand_in = batching(fake, max_batch_size=4)
     with serving(stand_in) as target, Client(target, "fake") as client:
-        answers = together(
+        answers = call_concurrently(
             lambda: client.score(texts(1)),
             lambda: client.score(texts(2)),
             lambda: client.generate("", 7).n_chars,
@@ -246,15 +246,18 @@ def test_each_signature_has_batches_of_its_own_and_what_waits_long_enough_is_run
     assert sizes(stand_in) == [2, 2]
 
 
-def test_a_batch_is_filled_up_to_an_allowed_size(fake: Path) -> None:
+def test_batch_is_padded_to_an_allowed_size(fake: Path) -> None:
     stand_in = batching(fake, max_batch_size=8, allowed_batch_sizes=(2, 4, 8))
     with serving(stand_in) as target, Client(target, "fake") as client:
-        assert together(lambda: client.score(texts(1, 2)), lambda: client.score(texts(3))) == [scores(1, 2), scores(3)]
+        assert call_concurrently(lambda: client.score(texts(1, 2)), lambda: client.score(texts(3))) == [
+            scores(1, 2),
+            scores(3),
+        ]
         assert client.score(texts(1, 2, 3, 4, 5)) == scores(1, 2, 3, 4, 5)
     assert sizes(stand_in) == [4, 8]
 
 
-def test_a_large_call_is_divided_where_that_is_allowed(fake: Path) -> None:
+def test_large_call_is_split_if_enabled(fake: Path) -> None:
     rules = {"max_batch_size": 10, "max_execution_batch_size": 4, "enable_large_batch_splitting": True}
     stand_in = batching(fake, **rules, max_enqueued_batches=3)
     with serving(stand_in) as target, Client(target, "fake", retries=0) as client:
@@ -298,22 +301,22 @@ def test_a_large_call_is_divided_where_that_is_allowed(fake: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_batched_is_refused(
+def test_unbatchable_calls_are_rejected(
     fake: Path, signature: str, inputs: dict[str, Any], code: StatusCode, message: str
 ) -> None:
     stand_in = batching(fake, max_batch_size=8, batch_timeout_micros=0)
     with serving(stand_in) as target, grpc.insecure_channel(target) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        assert refused(lambda: stub.Predict(request(signature, **inputs))) == (code, message)
+        assert rpc_error(lambda: stub.Predict(request(signature, **inputs))) == (code, message)
 
 
-def test_a_call_without_rows_waits_for_a_row_of_its_signature(fake: Path) -> None:
+def test_empty_call_waits_for_a_row_of_its_signature(fake: Path) -> None:
     stand_in = batching(fake, max_batch_size=8, batch_timeout_micros=10_000)
     with serving(stand_in) as target, grpc.insecure_channel(target) as channel, Client(target, "fake") as client:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         empty = stub.Predict.future(request("score", text=tensor(STRING, 0)))
         abandoned = stub.Predict.future(request("start", prompt=tensor(STRING, 0)))
-        client.generate("", 5)  # another signature
+        client.generate("", 5)  # a different signature
         time.sleep(0.3)
         assert not empty.done()
         assert client.score("ab").n_chars == 2
@@ -322,7 +325,7 @@ def test_a_call_without_rows_waits_for_a_row_of_its_signature(fake: Path) -> Non
     assert sizes(stand_in) == [1, 1]
 
 
-def test_an_input_of_another_rank_fails_its_batch(fake: Path) -> None:
+def test_input_of_wrong_rank_fails_its_batch(fake: Path) -> None:
     stand_in = batching(fake, max_batch_size=8)
     with serving(stand_in) as target, grpc.insecure_channel(target) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
@@ -330,7 +333,7 @@ def test_an_input_of_another_rank_fails_its_batch(fake: Path) -> None:
         for call in calls:
             assert call.exception(10).code() == StatusCode.FAILED_PRECONDITION
             assert "different shapes and padding is turned off. Set pad_variable" in call.exception().details()
-        with Client(target, "fake") as client:  # asks again, alone
+        with Client(target, "fake") as client:  # retries the call alone
             stub.Predict.future(request("score", text=[[b"a"], [b"b"]]))
             assert client.score("ab").n_chars == 2
 
@@ -339,12 +342,12 @@ def test_filtered_calls_share_a_batch(fake: Path) -> None:
     stand_in = batching(fake, max_batch_size=2, batch_timeout_micros=10_000_000)
     with serving(stand_in) as target, grpc.insecure_channel(target) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        calls = [stub.Predict.future(request("score", wanted=("nats",), text=[text])) for text in (b"a", b"b")]
+        calls = [stub.Predict.future(request("score", outputs=("nats",), text=[text])) for text in (b"a", b"b")]
         assert [list(call.result(10).outputs) for call in calls] == [["nats"], ["nats"]]
     assert sizes(stand_in) == [2]
 
 
-def test_a_batch_whose_deadlines_have_passed_is_not_run() -> None:
+def test_batch_past_its_deadlines_is_not_run() -> None:
     batcher, inputs = Batcher(Batching(8, num_batch_threads=1)), {"x": np.zeros(1)}
 
     def run(arrays: dict[str, Any], timeout: float | None) -> list[Any]:
@@ -354,21 +357,21 @@ def test_a_batch_whose_deadlines_have_passed_is_not_run() -> None:
     busy = threading.Thread(target=batcher, args=("a", run, inputs, None))
     busy.start()
     time.sleep(0.1)
-    with pytest.raises(CallError, match=r"^Run\(\) timeout exceeded while waiting in batching queue$") as refusal:
+    with pytest.raises(CallError, match=r"^Run\(\) timeout exceeded while waiting in batching queue$") as error:
         batcher("b", run, inputs, 0.1)
-    assert refusal.value.code == StatusCode.RESOURCE_EXHAUSTED
+    assert error.value.code == StatusCode.RESOURCE_EXHAUSTED
     busy.join(5)
     assert batcher.ran == [1]
 
 
-def test_a_version_may_have_batching_parameters_of_its_own(fake: Path, tmp_path: Path) -> None:
+def test_versions_have_their_own_batching_parameters(fake: Path, tmp_path: Path) -> None:
     for version in (1, 2):
         shutil.copytree(fake / "1", tmp_path / "fake" / str(version))
     (tmp_path / "fake" / "2" / "batching_params.pbtxt").write_text("max_batch_size { value: 3 }")
     stand_in = StandIn(tmp_path / "fake", batching=Batching(8), per_version=True)
     with serving(stand_in) as target:
         with Client(target, "fake", version=1) as client:
-            assert client.score(texts(*range(1, 10))) == scores(*range(1, 10))  # without a file: not batched
+            assert client.score(texts(*range(1, 10))) == scores(*range(1, 10))  # no batching parameters: not batched
         with (
             Client(target, "fake", version=2) as client,
             pytest.raises(StageError, match=r"Task size 4 is larger .* 3"),
@@ -376,7 +379,7 @@ def test_a_version_may_have_batching_parameters_of_its_own(fake: Path, tmp_path:
             client.score(texts(1, 2, 3, 4))
 
 
-def test_a_full_queue_is_unavailable_and_the_client_asks_again(fake: Path) -> None:
+def test_full_queue_is_unavailable_and_the_client_retries(fake: Path) -> None:
     rules = {"max_batch_size": 2, "max_enqueued_batches": 1, "batch_timeout_micros": 250_000}
     stand_in = batching(fake, **rules)
     with serving(stand_in) as target, Client(target, "fake") as client:
@@ -385,7 +388,7 @@ def test_a_full_queue_is_unavailable_and_the_client_asks_again(fake: Path) -> No
         time.sleep(0.1)
         with grpc.insecure_channel(target) as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            code, message = refused(lambda: stub.Predict(request("score", text=["b", "c"])))
+            code, message = rpc_error(lambda: stub.Predict(request("score", text=["b", "c"])))
         assert (code, message) == (
             StatusCode.UNAVAILABLE,
             "The batch scheduling queue to which this task was submitted is full; currently 1 batches enqueued and "
@@ -396,7 +399,7 @@ def test_a_full_queue_is_unavailable_and_the_client_asks_again(fake: Path) -> No
     assert sizes(stand_in) == [1, 2]
 
 
-def test_the_servers_file_of_parameters_is_read(tmp_path: Path) -> None:
+def test_batching_parameters_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "batching.config"
     file.write_text(
         "# rows\nmax_batch_size { value: 64 }\nbatch_timeout_micros {value:2000}\nallowed_batch_sizes: 8\n"
@@ -410,14 +413,14 @@ def test_the_servers_file_of_parameters_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_as_a_process(fake: Path, tmp_path: Path) -> None:
+def test_stand_in_runs_as_a_process(fake: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "export.serve.stand_in", str(fake), "--model-name", "book", "--batching"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
         port = int(process.stdout.readline())
         with Client(f"localhost:{port}", "book") as client:
-            assert client.generate("ab", 20, seed=3).text_bytes == written(3, b"ab", 20)
+            assert client.generate("ab", 20, seed=3).text_bytes == text_of(3, b"ab", 20)
     finally:
         process.terminate()
         process.wait()

@@ -28,11 +28,11 @@ MODEL = b"a flatbuffer"
 
 @pytest.fixture(autouse=True)
 def node_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A node_modules with stand-ins for the packages."""
+    """node_modules with placeholder packages."""
     packages = tmp_path / "node_modules"
-    wanted = json.loads((page.WEB / "package.json").read_text())["dependencies"]["@litertjs/core"]
+    version = json.loads((page.WEB / "package.json").read_text())["dependencies"]["@litertjs/core"]
     files = {
-        "core/package.json": json.dumps({"version": wanted}),
+        "core/package.json": json.dumps({"version": version}),
         "core/dist/index.js": 'import { createWasmLib } from "@litertjs/wasm-utils";\n',
         "wasm-utils/dist/index.js": "export {};\n",
         **{f"core/wasm/{name}{kind}": name + kind for name in page.RUNTIME for kind in (".js", ".wasm")},
@@ -61,15 +61,15 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_site_holds_the_page_the_runtime_and_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, two = device(tmp_path / "one", "float32", "int8-dynamic"), device(tmp_path / "two", "float16")
-    (one / "neurons.json").write_text('{"neurons": [{"layer": 2, "unit": 7, "about": "quotes", "score": 0.9}]}')
-    export_page([one, two], out := tmp_path / "site", force=False)
+def test_site_contains_page_runtime_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = device(tmp_path / "one", "float32", "int8-dynamic"), device(tmp_path / "two", "float16")
+    (first / "neurons.json").write_text('{"neurons": [{"layer": 2, "unit": 7, "about": "quotes", "score": 0.9}]}')
+    export_page([first, second], out := tmp_path / "site", force=False)
     sources = {path.name for path in page.PAGE.iterdir() if path.is_file()}
     runtime = {"core.js", "wasm-utils.js", *(name + kind for name in page.RUNTIME for kind in (".js", ".wasm"))}
     models = {"models/one/float32.tflite", "models/one/int8-dynamic.tflite", "models/two/float16.tflite"}
-    made = {"models.json", "build.js", "SHA256SUMS"}
-    assert files(out) == sources | {f"litert/{name}" for name in runtime} | models | made
+    generated = {"models.json", "build.js", "SHA256SUMS"}
+    assert files(out) == sources | {f"litert/{name}" for name in runtime} | models | generated
     assert (out / "litert" / "core.js").read_text() == 'import { createWasmLib } from "./wasm-utils.js";\n'
     listed = json.loads((out / "models.json").read_text())["models"]
     assert [(m["name"], [(f["precision"], f["bits"]) for f in m["files"]]) for m in listed] == [
@@ -83,38 +83,40 @@ def test_a_site_holds_the_page_the_runtime_and_the_models(tmp_path: Path, capsys
         assert page.sha256_file(out / file["url"]) == file["sha256"]
     build = json.loads((out / "build.js").read_text().removeprefix("self.BUILD = ").removesuffix(";\n"))
     assert set(build["shell"]) == {"./", "models.json", "litert/core.js", "litert/wasm-utils.js"} | sources
-    told = "one (float32, int8-dynamic); two (float16); 0.1 MB, of which a browser loads 0.1 MB before the first text"
-    assert told in capsys.readouterr().out
+    summary = (
+        "one (float32, int8-dynamic); two (float16); 0.1 MB, of which a browser loads 0.1 MB before the first text"
+    )
+    assert summary in capsys.readouterr().out
 
 
-def test_the_same_page_is_kept_and_another_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, out = device(tmp_path / "one", "float32"), tmp_path / "site"
-    export_page([one], out, force=False)
-    first, told = (out / "build.js").read_bytes(), capsys.readouterr().out
+def test_same_page_is_kept_and_different_page_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = device(tmp_path / "one", "float32"), tmp_path / "site"
+    export_page([model], out, force=False)
+    first, output = (out / "build.js").read_bytes(), capsys.readouterr().out
     (out / "CNAME").write_text("a file of the user" * 100_000)
-    export_page([one], out, force=False)
+    export_page([model], out, force=False)
     assert (out / "CNAME").read_text() == "a file of the user" * 100_000
     again = capsys.readouterr()
     assert "is up to date with the same files" in again.err
-    assert again.out == told, "only files of the page are counted"
+    assert again.out == output, "only files of the page are counted"
     for path in damaged(out, "CNAME"):
         with pytest.raises(StageError):
-            export_page([one], out, force=False)
+            export_page([model], out, force=False)
         assert checksums.problems(out) == [f"{path} is {'corrupted' if path.exists() else 'missing'}"]
     about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": "one"}
-    (one / "float32.tflite").write_bytes(pack(b"other weights", about))
+    (model / "float32.tflite").write_bytes(pack(b"other weights", about))
     with pytest.raises(StageError, match=r"site already holds a different page: pass another --out or --force$"):
-        export_page([one], out, force=False)
+        export_page([model], out, force=False)
     assert (out / "build.js").read_bytes() == first
-    export_page([one], out, force=True)
+    export_page([model], out, force=True)
     assert (out / "build.js").read_bytes() != first, "browsers detect the new build"
     (foreign := tmp_path / "foreign").mkdir()
     (foreign / "letters.txt").write_text("not ours")
     with pytest.raises(StageError, match="exists and is not a page"):
-        export_page([one], foreign, force=True)
+        export_page([model], foreign, force=True)
 
 
-def test_a_kill_at_any_write_leaves_the_old_page_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_at_any_write_leaves_the_old_or_the_new_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     (sources := tmp_path / "page").mkdir()
     (sources / "index.html").write_text("a page of one file")
@@ -137,42 +139,42 @@ def test_a_kill_at_any_write_leaves_the_old_page_or_the_new(tmp_path: Path, monk
         assert tree(root) in states
 
 
-def test_invalid_models_are_refused_by_name(tmp_path: Path) -> None:
-    one, other = device(tmp_path / "a" / "one", "float32"), device(tmp_path / "b" / "one", "float32")
+def test_invalid_models_raise(tmp_path: Path) -> None:
+    first, second = device(tmp_path / "a" / "one", "float32"), device(tmp_path / "b" / "one", "float32")
     with pytest.raises(UsageError, match="need different names, got one, one"):
-        export_page([one, other], tmp_path / "site", force=False)
+        export_page([first, second], tmp_path / "site", force=False)
     with pytest.raises(StageError, match="nowhere is not a device model"):
         read_model(tmp_path / "nowhere")
-    (one / "model.json").write_text('{"vocab": {"unit": "byte", "symbols": "6161"}}')
+    (first / "model.json").write_text('{"vocab": {"unit": "byte", "symbols": "6161"}}')
     with pytest.raises(StageError, match="a/one is not a device model \\(a vocabulary needs"):
-        read_model(one)
-    (other / "neurons.json").write_text('{"neurons": [{"layer": 1}]}')
+        read_model(first)
+    (second / "neurons.json").write_text('{"neurons": [{"layer": 1}]}')
     with pytest.raises(StageError, match=r"neurons.json is not a list of neurons \('unit'\): see docs/web\.md"):
-        read_model(other)
+        read_model(second)
 
 
-def test_corrupted_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
-    one, two = device(tmp_path / "one", "float32"), device(tmp_path / "two", "float32")
-    whole = (one / "float32.tflite").read_bytes()
-    shutil.copyfile(two / "float32.tflite", one / "float32.tflite")
+def test_corrupted_missing_and_mismatched_files_raise(tmp_path: Path) -> None:
+    first, second = device(tmp_path / "one", "float32"), device(tmp_path / "two", "float32")
+    intact = (first / "float32.tflite").read_bytes()
+    shutil.copyfile(second / "float32.tflite", first / "float32.tflite")
     with pytest.raises(
         StageError, match=r"one/float32\.tflite belongs to a different model than .*model\.json: export it again$"
     ):
-        read_model(one)
-    (one / "float32.tflite").write_bytes(whole)
-    about = json.loads((one / "model.json").read_text())
-    other = {**about, "vocab": {**about["vocab"], "symbols": about["vocab"]["symbols"][::-1]}}
-    (one / "model.json").write_text(json.dumps(other))
+        read_model(first)
+    (first / "float32.tflite").write_bytes(intact)
+    about = json.loads((first / "model.json").read_text())
+    changed = {**about, "vocab": {**about["vocab"], "symbols": about["vocab"]["symbols"][::-1]}}
+    (first / "model.json").write_text(json.dumps(changed))
     with pytest.raises(StageError, match=r"one/float32\.tflite belongs to a different model than .*model\.json"):
-        read_model(one)
-    (one / "model.json").write_text(json.dumps(about))
-    for corrupted in (whole[:5] + b"?" + whole[6:], whole[:-5]):
-        (one / "float32.tflite").write_bytes(corrupted)
+        read_model(first)
+    (first / "model.json").write_text(json.dumps(about))
+    for corrupted in (intact[:5] + b"?" + intact[6:], intact[:-5]):
+        (first / "float32.tflite").write_bytes(corrupted)
         with pytest.raises(StageError, match=r"one/float32\.tflite is corrupted"):
-            read_model(one)
-    (one / "float32.tflite").unlink()
+            read_model(first)
+    (first / "float32.tflite").unlink()
     with pytest.raises(StageError, match=r"cannot read .*one/float32\.tflite"):
-        read_model(one)
+        read_model(first)
 
 
 def test_npm_installs_the_runtime(tmp_path: Path, node_modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,15 +210,15 @@ SERVE = "import sys; from pathlib import Path; from export.web.build import serv
 
 
 def test_port_requires_serve(tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, ["web", str(tmp_path / "one"), "--port", "8001"])
-    assert (done.exit_code, done.output.splitlines()[-1]) == (2, "Error: --port requires --serve")
+    result = CliRunner().invoke(cli, ["web", str(tmp_path / "one"), "--port", "8001"])
+    assert (result.exit_code, result.output.splitlines()[-1]) == (2, "Error: --port requires --serve")
 
 
 def test_serve_sends_the_policy_and_stops_on_ctrl_c(tmp_path: Path) -> None:
     export_page([device(tmp_path / "one", "float32")], out := tmp_path / "site", force=False)
     command, pipe = [sys.executable, "-c", SERVE, str(out)], subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as server, contextlib.ExitStack() as ending:
-        ending.callback(server.kill)  # if an assertion below fails
+        ending.callback(server.kill)  # in case an assertion below fails
         assert server.stdout
         assert server.stderr
         address = server.stdout.readline().split()[0]
