@@ -14,15 +14,17 @@ Batch k is a pure function of (manifest, lanes, window, k): resuming at any k is
 """
 
 import bisect
+import contextlib
 import itertools
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from common.errors import StageError
-from pipeline.manifest import Manifest, Split
+from pipeline.manifest import Manifest, Split, check_hashes, read_manifest
 
 # Tokens per block over all lanes, read and cut into windows together: large enough to spread the cost of a read over
 # many windows, small enough that the few blocks in memory are negligible beside a model.
@@ -132,6 +134,16 @@ def batches(
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(windows - start)).with_options(options)
     return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Look for a cause in the shards where TensorFlow fails. Raises StageError if one has been cut or changed."""
+    try:
+        yield
+    except (StopIteration, tf.errors.OpError):
+        check_hashes(folder, read_manifest(folder), trust=True)
+        raise
 
 
 def _edges(split: Split) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.errors import StageError
 from common.files import whole_file
 from pipeline.manifest import Shard, Split
 
@@ -49,13 +50,17 @@ def read_tokens(folder: Path, split: Split, dtype: npt.DTypeLike, start: int, st
     """Read tokens [start, stop) of a split, across shards. Reads no other bytes.
 
     Each call opens its files anew, some 10 us per read, so that many shards and readers do not exhaust descriptors.
+    Raises StageError for a shard that has become too short.
     """
     dtype = np.dtype(dtype)
     parts, shard_start = [], 0
     for shard in split.shards:
         first, last = max(start - shard_start, 0), min(stop - shard_start, shard.tokens)
         if first < last:
-            parts.append(np.fromfile(folder / shard.file, dtype, count=last - first, offset=first * dtype.itemsize))
+            path = folder / shard.file
+            parts.append(np.fromfile(path, dtype, count=last - first, offset=first * dtype.itemsize))
+            if len(parts[-1]) < last - first:
+                raise StageError(f"the shard {path} was truncated while it was read: run ingest again with --force")
         shard_start += shard.tokens
     if len(parts) == 1:
         return parts[0]

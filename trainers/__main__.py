@@ -10,6 +10,9 @@ from common import console, options
 from common.machine import keep_freed_memory
 
 FOLDER = click.Path(path_type=Path)
+VERIFY = click.option(
+    "--verify", is_flag=True, help="Check all data against its checksums, not only what changed since the last check."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -26,7 +29,7 @@ def cli() -> None:
 )
 @click.option("--replicas", type=click.IntRange(1), help="GPUs to use, or logical CPUs. Default: all GPUs, else 1.")
 @click.option("--unvalidated", is_flag=True, help="Train on data that has not passed `pipeline validate`.")
-@click.option("--verify", is_flag=True, help="Check the data against its checksums first.")
+@VERIFY
 @click.option("--init-from", type=FOLDER, metavar="runs/OTHER", help="Start from the best weights of another run.")
 @click.option(
     "--allow",
@@ -82,8 +85,9 @@ def train(
     default=None,
     help="Compare with an n-gram: about 2 s and 60 MB per million tokens.  [default: up to 8 million tokens]",
 )
+@VERIFY
 @click.option("--force", is_flag=True, help="Evaluate again.")
-def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None, force: bool) -> None:
+def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None, verify: bool, force: bool) -> None:
     """Measure a run's loss on held-out text.
 
     Scores the best checkpoint on every token of a split and compares it with an n-gram. report.html in the run's folder
@@ -98,7 +102,7 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
     keep_freed_memory()
     with console.quiet():
         from trainers.judging.evaluate import evaluate_run
-    evaluate_run(run, split, data, ngram, force)
+    evaluate_run(run, split, data, ngram, force, verify)
 
 
 @cli.command()
@@ -118,9 +122,18 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
     show_default=True,
     help="Rules to judge by: c, latex, wiki, python, play, names or text; auto detects the kind.",
 )
+@VERIFY
 @click.option("--force", is_flag=True, help="Sample and judge again.")
 def judge(
-    run: Path, data: Path | None, temperatures: str, texts: int, length: int, seed: int, kind: str, force: bool
+    run: Path,
+    data: Path | None,
+    temperatures: str,
+    texts: int,
+    length: int,
+    seed: int,
+    kind: str,
+    verify: bool,
+    force: bool,
 ) -> None:
     """Judge the texts that a run writes, by temperature, against held-out text.
 
@@ -142,7 +155,7 @@ def judge(
     except ValueError:
         raise click.BadParameter(f"--temperatures must be comma-separated numbers, got {temperatures}") from None
     sweep = {"temperatures": values, "texts": texts, "length": length, "seed": seed, "kind": kind}
-    sweep_run(run, data, make(Sweep, sweep, "judge"), force)
+    sweep_run(run, data, make(Sweep, sweep, "judge"), force, verify)
 
 
 @cli.command()
@@ -182,6 +195,7 @@ def judge(
 @click.option(
     "--activations", type=FOLDER, metavar="FILE.npz", help="Write the activations of every unit as NumPy arrays."
 )
+@VERIFY
 def neurons(
     run: Path,
     text: Path | None,
@@ -194,6 +208,7 @@ def neurons(
     out: Path | None,
     png: Path | None,
     activations: Path | None,
+    verify: bool,
 ) -> None:
     """Find single units that follow a feature of the text, such as quotes or line length.
 
@@ -213,7 +228,7 @@ def neurons(
     if (layer is None) != (unit is None):
         raise click.BadParameter("--layer and --unit must be passed together")
     first = None if layer is None or unit is None else (layer, unit)
-    neurons_run(run, NeuronOptions(text, data, language, length, first, excerpt, out, png, activations))
+    neurons_run(run, NeuronOptions(text, data, language, length, first, excerpt, out, png, activations, verify))
 
 
 @cli.command()

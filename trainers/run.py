@@ -16,7 +16,7 @@ import tensorflow as tf
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, exclusive, load_json, recover, write_json
 from common.machine import multiplies_bfloat16
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest import Manifest, check_hashes, read_manifest
 from pipeline.vocab import Vocab
 from trainers.config import RunConfig
 from trainers.model.char_rnn import CharRNN
@@ -137,10 +137,11 @@ def read_run(folder: Path) -> Run:
         raise StageError(f"{path} is corrupted ({type(error).__name__}: {error})") from None
 
 
-def data_of(run: Run, data: Path | None) -> tuple[Path, Manifest]:
+def data_of(run: Run, data: Path | None, verify: bool = False) -> tuple[Path, Manifest]:
     """The folder of a run's training data, and its manifest. data: its new folder, if it has moved.
 
-    Raises StageError if the folder is missing or contains other data.
+    Reads the shards that changed since they were last verified, and with `verify` all of them.
+    Raises StageError if the folder is missing or corrupted, or contains other data.
     """
     data = data or run.data
     if not data.is_dir():
@@ -148,6 +149,7 @@ def data_of(run: Run, data: Path | None) -> tuple[Path, Manifest]:
     manifest = read_manifest(data)
     if manifest.data_sha256 != run.data_sha256:
         raise StageError(f"{data} is not the training data of {run.folder}: the run may have seen its held-out text")
+    check_hashes(data, manifest, trust=not verify)
     return data, manifest
 
 

@@ -245,7 +245,7 @@ MISTAKES = [
     ),
     (
         "corrupted shard",
-        "trainers train configs/tiny.toml --data data/damaged --out runs/a --verify",
+        "trainers train configs/tiny.toml --data data/damaged --out runs/a",
         1,
         "the shard data/damaged/val-00000-of-00001.tokens is corrupted",
     ),

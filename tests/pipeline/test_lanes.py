@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from tiny_data import make_data
 
 from common.errors import StageError
 from pipeline import lanes
-from pipeline.lanes import Batch, batches, check_fits, plan, windows_per_epoch
+from pipeline.lanes import Batch, batches, check_fits, plan, reading, windows_per_epoch
 from pipeline.manifest import Manifest
 from pipeline.vocab import Vocab, byte_vocab
 
@@ -267,3 +268,20 @@ def test_start_outside_the_epoch_raises(start: int, folder: Path) -> None:
     manifest = make_data(folder, 100, train=TEXT)
     with pytest.raises(ValueError, match=f"start must be a window from 0 to 9, got {start}"):
         batches(folder, manifest, "train", lanes=3, window=10, start=start)
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [(1, "must have 100 bytes, but"), (90, "must have 100 bytes, but"), (None, "is missing")],
+)
+def test_a_shard_cut_while_it_is_read(cut: int | None, message: str, folder: Path) -> None:
+    manifest = make_data(folder, 100, train=TEXT[:200])
+    rows = batches(folder, manifest, "train", lanes=2, window=5)
+    shard = folder / "train-00001-of-00002.tokens"
+    if cut is None:
+        shard.unlink()
+    else:
+        os.truncate(shard, cut)
+    with pytest.raises(StageError, match=rf"train-00001-of-00002\.tokens {message}"), reading(folder):
+        for _ in rows:
+            pass

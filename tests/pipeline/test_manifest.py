@@ -1,14 +1,17 @@
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_data import make_data
 
 from common.errors import StageError
-from pipeline.manifest import Source, read_manifest, write_manifest
-from pipeline.vocab import Vocab
+from pipeline import manifest as manifests
+from pipeline.manifest import Source, check_hashes, read_manifest, write_manifest
+from pipeline.vocab import Vocab, byte_vocab
 
 
 def change(folder: Path, **values: Any) -> None:
@@ -132,3 +135,49 @@ def test_truncated_shard_raises(folder: Path) -> None:
         StageError, match=r"train-00001-of-00003\.tokens must have 3 bytes, but has 2: run ingest again"
     ):
         read_manifest(folder)
+
+
+def test_shards_are_read_again_only_if_they_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = make_data(folder, 3, train=b"abcdefg")
+    read = []
+    check = manifests._check_shard
+
+    def checked(path: Path, *rest: Any) -> None:
+        read.append(path.name[6:11])
+        check(path, *rest)
+
+    monkeypatch.setattr(manifests, "_check_shard", checked)
+    check_hashes(folder, manifest, trust=True)
+    check_hashes(folder, manifest, trust=True)
+    assert read == ["00000", "00001", "00002"]
+    shard = folder / "train-00001-of-00003.tokens"
+    os.utime(shard, ns=(1, 1))
+    check_hashes(folder, manifest, trust=True)
+    assert read[3:] == ["00001"]
+    check_hashes(folder, manifest)
+    assert read[4:] == ["00000", "00001", "00002"]
+    shard.write_bytes(b"dxf")
+    for _ in range(2):
+        with pytest.raises(StageError, match=r"train-00001-of-00003\.tokens is corrupted: run ingest"):
+            check_hashes(folder, manifest, trust=True)
+
+
+def test_a_data_set_that_cannot_be_written_is_verified_each_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = make_data(folder, 3, train=b"abcdefg")
+
+    def write_json(path: Path, value: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(manifests, "write_json", write_json)
+    check_hashes(folder, manifest, trust=True)
+    assert not (folder / ".verified.json").exists()
+
+
+@pytest.mark.parametrize(("vocab", "id"), [(byte_vocab("token"), 257), (Vocab("char", (b"a", b"b")), 255)])
+def test_ids_outside_the_vocabulary(vocab: Vocab, id: int, folder: Path) -> None:
+    manifest = make_data(folder, 3, vocab, train=np.array([0, 1, 0, 1, id]))
+    with pytest.raises(
+        StageError,
+        match=rf"train-00001-of-00002\.tokens contains the id {id}, but the vocabulary has {vocab.size} ids: run",
+    ):
+        check_hashes(folder, manifest, trust=True)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from tiny_data import make_data, write_shard
 
+from common.errors import StageError
 from pipeline.manifest import Shard
 from pipeline.shards import read_tokens, shard_name
 
@@ -50,3 +51,11 @@ def test_failed_write_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no space left"):
         write_shard(tmp_path / "x.tokens", pieces())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_cut_while_it_is_read(folder: Path) -> None:
+    split = make_data(folder, 6, train=b"0123456789").splits["train"]
+    (folder / "train-00001-of-00002.tokens").write_bytes(b"67")
+    assert read_tokens(folder, split, "u1", 0, 8).tobytes() == b"01234567"
+    with pytest.raises(StageError, match=r"train-00001-of-00002\.tokens was truncated while it was read: run ingest"):
+        read_tokens(folder, split, "u1", 0, 9)

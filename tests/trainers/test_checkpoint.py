@@ -21,7 +21,7 @@ from trainers import checkpoint, metrics
 from trainers.checkpoint import Since, State
 from trainers.config import ModelConfig, RunConfig
 from trainers.model.char_rnn import CharRNN
-from trainers.run import Run, hold, open_run, read_run
+from trainers.run import Run, data_of, hold, open_run, read_run
 from trainers.training import loop
 from trainers.training.devices import Devices
 from trainers.training.loop import Options, Training
@@ -473,3 +473,13 @@ def test_unusable_data_is_rejected_before_creating_the_run(tmp_path: Path, data:
     ):
         train_command(tiny_config(lanes=50, window=20), data, tmp_path / "run", Options(unvalidated=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_damaged_data_is_noticed_at_the_start(tmp_path: Path, data: Path) -> None:
+    run = open_tiny_run(tmp_path / "run", data, tiny_config())
+    shard = data / "val-00000-of-00001.tokens"
+    shard.write_bytes(shard.read_bytes()[::-1])
+    with pytest.raises(StageError, match=r"val-00000-of-00001\.tokens is corrupted: run ingest again with --force"):
+        data_of(run, None)
+    with pytest.raises(StageError, match=r"val-00000-of-00001\.tokens is corrupted"):
+        train_command(tiny_config(), data, tmp_path / "run", Options(unvalidated=True))

@@ -32,16 +32,19 @@ COUNTED = 8_000_000  # tokens up to which an n-gram is counted by default; that 
 PIECE = 1 << 24  # tokens read at a time
 
 
-def evaluate_run(folder: Path, split: str | None, data: Path | None, count: bool | None, force: bool) -> None:
+def evaluate_run(
+    folder: Path, split: str | None, data: Path | None, count: bool | None, force: bool, verify: bool = False
+) -> None:
     """Score a run's best checkpoint on a split; write evaluation-SPLIT.json and report.html in the run's folder.
 
     split: by default test, or val if the data has no test split.
     count: whether to compare with an n-gram; by default only if that takes seconds.
+    verify: read the whole data set, not only the shards that changed since they were last verified.
     Raises StageError if the data is not the data that the run was trained on, UsageError for an n-gram on train.
     """
     run = read_run(folder)
     chosen = checkpoint.best(run)
-    data, manifest = data_of(run, data)
+    data, manifest = data_of(run, data, verify)
     split = split or manifest.judged
     manifest.split(split)
     if split == "train" and count:

@@ -72,14 +72,14 @@ class Texts:
         return [text.decode(errors="replace") for text in self.texts]
 
 
-def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool) -> None:
+def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool, verify: bool = False) -> None:
     """Sample a run's best checkpoint, measure the samples, and write samples.json and report.html in the run's folder.
 
     Raises StageError if the data is not the data that the run was trained on.
     """
     run = read_run(folder)
     chosen = checkpoint.best(run)
-    data, manifest = data_of(run, data)
+    data, manifest = data_of(run, data, verify)
     end = b"" if run.vocab.end_id is None else run.vocab.symbols[run.vocab.end_id]
     lines = end == b"\n"  # each line is a text
     sweep = dataclasses.replace(sweep, texts=sweep.texts or (LINES if lines else TEXTS))

@@ -57,6 +57,7 @@ class NeuronOptions:
     out: the page; the JSON file is written beside it.
     png: picture of the excerpt.
     activations: .npz of all activations.
+    verify: read the whole data set, not only the shards that changed since they were last verified.
     """
 
     text: Path | None = None
@@ -68,6 +69,7 @@ class NeuronOptions:
     out: Path | None = None
     png: Path | None = None
     activations: Path | None = None
+    verify: bool = False
 
     def __post_init__(self) -> None:
         if self.text and self.data:
@@ -243,7 +245,7 @@ def _passage(run: Run, options: NeuronOptions) -> Passage:
             raise StageError(f"{path}: {error}") from None
         passage = Passage(path.name, ids_N, language or language_of([(path.name, 1)]), run.vocab.start_id)
     else:
-        folder, manifest = data_of(run, options.data)
+        folder, manifest = data_of(run, options.data, options.verify)
         name = "test" if "test" in manifest.splits else "val"
         split = manifest.split(name)
         ids_N = read_tokens(folder, split, manifest.dtype, 0, min(options.length, split.tokens))

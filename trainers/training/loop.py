@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from common import console
 from common.errors import StageError, Stopped, UsageError, tensorflow_cause
-from pipeline.lanes import Batch, batches, check_fits, windows_per_epoch
+from pipeline.lanes import Batch, batches, check_fits, reading, windows_per_epoch
 from pipeline.manifest import Manifest, check_hashes, read_manifest
 from trainers import checkpoint, metrics
 from trainers.checkpoint import Checkpoint, Since, State
@@ -65,16 +65,15 @@ def train(
     """Train a run to its last step, resuming from its last checkpoint if it has one.
 
     callbacks: Keras callbacks besides those of the config.
-    Raises StageError if the data is not validated (unless options.unvalidated), corrupted (with options.verify) or too
-    short for the lanes and window, or if the run was started with other settings; Stopped after a signal.
+    Raises StageError if the data is not validated (unless options.unvalidated), corrupted or too short for the lanes
+    and window, or if the run was started with other settings; Stopped after a signal.
     """
     manifest = read_manifest(data)
     if manifest.validation is None and not options.unvalidated:
         raise StageError(
             f"{data} has not been validated: run python -m pipeline validate {data}, or train with --unvalidated"
         )
-    if options.verify:
-        check_hashes(data, manifest)
+    check_hashes(data, manifest, trust=not options.verify)
     train = config.train
     manifest.split("val")
     tokens = manifest.split("train").tokens
@@ -98,7 +97,7 @@ def train(
         return
     try:
         devices = prepare(count, cluster)
-        with hold(run, devices.chief):
+        with reading(data), hold(run, devices.chief):
             Training(run, manifest, devices, epoch_steps, total, callbacks, source).go()
     except tf.errors.OpError as error:
         failure = f"worker {cluster.index} lost the others, or never found them" if cluster else "TensorFlow failed"

@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from common.types import Array
 from pipeline.lanes import batches as batches_of
-from pipeline.lanes import windows_per_epoch
+from pipeline.lanes import reading, windows_per_epoch
 from pipeline.manifest import Manifest
 from trainers.training.step import Steps
 
@@ -63,7 +63,8 @@ def _pass(
     windows = windows_per_epoch(manifest.split(split).tokens, lanes, window)
     task = bar.add_task(f"evaluating {split}", total=windows)
     for _ in range(windows):
-        result, carry = step(next(batches), carry)
+        with reading(data):
+            result, carry = step(next(batches), carry)
         bar.advance(task)
         yield result
     bar.remove_task(task)
