@@ -36,6 +36,17 @@ def brief(text: str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
+def check_name(name: str) -> None:
+    r"""Raise ValueError unless `name` can name one file and be printed as it is.
+
+    >>> check_name("../train")
+    Traceback (most recent call last):
+    ValueError: a name has no path separators and no control characters, got '../train'
+    """
+    if name in ("", ".", "..") or "/" in name or visible(name) != name:
+        raise ValueError(f"a name has no path separators and no control characters, got {brief(ascii(name), 100)}")
+
+
 def symbol_name(symbol: bytes, unit: str) -> str:
     r"""Name of a vocabulary's symbol in a table, as Python escapes it; b"" is the end of a document.
 

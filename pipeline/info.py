@@ -36,7 +36,7 @@ def show(folder: Path) -> Manifest:
     }
     table = Table(box=None, show_header=False)
     for name, value in facts.items():
-        table.add_row(name, visible(value))
+        table.add_row(visible(name), visible(value))
     console.out.print(table, splits)
     return manifest
 

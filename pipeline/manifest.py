@@ -18,6 +18,7 @@ import pydantic
 from common import console
 from common.errors import StageError
 from common.files import load_json, read_json, sha256_json, write_json
+from common.printable import check_name
 from pipeline.vocab import Vocab
 
 FORMAT_VERSION = 2
@@ -191,12 +192,20 @@ _MANIFEST = pydantic.TypeAdapter(Manifest)
 def _from_json(value: dict[str, Any]) -> Manifest:
     fields = {field.name: value[field.name] for field in dataclasses.fields(Manifest)}
     manifest = _MANIFEST.validate_python(fields | {"vocab": Vocab.from_json(value["vocab"])})
+    for source in manifest.sources:
+        for part in source.name.split("/"):
+            check_name(part)
+    for name in manifest.cleaned:
+        check_name(name)
     for name, split in manifest.splits.items():
+        for kind in (name, *split.counts):
+            check_name(kind)
         if split.tokens != sum(shard.tokens for shard in split.shards):
             raise ValueError(f"the tokens of {name} do not match its shards")
         for shard in split.shards:
             if Path(shard.file).name != shard.file:
                 raise ValueError(f"a shard is outside the folder: {shard.file}")
+            check_name(shard.file)
     return manifest
 
 

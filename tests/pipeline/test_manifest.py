@@ -93,6 +93,10 @@ def test_invalid_json_raises(text: str, reason: str, folder: Path) -> None:
         ("provenance", [3], "dict"),
         ("cleaned", [], "dict"),
         ("vocab", [], "list indices"),
+        ("cleaned", {"\x1b[2J": 1}, r"a name has no path separators and no control characters, got '\\x1b\[2J'"),
+        ("sources", [{"name": "a/\x1b[2J", "bytes": 1, "sha256": ""}], "no control characters"),
+        ("splits.train.counts", {"\u202e": 1}, "no control characters"),
+        ("splits.train.shards.0.file", "\n", "no control characters"),
     ],
 )
 def test_invalid_field_raises(path: str, value: object, reason: str, folder: Path) -> None:
@@ -105,6 +109,16 @@ def test_invalid_field_raises(path: str, value: object, reason: str, folder: Pat
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(StageError, match=rf"manifest.json is invalid \(.*{reason}.*\): run ingest again with --force"):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/tmp/x", "", "..", "a\x1b[31m", "a\u202eb", "a\nb"])
+def test_hostile_split_name_raises(name: str, folder: Path) -> None:
+    manifest = make_data(folder, 3, train=b"abcdefg")
+    splits = {**manifest.splits, name: manifest.splits["train"]}
+    write_manifest(folder, dataclasses.replace(manifest, splits=splits))
+    with pytest.raises(StageError, match="a name has no path separators and no control characters, got") as error:
+        read_manifest(folder)
+    assert str(error.value).isprintable()
 
 
 def test_unsupported_format_version_raises(folder: Path) -> None:
