@@ -37,6 +37,7 @@ def cli() -> None:
     metavar="SECTION.KEY",
     help="Resume with this setting changed, or with different `data`.",
 )
+@click.option("--allow-code", is_flag=True, help="Run the config's callbacks from outside keras.callbacks.")
 def train(
     config: Path,
     data: Path | None,
@@ -47,6 +48,7 @@ def train(
     verify: bool,
     init_from: Path | None,
     allow: tuple[str, ...],
+    allow_code: bool,
 ) -> None:
     """Train the model of a config.
 
@@ -71,7 +73,7 @@ def train(
 
         tf.config.list_physical_devices()  # TensorFlow reports here that it found no GPU
     data, out = data or Path("data") / config.stem, out or Path("runs") / config.stem
-    loop.train(settings, data, out, loop.Options(replicas, unvalidated, verify, init_from, allow))
+    loop.train(settings, data, out, loop.Options(replicas, unvalidated, verify, init_from, allow, allow_code))
 
 
 @cli.command()

@@ -66,8 +66,8 @@ class TrainConfig:
     keep: int = Field(2, gt=0)  # recent checkpoints to keep on disk, besides the best by validation
     sample: int = Field(200, ge=0, le=1 << 20)  # characters to write, as progress, at each evaluation and early on
     histograms: bool = False  # log gradients and gates to TensorBoard at each evaluation
-    # Keras callbacks: {name = "CSVLogger", filename = "log.csv"}, or your own as name = "module:Class". Their epoch is
-    # the interval between two evaluations.
+    # Keras callbacks: {name = "CSVLogger", filename = "log.csv"}, or your own as name = "module:Class", which needs
+    # --allow-code. Their epoch is the interval between two evaluations.
     callbacks: list[dict[str, Any]] = Field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -18,12 +18,13 @@ from trainers.config import TrainConfig
 RATE_CHANGERS = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 
 
-def make_callbacks(config: TrainConfig) -> list[keras.callbacks.Callback]:
+def make_callbacks(config: TrainConfig, allow_code: bool = False) -> list[keras.callbacks.Callback]:
     """Create the config's callbacks.
 
+    allow_code: import those outside keras.callbacks, which runs their modules' code.
     Raises UsageError for an unknown callback, invalid arguments, or a callback that sets a scheduled learning rate.
     """
-    callbacks = [_make(table) for table in config.callbacks]
+    callbacks = [_make(table, allow_code) for table in config.callbacks]
     for callback in callbacks:
         if isinstance(callback, RATE_CHANGERS) and (config.schedule != "constant" or config.warmup):
             raise UsageError(
@@ -33,20 +34,23 @@ def make_callbacks(config: TrainConfig) -> list[keras.callbacks.Callback]:
     return callbacks
 
 
-def _make(table: dict[str, Any]) -> keras.callbacks.Callback:
+def _make(table: dict[str, Any], allow_code: bool) -> keras.callbacks.Callback:
     name, settings = table["name"], {key: value for key, value in table.items() if key != "name"}
     module, _, kind = name.rpartition(":")
+    if module and not allow_code:
+        raise UsageError(
+            f"[train] callbacks: '{name}' is not from keras.callbacks: pass --allow-code to import and run it"
+        )
     try:
         factory = getattr(importlib.import_module(module) if module else keras.callbacks, kind, None)
         if factory is None:
             known = "" if module else f", which has {', '.join(n for n in dir(keras.callbacks) if n[0].isupper())}"
             raise UsageError(f"[train] callbacks: no '{kind}' in {module or 'keras.callbacks'}{known}")
-        callback = factory(**settings)
+        if not (isinstance(factory, type) and issubclass(factory, keras.callbacks.Callback)):
+            raise UsageError(f"[train] callbacks: '{name}' must be a keras.callbacks.Callback class, got {factory!r}")
+        return factory(**settings)
     except (AttributeError, ImportError, TypeError, ValueError) as error:
         raise UsageError(f"[train] callbacks: '{name}' cannot be created ({type(error).__name__}: {error})") from None
-    if not isinstance(callback, keras.callbacks.Callback):
-        raise UsageError(f"[train] callbacks: '{name}' must create a keras.callbacks.Callback, got {callback!r}")
-    return callback
 
 
 class Driver:

@@ -53,6 +53,7 @@ class Options:
     verify: bool = False
     init_from: Path | None = None
     allow: tuple[str, ...] = ()
+    allow_code: bool = False
 
 
 def train(
@@ -81,7 +82,7 @@ def train(
     # Check everything before creating the run's folder, so that fixing a setting does not look like changing a run.
     cluster = Cluster.from_environment()
     count = plan(train.lanes, options.replicas, cluster)
-    callbacks = [*make_callbacks(train), *callbacks]
+    callbacks = [*make_callbacks(train, options.allow_code), *callbacks]
     source = checkpoint.Source.read(options.init_from) if options.init_from else None
     run = Run(folder, config, manifest.vocab, data, manifest.data_sha256, source.name if source else "")
     run = open_run(run, options.allow)

@@ -223,17 +223,33 @@ def test_callback_can_stop_training_between_evaluations(tmp_path: Path, data: Pa
         ({"name": "ReduceLROnPlateau", "factor": 2.0}, r"'ReduceLROnPlateau' cannot be created \(ValueError: "),
         (
             {"name": "collections:OrderedDict"},
-            "'collections:OrderedDict' must create a keras.callbacks.Callback, got Ordered",
+            "'collections:OrderedDict' must be a keras.callbacks.Callback class, got <class",
+        ),
+        (
+            {"name": "os:system", "command": "false"},
+            "'os:system' must be a keras.callbacks.Callback class, got <built",
         ),
     ],
 )
 def test_invalid_callback_is_rejected_before_creating_the_run(
     tmp_path: Path, data: Path, table: dict[str, Any], message: str
 ) -> None:
+    options = Options(unvalidated=True, allow_code=True)
     with pytest.raises(UsageError, match=rf"^\[train\] callbacks: {message}") as error:
-        train_command(tiny_config(callbacks=[table]), data, tmp_path / "run", Options(unvalidated=True))
+        train_command(tiny_config(callbacks=[table]), data, tmp_path / "run", options)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_code_of_a_config_runs_only_if_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("import keras, os\nos.mkdir('ran')\nclass Mine(keras.callbacks.Callback): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tiny_config(callbacks=[{"name": "mine:Mine"}]).train
+    with pytest.raises(UsageError, match=r"'mine:Mine' is not from keras\.callbacks: pass --allow-code to import"):
+        make_callbacks(config)
+    assert not Path("ran").exists()
+    assert [type(callback).__name__ for callback in make_callbacks(config, allow_code=True)] == ["Mine"]
 
 
 @pytest.mark.parametrize("rate", [{"schedule": "cosine", "decay": 0.1}, {"warmup": 3}])
