@@ -4,6 +4,7 @@ import bz2
 import contextlib
 import errno
 import io
+import itertools
 import lzma
 import os
 import shlex
@@ -34,6 +35,8 @@ ZIP = (b"PK\3\4", b"PK\5\6")  # with files; empty
 # Small reads bound the output of a decompression bomb to some megabytes (zstd: 32). bz2, which expands 40 bytes to
 # 45 MB, and xz take a limit as well.
 READ_SIZE, MAX_OUTPUT = 1024, 1 << 20
+# Each takes some 100 us. The Linux kernel's tar has 84,000; one of 149 KB can have a million.
+MAX_MEMBERS = 250_000
 CORRUPTION = (
     EOFError,
     OSError,
@@ -232,7 +235,14 @@ def _tar_members(path: Path, ceiling: int) -> Iterator[tuple[str, int, Any]]:
         # Counted here too, since skipped files must be decompressed as well.
         stream: Any = _Counted(file, _Allowance(path, ceiling))
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarInfo) as tar:
-            while info := tar.next():
+            for count in itertools.count(1):
+                if not (info := tar.next()):
+                    break
+                if count > MAX_MEMBERS:
+                    raise StageError(
+                        f"{path} has more than {MAX_MEMBERS:,} members: if that is intended, unpack it yourself and "
+                        "pass the folder"
+                    )
                 _check_name(path, info.name)
                 if info.isreg():
                     yield info.name, info.size, tar.extractfile(info)

@@ -9,6 +9,7 @@ from pipeline import splits
 from pipeline.records import FEATURES
 from pipeline.splits import SPLITS
 from pipeline.text import RAW, Rules, check_encoding
+from pipeline.vocab import CODE_POINTS
 
 
 @settings.settings
@@ -23,19 +24,19 @@ class IngestSettings:
     encoding, errors, newlines, bom: how to read files (pipeline.text.Rules).
     documents: "none"; "line": each line is a document; "file": each file is. A document ends with a token.
     split: "contiguous": beginning, middle and end of the text; "document": each document to a split by its hash;
-        "char-rnn": the beginning, middle and end of each of `streams` equal streams.
+        "char-rnn": the beginning, middle and end of each of `streams` equal streams (its batch size).
     train, val, test: shares that sum to 1, as exact decimals; or, for "contiguous", numbers of bytes. A val or test of
         0 omits that split.
-    shard_bytes: approximate bytes of text per shard. One worker writes a shard. Small shards let lanes start quickly:
-        TensorFlow reaches a position in a file by reading everything before it.
+    shard_bytes: approximate bytes of text per shard, of which there may be 100,000. One worker writes a shard. Small
+        shards let lanes start quickly: TensorFlow reaches a position in a file by reading everything before it.
     """
 
     source: list[str] = pydantic.Field(default_factory=list)
     include: list[str] = pydantic.Field(default_factory=list)
     exclude: list[str] = pydantic.Field(default_factory=list)
     unit: Literal["byte", "char"] = "byte"
-    max_vocab: int | None = pydantic.Field(None, ge=1)
-    min_count: int = pydantic.Field(1, ge=1)
+    max_vocab: int | None = pydantic.Field(None, ge=1, le=CODE_POINTS)
+    min_count: int = pydantic.Field(1, ge=1, le=1 << 60)
     unknown: Literal["error", "replace", "skip"] = "error"
     encoding: str = "utf-8"
     errors: Literal["strict", "replace", "skip"] = "strict"
@@ -43,11 +44,11 @@ class IngestSettings:
     bom: Literal["keep", "strip"] = "keep"
     documents: Literal["none", "line", "file"] = "none"
     split: Literal["contiguous", "document", "char-rnn"] = "contiguous"
-    streams: int = pydantic.Field(50, ge=1)
-    train: int | float = pydantic.Field(0.9, gt=0)
-    val: int | float = pydantic.Field(0.05, ge=0)
-    test: int | float = pydantic.Field(0.05, ge=0)
-    shard_bytes: int = pydantic.Field(8 << 20, gt=0)
+    streams: int = pydantic.Field(50, ge=1, le=10_000)
+    train: int | float = pydantic.Field(0.9, gt=0, le=1 << 60)
+    val: int | float = pydantic.Field(0.05, ge=0, le=1 << 60)
+    test: int | float = pydantic.Field(0.05, ge=0, le=1 << 60)
+    shard_bytes: int = pydantic.Field(8 << 20, gt=0, le=1 << 40)
 
     def __post_init__(self) -> None:
         check_encoding(self.encoding)

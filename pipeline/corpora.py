@@ -2,8 +2,10 @@
 
 import dataclasses
 import hashlib
+import html
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -258,24 +260,39 @@ def _digest(path: Path, digest: Any) -> str:
         return hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
+# Markup of a page, found in linear time: a comment or a script without an end takes the rest of the page, and a tag
+# ends at the next "<" at the latest.
+MARKUP = re.compile(
+    r"""<!--.*?(?:-->|\Z) | <[!?][^<>]*>?
+    | <(?P<hidden>script|style|title)\b[^<>]*>.*?(?:</(?P=hidden)\s*>|\Z)
+    | <(?P<end>/?)(?P<tag>[a-z][^\s/<>]*)(?:"[^"<]*"|'[^'<]*'|[^"'<>])*+> | </?[a-z][^<>]*>""",
+    re.DOTALL | re.IGNORECASE | re.VERBOSE,
+)
+
+
 def _plain(page: bytes) -> bytes:
     """Visible text of an HTML page, in UTF-8, with blank lines between paragraphs."""
-    from bs4 import BeautifulSoup, NavigableString  # only pages need it
-
     try:
-        html = page.decode("utf-8-sig")
+        source = page.decode("utf-8-sig")
     except UnicodeDecodeError:
-        html = page.decode("cp1252", errors="replace")  # as browsers do
-    soup = BeautifulSoup(html, "html.parser")
-    for tag in soup(["script", "style", "title"]):
-        tag.decompose()
-    for string in soup.find_all(string=True):
-        if type(string) is NavigableString and not string.find_parent("pre"):  # a comment is another type
-            string.replace_with(re.sub(r"\s+", " ", string))
-    for tag in soup("br"):
-        tag.replace_with("\n")
-    for tag in soup(BLOCKS):
-        tag.insert(0, "\n\n")
-        tag.append("\n\n")
-    lines = re.sub(r" *\n(?: (?! ))?", "\n", soup.get_text())
-    return (re.sub(r"\n{3,}", "\n\n", lines).strip() + "\n\n").encode()
+        source = page.decode("cp1252", errors="replace")  # as browsers do
+    parts: list[str] = []
+    open_tags: Counter[str] = Counter()
+    at = 0
+    for markup in MARKUP.finditer(source):
+        parts.append(_visible(source[at : markup.start()], in_pre=open_tags["pre"] > 0))
+        at, tag = markup.end(), (markup["tag"] or "").lower()
+        if tag == "br" and not markup["end"]:
+            parts.append("\n")
+        elif tag in BLOCKS and (not markup["end"] or open_tags[tag]):
+            parts.append("\n\n")
+            open_tags[tag] += -1 if markup["end"] else 1
+    parts.append(_visible(source[at:], in_pre=open_tags["pre"] > 0))
+    lines = (line.rstrip(" ") for line in "".join(parts).split("\n"))
+    text = "\n".join(line if line.startswith("  ") else line.removeprefix(" ") for line in lines)
+    return (re.sub(r"\n{3,}", "\n\n", text).strip() + "\n\n").encode(errors="replace")
+
+
+def _visible(text: str, in_pre: bool) -> str:
+    text = html.unescape(text)
+    return text if in_pre else re.sub(r"\s+", " ", text)

@@ -7,9 +7,11 @@ the server still has the same file.
 import contextlib
 import datetime
 import fcntl
+import http.client
 import logging
 import os
 import re
+import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,8 @@ FORMAT_VERSION = 1
 ATTEMPTS = 4
 BACKOFF_S = 1.0  # urllib3 retries at once, then waits 2, 4, ... times this
 TIMEOUT_S = (10, 60)  # connect, read
+DIGITS = r"[0-9]{1,18}"  # Python refuses to convert more than 4,300 of them
+FLOOR_BYTES, FLOOR_S = 60_000, 60.0  # a slower server ends the attempt: at 1 kB/s, 1 MB takes 17 minutes
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses worth another attempt
 
 
@@ -188,9 +192,9 @@ def _attempt(session: requests.Session, url: str, file: BinaryIO, size: int | No
     have = file.seek(0, os.SEEK_END) if state.get("url") == _public(url) else 0
     if have and have == state.get("bytes"):
         return
-    headers = {"Accept-Encoding": "identity"}
-    if have and state.get("validator"):
-        headers |= {"Range": f"bytes={have}-", "If-Range": state["validator"]}
+    headers, validator = {"Accept-Encoding": "identity"}, state.get("validator")
+    if have and isinstance(validator, str) and validator.isascii() and validator.isprintable():
+        headers |= {"Range": f"bytes={have}-", "If-Range": validator}
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
         have, total = _announced(response, file)
         if size and total not in (None, size):
@@ -199,8 +203,13 @@ def _attempt(session: requests.Session, url: str, file: BinaryIO, size: int | No
         write_json(state_file, {"url": _public(url), "validator": _validator(response), "bytes": total})
         with console.progress("bytes") as progress:
             task = progress.add_task(_public(url).rpartition("/")[2], total=total or size, completed=have)
-            for data in response.raw.stream(1 << 16, decode_content=False):
+            floor, since = have + FLOOR_BYTES, time.monotonic()
+            while data := response.raw.read1(1 << 16, decode_content=False):
                 have += len(data)
+                if (now := time.monotonic()) - since > FLOOR_S:
+                    if have < floor:
+                        raise _InterruptedError(f"the server sent fewer than {FLOOR_BYTES:,} bytes in a minute")
+                    floor, since = have + FLOOR_BYTES, now
                 if have > (size or ceiling):
                     raise StageError(f"{_public(url)} is too long: expected at most {size or ceiling:,} bytes")
                 file.write(data)
@@ -219,9 +228,9 @@ def _announced(response: requests.Response, file: BinaryIO) -> tuple[int, int | 
     status = response.status_code
     if status == 200:  # also from servers that ignore Range, and for a file that has changed since
         length = response.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdecimal() else None
+        return 0, int(length) if re.fullmatch(DIGITS, length) else None
     if status == 206:
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        span = re.fullmatch(rf"bytes ({DIGITS})-\d+/({DIGITS})", response.headers.get("Content-Range", ""))
         if span and int(span[1]) == file.tell():
             return int(span[1]), int(span[2])
     reason = f"HTTP {status} {response.reason}"
@@ -251,4 +260,6 @@ def _reason(error: Exception) -> str:
     """Root cause of an error that requests and urllib3 have wrapped."""
     while isinstance(cause := getattr(error, "reason", None) or (error.args or ("",))[-1], Exception):
         error = cause
+    if isinstance(error, http.client.IncompleteRead):
+        return "the connection was closed early"
     return re.sub(r"^\w+\([^)]*\): ", "", str(error.args[-1] if error.args else error))

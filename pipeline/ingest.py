@@ -36,6 +36,7 @@ from pipeline.text import LEFT_OUT, Text, read_text
 from pipeline.vocab import Vocab, byte_vocab, char_vocab, characters, count_characters, describe
 
 SCRATCH = ".text"  # converted texts, deleted once their tokens are written
+MOST_SHARDS = 100_000  # five digits in their names
 GROUP_BYTES, GROUP_FILES = 32 << 20, 500  # one Beam element of the read stage
 ENDS: dict[str, Literal["newline", "token"] | None] = {"none": None, "line": "newline", "file": "token"}
 
@@ -135,6 +136,7 @@ class DataSet:
 
     def make(self, files: list[SourceFile]) -> Manifest:
         """Run the three stages. Returns the manifest, not yet written."""
+        self._check_shards(sum(file.bytes for file in files))  # before the text is read
         scratch = self.folder / SCRATCH
         scratch.mkdir()
         texts = self.read(files, scratch)
@@ -181,6 +183,7 @@ class DataSet:
     def plan(self, layout: Layout) -> list[Stretch]:
         """Plan the shards. Raises StageError if a split would have fewer than two tokens."""
         settings, values = self.settings, self.settings.parts()
+        self._check_shards(layout.total)
         if settings.split == "document" and settings.documents == "line":
             # A line's split is known only when it is read, so each stretch writes one shard per split.
             parts = layout.stretches(range(layout.total), settings.shard_bytes, "line")
@@ -280,6 +283,13 @@ class DataSet:
 
     def _each(self, title: str, work: Callable[..., Any], items: list[Any], total: int) -> list[Any]:
         return beam.each("ingest", work, items, self.folder, title, total, self.options)
+
+    def _check_shards(self, total: int) -> None:
+        if total > self.settings.shard_bytes * MOST_SHARDS:
+            raise StageError(
+                f"shard_bytes = {self.settings.shard_bytes} would cut the text of {total:,} bytes into more than "
+                f"{MOST_SHARDS:,} shards: use at least {-(-total // MOST_SHARDS):,}"
+            )
 
     def _check_lengths(self, lengths: dict[str, int], unit: str) -> None:
         name = min(lengths, key=lambda name: lengths[name])

@@ -9,6 +9,11 @@ from pydantic import Field
 from common.errors import UsageError
 from common.settings import make, read_config, settings
 
+# Upper limits catch typing errors before the data is read; no setting in use comes near them.
+MOST_WEIGHTS = 10**10  # 40 GB in float32, and three times that with Adam's averages
+MOST_TARGETS = 1 << 26  # of a step; at 1 x 128 units their activations take 100 GB
+MOST_STEPS = 10**9
+
 
 @settings
 class ModelConfig:
@@ -25,6 +30,12 @@ class ModelConfig:
     layer_norm: bool = False  # normalize each layer's output
 
     def __post_init__(self) -> None:
+        weights = self.layers * 8 * self.units**2
+        if weights > MOST_WEIGHTS:
+            raise ValueError(
+                f"{self.layers} layers of {self.units} units have up to {weights:,} weights, the limit is "
+                f"{MOST_WEIGHTS:,} ({MOST_WEIGHTS * 4 // 10**9} GB)"
+            )
         if self.dropout and self.layers == 1:
             raise ValueError(
                 f"dropout applies between layers and needs at least 2, got dropout={self.dropout}, layers=1; "
@@ -45,25 +56,25 @@ class TrainConfig:
     # From keras.optimizers; the essay used rmsprop. muon orthogonalizes the updates of unit-to-unit matrices (Jordan
     # 2024; Liu et al. 2025) and leaves everything else to adam: half the steps, each up to a third longer.
     optimizer: Literal["adam", "adamw", "muon", "rmsprop", "sgd"] = "adam"
-    learning_rate: float = Field(0.002, gt=0)  # the peak
+    learning_rate: float = Field(0.002, gt=0, le=1e3)  # the peak
     # After the peak: constant; exponential or cosine, falling to `decay` times the peak at the last step; char-rnn:
     # multiplied by `decay` at the start of each epoch from the tenth on (char-rnn's decay is 0.97).
     schedule: Literal["constant", "exponential", "cosine", "char-rnn"] = "constant"
     decay: float = Field(1.0, gt=0, le=1)
     warmup: int = Field(0, ge=0, lt=2**31)  # steps over which the learning rate first rises linearly from 0
-    weight_decay: float = Field(0.0, ge=0)  # of the kernels, per step, times the learning rate
-    clip: float = Field(5.0, gt=0)  # maximum of the gradients: of their global norm, or of each value
+    weight_decay: float = Field(0.0, ge=0, le=1e3)  # of the kernels, per step, times the learning rate
+    clip: float = Field(5.0, gt=0, le=1e12)  # maximum of the gradients: of their global norm, or of each value
     clip_by: Literal["norm", "value"] = "norm"
 
-    patience: int = Field(0, ge=0)  # evaluations without improvement that end training; 0: never
+    patience: int = Field(0, ge=0, le=MOST_STEPS)  # evaluations without improvement that end training; 0: never
     seed: int = Field(1, ge=0, lt=2**31)  # for initial weights and dropout
     # Type of the matrix products on a CPU; all else is float32. auto: bfloat16 where the processor supports it.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
-    report_every: int = Field(100, gt=0)  # steps between lines of metrics.jsonl
-    evaluate_every: int = Field(500, gt=0)  # steps between validations, each with a sample and a checkpoint
-    checkpoint_minutes: float = Field(10.0, gt=0)  # between checkpoints, at most
-    keep: int = Field(2, gt=0)  # recent checkpoints to keep on disk, besides the best by validation
+    report_every: int = Field(100, gt=0, le=MOST_STEPS)  # steps between lines of metrics.jsonl
+    evaluate_every: int = Field(500, gt=0, le=MOST_STEPS)  # steps between validations with a sample and a checkpoint
+    checkpoint_minutes: float = Field(10.0, gt=0, le=1e6)  # between checkpoints, at most
+    keep: int = Field(2, gt=0, le=10**6)  # recent checkpoints to keep on disk, besides the best by validation
     sample: int = Field(200, ge=0, le=1 << 20)  # characters to write, as progress, at each evaluation and early on
     histograms: bool = False  # log gradients and gates to TensorBoard at each evaluation
     # Keras callbacks: {name = "CSVLogger", filename = "log.csv"}, or your own as name = "module:Class", which needs
@@ -71,6 +82,10 @@ class TrainConfig:
     callbacks: list[dict[str, Any]] = Field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.lanes * self.window > MOST_TARGETS:
+            raise ValueError(
+                f"a step of {self.lanes} lanes x {self.window} characters is too large: use at most {MOST_TARGETS:,}"
+            )
         if (self.schedule == "constant") != (self.decay == 1):
             raise ValueError(
                 "a schedule needs a decay below 1, and a constant learning rate a decay of 1, got "

@@ -268,6 +268,18 @@ def test_bomb_in_tar_raises(compress: Callable[[bytes], bytes], tmp_path: Path) 
         list(members(path, CEILING))
 
 
+def test_tar_of_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.archives.MAX_MEMBERS", 3)
+    for count in (3, 4):
+        with tarfile.open(tmp_path / "x.tar.xz", "w:xz") as tar:
+            for index in range(count):
+                tar.addfile(tarfile.TarInfo(f"{index}"))
+        if count == 3:
+            assert len(list(members(tmp_path / "x.tar.xz", 1 << 20))) == 3
+    with pytest.raises(StageError, match=r"x\.tar\.xz has more than 3 members: if that is intended, unpack"):
+        list(members(tmp_path / "x.tar.xz", 1 << 20))
+
+
 def test_sparse_file_counts_with_its_full_size(tmp_path: Path) -> None:
     # GNU's old sparse format: no data, but a real size of 100 MB.
     header = bytearray(special("hole", tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))

@@ -3,13 +3,14 @@ import hashlib
 import io
 import subprocess
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from common.errors import StageError, UsageError
-from pipeline.corpora import CORPORA, Corpus, find, make_text
+from pipeline.corpora import CORPORA, Corpus, _plain, find, make_text
 
 
 def write(path: Path, text: str) -> Path:
@@ -160,6 +161,23 @@ def test_html_is_converted_to_text(tmp_path: Path) -> None:
     assert text_of(corpus, tmp_path / "folder" / "b.html").decode() == PAGE_TEXT
 
 
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("a < b & c &lt; d", "a < b & c < d"),
+        ("a<!-- > <p> --> b<!doctype x><?php y?><!-- open", "a b"),
+        ("<a title='x > y' href=\"'\">link</a> <a href='open>text", "link text"),
+        ("<script>if (a < b) '<p>'</script >x<STYLE>p</style>y<title>z", "xy"),
+        ("<scripted>x</scripted>", "x"),
+        ("</p>one</div>two", "onetwo"),
+        ("<p>one<p>two<ul><li>three<li>four</ul>five<br/>six", "one\n\ntwo\n\nthree\n\nfour\n\nfive\nsix"),
+        ("<pre>a  b\n\n\n  c </pre>d  e\n f", "a  b\n\n  c\n\nd e f"),
+    ],
+)
+def test_text_of_a_page(page: str, text: str) -> None:
+    assert _plain(page.encode()).decode() == f"{text}\n\n"
+
+
 def test_find_by_name() -> None:
     assert find("linux") is CORPORA["linux"]
     with pytest.raises(UsageError, match=r"unknown corpus 'lynx'; the corpora are stdlib, tinyshakespeare"):
@@ -176,3 +194,17 @@ def test_registry_is_consistent() -> None:
         # An unconverted text is as long as its download.
         if corpus.sha256 and corpus.sha256 == corpus.text_sha256:
             assert corpus.bytes == corpus.text_bytes, name
+
+
+@pytest.mark.parametrize(
+    "unit", [b"<div>", b"<p><b>x", b"<!--", b"<a ", b"<a \"<a' ", b"<script>", b"<title", b"<", b"&", b" ", b"\n "]
+)
+@pytest.mark.parametrize("before", [b"", b"<pre>"])
+def test_hostile_pages_take_no_longer_than_others(unit: bytes, before: bytes) -> None:
+    def seconds(size: int) -> float:
+        start = time.process_time()
+        _plain(before + unit * (size // len(unit)))
+        return time.process_time() - start
+
+    # Sixteen times the page would take 256 times as long if the time were quadratic.
+    assert seconds(320_000) < 64 * max(seconds(20_000), 0.005)

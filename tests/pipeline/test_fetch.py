@@ -1,3 +1,4 @@
+import contextlib
 import datetime
 import fcntl
 import hashlib
@@ -6,6 +7,7 @@ import json
 import os
 import re
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +36,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.breaks: list[int] = []  # bytes after which the next responses break off
         self.statuses: list[int] = []  # of the next responses, which then have no data
         self.ranges = True
+        self.drip = False  # send the data slowly
         self.length: str | None = ""  # Content-Length; "": correct; None: no header
         self.headers = {"ETag": '"1"'}
         self.requests: list[tuple[str, str | None, str | None]] = []
@@ -72,7 +75,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.server.breaks and status < 300:
             data = data[: self.server.breaks.pop(0)]
-        self.wfile.write(data)
+        with contextlib.suppress(OSError):  # the client has gone
+            for start in range(0, len(data), 10) if self.server.drip else ():
+                self.wfile.write(data[start : start + 10])
+                time.sleep(0.01)
+            self.wfile.write(b"" if self.server.drip else data)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -314,6 +321,43 @@ def test_too_short_content_length_raises(server: Server, monkeypatch: pytest.Mon
     with pytest.raises(StageError, match=expected):
         fetch("books")
     assert raw_files() == {}
+
+
+def test_a_slow_server_ends_the_attempt(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "FLOOR_S", 0.1)
+    server.drip = True
+    with pytest.raises(StageError, match=r"in 4 attempts \(the server sent fewer than 60,000 bytes in a minute; "):
+        fetch("books")
+    assert len(server.requests) == 4
+    server.drip = False
+    fetch("books")
+    assert fetched_text() == TEXT
+
+
+def test_broken_download_says_why(server: Server) -> None:
+    server.breaks = [0, 10, 20, 30]
+    with pytest.raises(StageError, match=r"in 4 attempts \(the (connection was closed|response ended) "):
+        fetch("books")
+
+
+@pytest.mark.parametrize(
+    "state", ["{", "[]", "{}", '{"url": "URL"}', '{"url": "URL", "validator": "a\\nb", "bytes": "x"}']
+)
+def test_a_damaged_state_starts_over(state: str, server: Server) -> None:
+    server.breaks = [100, 0, 0, 0]
+    with pytest.raises(StageError, match="100 bytes are kept"):
+        fetch("books")
+    (path,) = Path("data/raw").glob(".books.download.json")
+    path.write_text(state.replace("URL", f"{server.url}/books.txt"))
+    fetch("books")
+    assert fetched_text() == TEXT
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "x"])
+def test_content_length_without_sense(length: str, server: Server) -> None:
+    server.length = length
+    with contextlib.suppress(StageError):
+        fetch("books")
 
 
 def test_missing_content_length_resumes(server: Server) -> None:

@@ -346,6 +346,14 @@ def test_invalid_settings_raise(values: dict[str, object], message: str) -> None
         settings.make(IngestSettings, values, "here")
 
 
+def test_too_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.ingest.MOST_SHARDS", 10)
+    message = "shard_bytes = 9 would cut the text of 100 bytes into more than 10 shards: use at least 10$"
+    with pytest.raises(StageError, match=message):
+        make(tmp_path, TEXT, encoding="latin-1", shard_bytes=9)
+    make(tmp_path, TEXT, shard_bytes=10)
+
+
 def test_same_input_is_up_to_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = make(tmp_path, TEXT)
     stamp = (tmp_path / "data/manifest.json").stat().st_mtime_ns
