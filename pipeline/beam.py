@@ -61,12 +61,19 @@ def each(
 
     They return through a file in `folder`, which all workers must see: a pipeline has no other output.
     """
+
+    def named(item: Any) -> Any:
+        try:
+            return work(item)
+        except OSError as error:  # Beam passes on its text alone, which may name no file
+            raise StageError(f"{error.filename or folder}: {error.strerror or error}") from None
+
     with run(stage, title, total, options) as pipeline:
         _ = (
             pipeline
             | "Items" >> beam.Create(list(items), reshuffle=False)
             | "Spread" >> beam.Reshuffle()
-            | "Work" >> beam.Map(work)
+            | "Work" >> beam.Map(named)
             | "Gather" >> beam.combiners.ToList()
             | "Report" >> beam.Map(lambda results: write_json(folder / RESULTS, results))
         )

@@ -5,6 +5,7 @@ Texts are UTF-8 bytes throughout, or any bytes if the unit is the byte.
 
 import dataclasses
 import functools
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
@@ -99,8 +100,22 @@ class Vocab:
             raise StageError(f"byte 0x{text[error.start]:02x} at offset {error.start} is not UTF-8") from None
         if outside and self.unknown_id is None:
             offset, unknown = min((text.index(_as_bytes(symbol, self.unit)), symbol) for symbol in outside)
-            raise StageError(f"{describe(unknown, self.unit)} at offset {offset} is not in the vocabulary")
+            raise StageError(
+                f"{describe(unknown, self.unit)} at offset {offset} is not in the vocabulary"
+                f"{self._other_form(text[:offset].decode(errors='ignore'), unknown)}"
+            )
         return ids
+
+    def _other_form(self, before: str, unknown: str) -> str:
+        """Explanation, if the vocabulary has the letter in Unicode's other form: composed or decomposed."""
+        forms: tuple[tuple[Literal["NFC", "NFD"], str, str], ...]
+        forms = ("NFD", "decomposed", unknown), ("NFC", "composed", before[-1:] + unknown)
+        for form, kind, letter in forms if self.unit == "char" else ():
+            other = unicodedata.normalize(form, letter)
+            if other != letter and not self.encode_known(other.encode(), keep_unknown=False).outside:
+                codes = " ".join(f"U+{ord(c):04X}" for c in other)
+                return f", which holds {kind} letters ({codes}): normalize the text to {form}"
+        return ""
 
     def prompt_ids(self, text: bytes) -> npt.NDArray[Any]:
         """Ids that a model reads before it continues a text. Raises as `encode` does.

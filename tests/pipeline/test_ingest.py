@@ -398,9 +398,18 @@ def test_failed_ingest_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError("No space left on device")
 
     monkeypatch.setattr("pipeline.shards.ShardWriter.write", fail)
-    with pytest.raises(StageError, match="ingest failed: No space left on device"):
+    with pytest.raises(StageError, match=r"data: No space left on device$"):
         make(tmp_path, TEXT)
     assert [path.name for path in tmp_path.iterdir()] == ["0.txt"]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.ingest.ShardWriter.write", write)
+    with pytest.raises(StageError, match=rf"^{tmp_path}/.*-of-00001\.tokens: No space left on device$"):
+        make(tmp_path, TEXT)
 
 
 def test_missing_source_raises() -> None:

@@ -171,3 +171,28 @@ def test_count_characters(texts: list[str]) -> None:
 def test_char_vocab_json() -> None:
     assert CHARS.to_json() == {"unit": "char", "symbols": "\nabé世\ufffd😀", "end_id": 0, "unknown_id": 5}
     assert WITH_END.to_json() == {"unit": "char", "symbols": "aé", "end_id": 2}
+
+
+@pytest.mark.parametrize(
+    ("known", "text", "message"),
+    [
+        (
+            "cafe\u0301",
+            "caf\u00e9",
+            "'é' (U+00E9) at offset 3 is not in the vocabulary, which holds decomposed letters (U+0065 U+0301): "
+            "normalize the text to NFD",
+        ),
+        (
+            "caf\u00e9e",
+            "cafe\u0301",
+            "'\u0301' (U+0301) at offset 4 is not in the vocabulary, which holds composed letters (U+00E9): "
+            "normalize the text to NFC",
+        ),
+        ("cafe", "caf\u00e9", "'é' (U+00E9) at offset 3 is not in the vocabulary"),
+        ("cafe", "e\u0301", "'\u0301' (U+0301) at offset 1 is not in the vocabulary"),
+    ],
+)
+def test_a_letter_in_unicodes_other_form(known: str, text: str, message: str) -> None:
+    with pytest.raises(StageError) as error:
+        char_vocab(Counter(known)).encode(text.encode())
+    assert str(error.value) == f"the character {message}"
