@@ -17,7 +17,7 @@ TIMEOUT = 60  # seconds
 
 
 class Load(NamedTuple):
-    """What `callers` measured: seconds per answer, characters per second, calls refused with 429 or 503."""
+    """Figures of `callers` concurrent callers: seconds per answer, characters per second, calls refused (429, 503)."""
 
     callers: int
     answers: int
@@ -28,7 +28,7 @@ class Load(NamedTuple):
 
 
 def measure(post: Callable[[Any, int], requests.Response], callers: int, seconds: float) -> Load:
-    """Let callers make one call after the other. post: makes a call with a session and a seed.
+    """Let each caller make calls one after another for `seconds`; `post` makes a call with a session and a seed.
 
     Raises StageError for an answer other than 200, 429 and 503.
     """
@@ -60,7 +60,7 @@ def measure(post: Callable[[Any, int], requests.Response], callers: int, seconds
 
 
 def load(target: str, model: str, length: int, seconds: float) -> None:
-    """Print a table: one row per number of callers, each of whom writes texts of `length` characters."""
+    """Print a table with one row per number of callers, each requesting texts of `length` characters."""
     url = f"http://{target}/v1/models/{model}/labels/stable:predict"
 
     def post(session: Any, seed: int) -> requests.Response:
