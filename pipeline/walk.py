@@ -5,7 +5,6 @@ is a loop and never followed. Whatever is left out is counted and named.
 """
 
 import fnmatch
-import json
 import os
 import stat
 from collections import defaultdict
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import StageError
+from common.files import read_json
 
 EVERYTHING = ("**",)
 # Files that mark a folder as this project's own output, and keys that no other file of the name would have.
@@ -21,7 +21,6 @@ OUTPUTS = {
     "manifest.json": ("a data set", {"format_version", "data_sha256", "splits"}),
     "run.json": ("a run", {"format_version", "data_sha256", "config"}),
 }
-MARKER_BYTES = 1 << 26  # of a manifest of some 300,000 sources; a larger file is not read
 
 Key = tuple[int, int]  # device and inode
 States = frozenset[int]  # positions in a pattern: of the parts that the next part of a path may match
@@ -106,12 +105,8 @@ def output_kind(folder: Path, out: Path | None = None) -> str | None:
     if out and folder.exists() and out.exists() and folder.samefile(out):
         return "the folder of the output"
     for marker, (kind, keys) in OUTPUTS.items():
-        path = folder / marker
-        try:
-            if path.stat().st_size < MARKER_BYTES and keys <= set(json.loads(path.read_bytes())):
-                return kind
-        except (OSError, RecursionError, TypeError, ValueError):
-            pass  # missing, or somebody else's
+        if keys <= read_json(folder / marker).keys():
+            return kind
     return None
 
 

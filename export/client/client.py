@@ -10,7 +10,6 @@ Shape suffixes: P characters read, H units, V vocabulary.
 
 import codecs
 import dataclasses
-import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack, overload
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import StageError, UsageError
+from common.files import parse_json
 from common.types import Array
 from export.client.connection import Connection, ServingError, Signature, TensorInfo, Tls, VersionStatus
 
@@ -247,9 +247,15 @@ class Client(Connection):
         return self._rows(text, Neurons, "neurons", answer)
 
     def info(self) -> dict[str, Any]:
-        """Return the model's own description: vocabulary, unit, config, bits per character, limits, ..."""
+        """Return the model's own description: vocabulary, unit, config, bits per character, limits, ...
+
+        Raises StageError if the answer has none.
+        """
         answer, _ = self.predict("info", _columns("", {"ignored": ""}))
-        description: dict[str, Any] = json.loads(answer["info"][0])
+        try:
+            description: dict[str, Any] = parse_json(answer["info"][0])
+        except (LookupError, ValueError) as error:
+            raise StageError(f"the answer of {self._where} to 'info' is not a description: {error}") from None
         return description
 
     def _rows(self, texts: Any, kind: type, signature: str, answer: Mapping[str, Array], version: int = 0) -> Any:

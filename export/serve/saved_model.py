@@ -28,7 +28,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from common import console
 from common.errors import StageError
-from common.files import check_replaceable, read_json, whole_folder, write_json
+from common.files import check_replaceable, load_json, read_json, whole_folder, write_json
 from common.processes import last_line
 from export import checksums
 from export.origin import is_current, known, origin_of
@@ -215,7 +215,7 @@ def prove(served: Served, folder: Path) -> None:
         stderr = process.communicate()[1]
         if process.returncode:
             raise StageError(f"the exported SavedModel does not load in a fresh process: {last_line(stderr)}")
-        answers = json.loads(path.read_text(encoding="utf-8"))
+        answers = load_json(path)
     check_answers(answers, expected)
 
 

@@ -483,6 +483,16 @@ def test_errors_explain_the_fix(
     assert "\n" not in str(failure.value)
 
 
+@pytest.mark.parametrize("info", [{}, {"info": []}, {"info": [b"[" * 999]}, {"info": [b"{"]}, {"info": [b"\xff"]}])
+def test_invalid_info_raises(info: dict[str, list[bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Client, "predict", lambda *_: (info, 1))
+    with (
+        Client("localhost:1", "fake") as client,
+        pytest.raises(StageError, match="'fake' at localhost:1 to 'info' is not a description: "),
+    ):
+        client.info()
+
+
 def test_response_without_expected_outputs_raises() -> None:
     client = Client("localhost:1", "fake")
     client.predict = lambda *inputs: ({"text": np.array([b"a"], object)}, 1)  # type: ignore[method-assign]
