@@ -14,7 +14,6 @@ import pydantic
 from typing_extensions import TypedDict  # Python 3.11's own lacks what pydantic reads
 
 from common.errors import UsageError
-from common.files import parse_json
 from common.types import Array
 from export.client.client import Signature
 
@@ -40,8 +39,8 @@ TYPES: dict[str, Any] = {
 def parse(body: bytes) -> dict[str, Any]:
     """Parse a JSON object. Raises UsageError."""
     try:
-        parsed = parse_json(body)
-    except ValueError:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
         raise UsageError("the body must be a JSON object")
