@@ -45,7 +45,9 @@ def size_named(text: str) -> Size:
 
 
 def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> None:
-    """Print a table and write out/bench-train-LxH.json (with -gpu): medians, ratios, and every round.
+    """Print a table and write out/bench-train-LxH-PRECISION.json (with gpu-): medians, ratios, and every round.
+
+    The name has the default precision, so that processors with and without bfloat16 each keep their results.
 
     The peers' processes stay alive and idle between turns. A peer that is not installed, or whose precision the
     processor does not support, is skipped with a note; one that fails gets a row with the error. Raises StageError for
@@ -99,7 +101,8 @@ def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> 
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "torch") if has(name)},
         **origin,
     }
-    write_json(out / f"bench-train-{'gpu-' if device == 'gpu' else ''}{size.name}.json", result)
+    name = f"{'gpu-' if device == 'gpu' else ''}{size.name}-{result['default_precision']}"
+    write_json(out / f"bench-train-{name}.json", result)
     console.out.print(table(result))
 
 
