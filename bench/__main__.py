@@ -38,15 +38,16 @@ def results(runs: tuple[Path, ...], root: Path) -> None:
 @click.option("--size", "sizes", multiple=True, metavar="LxH", help="Layers x units; repeatable. Default: 2x128.")
 @click.option("--all", "every", is_flag=True, help="2x128, 2x256, 2x512, and 3x512 at 100 lanes x 100.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; reports medians.")
-@click.option("--seconds", type=click.FloatRange(0.1), default=5, show_default=True, help="Seconds per turn.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns per peer; reports medians.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=4, show_default=True, help="Seconds per turn.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
 )
 def train(sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds: float, out: Path) -> None:
     """Compare training speed with Keras, PyTorch and the machine's fastest matrix product.
 
-    Peers take turns, four minutes per size. Needs an idle machine; PyTorch's rows need torch (pip install torch).
+    Peers take turns, two to three minutes per size. Needs an idle machine; PyTorch's rows need torch (pip install
+    torch).
 
     \b
     Examples:

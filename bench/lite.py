@@ -24,8 +24,8 @@ from common import console
 from common.errors import StageError
 from common.files import write_json
 from export.bundle import pack
-from export.lite.lite import probe
 from export.lite.graph import convert
+from export.lite.lite import probe
 
 TOLERANCE = 1e-4  # largest difference between logits of float32 peers
 INT8 = "int8"

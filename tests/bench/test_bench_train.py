@@ -172,7 +172,9 @@ def test_short_run_of_two_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("bench.machine.commit", lambda: "a commit")
     monkeypatch.setattr(train, "_import_once", lambda packages: None)
     train.compare(Size(1, 8, lanes=4, window=5), "cpu", rounds=2, seconds=0.1, out=tmp_path)
-    result = json.loads((tmp_path / f"bench-train-1x8-{train.default_precision('cpu')}.json").read_text(encoding="utf-8"))
+    result = json.loads(
+        (tmp_path / f"bench-train-1x8-{train.default_precision('cpu')}.json").read_text(encoding="utf-8")
+    )
     assert list(result["peers"]) == names
     assert "a broken peer exited with code 1" in result["failed"]["a broken peer"]
     for name in names:
