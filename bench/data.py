@@ -116,7 +116,7 @@ class _Head:
     def __init__(self, file: Any, size: int):
         self.file, self.left = file, size
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = 1 << 20, /) -> bytes:
         part = self.file.read(min(size, self.left))
         self.left -= len(part)
         return part

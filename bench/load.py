@@ -54,7 +54,7 @@ def measure(post: Callable[[Any, int], requests.Response], callers: int, seconds
     with concurrent.futures.ThreadPoolExecutor(callers) as pool:
         each = list(pool.map(call, range(callers)))
     passed, times = time.perf_counter() - start, [value for own, _, _ in each for value in own]
-    characters, refused = (sum(own[column] for own in each) for column in (1, 2))
+    characters, refused = sum(own for _, own, _ in each), sum(own for _, _, own in each)
     median, p95 = np.percentile(times or [np.nan], (50, 95))
     return Load(callers, len(times), float(median), float(p95), characters / passed, refused)
 

@@ -85,17 +85,19 @@ def ours(precision: str) -> Callable[[Size, str], Run]:
         keep_freed_memory()  # as `trainers train` does
         _, tf = _tensorflow()
         from pipeline.lanes import Batch
-        from trainers.config import ModelConfig, TrainConfig
+        from trainers.config import RunConfig
         from trainers.model.char_rnn import CharRNN
         from trainers.training.devices import prepare
         from trainers.training.optimizer import make_optimizer
         from trainers.training.step import Steps
 
-        devices, config = prepare(1), TrainConfig(learning_rate=LEARNING_RATE, clip=CLIP)
+        train = {"learning_rate": LEARNING_RATE, "clip": CLIP}
+        config = RunConfig.from_tables({"units": size.units, "layers": size.layers}, train, "bench")
+        devices = prepare(1)
         with devices.strategy.scope():
-            model = CharRNN(ModelConfig(units=size.units, layers=size.layers), VOCAB, precision=precision)
-            optimizer = make_optimizer(config, 1, 1, model.trainable_variables, model.inner_kernels)
-        steps = Steps(devices, model, optimizer, config)
+            model = CharRNN(config.model, VOCAB, precision=precision)
+            optimizer = make_optimizer(config.train, 1, 1, model.trainable_variables, model.inner_kernels)
+        steps = Steps(devices, model, optimizer, config.train)
         ids, targets = (x.astype(np.uint8) for x in windows(size))
         full = np.full(size.lanes, size.window, np.int32)
         dataset = tf.data.Dataset.from_tensors(Batch(ids, targets, full)).repeat()

@@ -76,3 +76,12 @@ def test_different_weights_are_rejected() -> None:
     assert lite.check_logits(logits) == {"float32": 0, "int8-dynamic": 0.1, "torch int8 LSTMCell": 0.1}
     with pytest.raises(StageError, match=r"torch LSTMCell has different weights: its logits differ by 0\.001"):
         lite.check_logits({**logits, "torch LSTMCell": np.full(4, 0.001)})
+
+
+@pytest.mark.slow
+def test_every_precision_is_written_and_measured(tmp_path: Path) -> None:
+    costs = lite.write_files(Size(1, 8), tmp_path)
+    assert {name: cost["bytes"] for name, cost in costs.items()} == {
+        name: (tmp_path / f"{name}.tflite").stat().st_size for name in PRECISIONS
+    }
+    assert all(cost["us_a_step"] > 0 and cost["peak_bytes"] > 0 for cost in costs.values())
