@@ -3,7 +3,7 @@
 site/NAME/index.html, *.js, …     the page, copied from export/web/page/
 site/NAME/litert/                 the runtime, from its npm package: one wasm with relaxed SIMD, one without
 site/NAME/models/NAME/*.tflite    the models, copied from devices/
-site/NAME/models.json             vocabulary, precisions, sizes, checksums and neurons of each model
+site/NAME/models.json             vocabulary, precisions, sizes, checksums, neurons and card of each model
 site/NAME/build.js                a hash of all files, and the list of those needed offline
 site/NAME/SHA256SUMS              the checksums of all files (export.checksums)
 """
@@ -13,6 +13,7 @@ import functools
 import hashlib
 import http.server
 import json
+import re
 import shutil
 import urllib.parse
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ def read_model(folder: Path) -> dict[str, Any]:
             raise StageError(f"{path} belongs to a different model than {folder / 'model.json'}: export it again")
         url, size = urllib.parse.quote(f"models/{name}/{path.name}"), path.stat().st_size
         files.append({"precision": precision, "bits": bits, "url": url, "size": size, "sha256": sha256_file(path)})
-    return {"name": name, "vocab": about["vocab"], "files": files, "neurons": _neurons(folder)}
+    return {"name": name, "vocab": about["vocab"], "files": files, "neurons": _neurons(folder), "card": _card(folder)}
 
 
 def packages() -> Path:
@@ -173,6 +174,13 @@ def _neurons(folder: Path) -> list[dict[str, Any]]:
         return [{"layer": int(n["layer"]), "unit": int(n["unit"]), "about": str(n["about"])} for n in neurons]
     except (KeyError, TypeError, ValueError) as error:
         raise StageError(f"{path} is not a list of neurons ({error}): see docs/web.md, or remove it") from None
+
+
+def _card(folder: Path) -> list[list[str]]:
+    """Return the rows of the table in MODEL_CARD.md, if the file exists, with links as plain text."""
+    path = folder / "MODEL_CARD.md"
+    rows = re.findall(r"^\| (\w.*?) \| (.+) \|$", path.read_text(encoding="utf-8") if path.is_file() else "", re.M)
+    return [[name, re.sub(r"\[(.+?)\]\(.+?\)", r"\1", value)] for name, value in rows]
 
 
 def _hash(files: dict[str, bytes]) -> str:

@@ -76,6 +76,7 @@ def site(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
     export_lite(runs["names"], names, LiteSettings(("float32",)), data=None, force=False)
     about = {"neurons": [{"layer": 1, "unit": 3, "about": "the length of a name"}]}
     (names / "neurons.json").write_text(json.dumps(about))
+    (names / "MODEL_CARD.md").write_text("| | |\n|---|---|\n| licence of the text | public domain |\n")
     page.export_page([prose, names], folder / "page", force=False)
     return folder / "page"
 
@@ -117,7 +118,7 @@ def cases(runs: dict[str, Path], site: Path, served: str, tmp_path_factory: pyte
 
 
 def inside(folder: Path, text: str) -> dict[str, Any]:
-    """Return the checkpoint's tanh(c) [ids, layers, units] and probabilities [ids, symbols] along a text."""
+    """Return the checkpoint's tanh(c) [ids, layers, units], probabilities [ids, symbols] and steps along a text."""
     import tensorflow as tf
 
     from trainers import checkpoint
@@ -125,10 +126,18 @@ def inside(folder: Path, text: str) -> dict[str, Any]:
 
     run = read_run(folder)
     model = checkpoint.load_model(run)
-    carry, ids = model.initial_carry(1), run.vocab.prompt_ids(text.encode()).tolist()
-    held, expected = [], []
-    for token in ids:
-        logits_1x1xV, carry = model(np.array([[token]]), carry)
-        held.append(np.tanh(carry[0, :, 1]).tolist())
-        expected.append(tf.nn.softmax(logits_1x1xV[0, 0]).numpy().tolist())
-    return {"text": text, "ids": ids, "held": held, "expected": expected}
+    ids = run.vocab.prompt_ids(text.encode()).tolist()
+    logits_1xTxV, _, values = model.internals(np.array([ids]), model.initial_carry(1))
+    gates = {
+        gate: np.stack([values[f"lstm_{layer}/{gate}"][0] for layer in range(model.config.layers)], 1)
+        for gate in ("h", "c", "forget", "output", "input", "candidate")
+    }
+    gates["added"] = gates.pop("input") * gates.pop("candidate")
+    return {
+        "text": text,
+        "ids": ids,
+        "held": np.tanh(gates["c"]).tolist(),
+        "expected": tf.nn.softmax(logits_1xTxV[0]).numpy().tolist(),
+        "steps": {"logits": logits_1xTxV[0].numpy().tolist()}
+        | {gate: x_TxLxH.tolist() for gate, x_TxLxH in gates.items()},
+    }

@@ -278,6 +278,91 @@ test("everything works by keyboard alone", () =>
     assert.equal(await page.textContent("#temperature-value"), "0.85");
   }));
 
+/**
+ * The numbers of a table's rows, by the first cell.
+ * @param {import("playwright-core").Page} page
+ * @param {string} id
+ */
+async function numbers(page, id) {
+  const rows = await page.locator(`#${id} tbody tr`).evaluateAll((all) => all.map((row) => Array.from(row.children, (cell) => cell.textContent)));
+  return rows.map(([name, ...cells]) => [name, ...cells.map((cell) => Number(cell.replace("−", "-")))]);
+}
+
+test("the steps of a word are the checkpoint's, to three decimals", () =>
+  on(async (page) => {
+    await page.locator("#tab-work").focus();
+    await page.keyboard.press("ArrowRight");
+    assert.equal(await page.locator("#work:visible").count(), 0);
+    await page.fill("#word", cases.text);
+    for (const layer of [0, 1]) {
+      await page.selectOption("#how-layer", String(layer));
+      for (const at of [0, 1, 2, 9]) {
+        while (!(await page.textContent("#how-status")).startsWith(`Step ${at + 1} of ${cases.ids.length}:`)) {
+          const said = await page.textContent("#how-status");
+          await page.locator("#word").press("Enter");
+          await soon(async () => assert.notEqual(await page.textContent("#how-status"), said));
+        }
+        await stepped(page, layer, at);
+      }
+      await page.fill("#word", "");
+      await page.fill("#word", cases.text);
+      await soon(async () => assert.match(await page.textContent("#how-status"), /^Step 1 of/));
+    }
+  }));
+
+/**
+ * Compares a step's table of neurons and of scores with the checkpoint's.
+ * @param {import("playwright-core").Page} page
+ * @param {number} layer
+ * @param {number} at
+ */
+async function stepped(page, layer, at) {
+  const { h, c, forget, added, output, logits } = cases.steps;
+  const near = (shown, exact, what) => assert.ok(Math.abs(shown - exact) < 6e-4, `${what}: ${shown}, not ${exact}`);
+  const rows = await numbers(page, "how-units");
+  assert.equal(rows.length, 8);
+  const before = (state, unit) => (at ? state[at - 1][layer][unit] : 0);
+  const change = (unit) => Math.abs(h[at][layer][unit] - before(h, unit));
+  const least = Array.from({ length: 24 }, (_, unit) => change(unit)).sort((a, b) => b - a)[7];
+  for (const [name, ...shown] of rows) {
+    const unit = Number(name.split(" · ")[1]) - 1;
+    assert.ok(change(unit) > least - 1e-5);
+    const exact = [before(c, unit), ...[forget, added, c, output, h].map((values) => values[at][layer][unit])];
+    for (const [column, value] of exact.entries()) near(shown[column], value, `${name}, column ${column}, step ${at}`);
+  }
+  const scores = await numbers(page, "how-scores");
+  const ranked = logits[at].toSorted((a, b) => b - a);
+  for (const [index, [, score, power]] of scores.slice(0, 8).entries()) {
+    near(score, ranked[index], "score");
+    near(power, Math.exp(ranked[index] - ranked[0]), "power");
+  }
+  near(scores[8][2], ranked.reduce((sum, logit) => sum + Math.exp(logit - ranked[0]), 0), "sum");
+  const next = cases.ids[at + 1];
+  assert.match(await page.textContent("#how-status"), new RegExp(`: ${percent(cases.expected[at][next])}, a loss of`));
+}
+
+test("after its last character a word continues with the likeliest, and back", () =>
+  on(
+    async (page) => {
+      await page.click("#tab-how");
+      await page.fill("#word", "The ");
+      for (let step = 0; step < 8; step++) {
+        await soon(async () => assert.match(await page.textContent("#how-status"), new RegExp(`^Step ${step + 1} `)));
+        await page.evaluate(() => [0, 1].forEach(() => document.getElementById("forward").click())); // the second comes too early
+      }
+      await soon(async () => assert.match(await page.textContent("#how-status"), /^Step 9 of 9/));
+      const letters = (await page.locator("#letters li").allTextContents()).join("").replaceAll("␣", " ");
+      assert.equal(letters, cases.greedy.text.slice(0, 9).replace("é", "C3"));
+      await page.click("#back");
+      await soon(async () => assert.match(await page.textContent("#how-status"), /^Step 8 of 9/));
+      await page.selectOption("#model", cases.odd);
+      await soon(async () => assert.equal(await page.locator("#how-units thead th").count(), 3)); // a GRU: h before, h
+      await page.fill("#word", "");
+      await soon(async () => assert.match(await page.textContent("#how-status"), /^Step 1 of 1: read/));
+    },
+    { hash: link({ temperature: 0 }) },
+  ));
+
 test("the bars follow temperature, top-k and top-p", () =>
   on(async (page) => {
     await type(page, cases.text);
@@ -336,6 +421,25 @@ test("an address's chosen characters are written only by a model that has them",
       assert.equal(await page.locator(".text .chosen").count(), 0);
     },
     { hash: link({ prompt: "The ", temperature: 0, length: 20, chosen: "4.256-5.10-6.65", written: 1 }) },
+  ));
+
+test("another model keeps prompt, seed and settings, and shows its card", () =>
+  on(
+    async (page) => {
+      assert.equal(await page.locator("#about:visible").count(), 0);
+      await page.selectOption("#model", cases.odd);
+      await says(page, /Done|ended/);
+      const values = await page.evaluate((ids) => ids.map((id) => document.getElementById(id).value), ["prompt", "seed", "temperature", "length"]);
+      assert.deepEqual(values, ["Ан", "7", "1.1", "20"]);
+      assert.ok((await text(page)).startsWith("Ан"));
+      assert.match(page.url(), /seed=7/);
+      await page.click("#about summary");
+      assert.equal(await page.locator("#model-card:visible").innerText(), "licence of the text\npublic domain");
+      await page.selectOption("#model", "prose");
+      await says(page, "Done.");
+      assert.equal(await page.inputValue("#prompt"), "Ан");
+    },
+    { hash: link({ prompt: "Ан", seed: 7, temperature: 1.1, length: 20, written: 1 }) },
   ));
 
 test("a character chosen while the text streams replaces the next one", () =>
@@ -732,6 +836,14 @@ function looked(name, context) {
       await clean("compared");
       const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
       assert.equal(wide, 0, "nothing to scroll sideways");
+      await page.click("#tab-how");
+      await page.fill("#word", "The cat");
+      for (let step = 0; step < 4; step++) {
+        await soon(async () => assert.match(await page.textContent("#how-status"), new RegExp(`^Step ${step + 1} `)));
+        await page.click("#forward");
+      }
+      await clean("how");
+      await page.click("#tab-work");
       await page.route("**/*.tflite", (route) => route.fulfill({ status: 500 }));
       await page.selectOption("#model", cases.odd);
       await page.locator("#problem:visible").waitFor();

@@ -9,6 +9,7 @@ import { find, make } from "./dom.js";
  * @property {import("./vocab.js").VocabJson} vocab
  * @property {{precision: string, bits: number, url: string, size: number, sha256: string}[]} files
  * @property {{layer: number, unit: number, about: string}[]} neurons numbered from 1
+ * @property {[string, string][]} card names and values; empty without MODEL_CARD.md
  */
 
 export class Chooser {
@@ -47,6 +48,9 @@ export class Chooser {
       }),
     );
     this.precisions.value = file.precision;
+    const rows = listed.card.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]);
+    find("model-card", HTMLDListElement).replaceChildren(...rows);
+    find("about", HTMLDetailsElement).hidden = !rows.length;
     return { model: listed, file };
   }
 }

@@ -1,6 +1,7 @@
 // The worker's side: the model, the texts, and the calls that the page may make. Each call works for a short slice of time, so
 // that the next one never waits long, and the page calls again for more.
 
+import { explain } from "./explain.js";
 import { Model } from "./model.js";
 import { likeliest, probabilities } from "./sample.js";
 import { Text } from "./text.js";
@@ -121,6 +122,15 @@ export const calls = {
   async expected({ text, at, neuron }) {
     const activity = neuron ? texts[text].follow(neuron, at)[0] : undefined;
     return { expected: texts[text].expected(at), activity };
+  },
+
+  /**
+   * Explain the step that reads the last of some ids, from the start of a text.
+   * @param {{ids: number[]}} argument
+   */
+  async explain({ ids }) {
+    if (!model) throw new Error("no model is open");
+    return explain(model, ids);
   },
 
   /**

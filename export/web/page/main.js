@@ -6,10 +6,12 @@ import { Chooser, megabytes } from "./chooser.js";
 import { Engine } from "./client.js";
 import { Controls } from "./controls.js";
 import { find } from "./dom.js";
+import { How } from "./how.js";
 import { Neurons } from "./neurons.js";
 import { enableOffline } from "./offline.js";
 import { Pane } from "./pane.js";
 import { RANGES, toHash } from "./share.js";
+import { enableTabs } from "./tabs.js";
 import { Vocab } from "./vocab.js";
 import { Writer } from "./writer.js";
 
@@ -28,6 +30,7 @@ const card = new Card();
 const bars = new Bars(find("bars", HTMLOListElement), choose);
 const neurons = new Neurons(colour);
 const chooser = new Chooser(open);
+const how = new How(engine, fail);
 const controls = new Controls(changed);
 const { settings } = controls;
 const writers = [0, 1].map((text) => {
@@ -97,6 +100,7 @@ async function open(name, precision) {
     neurons.show(settings.neuron);
     bars.vocab = vocab;
     for (const { pane } of writers) pane.clear(vocab);
+    how.open(vocab, shape);
     ready = true;
     status.textContent = "Ready.";
     if (settings.written) write();
@@ -271,7 +275,9 @@ async function start() {
   await chooser.load();
   promptNote.textContent = HINT;
   listen();
-  for (const id of ["models", "work"]) find(id, HTMLDivElement).hidden = false;
+  const tabs = find("tabs", HTMLDivElement);
+  enableTabs(tabs);
+  for (const shown of [tabs, find("models", HTMLDivElement)]) shown.hidden = false;
   await follow();
 }
 

@@ -64,6 +64,8 @@ def files(folder: Path) -> set[str]:
 def test_site_contains_page_runtime_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = device(tmp_path / "one", "float32", "int8-dynamic"), device(tmp_path / "two", "float16")
     (first / "neurons.json").write_text('{"neurons": [{"layer": 2, "unit": 7, "about": "quotes", "score": 0.9}]}')
+    card = "# one\n\n| | |\n|---|---|\n| trained on | a book |\n| config | [configs/one.toml](../one.toml), here |\n"
+    (first / "MODEL_CARD.md").write_text(card)
     export_page([first, second], out := tmp_path / "site", force=False)
     sources = {path.name for path in page.PAGE.iterdir() if path.is_file()}
     runtime = {"core.js", "wasm-utils.js", *(name + kind for name in page.RUNTIME for kind in (".js", ".wasm"))}
@@ -77,6 +79,7 @@ def test_site_contains_page_runtime_and_models(tmp_path: Path, capsys: pytest.Ca
         ("two", [("float16", 1.5)]),
     ]
     assert listed[0]["neurons"] == [{"layer": 2, "unit": 7, "about": "quotes"}]
+    assert [model["card"] for model in listed] == [[["trained on", "a book"], ["config", "configs/one.toml, here"]], []]
     assert listed[0]["vocab"] == byte_vocab().to_json()
     for file in (file for model in listed for file in model["files"]):
         assert len((out / file["url"]).read_bytes()) == file["size"]
