@@ -18,6 +18,26 @@ def make_model() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def run_keras() -> Callable[..., Any]:
+    """run_keras(model, ids, carry, masks): logits and carry of a model by Keras's own layers."""
+    import tensorflow as tf
+
+    from trainers.model.char_rnn import CharRNN, join_carry, split_carry
+
+    def run(model: CharRNN, ids: Any, carry: Any, masks: Any = ()) -> tuple[tf.Tensor, tf.Tensor]:
+        y = model.embedding(ids) if model.embedding else tf.one_hot(ids, model.vocab_size)
+        after = []
+        for index, (layer, state) in enumerate(zip(model.rnns, split_carry(carry), strict=True)):
+            y, *state_after = layer(y, initial_state=list(state))
+            y = model.norms[index](y) if model.norms else y
+            y = y if not masks or masks[index] is None else y * masks[index]
+            after.append(tuple(state_after))
+        return model.dense(y), join_carry(after)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def on() -> Callable[..., Any]:
     """on(replicas, towers): devices without the per-process set-up of trainers.training.devices.prepare."""
     import tensorflow as tf

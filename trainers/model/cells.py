@@ -39,6 +39,7 @@ class Cell(Protocol):
     """A kind of layer. A step combines the projected input z = x W + b and the recurrent product h R (+ b_r)."""
 
     layer: type[keras.Layer]  # the stock layer that owns the weights
+    cudnn: str  # cuDNN's name of it
     states: int  # S, tensors in its state
     residuals: int  # tensors, BxH each, that `forward` saves for `backward`
     separate_gradients: bool  # whether the gradient of the recurrent product differs from that of z
@@ -72,7 +73,7 @@ class Cell(Protocol):
 class Lstm:
     """Keras orders the gate columns i, f, c, o; here i, f, o, c: three sigmoids side by side, then one tanh."""
 
-    layer = keras.layers.LSTM
+    layer, cudnn = keras.layers.LSTM, "lstm"
     states, residuals, separate_gradients = 2, 6, False
 
     def weights(self, layer: Any) -> Weights:
@@ -129,7 +130,7 @@ class Lstm:
 class Gru:
     """Gate columns z, r, h, as in Keras. The reset gate scales the recurrent product, so its gradient is separate."""
 
-    layer = keras.layers.GRU
+    layer, cudnn = keras.layers.GRU, "gru"
     states, residuals, separate_gradients = 1, 5, True
 
     def weights(self, layer: Any) -> Weights:
@@ -178,7 +179,7 @@ class Gru:
 class Rnn:
     """A plain tanh."""
 
-    layer = keras.layers.SimpleRNN
+    layer, cudnn = keras.layers.SimpleRNN, "rnn_tanh"
     states, residuals, separate_gradients = 1, 1, False
 
     def weights(self, layer: Any) -> Weights:

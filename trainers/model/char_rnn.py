@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from trainers.config import ModelConfig
-from trainers.model import recurrence
+from trainers.model import cudnn, recurrence
 from trainers.model.cells import CELLS, Cell, State, Weights
 
 States = list[State]  # per layer: the carry, unstacked
@@ -37,15 +37,15 @@ class CharRNN(keras.Model):
 
     The layers are stock Keras layers with their usual weights, names and initial values (orthogonal recurrent kernels,
     an LSTM's forget bias 1), except in the first kernel. With `layer_norm` a LayerNormalization follows each, before
-    dropout; the state is not normalized. They run through cuDNN on a GPU, else in trainers.model.recurrence, which is
-    several times faster on a CPU. Only the latter can start a document inside a window.
+    dropout; the state is not normalized. Only their weights are Keras's: the layers run in trainers.model.cudnn on a
+    GPU, else in trainers.model.recurrence, which is several times faster on a CPU.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 1, precision: str = "float32"):
         super().__init__(name="char_rnn")
         self.config, self.vocab_size, self.seed = config, vocab_size, seed
-        self.matmul_dtype = tf.as_dtype(precision)
-        self.use_stock_layers = bool(tf.config.list_logical_devices("GPU"))
+        self.matmul_dtype = tf.as_dtype(precision.replace("tf32", "float32"))  # tf32 is a mode of the GPU, not a type
+        self.use_cudnn = bool(tf.config.list_logical_devices("GPU"))
         seeds = iter(range(1000 * seed, 1000 * seed + 1000))  # one seed determines every initial value
 
         def initializer(kind: type[keras.Initializer], **settings: float) -> keras.Initializer:
@@ -146,11 +146,12 @@ class CharRNN(keras.Model):
         masks: from `dropout_masks` while training.
         reset: whether to empty the carry before an id (bool); None: never.
         """
-        ids_BxT, states = tf.cast(ids_BxT, tf.int32), split_carry(carry_BxLxSxH)
-        if self.use_stock_layers and reset_BxT is None:
-            y_BxTxH, states = self._run_stock(ids_BxT, states, masks)
-        else:
-            y_BxTxH, states = self._run_loop(ids_BxT, states, masks, reset_BxT, self.matmul_dtype, recurrence.recur)
+        ids_BxT = tf.cast(ids_BxT, tf.int32)
+        if self.use_cudnn:
+            y_BxTxH, carry_BxLxSxH = self._run_cudnn(ids_BxT, carry_BxLxSxH, masks, reset_BxT)
+            return self._logits(y_BxTxH), carry_BxLxSxH
+        states = split_carry(carry_BxLxSxH)
+        y_BxTxH, states = self._run_loop(ids_BxT, states, masks, reset_BxT, self.matmul_dtype, recurrence.recur)
         return self._logits(y_BxTxH), join_carry(states)
 
     def internals(
@@ -207,16 +208,30 @@ class CharRNN(keras.Model):
         # Project a small vocabulary once rather than every character of the window.
         return look_up(recurrence.matmul(rows_VxE, w.kernel_IxG, dtype) + w.bias_G)
 
-    def _run_stock(self, ids_BxT: tf.Tensor, states: States, masks: Masks) -> tuple[tf.Tensor, States]:
-        y_BxTxK = tf.one_hot(ids_BxT, self.vocab_size) if self.embedding is None else self.embedding(ids_BxT)
-        after: States = []
-        for index, (layer, state) in enumerate(zip(self.rnns, states, strict=True)):
-            y_BxTxK, *state_after = layer(y_BxTxK, initial_state=list(state))
-            y_BxTxK = self._normed(index, y_BxTxK)
-            if masks and masks[index] is not None:
-                y_BxTxK *= masks[index]
-            after.append(tuple(state_after))
-        return y_BxTxK, after
+    def _run_cudnn(
+        self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, masks: Masks, reset_BxT: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        rows, L, dtype = cudnn.Rows(ids_BxT.shape, reset_BxT), self.config.layers, self.matmul_dtype
+        ids, states, after, first = rows.enter(ids_BxT), rows.begin(carry_BxLxSxH), [], 0
+        if self.embedding is None:
+            y = tf.one_hot(ids, self.vocab_size, dtype=dtype)
+        else:
+            y = recurrence.look_up(tf.convert_to_tensor(self.embedding.embeddings), ids, dtype)
+        for index in range(L):
+            dropped = bool(masks) and masks[index] is not None
+            if index + 1 < L and not dropped and not self.norms:
+                continue  # nothing between this layer and the next: cuDNN runs both in one op
+            group = slice(first, index + 1)
+            y, states_after = cudnn.run(self.cell, self.rnns[group], tf.cast(y, dtype), states[:, group], rows.length_P)
+            y = self._normed(index, y)
+            if dropped:
+                mask = tf.broadcast_to(masks[index], [*rows.shape, self.config.units])
+                y = tf.cast(y, tf.float32) * rows.enter(mask)
+            if rows.cut and index + 1 < L:
+                y = tf.cast(y, tf.float32) * rows.real_QxPx1  # stops the gradient of steps behind a piece's end
+            after.append(states_after)
+            first = index + 1
+        return rows.leave(y), rows.end(tf.concat(after, 1))
 
     def _run_loop(
         self,

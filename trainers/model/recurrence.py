@@ -1,14 +1,13 @@
 """A recurrent layer's weights, in Keras's own layout, run without Keras.
 
-    stock    keras.layers.LSTM, GRU or SimpleRNN itself: cuDNN on a GPU
+    cudnn    on a GPU: trainers.model.cudnn
     kernel   an LSTM in float32 on a CPU, compiled: trainers.model.kernel
     loop     a graph loop for all else, with a hand-written gradient: this file's `loop`
     step     a single time step for sampling and export: trainers.sampling.stepper
 
 The differences between cells are in trainers.model.cells; this file is common to all.
 
-Before each step the state is multiplied by `keep`: 0 where a new document starts, else 1. cuDNN cannot do that, so
-windows with such steps use the loop.
+Before each step the state is multiplied by `keep`: 0 where a new document starts, else 1.
 
 Legend: T time steps, B lanes, I inputs, V vocabulary, H units, G gate columns, K columns, N rows. A state is a tuple of
 BxH tensors, h first.

@@ -63,11 +63,11 @@ def test_files_match_the_checkpoint(tiny: ExportedModel) -> None:
     assert check(tiny, "score", {"text": [b"def spam(", b"eggs"]})["n_chars"].tolist() == [9, 4]
 
 
-def save(run: Path, folder: Path, stock_layers: bool = False) -> Sampler:
+def save(run: Path, folder: Path, use_cudnn: bool = False) -> Sampler:
     """Save a run's signatures without the rest of an export. Returns the checkpoint's own sampler."""
     loaded_run = read_run(run)
     model = checkpoint.load_model(loaded_run)
-    model.use_stock_layers = stock_layers
+    model.use_cudnn = use_cudnn
     served = Served(Sampler(model, loaded_run.vocab, LIMITS, frozen=True), "")
     tf.saved_model.save(served, str(folder), signatures=served.functions)
     return Sampler(model, loaded_run.vocab, LIMITS)
@@ -142,8 +142,8 @@ def test_graph_with_unsupported_ops_is_rejected(tiny: ExportedModel, tmp_path: P
 
 
 def test_model_with_cudnn_layers_exports_the_same_graph(run: Path, tiny: ExportedModel, tmp_path: Path) -> None:
-    """On a GPU the model uses cuDNN, which servers without a GPU lack. stock_layers simulates that GPU."""
-    save(run, tmp_path, stock_layers=True)
+    """On a GPU the model uses cuDNN, which servers without a GPU lack. use_cudnn simulates that GPU."""
+    save(run, tmp_path, use_cudnn=True)
     plain, with_gpu = (
         sorted(
             sorted(node.op for node in function.node_def)

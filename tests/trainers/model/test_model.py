@@ -54,9 +54,6 @@ def test_reset_makes_documents_independent(
     for row, starts in enumerate(documents):
         reset[row, starts[1:-1]] = True
     together, carry = model(ids, model.initial_carry(2), reset_BxT=reset)
-    model.use_stock_layers = True  # stock layers cannot reset, so the loop must run anyway
-    np.testing.assert_array_equal(model(ids, model.initial_carry(2), reset_BxT=reset)[0], together)
-    model.use_stock_layers = False
     for row, starts in enumerate(documents):
         for start, stop in itertools.pairwise(starts):
             alone, last = model(ids[row : row + 1, start:stop], model.initial_carry(1))
@@ -140,9 +137,7 @@ def test_variational_dropout_uses_one_mask_for_all_steps(rng: np.random.Generato
     assert abs(np.mean(np.array(masks) == 0) - 0.25) < 0.05
     ids, carry = rng.integers(0, 11, (20, 3)), model.initial_carry(20)
     masks, spread = [*masks, None], [*(tf.repeat(mask, 3, axis=1) for mask in masks), None]
-    for stock in (False, True):
-        model.use_stock_layers = stock
-        np.testing.assert_allclose(model(ids, carry, masks)[0], model(ids, carry, spread)[0], atol=1e-6)
+    np.testing.assert_allclose(model(ids, carry, masks)[0], model(ids, carry, spread)[0], atol=1e-6)
 
 
 def test_layer_norm_applies_to_outputs_but_not_to_state(rng: np.random.Generator, make_model: MakeModel) -> None:
@@ -216,13 +211,14 @@ def test_gates_reproduce_states_and_logits(
 
 
 @pytest.mark.parametrize("variational", [False, True])
-def test_dropout_matches_stock_layers(rng: np.random.Generator, make_model: MakeModel, variational: bool) -> None:
+def test_dropout_matches_stock_layers(
+    rng: np.random.Generator, make_model: MakeModel, run_keras: Callable[..., Any], variational: bool
+) -> None:
     model = make_model(dropout=0.5, output_dropout=0.3, variational_dropout=variational, layer_norm=variational)
     ids, carry = rng.integers(0, 11, (2, 13)), model.initial_carry(2)
     masks = model.dropout_masks(2, 13, tf.constant([3, 4]))
     loop, _ = model(ids, carry, masks)
     without_dropout, _ = model(ids, carry)
-    model.use_stock_layers = True
-    stock, _ = model(ids, carry, masks)
+    stock, _ = run_keras(model, ids, carry, masks)
     np.testing.assert_allclose(loop, stock, atol=1e-5)
     assert np.abs(loop - without_dropout).max() > 1e-3

@@ -1,5 +1,6 @@
 """Loops of all cells against equations in NumPy, and against Keras's layers, including gradients."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -134,7 +135,11 @@ def test_inference_with_folded_weights_matches_forward(rng: np.random.Generator,
 
 @pytest.mark.parametrize(("settings", "size"), MODELS)
 def test_loop_matches_keras_layer_in_value_and_gradient(
-    rng: np.random.Generator, make_model: Callable[..., CharRNN], settings: dict[str, Any], size: tuple[int, ...]
+    rng: np.random.Generator,
+    make_model: Callable[..., CharRNN],
+    run_keras: Callable[..., Any],
+    settings: dict[str, Any],
+    size: tuple[int, ...],
 ) -> None:
     T, B, H = size
     model = make_model(units=H, layers=2, vocab=11, **settings)
@@ -145,21 +150,19 @@ def test_loop_matches_keras_layer_in_value_and_gradient(
     weigh_logits = tf.constant(rng.normal(size=(B, T, 11)), tf.float32)
     weigh_carry = tf.constant(rng.normal(size=carry.shape), tf.float32)
 
-    def run(stock: bool) -> list[np.ndarray]:
-        model.use_stock_layers = stock
-
+    def run(forward: Callable[..., Any]) -> list[np.ndarray]:
         @tf.function
         def outputs_and_gradients() -> list[tf.Tensor]:
             with tf.GradientTape() as tape:
                 tape.watch(carry)
-                logits, after = model(ids, carry)
+                logits, after = forward(ids, carry)
                 loss = tf.reduce_sum(logits * weigh_logits) + tf.reduce_sum(after * weigh_carry)
             gradients = tape.gradient(loss, [carry, *model.trainable_variables])
             return [logits, after, *(tf.convert_to_tensor(gradient) for gradient in gradients)]
 
         return [value.numpy() for value in outputs_and_gradients()]
 
-    for loop, stock in zip(run(stock=False), run(stock=True), strict=True):
+    for loop, stock in zip(run(model), run(functools.partial(run_keras, model)), strict=True):
         np.testing.assert_allclose(loop, stock, rtol=1e-5, atol=1e-5 * (1 + np.abs(stock).max()))
 
 
