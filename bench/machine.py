@@ -1,29 +1,24 @@
 """Provenance of every figure: machine, commit and date. Light, since processes that are measured import it."""
 
 import datetime
-import os
-import platform
 import subprocess
 from pathlib import Path
 
 from common.errors import StageError
-from common.machine import processor
+from common.machine import describe
 
 ROOT = Path(__file__).parent.parent
 CODE = ("common", "pipeline", "trainers", "export", "bench", "configs", "requirements.lock")
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
-def provenance() -> dict[str, str]:
-    """Return machine, commit and date. Raises StageError for uncommitted changes."""
-    return {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+def provenance(known: str = "", gpu: bool = False) -> dict[str, str]:
+    """Return machine, commit and date.
 
-
-def machine() -> str:
-    """Return the processor, its cores, and its relevant instruction sets."""
-    name, flags = processor()
-    known = ", ".join(flag for flag in CPU_FLAGS if flag in flags)
-    return f"{len(os.sched_getaffinity(0))} cores of {name or platform.machine()} ({known})"
+    known: the commit, for a copy of the project without its repository.
+    gpu: whether to name the GPUs.
+    Raises StageError for uncommitted changes.
+    """
+    return {"machine": describe(gpu), "commit": known or commit(), "date": datetime.date.today().isoformat()}
 
 
 def commit() -> str:

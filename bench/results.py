@@ -40,7 +40,7 @@ HEADLINES = {
 def record(folder: Path, out: Path) -> dict[str, Any]:
     """Write out/NAME.json for a run that was trained and evaluated on test, or on val if there is no test split.
 
-    Machine, commit and date are recorded now, so call this on the machine and at the commit that trained the run.
+    Commit and date are recorded now, so call this at the commit that trained the run. The machine is the run's.
     Raises StageError for uncommitted code, or if the evaluation is missing or of another checkpoint.
     """
     run = read_run(folder)
@@ -76,6 +76,7 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
         "interval": score["nats_interval"],
         "ngram_nats": score["baselines"].get("ngram", {}).get("nats"),
         **provenance(),
+        **({"machine": run.machine} if run.machine else {}),
     }
     write_json(out / f"{folder.name}.json", result)
     return result

@@ -1,7 +1,12 @@
-"""Facts about the machine, read from Linux's /proc, and the C library's memory settings."""
+"""Facts about the machine, from Linux's /proc and nvidia-smi, and settings of its memory and GPUs."""
 
 import ctypes
+import os
+import platform
+import subprocess
 from pathlib import Path
+
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # of the instruction sets, those that decide the speed
 
 
 def processor() -> tuple[str, set[str]]:
@@ -10,9 +15,40 @@ def processor() -> tuple[str, set[str]]:
     return fields.get("model name", ""), set(fields.get("flags", "").split())
 
 
+def describe(gpu: bool = False) -> str:
+    """The processor, its cores and instruction sets, and with `gpu` the GPUs, for people who read a figure."""
+    name, flags = processor()
+    known = ", ".join(flag for flag in CPU_FLAGS if flag in flags)
+    cores = f"{len(os.sched_getaffinity(0))} cores of {name or platform.machine()} ({known})"
+    return "; ".join([cores, *(gpus() if gpu else ())])
+
+
 def multiplies_bfloat16() -> bool:
     """Check whether the processor multiplies bfloat16 in hardware; if not, bfloat16 is slower than float32."""
     return bool({"avx512_bf16", "amx_bf16"} & processor()[1])
+
+
+def gpus() -> list[str]:
+    """Name, driver, memory and highest clocks of each GPU, from nvidia-smi; empty without an NVIDIA driver."""
+    fields = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    names = [[value.strip() for value in line.split(",")] for line in lines if line.strip()]
+    return [f"{name} (driver {driver}, {', '.join(rest)})" for name, driver, *rest in names]
+
+
+def hide_gpus() -> None:
+    """Keep TensorFlow in this process and its children off the GPUs: it takes all their memory, and so would stop a
+    training on the same host. Call this before importing TensorFlow."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
+def share_gpus() -> None:
+    """Have TensorFlow take a GPU's memory only as it needs it. Call this before importing TensorFlow."""
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 
 def memory(pid: int | None = None, peak: bool = False) -> int:

@@ -7,6 +7,9 @@ from typing import Any
 
 import click
 
+from common.errors import UsageError
+from common.machine import gpus, hide_gpus, share_gpus
+
 SEED = click.IntRange(-(1 << 63), (1 << 63) - 1)
 
 
@@ -53,6 +56,27 @@ _OPTIONS = (
         callback=lambda context, option, text: os.fsencode(text),  # the bytes as typed, whatever the locale
         help="Stop before this text, of at most 64 characters.",
     ),
+)
+
+
+def _choose_device(context: click.Context, option: click.Parameter, device: str) -> None:
+    if device == "cpu":
+        hide_gpus()
+        return
+    if not gpus():
+        raise UsageError("--device gpu: nvidia-smi reports no GPU; omit the option, or install NVIDIA's driver")
+    share_gpus()
+
+
+# Takes effect before the command imports TensorFlow.
+device = click.option(
+    "--device",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    expose_value=False,
+    callback=_choose_device,
+    help="Where to compute.",
 )
 
 

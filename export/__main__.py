@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common import console, options
+from common.machine import hide_gpus
 from common.printable import visible
 from export.client.query import query, target_options
 
@@ -47,6 +48,7 @@ def waiting(targets: tuple[str, ...]) -> Callable[[str, set[int]], None] | None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def cli() -> None:
     """Export a trained run: TF Serving, devices, browsers, Keras."""
+    hide_gpus()
 
 
 @cli.command()

@@ -7,6 +7,7 @@ import click
 
 from common import console, settings
 from common.errors import UsageError
+from common.machine import hide_gpus
 
 CONFIG_HELP = "A TOML file such as configs/NAME.toml. Options on the command line override it."
 BEAM_HELP = "Beam's own options, such as '--runner=FlinkRunner'."
@@ -15,6 +16,7 @@ BEAM_HELP = "Beam's own options, such as '--runner=FlinkRunner'."
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def cli() -> None:
     """Turn text into training data: fetch, ingest, validate and inspect it."""
+    hide_gpus()
 
 
 @cli.command()

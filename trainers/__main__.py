@@ -7,7 +7,7 @@ from typing import Any, Literal
 import click
 
 from common import console, options
-from common.machine import keep_freed_memory
+from common.machine import hide_gpus, keep_freed_memory
 
 FOLDER = click.Path(path_type=Path)
 VERIFY = click.option(
@@ -28,6 +28,7 @@ def cli() -> None:
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
 )
 @click.option("--replicas", type=click.IntRange(1), help="GPUs to use, or logical CPUs. Default: all GPUs, else 1.")
+@click.option("--share-gpus", is_flag=True, help="Allow more replicas than GPUs, for tests.")
 @click.option("--unvalidated", is_flag=True, help="Train on data that has not passed `pipeline validate`.")
 @VERIFY
 @click.option("--init-from", type=FOLDER, metavar="runs/OTHER", help="Start from the best weights of another run.")
@@ -44,6 +45,7 @@ def train(
     out: Path | None,
     overrides: tuple[str, ...],
     replicas: int | None,
+    share_gpus: bool,
     unvalidated: bool,
     verify: bool,
     init_from: Path | None,
@@ -73,7 +75,8 @@ def train(
 
         tf.config.list_physical_devices()  # TensorFlow reports here that it found no GPU
     data, out = data or Path("data") / config.stem, out or Path("runs") / config.stem
-    loop.train(settings, data, out, loop.Options(replicas, unvalidated, verify, init_from, allow, allow_code))
+    choices = loop.Options(replicas, share_gpus, unvalidated, verify, init_from, allow, allow_code)
+    loop.train(settings, data, out, choices)
 
 
 @cli.command()
@@ -124,6 +127,7 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
     show_default=True,
     help="Rules to judge by: c, latex, wiki, python, play, names or text; auto detects the kind.",
 )
+@options.device
 @VERIFY
 @click.option("--force", is_flag=True, help="Sample and judge again.")
 def judge(
@@ -197,6 +201,7 @@ def judge(
 @click.option(
     "--activations", type=FOLDER, metavar="FILE.npz", help="Write the activations of every unit as NumPy arrays."
 )
+@options.device
 @VERIFY
 def neurons(
     run: Path,
@@ -237,6 +242,7 @@ def neurons(
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 @click.option("--prompt", default="", help="The text to continue; by default, as after a newline.")
 @options.sampling
+@options.device
 @click.option("--seed", type=options.SEED, default=1, show_default=True, help="The same seed gives the same text.")
 def sample(run: Path, prompt: str, length: int, **sampling: Any) -> None:
     """Write text with a run's best checkpoint.
@@ -260,6 +266,7 @@ def info(run: Path) -> None:
     Example:
       python -m trainers info runs/stdlib
     """
+    hide_gpus()
     with console.quiet():
         from trainers.info import show
     show(run)

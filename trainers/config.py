@@ -14,6 +14,10 @@ MOST_WEIGHTS = 10**10  # 40 GB in float32, and three times that with Adam's aver
 MOST_TARGETS = 1 << 26  # of a step; at 1 x 128 units their activations take 100 GB
 MOST_STEPS = 10**9
 
+# Of the matrix products; weights and sums are float32. tf32: float32, whose factors a GPU rounds to 10 bits. auto: tf32
+# on a GPU, bfloat16 on a processor that supports it, else float32.
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+
 
 @settings
 class ModelConfig:
@@ -68,8 +72,7 @@ class TrainConfig:
 
     patience: int = Field(0, ge=0, le=MOST_STEPS)  # evaluations without improvement that end training; 0: never
     seed: int = Field(1, ge=0, lt=2**31)  # for initial weights and dropout
-    # Type of the matrix products on a CPU; all else is float32. auto: bfloat16 where the processor supports it.
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
 
     report_every: int = Field(100, gt=0, le=MOST_STEPS)  # steps between lines of metrics.jsonl
     evaluate_every: int = Field(500, gt=0, le=MOST_STEPS)  # steps between validations with a sample and a checkpoint

@@ -15,6 +15,7 @@ def show(folder: Path) -> None:
     table = Table(title=str(folder), show_header=False, title_justify="left")
     table.add_row("data", f"{run.data} (sha256 {run.data_sha256[:12]})")
     table.add_row("vocabulary", f"{run.vocab.size} {run.vocab.unit}s (sha256 {run.vocab.sha256[:12]})")
+    table.add_row("trained on", run.machine)
     table.add_row("parameters", f"{run.build().count_params():,}")
     for section, settings in run.config.to_json().items():
         table.add_row(section, ", ".join(f"{name}={value}" for name, value in settings.items()))

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tensorflow as tf
 
@@ -18,7 +18,7 @@ from common.files import check_replaceable, exclusive, load_json, recover, write
 from common.machine import multiplies_bfloat16
 from pipeline.manifest import Manifest, check_hashes, read_manifest
 from pipeline.vocab import Vocab
-from trainers.config import RunConfig
+from trainers.config import Precision, RunConfig
 from trainers.model.char_rnn import CharRNN
 
 FORMAT_VERSION = 3  # of run.json and checkpoint.json
@@ -44,6 +44,7 @@ class Run:
     data: Path
     data_sha256: str
     init_from: str = ""  # the run whose weights it started from, and their hash
+    machine: str = ""  # the processor and the GPUs that trained it last
 
     def build(self, precision: str | None = None) -> CharRNN:
         """The model with its initial weights. precision: of its products; by default the training precision."""
@@ -58,6 +59,7 @@ class Run:
             "data": str(self.data),
             "data_sha256": self.data_sha256,
             "init_from": self.init_from,
+            "machine": self.machine,
         }
 
 
@@ -77,7 +79,7 @@ def open_run(run: Run, allow: tuple[str, ...] = ()) -> Run:
     return run
 
 
-def _precise(run: Run, precision: Literal["auto", "float32", "bfloat16"]) -> Run:
+def _precise(run: Run, precision: Precision) -> Run:
     """The run with `precision` in place of "auto"."""
     train = run.config.train
     if train.precision != "auto":
@@ -132,7 +134,7 @@ def read_run(folder: Path) -> Run:
             )
         config = RunConfig.from_tables(value["config"]["model"], value["config"]["train"], str(path))
         vocab, data = Vocab.from_json(value["vocab"]), Path(value["data"])
-        return Run(folder, config, vocab, data, value["data_sha256"], value["init_from"])
+        return Run(folder, config, vocab, data, value["data_sha256"], value["init_from"], value.get("machine", ""))
     except (AttributeError, KeyError, TypeError, UsageError, ValueError) as error:
         raise StageError(f"{path} is corrupted ({type(error).__name__}: {error})") from None
 
@@ -153,9 +155,11 @@ def data_of(run: Run, data: Path | None, verify: bool = False) -> tuple[Path, Ma
     return data, manifest
 
 
-def default_precision() -> Literal["float32", "bfloat16"]:
-    """The fastest type for the layers' products: bfloat16 on a CPU that multiplies it natively, else float32."""
-    return "bfloat16" if multiplies_bfloat16() and not tf.config.list_physical_devices("GPU") else "float32"
+def default_precision() -> Precision:
+    """tf32 on a GPU, bfloat16 on a CPU that multiplies it natively, else float32."""
+    if tf.config.list_physical_devices("GPU"):
+        return "tf32"
+    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def run(tmp_path: Path, make_data: Callable[..., Manifest], monkeypatch: pytest.
     settings = {"split": "char-rnn"}
     text = tiny_run.TEXT
     make_data(tmp_path / "data", 1000, settings=settings, train=text, val=text[:20], test=text[:20])
-    monkeypatch.setattr("bench.machine.machine", lambda: "2 cores of X")
+    monkeypatch.setattr("bench.machine.describe", lambda gpu: "2 cores of X")
     monkeypatch.setattr("bench.machine.commit", lambda: "0123456789abcdef")
     return tmp_path / "run"
 
@@ -70,6 +70,9 @@ def test_record_keeps_figures_with_their_provenance(trained: Path, tmp_path: Pat
         "machine": "2 cores of X",
     }
     assert {key: kept[key] for key in expected} == expected
+    about = json.loads((trained / "run.json").read_text())
+    write_json(trained / "run.json", about | {"machine": "a GPU"})
+    assert results.record(trained, tmp_path)["machine"] == "a GPU", "the machine that trained the run"
     assert kept["training_seconds"] == pytest.approx(sum(row.get("seconds", 0) for row in metrics.read(trained)))
 
 

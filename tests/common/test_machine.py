@@ -2,10 +2,11 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from common.machine import memory
+from common.machine import describe, gpus, memory
 
 
 def test_memory_of_current_process() -> None:
@@ -19,6 +20,18 @@ def test_memory_of_exited_process_is_zero() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     assert memory(process.pid) == 0
+
+
+def test_gpus_are_described_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpus() == []
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf 'NVIDIA H100, 580.95, 81559 MiB, 1980 MHz, 2619 MHz\\n'\n")
+    program.chmod(0o755)
+    assert gpus() == ["NVIDIA H100 (driver 580.95, 81559 MiB, 1980 MHz, 2619 MHz)"]
+    assert describe(gpu=True) == f"{describe()}; {gpus()[0]}"
+    program.write_text("#!/bin/sh\nexit 9\n")  # as without a running driver
+    assert gpus() == []
 
 
 def test_freed_memory_is_reused_without_page_faults() -> None:

@@ -37,7 +37,11 @@ def test_settings_are_immutable() -> None:
         ("[model]\nunits = 0", "", "'units': input should be greater than 0, got 0"),
         ("[train]\nlanes = 2.5", "", "'lanes': input should be a valid integer, got 2.5"),
         ("[train]\nlanes = true", "", "'lanes': input should be a valid integer, got True"),
-        ("[train]\nprecision = 'half'", "", "'precision': input should be 'auto', 'float32' or 'bfloat16', got 'half'"),
+        (
+            "[train]\nprecision = 'half'",
+            "",
+            "'precision': input should be 'auto', 'float32', 'tf32' or 'bfloat16', got 'half'",
+        ),
         (
             "[model]\nlayers = 1\ndropout = 0.1",
             "",

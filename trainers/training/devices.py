@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from common import console
+from common import console, machine
 from common.errors import UsageError
 from common.files import parse_json
 from trainers.training.signals import immediate
+
+SHARE = 4096  # MiB of a GPU for each of the replicas that share it
 
 
 @dataclass(frozen=True)
@@ -79,16 +81,17 @@ class Devices:
         return f"{self.replicas} {kind}{workers}" + (f" of {towers} towers" if towers > 1 else "")
 
 
-def plan(lanes: int, replicas: int | None = None, cluster: Cluster | None = None) -> int:
+def plan(lanes: int, replicas: int | None = None, cluster: Cluster | None = None, share: bool = False) -> int:
     """Replicas per worker: `replicas`, by default all GPUs, or 1 on a CPU.
 
+    share: whether there may be more replicas than GPUs.
     Raises UsageError for more replicas than GPUs, or if the lanes do not divide over them, with the counts that work.
     """
     gpus = tf.config.list_physical_devices("GPU")
     workers = len(cluster.workers) if cluster else 1
     count = replicas or len(gpus) or 1
-    if gpus and count > len(gpus):
-        raise UsageError(f"at most {len(gpus)} replicas, one per GPU, got {count}")
+    if gpus and count > len(gpus) and not share:
+        raise UsageError(f"at most {len(gpus)} replicas, one per GPU, got {count}: for a test, pass --share-gpus")
     if cluster and count != (len(gpus) or 1):
         raise UsageError(f"a worker of TF_CONFIG uses all its GPUs, or one CPU: omit --replicas {count}")
     if lanes % (count * workers):
@@ -97,16 +100,29 @@ def plan(lanes: int, replicas: int | None = None, cluster: Cluster | None = None
     return count
 
 
-def prepare(count: int, cluster: Cluster | None = None) -> Devices:
+def prepare(count: int, cluster: Cluster | None = None, precision: str = "float32") -> Devices:
     """Set up a strategy over `count` GPUs, or logical CPUs without GPUs, of each worker. Once per process.
+
+    More replicas than GPUs share them, each with SHARE MiB. precision: on a GPU, tf32 rounds the factors of products.
 
     On a CPU the kernels of a step are too small to split over cores. So each core runs a tower, a share of the lanes,
     with single-threaded kernels.
     """
     gpus, cores = tf.config.list_physical_devices("GPU"), len(os.sched_getaffinity(0))
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if not gpus:
+    for index, gpu in enumerate(gpus):
+        if (sharing := len(range(index, count, len(gpus)))) > 1:
+            each = tf.config.LogicalDeviceConfiguration(memory_limit=SHARE)
+            tf.config.set_logical_device_configuration(gpu, [each] * sharing)
+        else:
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus:
+        # A resumed run must repeat its bits. cuBLAS needs its own workspace for that, even in cuDNN's recurrent layers.
+        tf.config.experimental.enable_op_determinism()
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+    else:
+        if machine.gpus() and "CUDA_VISIBLE_DEVICES" not in os.environ:
+            console.note("TensorFlow sees no GPU, nvidia-smi does: install CUDA's libraries with make setup GPU=1")
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(cores)
     if cluster:

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import Progress
 
-from common import console
+from common import console, machine
 from common.errors import StageError, Stopped, UsageError, tensorflow_cause
 from pipeline.lanes import Batch, batches, check_fits, reading, windows_per_epoch
 from pipeline.manifest import Manifest, check_hashes, read_manifest
@@ -49,6 +49,7 @@ class Options:
     """Command-line options that do not change what is trained."""
 
     replicas: int | None = None
+    share_gpus: bool = False
     unvalidated: bool = False
     verify: bool = False
     init_from: Path | None = None
@@ -81,15 +82,16 @@ def train(
     check_fits(tokens, train.lanes, train.window, "train")
     # Check everything before creating the run's folder, so that fixing a setting does not look like changing a run.
     cluster = Cluster.from_environment()
-    count = plan(train.lanes, options.replicas, cluster)
+    count = plan(train.lanes, options.replicas, cluster, options.share_gpus)
     callbacks = [*make_callbacks(train, options.allow_code), *callbacks]
     source = checkpoint.Source.read(options.init_from) if options.init_from else None
     run = Run(folder, config, manifest.vocab, data, manifest.data_sha256, source.name if source else "")
     run = open_run(run, options.allow)
     if source:
         source.check(config.model)
-    if tf.config.list_physical_devices("GPU") and run.config.train.precision == "bfloat16":
-        raise UsageError("precision bfloat16 is for CPUs: set train.precision=float32 on a GPU")
+    precision = run.config.train.precision
+    if precision == "tf32" and not tf.config.list_physical_devices("GPU"):
+        raise UsageError("precision tf32 is for GPUs: set train.precision=float32 on a CPU")
     epoch_steps = windows_per_epoch(tokens, train.lanes, train.window)
     # Round first: 1.1 epochs of 10 windows are 11 steps, not 12 (11.000000000000002).
     total = max(1, math.ceil(round(train.epochs * epoch_steps, 6)))
@@ -97,7 +99,8 @@ def train(
         console.note(f"{folder} is already trained to step {completed}")
         return
     try:
-        devices = prepare(count, cluster)
+        devices = prepare(count, cluster, precision)
+        run = dataclasses.replace(run, machine=machine.describe(devices.gpu))
         with reading(data), hold(run, devices.chief):
             Training(run, manifest, devices, epoch_steps, total, callbacks, source).go()
     except tf.errors.OpError as error:
@@ -151,7 +154,8 @@ class Training:
             model = run.build()
             if source:
                 source.copy_to(model, run.vocab)
-            optimizer = make_optimizer(self.config, total, epoch_steps, model.trainable_variables, model.inner_kernels)
+            weights, inner = model.trainable_variables, model.inner_kernels
+            optimizer = make_optimizer(self.config, total, epoch_steps, weights, inner, fused=devices.gpu)
             model.compile(optimizer, jit_compile=False)  # for Keras callbacks, which read model.optimizer
         self.steps = Steps(devices, model, optimizer, self.config)
         self.state = State(model, optimizer, self.config.lanes)

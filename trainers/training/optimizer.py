@@ -48,12 +48,73 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
         return cls(**{**config, "config": TrainConfig(**config["config"])})
 
 
+class _Fused(keras.Optimizer):
+    """Adam's update of a weight in one kernel, and its scalars once for all weights.
+
+    The number of kernels bounds the speed of a small model on a GPU.
+    """
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        raise NotImplementedError
+
+    def _backend_update_step(self, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
+        step = tf.cast(self.iterations + 1, tf.float32)
+        scalars = (tf.cast(learning_rate, tf.float32), *(beta**step for beta in self.betas))
+        super()._backend_update_step(grads, trainable_variables, scalars)
+
+    def _adam(self, weight: Any, m: Any, v: Any, rate: tf.Tensor, powers: Sequence[tf.Tensor], g: tf.Tensor) -> None:
+        tf.raw_ops.ResourceApplyAdam(
+            var=weight.handle,
+            m=m.value.handle,
+            v=v.value.handle,
+            beta1_power=powers[0],
+            beta2_power=powers[1],
+            lr=rate,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            epsilon=self.epsilon,
+            grad=g,
+        )
+
+
+@keras.saving.register_keras_serializable("unreasonable_rnn")
+class FusedAdam(_Fused, keras.optimizers.Adam):
+    """keras.optimizers.Adam and, with a weight decay, AdamW."""
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        return self.beta_1, self.beta_2
+
+    def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: Any) -> None:
+        index, (rate, *powers) = self._get_variable_index(variable), learning_rate
+        self._adam(variable, self._momentums[index], self._velocities[index], rate, powers, gradient)
+
+
+@keras.saving.register_keras_serializable("unreasonable_rnn")
+class FusedMuon(_Fused, keras.optimizers.Muon):
+    """keras.optimizers.Muon, fused for the weights that it leaves to Adam."""
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        return self.adam_beta_1, self.adam_beta_2
+
+    def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: Any) -> None:
+        index, (rate, *powers) = self._get_variable_index(variable), learning_rate
+        m, v = self.momentums[index], self.adam_velocities[index]
+        if v is None:
+            self._muon_update_step(gradient, variable, rate, m)
+        else:
+            self._adam(variable, m, v, rate * self.adam_lr_ratio, powers, gradient)
+
+
 def make_optimizer(
-    config: TrainConfig, total: int, epoch_steps: int, variables: list[Any], inner: Sequence[Any]
+    config: TrainConfig, total: int, epoch_steps: int, variables: list[Any], inner: Sequence[Any], fused: bool = False
 ) -> keras.Optimizer:
     """Create the config's Keras optimizer for these variables. It expects gradients summed over all replicas.
 
     inner: the variables for muon (`CharRNN.inner_kernels`); adam takes the others.
+    fused: for GPUs; the same results to rounding, and the same slots.
     A constant learning rate is a variable that callbacks may set.
     """
     constant = config.schedule == "constant" and not config.warmup
@@ -65,6 +126,8 @@ def make_optimizer(
         "rmsprop": keras.optimizers.RMSprop,
         "sgd": keras.optimizers.SGD,
     }
+    if fused:
+        kinds |= {"adam": FusedAdam, "adamw": FusedAdam, "muon": FusedMuon}
     decay = config.weight_decay or None
     extra: dict[str, Any] = {}
     if config.optimizer == "sgd":

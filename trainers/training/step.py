@@ -26,7 +26,9 @@ class Totals(NamedTuple):
 def target_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tensor) -> tf.Tensor:
     """The loss of each target, in nats_BxT: -ln p(target) of each row's first `count` targets, 0 for the others."""
     nats_BxT = _nats(logits_BxTxV, tf.cast(targets_BxT, tf.int32))
-    return nats_BxT * tf.sequence_mask(count_B, tf.shape(targets_BxT)[1], dtype=nats_BxT.dtype)
+    # In float32: TensorFlow compares integers of a GPU on the host, which would wait for the GPU at each step.
+    step_T = tf.range(nats_BxT.shape[1], dtype=tf.float32)
+    return nats_BxT * tf.cast(step_T < tf.cast(count_B, tf.float32)[:, None], tf.float32)
 
 
 def total_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tensor) -> tf.Tensor:
@@ -51,8 +53,9 @@ def _nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor) -> tuple[tf.Tensor, C
 
 
 def _real(batch: Batch) -> tf.Tensor:
-    """The number of a batch's real targets, as float32 (exact to 16 million) to be summed along with the losses."""
-    return tf.cast(tf.reduce_sum(batch.count_B), tf.float32)
+    """The number of a batch's real targets, as float32 (exact to 16 million) to be summed along with the losses, and on
+    a GPU, where integers would be summed on the host."""
+    return tf.reduce_sum(tf.cast(batch.count_B, tf.float32))
 
 
 def _all_reduce(values: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -60,9 +63,14 @@ def _all_reduce(values: list[tf.Tensor]) -> list[tf.Tensor]:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-def take(batch: Batch, rows: slice) -> Batch:
-    """A batch of only these lanes."""
-    return Batch(*(None if part is None else part[rows] for part in batch))
+def take(x: Any, rows: slice) -> Any:
+    """Only these lanes of a tensor, or of each in a batch.
+
+    All lanes are returned as they are: a slice would run on the GPU, and bring the host's integers there and back.
+    """
+    if rows == slice(None):
+        return x
+    return tf.nest.map_structure(lambda part: None if part is None else part[rows], x)
 
 
 class Steps:
@@ -97,7 +105,9 @@ class Steps:
             # For a finite data set, the workers would synchronize before each batch.
             return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
-        return iter(self.strategy.distribute_datasets_from_function(shares))
+        # On a GPU's host the integers of a batch serve there: copied to the GPU, they would have to come back.
+        options = tf.distribute.InputOptions(experimental_fetch_to_device=False) if self.devices.gpu else None
+        return iter(self.strategy.distribute_datasets_from_function(shares, options))
 
     def scatter(self, carry_BxLxSxH: Any) -> Any:
         """Split the rows of one array over the replicas, in the same order as `distribute`."""
@@ -127,14 +137,14 @@ class Steps:
         first (int64): the number of earlier updates, which seeds dropout.
         Returns the totals of each step, arrays of `count`, and the carry after the last.
         """
-        nats = tf.TensorArray(tf.float32, count)
-        targets, norm = tf.TensorArray(tf.int32, count), tf.TensorArray(tf.float32, count)
+        nats, targets, norm = (tf.TensorArray(tf.float32, count) for _ in range(3))
+        first = tf.cast(first, tf.int32)  # TensorFlow adds int32 on the host, which seeds dropout, and int64 on a GPU
         for k in tf.range(count):
-            totals, carry = self.strategy.run(self._update, args=(next(batches), carry, first + tf.cast(k, tf.int64)))
+            totals, carry = self.strategy.run(self._update, args=(next(batches), carry, first + k))
             totals = self._any(totals)
             nats, targets = nats.write(k, totals.nats), targets.write(k, totals.targets)
             norm = norm.write(k, totals.gradient_norm)
-        return Totals(nats.stack(), targets.stack(), norm.stack()), carry
+        return Totals(nats.stack(), tf.cast(targets.stack(), tf.int32), norm.stack()), carry
 
     @tf.function
     def evaluate(self, batch: Any, carry: Any) -> tuple[Totals, Any]:
@@ -166,7 +176,7 @@ class Steps:
         """On one replica: the totals over all replicas, and its next carry."""
         nats_BxT, carry_BxLxSxH = self._losses(parts, carry_BxLxSxH)
         nats, targets = _all_reduce([tf.reduce_sum(nats_BxT), _real(Batch(*parts))])
-        return Totals(nats, tf.cast(targets, tf.int32), tf.zeros([])), carry_BxLxSxH
+        return Totals(nats, targets, tf.zeros([])), carry_BxLxSxH
 
     @tf.autograph.experimental.do_not_convert
     def _losses(self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -175,7 +185,7 @@ class Steps:
         losses, carries = [], []
         for rows in self._towers(batch):
             part = take(batch, rows)
-            logits_BxTxV, carry = self.model(part.ids_BxT, carry_BxLxSxH[rows], reset_BxT=part.reset_BxT)
+            logits_BxTxV, carry = self.model(part.ids_BxT, take(carry_BxLxSxH, rows), reset_BxT=part.reset_BxT)
             losses.append(target_nats(logits_BxTxV, part.targets_BxT, part.count_B))
             carries.append(carry)
         return tf.concat(losses, 0), tf.concat(carries, 0)
@@ -189,24 +199,28 @@ class Steps:
         batch = Batch(*parts)
         B, T = batch.ids_BxT.shape
         lanes = B * self.devices.replicas
-        masks = self.model.dropout_masks(lanes, T, tf.stack([self.config.seed, tf.cast(step, tf.int32)]))
+        masks = self.model.dropout_masks(lanes, T, tf.stack([self.config.seed, step]))
         first = tf.distribute.get_replica_context().replica_id_in_sync_group * B
+        masks = [None if mask is None else mask[first : first + B] for mask in masks]
         sums, carries = [], []
         for rows in self._towers(batch):
-            tower_masks = [None if mask is None else mask[first : first + B][rows] for mask in masks]
-            nats, carry, gradients = self._tower(take(batch, rows), carry_BxLxSxH[rows], tower_masks, lanes * T)
+            nats, carry, gradients = self._tower(
+                take(batch, rows), take(carry_BxLxSxH, rows), take(masks, rows), lanes * T
+            )
             sums.append([nats, *gradients])
             carries.append(carry)
         nats, *gradients = [tf.add_n(parts) for parts in zip(*sums, strict=True)]
         nats, targets, *gradients = _all_reduce([nats, _real(batch), *gradients])
         gradients, norm = clipped(gradients, self.config)
         self.optimizer.apply(gradients, self.model.trainable_variables)
-        return Totals(nats, tf.cast(targets, tf.int32), norm), tf.concat(carries, 0)
+        return Totals(nats, targets, norm), tf.concat(carries, 0)
 
     def _towers(self, batch: Batch) -> list[slice]:
         """The rows of each tower: shares of a replica's lanes, equal to within one, that run in parallel."""
         B = batch.ids_BxT.shape[0]
         towers = self.devices.towers(B)
+        if towers == 1:
+            return [slice(None)]
         return [slice(tower * B // towers, (tower + 1) * B // towers) for tower in range(towers)]
 
     def _tower(

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import tensorflow as tf
 
 from common.errors import UsageError
 from trainers.training.devices import Cluster, Devices, plan
@@ -56,6 +57,14 @@ def test_lanes_must_divide_over_replicas() -> None:
         plan(7, cluster=Cluster(("a:1", "b:1"), 0))
     with pytest.raises(UsageError, match="a worker of TF_CONFIG uses all its GPUs, or one CPU: omit --replicas 2"):
         plan(8, replicas=2, cluster=Cluster(("a:1", "b:1"), 0))
+
+
+def test_gpus_are_shared_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    assert plan(6) == 1
+    with pytest.raises(UsageError, match="at most 1 replicas, one per GPU, got 2: for a test, pass --share-gpus"):
+        plan(6, replicas=2)
+    assert plan(6, replicas=2, share=True) == 2
 
 
 def test_lanes_are_split_in_order_over_workers_and_towers() -> None:

@@ -132,6 +132,28 @@ def test_muon_updates_inner_kernels_and_adam_the_rest(cell: Any, rng: np.random.
         np.testing.assert_allclose(after["muon"][index], expected, rtol=1e-3, atol=1e-4, err_msg=weight.path)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
+def test_fused_optimizers_match_keras(name: Any, rng: np.random.Generator) -> None:
+    model = CharRNN(ModelConfig(units=4, layers=2), 5)
+    weights, inner = model.trainable_variables, model.inner_kernels
+    config = TrainConfig(optimizer=name, learning_rate=0.1, warmup=2, weight_decay=0.1)
+    pair = [make_optimizer(config, TOTAL, EPOCH, weights, inner, fused) for fused in (False, True)]
+    start = [w.numpy() for w in weights]
+    gradients = [[rng.normal(size=w.shape).astype(np.float32) for w in weights] for _ in range(3)]
+    after = []
+    for optimizer in pair:
+        for weight, value in zip(weights, start, strict=True):
+            weight.assign(value)
+        for gradient in gradients:
+            optimizer.apply([tf.constant(g) for g in gradient], weights)
+        after.append([*(w.numpy() for w in weights), *(v.numpy() for v in optimizer.variables)])
+    for keras_value, fused_value in zip(*after, strict=True):
+        np.testing.assert_allclose(fused_value, keras_value, rtol=1e-4, atol=1e-5)
+    names = [[variable.path.partition("/")[2] for variable in optimizer.variables] for optimizer in pair]
+    assert names[0] == names[1], "a run must resume on a GPU, and on a CPU again"
+    assert type(keras.optimizers.deserialize(keras.optimizers.serialize(pair[1]))) is type(pair[1])
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_weight_decay_skips_norms_and_embeddings(optimizer: Any) -> None:
     model = CharRNN(ModelConfig(units=3, layers=2, embedding=2, layer_norm=True), 5)

@@ -1,3 +1,5 @@
+import collections
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +115,36 @@ def test_lanes_stay_on_their_replica(rng: np.random.Generator, on: On) -> None:
     for batch, distributed in zip(batches, stream(steps, batches), strict=False):
         for part, expected in zip(distributed, batch, strict=True):
             np.testing.assert_array_equal(tf.concat(steps.strategy.experimental_local_results(part), 0), expected)
+
+
+def test_batches_reach_a_gpu_from_the_host(rng: np.random.Generator, on: On) -> None:
+    """Where only the CPU's memory exists, the values must be the same."""
+    batches = documents(rng, 3)
+    steps = build(dataclasses.replace(on(replicas=2), gpu=True))
+    for batch, distributed in zip(batches, stream(steps, batches), strict=False):
+        for part, expected in zip(distributed, batch, strict=True):
+            np.testing.assert_array_equal(tf.concat(steps.strategy.experimental_local_results(part), 0), expected)
+
+
+def test_a_step_on_a_gpu_runs_all_layers_in_one_op(on: On) -> None:
+    """Traced only: without a GPU the op does not run. Also with documents, whose pieces have unknown sizes."""
+    for reset in (None, tf.zeros([B, T], bool)):
+        steps = build(on())
+        steps.model.use_cudnn = True
+        parts = (
+            tf.zeros([B, T], tf.uint8),
+            tf.zeros([B, T], tf.uint8),
+            tf.fill([B], T),
+            *([] if reset is None else [reset]),
+        )
+
+        @tf.function
+        def step(parts: Any, carry: tf.Tensor, steps: Steps = steps) -> Any:
+            return steps.strategy.run(steps._update, args=(parts, carry, tf.constant(0)))
+
+        graph = step.get_concrete_function(parts, steps.model.initial_carry(B)).graph
+        ops = collections.Counter(node.op for node in graph.as_graph_def().node)
+        assert (ops["CudnnRNNV3"], ops["CudnnRNNBackpropV3"], ops["While"]) == (1, 1, 0)
 
 
 def test_update_is_the_clipped_gradient(rng: np.random.Generator, on: On) -> None:
