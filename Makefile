@@ -1,6 +1,7 @@
 # make demo           the whole path on the source of Python's own standard library, in a few minutes
 # make test           the tests, in ten minutes          make test-fast  those that need no TensorFlow, in one
-# make lint           ruff, mypy, and tsc for the page   make test-slow  the slow tests only
+# make test-gpu       those that need a GPU              make test-slow  the slow tests only
+# make lint           ruff, mypy, and tsc for the page
 # make run CONFIG=configs/NAME.toml                      every stage of a config; finished stages are skipped
 # make results CONFIG=configs/NAME.toml                  train it and keep its figures: results/NAME.json, docs/results.md
 # make setup [GPU=1]  create .venv from requirements.lock; GPU=1 adds TensorFlow's CUDA libraries
@@ -8,7 +9,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo run evaluated results setup test test-fast test-slow lint lock clean
+.PHONY: help demo run evaluated results setup test test-fast test-slow test-gpu lint lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -59,6 +60,9 @@ test-fast: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest -m slow
+
+test-gpu: $(VENV)/.installed-dev $(VENV)/.installed-gpu
+	$(PY) -m pytest -m gpu tests/gpu
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .

@@ -36,14 +36,17 @@ def results(runs: tuple[Path, ...], root: Path) -> None:
 
 @cli.command()
 @click.option("--size", "sizes", multiple=True, metavar="LxH", help="Layers x units; repeatable. Default: 2x128.")
-@click.option("--all", "every", is_flag=True, help="2x128, 2x256, 2x512, and 3x512 at 100 lanes x 100.")
+@click.option("--all", "every", is_flag=True, help="Every size of the tables.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns per peer; reports medians.")
 @click.option("--seconds", type=click.FloatRange(0.1), default=4, show_default=True, help="Seconds per turn.")
+@click.option("--commit", default="", metavar="HASH", help="Commit of the code, where there is no git repository.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
 )
-def train(sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds: float, out: Path) -> None:
+def train(
+    sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds: float, commit: str, out: Path
+) -> None:
     """Compare training speed with Keras, PyTorch and the machine's fastest matrix product.
 
     Peers take turns, two to three minutes per size. Needs an idle machine; PyTorch's rows need torch (pip install
@@ -53,17 +56,18 @@ def train(sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds
     Examples:
       python -m bench train --size 2x128 --size 1x1024
       python -m bench train --all
+      python -m bench train --all --device gpu
     """
     from bench.train import SIZES, compare, gpu_of, size_named
 
     if every and sizes:
         raise click.UsageError("--all includes every size: omit --size")
-    chosen = SIZES if every else [size_named(text) for text in sizes or ("2x128",)]
+    chosen = SIZES[device] if every else [size_named(text, device) for text in sizes or ("2x128",)]
     if device == "gpu" and not gpu_of("tensorflow"):
         console.note("TensorFlow sees no GPU: nothing to measure")
         return
     for size in chosen:
-        compare(size, device, rounds, seconds, out)
+        compare(size, device, rounds, seconds, out, commit)
 
 
 @cli.command()

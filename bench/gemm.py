@@ -3,8 +3,8 @@
     python -m bench.gemm tensorflow|torch DEVICE PRECISION...
 
 Prints lines of JSON: one when ready, then, for each number of seconds read from standard input, the best GFLOP/s per
-precision. A ceiling counts if it was reached once, hence the best of many products of several sizes. On a GPU (not run
-so far) float32 products use TF32, as in bench.peers.
+precision. A ceiling counts if it was reached once, hence the best of many products of several sizes. tf32: float32 on a
+GPU whose products are TF32.
 """
 
 import sys
@@ -24,10 +24,11 @@ def tensorflow(device: str, precision: str, side: int) -> Products:
 
     with console.quiet():
         import tensorflow as tf
-    tf.config.experimental.enable_tensor_float_32_execution(True)
-    a, b = (tf.cast(tf.random.normal([side, side]), precision) for _ in range(2))
+    dtype = precision.replace("tf32", "float32")
+    a, b = (tf.cast(tf.random.normal([side, side]), dtype) for _ in range(2))
 
     def products(count: int) -> None:
+        tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
         for _ in range(count):
             c = tf.matmul(a, b)
         float(c[0, 0])
@@ -38,11 +39,11 @@ def tensorflow(device: str, precision: str, side: int) -> Products:
 def torch(device: str, precision: str, side: int) -> Products:
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = True
-    place = "cuda" if device == "gpu" else "cpu"
-    a, b = (torch.randn(side, side, device=place).to(getattr(torch, precision)) for _ in range(2))
+    place, dtype = "cuda" if device == "gpu" else "cpu", getattr(torch, precision.replace("tf32", "float32"))
+    a, b = (torch.randn(side, side, device=place).to(dtype) for _ in range(2))
 
     def products(count: int) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         for _ in range(count):
             c = a @ b
         c[0, 0].item()

@@ -28,7 +28,8 @@ def _alone(table: Callable[[dict[str, Any]], Table]) -> Callable[[dict[str, Any]
 
 # Title, files, command, and table per file.
 SECTIONS: list[tuple[str, str, str, Callable[[dict[str, Any], Path], Table]]] = [
-    ("Training speed", "bench-train-*.json", "train --all", _alone(train.table)),
+    ("Training speed", "bench-train-[0-9]*.json", "train --all", _alone(train.table)),
+    ("Training speed on a GPU", "bench-train-gpu-*.json", "train --all --device gpu", _alone(train.table)),
     ("Loss for equal training time", "bench-clock-*.json", "clock", _alone(clock.table)),
     ("Loss in bfloat16", "bench-precision.json", "precision", _alone(precision.table)),
     ("Replicas and workers", "bench-scale.json", "scale", _alone(scale.table)),
@@ -44,8 +45,7 @@ def page(folder: Path) -> str:
     parts = [HEADING]
     for title, pattern, command, table in SECTIONS:
         paths = sorted(folder.glob(pattern))
-        if paths:
-            parts.append(f"\n## {title}\n\n`python -m bench {command}`\n")
+        parts.append(f"\n## {title}\n\n`python -m bench {command}`{'' if paths else ': not measured yet.'}\n")
         results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         tables = [table(result, folder) for result in results]
         captions = [str(shown.caption or "").splitlines() for shown in tables]

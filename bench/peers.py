@@ -14,7 +14,8 @@ Not equal: the first layer's input. Ours is one-hot and gathers rows of the firs
 keras.layers.LSTM cannot; one-hot input would cost them V columns, so they use an embedding, as their users do, as wide
 as the layers and at most V. The results record the FLOPs per character of each, and GFLOP/s are based on them.
 
-DEVICE gpu has not been run. There, TF32 products are on for all: the default of TensorFlow, and of cuDNN in PyTorch.
+On a GPU all layers run through cuDNN, where ours has one-hot columns too; TF32 is on for the rows that name it. No GPU
+has been measured so far.
 """
 
 import json
@@ -50,7 +51,7 @@ class Peer(NamedTuple):
     precision: str
     package: str  # skipped if this is not installed
     gathers: bool = False  # rows of the first layer's kernel, instead of multiplying by it
-    gpu: bool = True  # supports GPUs
+    devices: tuple[str, ...] = ("cpu", "gpu")
 
 
 def weights_per_character(size: Size, gathers: bool) -> int:
@@ -83,7 +84,9 @@ def ours(precision: str) -> Callable[[Size, str], Run]:
         from common.machine import keep_freed_memory
 
         keep_freed_memory()  # as `trainers train` does
-        _, tf = _tensorflow()
+        _tensorflow()
+        import tensorflow as tf
+
         from pipeline.lanes import Batch
         from trainers.config import RunConfig
         from trainers.model.char_rnn import CharRNN
@@ -93,10 +96,11 @@ def ours(precision: str) -> Callable[[Size, str], Run]:
 
         train = {"learning_rate": LEARNING_RATE, "clip": CLIP}
         config = RunConfig.from_tables({"units": size.units, "layers": size.layers}, train, "bench")
-        devices = prepare(1)
+        devices = prepare(1, precision=precision)
         with devices.strategy.scope():
             model = CharRNN(config.model, VOCAB, precision=precision)
-            optimizer = make_optimizer(config.train, 1, 1, model.trainable_variables, model.inner_kernels)
+            weights, inner = model.trainable_variables, model.inner_kernels
+            optimizer = make_optimizer(config.train, 1, 1, weights, inner, fused=devices.gpu)
         steps = Steps(devices, model, optimizer, config.train)
         ids, targets = (x.astype(np.uint8) for x in windows(size))
         full = np.full(size.lanes, size.window, np.int32)
@@ -115,7 +119,8 @@ def ours(precision: str) -> Callable[[Size, str], Run]:
 
 
 def keras_fit(size: Size, device: str) -> Run:
-    """Build keras.layers.LSTM(stateful=True) over an embedding; each turn is one model.fit with default settings."""
+    """Build keras.layers.LSTM(stateful=True) over an embedding; each turn is one model.fit with default settings, which
+    include TF32 on a GPU."""
     keras, tf = _tensorflow()
     stack = [keras.layers.LSTM(size.units, return_sequences=True, stateful=True) for _ in range(size.layers)]
     inputs = keras.Input(batch_shape=(size.lanes, size.window))
@@ -133,18 +138,17 @@ def _tensorflow() -> tuple[Any, Any]:
     with console.quiet():
         import keras
         import tensorflow as tf
-    tf.config.experimental.enable_tensor_float_32_execution(True)  # no effect on a CPU
     return keras, tf
 
 
 def torch_lstm(precision: str) -> Callable[[Size, str], Run]:
-    """Return a factory of nn.LSTM over an embedding; bfloat16 uses autocast, as PyTorch documents for CPUs."""
+    """Return a factory of nn.LSTM over an embedding; bfloat16 uses autocast, as PyTorch documents."""
 
     def make(size: Size, device: str) -> Run:
         import torch
         from torch import nn
 
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
         place = torch.device("cuda" if device == "gpu" else "cpu")
         model = nn.ModuleDict(
             {
@@ -181,10 +185,13 @@ def torch_lstm(precision: str) -> Callable[[Size, str], Run]:
 
 PEERS = {
     "ours, float32": Peer(ours("float32"), "float32", "tensorflow", gathers=True),
-    "ours, bfloat16": Peer(ours("bfloat16"), "bfloat16", "tensorflow", gathers=True, gpu=False),
-    "keras.layers.LSTM, fit": Peer(keras_fit, "float32", "tensorflow"),
+    "ours, tf32": Peer(ours("tf32"), "tf32", "tensorflow", gathers=True, devices=("gpu",)),
+    "ours, bfloat16": Peer(ours("bfloat16"), "bfloat16", "tensorflow", gathers=True),
+    "keras.layers.LSTM, fit": Peer(keras_fit, "float32", "tensorflow", devices=("cpu",)),
+    "keras.layers.LSTM, fit, tf32": Peer(keras_fit, "tf32", "tensorflow", devices=("gpu",)),
     "torch nn.LSTM, float32": Peer(torch_lstm("float32"), "float32", "torch"),
-    "torch nn.LSTM, bfloat16": Peer(torch_lstm("bfloat16"), "bfloat16", "torch", gpu=False),
+    "torch nn.LSTM, tf32": Peer(torch_lstm("tf32"), "tf32", "torch", devices=("gpu",)),
+    "torch nn.LSTM, bfloat16": Peer(torch_lstm("bfloat16"), "bfloat16", "torch"),
 }
 
 

@@ -31,29 +31,35 @@ from common.errors import StageError, UsageError
 from common.files import write_json
 from common.machine import memory, multiplies_bfloat16
 
-SIZES = (Size(2, 128), Size(2, 256), Size(2, 512), Size(3, 512, lanes=100, window=100))
+SIZES = {
+    "cpu": (Size(2, 128), Size(2, 256), Size(2, 512), Size(3, 512, lanes=100, window=100)),
+    "gpu": (Size(2, 128), Size(2, 512, lanes=128, window=128), Size(3, 512, lanes=256, window=128)),
+}
 Rounds = dict[str, list[float]]
 
 
-def size_named(text: str) -> Size:
+def size_named(text: str, device: str = "cpu") -> Size:
     """Parse LAYERSxUNITS: an entry of SIZES, or else a size with the default lanes and window."""
-    if known := [size for size in SIZES if size.name == text]:
+    if known := [size for size in SIZES[device] if size.name == text]:
         return known[0]
     if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
-        raise UsageError(f"a size must be LAYERSxUNITS, got '{text}': try {', '.join(size.name for size in SIZES)}")
+        names = ", ".join(size.name for size in SIZES[device])
+        raise UsageError(f"a size must be LAYERSxUNITS, got '{text}': try {names}")
     return Size(int(match[1]), int(match[2]))
 
 
-def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> None:
+def compare(size: Size, device: str, rounds: int, seconds: float, out: Path, commit: str = "") -> None:
     """Print a table and write out/bench-train-LxH-PRECISION.json (with gpu-): medians, ratios, and every round.
 
     The name has the default precision, so that processors with and without bfloat16 each keep their results.
 
     The peers' processes stay alive and idle between turns. A peer that is not installed, or whose precision the
-    processor does not support, is skipped with a note; one that fails gets a row with the error. Raises StageError for
-    uncommitted code, or if every peer fails.
+    processor does not support, is skipped with a note; one that fails gets a row with the error.
+
+    commit: of the code, where there is no repository.
+    Raises StageError for uncommitted code, or if every peer fails.
     """
-    origin = provenance()
+    origin = provenance(commit, gpu=device == "gpu")
     peers = {name: peer for name, peer in PEERS.items() if _usable(name, peer, device)}
     workers: dict[str, Worker] = {}
     try:
@@ -108,7 +114,9 @@ def compare(size: Size, device: str, rounds: int, seconds: float, out: Path) -> 
 
 def default_precision(device: str) -> str:
     """Return the default precision on this machine."""
-    return "bfloat16" if device == "cpu" and multiplies_bfloat16() else "float32"
+    if device == "gpu":
+        return "tf32"
+    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 def ratios(rates: Rounds, own: str) -> dict[str, dict[str, float]]:
@@ -198,7 +206,7 @@ class Worker:
 
     def __init__(self, name: str, device: str, module: str, *arguments: str):
         self.name = name
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+        shared = {"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
         self.command = [sys.executable, "-m", module, *arguments]
         self.start = time.perf_counter()
         self.process = subprocess.Popen(
@@ -207,7 +215,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=os.environ | hidden,
+            env=os.environ | shared,
         )
 
     def read(self) -> dict[str, Any]:
@@ -263,7 +271,7 @@ def _import_once(packages: set[str]) -> None:
 
 
 def _usable(name: str, peer: Peer, device: str) -> bool:
-    if device == "gpu" and not peer.gpu:
+    if device not in peer.devices:
         return False
     if device == "cpu" and peer.precision == "bfloat16" and not multiplies_bfloat16():
         console.note(f"{name}: this processor has no bfloat16 instructions, skipped")

@@ -12,6 +12,7 @@ import serving
 import tiny_data
 
 from common import console
+from common.machine import hide_gpus
 from pipeline.manifest import Manifest
 
 console.quiet_libraries()
@@ -33,11 +34,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not _on_gpu(config):
+        hide_gpus()  # for the same results on every host
     if config.getoption("--fast"):
         sys.meta_path.insert(0, NoTensorFlow())
 
 
+def _on_gpu(config: pytest.Config) -> bool:
+    return config.getoption("markexpr") == "gpu"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and not _on_gpu(config):
+            item.add_marker(pytest.mark.skip("needs a GPU: run make test-gpu"))
     if config.getoption("--fast"):
         for item in items:
             if item.get_closest_marker("processes"):
@@ -45,11 +55,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Give TensorFlow two logical CPUs, so that two replicas run on any machine. Must run before its first op."""
+    """Give TensorFlow two logical devices of each kind, so that two replicas run on any machine. Must run before its
+    first op."""
     tf = sys.modules.get("tensorflow")
-    if tf:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    for kind, memory in (("CPU", None), ("GPU", 3072)) if tf else ():
+        for device in tf.config.list_physical_devices(kind)[:1]:
+            each = tf.config.LogicalDeviceConfiguration(memory_limit=memory)
+            tf.config.set_logical_device_configuration(device, [each] * 2)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

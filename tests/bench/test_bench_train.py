@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from bench import train
 from bench.__main__ import cli
+from bench.machine import provenance
 from bench.peers import PEERS, Size, flops_per_character, weights_per_character
 from common import console
 from common.errors import StageError, UsageError
@@ -47,7 +48,7 @@ def test_ceiling_is_the_best_of_all_libraries_and_rounds() -> None:
 
 @pytest.mark.parametrize(
     ("device", "multiplies", "expected"),
-    [("cpu", True, "bfloat16"), ("cpu", False, "float32"), ("gpu", True, "float32")],
+    [("cpu", True, "bfloat16"), ("cpu", False, "float32"), ("gpu", True, "tf32")],
 )
 def test_default_precision_depends_on_the_processor(
     monkeypatch: pytest.MonkeyPatch, device: str, multiplies: bool, expected: str
@@ -118,6 +119,7 @@ def test_a_short_warm_up_is_noted() -> None:
 def test_size_names() -> None:
     assert train.size_named("2x256") == Size(2, 256, 50, 50)
     assert train.size_named("3x512") == Size(3, 512, 100, 100)
+    assert train.size_named("3x512", "gpu") == Size(3, 512, 256, 128)
     assert train.size_named("1x8") == Size(1, 8, 50, 50)
     for wrong in ("2", "0x8", "2x", "2x8x3", "axb"):
         with pytest.raises(UsageError, match=f"a size must be LAYERSxUNITS, got '{wrong}'"):
@@ -130,6 +132,24 @@ def test_without_a_gpu_it_exits_with_a_note(monkeypatch: pytest.MonkeyPatch) -> 
         done = CliRunner().invoke(cli, ["train", "--device", "gpu"])
     assert (done.exit_code, done.output) == (0, "")
     assert seen.get() == "TensorFlow sees no GPU: nothing to measure\n"
+
+
+def test_each_device_has_its_precisions() -> None:
+    names = {device: [name for name, peer in PEERS.items() if device in peer.devices] for device in ("cpu", "gpu")}
+    assert not [name for name in names["cpu"] if "tf32" in name]
+    for precision in ("float32", "tf32", "bfloat16"):
+        assert {f"ours, {precision}", f"torch nn.LSTM, {precision}"} <= set(names["gpu"])
+
+
+def test_a_copy_without_a_repository_names_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(train, "gpu_of", lambda package: True)
+    monkeypatch.setattr(train, "compare", lambda *arguments: calls.append(arguments))
+    done = CliRunner().invoke(cli, ["train", "--device", "gpu", "--size", "2x512", "--commit", "0123abc"])
+    assert done.exit_code == 0, done.output
+    assert calls == [(Size(2, 512, 128, 128), "gpu", 3, 4.0, Path("results"), "0123abc")]
+    monkeypatch.setattr("bench.machine.describe", lambda gpu: "with a GPU" if gpu else "without")
+    assert provenance("0123abc", gpu=True).items() >= {"commit": "0123abc", "machine": "with a GPU"}.items()
 
 
 def test_all_and_a_size_exclude_each_other() -> None:
