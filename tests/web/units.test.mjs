@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
+import { explain } from "../../export/web/page/explain.js";
 import { uniform } from "../../export/web/page/random.js";
 import { choose, likeliest, probabilities } from "../../export/web/page/sample.js";
 import { DEFAULTS, fromHash, toHash } from "../../export/web/page/share.js";
@@ -150,4 +151,50 @@ test("neurons are recorded, and ranked by their variance", async () => {
   assert.deepEqual(text.ranked(9).map(({ unit }) => unit), [1, 0]);
   assert.equal(text.expected(0), undefined);
   assert.deepEqual([text.expected(1).likeliest[0].id, text.expected(1).actual], [1, 0]);
+});
+
+/** An LSTM of 2 layers x 3 units with random weights, and its gates at the last step. */
+function lstm() {
+  const [L, H, V] = [2, 3, 4];
+  const random = (count) => Array.from({ length: count }, () => 2 * Math.random() - 1);
+  const weights = Array.from({ length: L }, (_, layer) => Array.from({ length: 4 * H }, () => random((layer ? H : V) + H)));
+  const sigmoid = (z) => 1 / (1 + Math.exp(-z));
+  const model = { layers: L, states: 2, units: H, initialCarry: () => new Float32Array(2 * L * H), gates: {} };
+  model.step = async (id, carry) => {
+    const after = carry.slice();
+    const gates = { forget: [], added: [], output: [] };
+    let x = Array.from({ length: V }, (_, index) => Number(index === id));
+    for (let layer = 0; layer < L; layer++) {
+      const [h, c] = [2 * layer * H, (2 * layer + 1) * H];
+      const inputs = [...x, ...carry.slice(h, c)];
+      const z = weights[layer].map((row) => row.reduce((sum, weight, index) => sum + weight * inputs[index], 0));
+      for (let unit = 0; unit < H; unit++) {
+        const [i, f, o] = [0, H, 2 * H].map((gate) => sigmoid(z[gate + unit]));
+        const added = i * Math.tanh(z[3 * H + unit]);
+        after[c + unit] = f * carry[c + unit] + added;
+        after[h + unit] = o * Math.tanh(after[c + unit]);
+        for (const [name, value] of Object.entries({ forget: f, added, output: o })) gates[name].push(value);
+      }
+      x = Array.from(after.slice(h, c));
+    }
+    model.gates[[id, ...carry]] = gates;
+    return { logits: Float32Array.from([...x, 0]), carry: after };
+  };
+  return model;
+}
+
+test("the gates measured from a model's steps are those that it computed", async () => {
+  const model = lstm();
+  const { before, after, logits, gates } = await explain(model, [1, 3, 0, 2]);
+  let read = model.initialCarry();
+  for (const id of [1, 3, 0]) ({ carry: read } = await model.step(id, read));
+  assert.deepEqual(before, read);
+  const exact = model.gates[[2, ...before]];
+  for (const name of ["forget", "added", "output"]) {
+    for (const [at, value] of gates[name].entries()) assert.ok(Math.abs(value - exact[name][at]) < 1e-5, `${name} ${at}`);
+  }
+  const { carry, logits: own } = await model.step(2, before);
+  assert.deepEqual([after, logits], [carry, own]);
+  const plain = await explain({ ...model, states: 1 }, [1]);
+  assert.equal(plain.gates, undefined);
 });
