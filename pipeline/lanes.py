@@ -105,6 +105,15 @@ def batches(
     rows = range(lanes) if rows is None else rows
     if not rows or rows.step != 1 or rows.start < 0 or rows.stop > lanes:
         raise ValueError(f"rows must be a range of lanes, 0 to {lanes}, got {rows}")
+    with tf.device("/CPU:0"):  # by default, the constants of a dataset are copied to a GPU and back
+        return _batches(folder, manifest, split, lanes, window, start, rows)
+
+
+def _batches(
+    folder: Path, manifest: Manifest, split: str, lanes: int, window: int, start: int, rows: range
+) -> tf.data.Dataset:
+    tokens = manifest.split(split).tokens
+    windows = windows_per_epoch(tokens, lanes, window)
     B, T, item, end_id = len(rows), window, manifest.dtype.itemsize, manifest.vocab.end_id
     K, dtype = max(1, BLOCK_TOKENS // (B * T)), READ_AS[item]
     ends = [(j * (tokens - 1) // lanes, (j + 1) * (tokens - 1) // lanes) for j in rows]
