@@ -25,14 +25,14 @@ RESETS: dict[str, Callable[[np.random.Generator, int, int], Any]] = {
 }
 
 
-def results(model: CharRNN, ids: Any, carry: Any, masks: Any, reset: Any, weigh: Any) -> list[np.ndarray]:
+def results(model: CharRNN, ids: Any, carry: Any, masks: Any, reset: Any, weigh: Any) -> list[tf.Tensor]:
     """Return logits, carry, and the gradients of the carry before and of all weights."""
     with tf.GradientTape() as tape:
         tape.watch(carry)
         logits, after = model(ids, carry, masks, reset)
         loss = tf.reduce_sum(logits * weigh[0]) + tf.reduce_sum(after * weigh[1])
     gradients = tape.gradient(loss, [carry, *model.trainable_variables])
-    return [logits.numpy(), after.numpy(), *(tf.convert_to_tensor(g).numpy() for g in gradients)]
+    return [logits, after, *map(tf.convert_to_tensor, gradients)]
 
 
 def case(rng: np.random.Generator, model: CharRNN, B: int, T: int) -> tuple[Any, ...]:
