@@ -1,4 +1,4 @@
-"""The command line: python -m trainers train | evaluate | judge | neurons | sample | info | plot."""
+"""The command line: python -m trainers train | evaluate | judge | neurons | sample | score | info | plot."""
 
 import os
 from pathlib import Path
@@ -13,6 +13,11 @@ FOLDER = click.Path(path_type=Path)
 VERIFY = click.option(
     "--verify", is_flag=True, help="Check all data against its checksums, not only what changed since the last check."
 )
+
+CHECKPOINT = click.option(
+    "--checkpoint", default="best", show_default=True, metavar="best|last|STEP", help="The weights; best by validation."
+)
+LINES = click.option("--out", type=FOLDER, metavar="FILE.jsonl", help="Write JSON lines to this file.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -241,20 +246,76 @@ def neurons(
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 @click.option("--prompt", default="", help="The text to continue; by default, as after a newline.")
+@click.option(
+    "--prompts",
+    type=FOLDER,
+    metavar="FILE",
+    help='A prompt per line or, in a .jsonl file, {"prompt": "...", "seed": 1}.',
+)
+@click.option(
+    "--count", type=click.IntRange(1), default=1, show_default=True, help="Texts per prompt; each adds 1 to the seed."
+)
 @options.sampling
 @options.device
 @click.option("--seed", type=options.SEED, default=1, show_default=True, help="The same seed gives the same text.")
-def sample(run: Path, prompt: str, length: int, **sampling: Any) -> None:
-    """Write text with a run's best checkpoint.
+@CHECKPOINT
+@LINES
+def sample(
+    run: Path,
+    prompt: str,
+    prompts: Path | None,
+    count: int,
+    length: int,
+    temperature: float,
+    seed: int,
+    checkpoint: str,
+    out: Path | None,
+    **sampling: Any,
+) -> None:
+    """Write text with a run's checkpoint.
+
+    One text is printed as it is written. With --count, --prompts or --out, texts are written in batches, as JSON lines:
+    prompt, seed, text, log_prob (nats) and finish_reason (length or stop). Each is what a call of its own would write.
+
+    \b
+    Examples:
+      python -m trainers sample runs/stdlib --prompt "def " --temperature 0.5
+      python -m trainers sample runs/names --count 10000 --out names.jsonl
+    """
+    with console.quiet():
+        from trainers.sampling import batch
+        from trainers.sampling.sampler import sample_run
+    start = os.fsencode(prompt)  # the bytes as typed, whatever the locale
+    if count == 1 and not prompts and not out:
+        pieces = sample_run(run, start, length, temperature, seed, choice=checkpoint, **sampling)
+        console.write_pieces(pieces, before=start)
+        return
+    if prompts and prompt:
+        raise click.UsageError("pass --prompt or --prompts, not both")
+    pairs = batch.read_prompts(prompts, seed) if prompts else [(start, seed)]
+    starts = [batch.Start(*pair, temperature) for pair in pairs]
+    batch.write_lines(batch.sample_lines(run, starts, count, length, checkpoint, **sampling), out)
+
+
+@cli.command()
+@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.argument("files", nargs=-1, required=True, type=FOLDER, metavar="FILE...")
+@click.option("--by", type=click.Choice(["file", "line"]), default="file", show_default=True, help="A text.")
+@CHECKPOINT
+@LINES
+def score(run: Path, files: tuple[Path, ...], by: str, checkpoint: str, out: Path | None) -> None:
+    """Score texts with a run's checkpoint: bits per character.
+
+    Each file, or each line without its newline, is a text of its own. Writes JSON lines: file, line, characters, nats
+    and bits_per_character (null for an empty text).
 
     \b
     Example:
-      python -m trainers sample runs/stdlib --prompt "def " --temperature 0.5
+      python -m trainers score runs/stdlib *.py --by line --out scores.jsonl
     """
     with console.quiet():
-        from trainers.sampling.sampler import sample_run
-    start = os.fsencode(prompt)  # the bytes as typed, whatever the locale
-    console.write_pieces(sample_run(run, start, length, **sampling), before=start)
+        from trainers.sampling import batch
+    batch.write_lines(batch.score_lines(run, list(files), by == "line", checkpoint), out)
 
 
 @cli.command()

@@ -102,6 +102,18 @@ def best(run: Run) -> Checkpoint:
     return min(validated, key=_val_nats)
 
 
+def choose(run: Run, name: str) -> Checkpoint:
+    """The checkpoint "best", "last" or of a step. Raises StageError, with the steps on disk, for any other."""
+    if name == "best":
+        return best(run)
+    saved = {str(checkpoint.step): checkpoint for checkpoint in checkpoints(run)}
+    if name == "last" and saved:
+        return list(saved.values())[-1]
+    if name not in saved:
+        raise StageError(f"{run.folder} has no checkpoint {name}: use best, last or a step ({', '.join(saved)})")
+    return saved[name]
+
+
 def _val_nats(saved: Checkpoint) -> float:
     return math.inf if saved.val_nats is None else saved.val_nats
 

@@ -6,18 +6,15 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from pydantic import Field
 from rich.progress import Progress
 from rich.table import Table
 
 from common import console
-from common.errors import StageError
 from common.files import read_json, write_json
 from common.settings import settings
 from common.types import Array
@@ -26,10 +23,9 @@ from pipeline.vocab import Vocab
 from trainers import checkpoint
 from trainers.judging import coherence, copied, report
 from trainers.run import data_of, read_run
-from trainers.sampling.rows import Generated, Request
+from trainers.sampling import batch
 from trainers.sampling.sampler import Sampler
 
-BATCH = 64  # texts sampled or scored at a time
 SHOWN = 1000  # characters of text kept per temperature
 STRETCH = 20  # characters of a repeat
 TEXTS, LINES = 16, 1000  # default number of texts per temperature; LINES if each line is a text
@@ -99,10 +95,7 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool, verify
     train = run.vocab.decode(read("train", copied.SEARCHED))
     sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab, frozen=True)
     with console.progress("texts") as bar:
-        generate = tf.function(sampler.generate, autograph=False, reduce_retracing=True)
-        score = tf.function(sampler.score, autograph=False, reduce_retracing=True)
-        sampled = [_sample(generate, temperature, sweep, end, bar) for temperature in sweep.temperatures]
-        groups = [_score(score, texts, end, bar) for texts in (*sampled, held_out)]
+        groups = _score(sampler, [*_sample(sampler, sweep, end, bar), held_out], end, bar)
     kind = sweep.kind
     if kind == "auto":
         kind = "names" if lines else coherence.kind_of("\n".join(groups[-1].strings))
@@ -134,49 +127,29 @@ def _held_out(ids_N: Array, vocab: Vocab, sweep: Sweep, lines: bool) -> list[byt
     return list(itertools.islice(filter(None, texts), sweep.texts))
 
 
-def _sample(
-    generate: Callable[[Request], Generated], temperature: float, sweep: Sweep, end: bytes, bar: Progress
-) -> list[bytes]:
-    """Sample the texts of one temperature, with the end of those that reached it.
+def _sample(sampler: Sampler, sweep: Sweep, end: bytes, bar: Progress) -> list[list[bytes]]:
+    """Sample the texts of each temperature, with the end of those that reached it.
 
     Seeds count up from the sweep's, and are the same at each temperature.
     """
     seeds = range(sweep.seed, sweep.seed + sweep.texts)
-    task = bar.add_task(f"sampling at {temperature:g}", total=len(seeds))
-    texts: list[bytes] = []
-    for rows in _batches(seeds):
-        columns = [[b""] * len(rows), [sweep.length] * len(rows), [temperature] * len(rows), list(rows)]
-        kinds = (tf.string, tf.int32, tf.float32, tf.int64)
-        generated = generate(Request(*(tf.constant(column, kind) for column, kind in zip(columns, kinds, strict=True))))
-        reasons = _checked(generated.finish_reason)
-        pairs = zip(generated.text_bytes.numpy(), reasons, strict=True)
-        texts += [text + (end if reason == b"stop" else b"") for text, reason in pairs]
-        bar.advance(task, len(rows))
-    return texts
+    starts = [batch.Start(b"", seed, temperature) for temperature in sweep.temperatures for seed in seeds]
+    drawn = batch.draw(sampler, starts, sweep.length)
+    tracked = bar.track(drawn, len(starts), description="sampling")
+    texts = [text + (end if reason == "stop" else b"") for text, _, reason in tracked]
+    return [texts[first : first + sweep.texts] for first in range(0, len(texts), sweep.texts)]
 
 
-def _score(score: Callable[[tf.Tensor], Any], texts: list[bytes], end: bytes, bar: Progress) -> Texts:
-    """Score texts, sampled or real, from the state that sampling starts in."""
-    task = bar.add_task("scoring", total=len(texts))
-    targets, log_prob = 0, 0.0
-    for rows in _batches(texts):
-        log_prob_BxP, count_B, problem_B = score(tf.constant(rows))
-        _checked(problem_B)
-        targets, log_prob = targets + int(count_B.numpy().sum()), log_prob + float(log_prob_BxP.numpy().sum())
-        bar.advance(task, len(rows))
-    return Texts([text.removesuffix(end) for text in texts], targets, log_prob)
-
-
-def _checked(status_B: tf.Tensor) -> list[bytes]:
-    """The status of each row of a call. Raises StageError with the first that is an error."""
-    status: list[bytes] = status_B.numpy().tolist()
-    if error := next((text for text in status if text.startswith(b"error: ")), None):
-        raise StageError(error.decode().removeprefix("error: "))
-    return status
-
-
-def _batches(rows: Any) -> Iterator[Any]:
-    return (rows[k : k + BATCH] for k in range(0, len(rows), BATCH))
+def _score(sampler: Sampler, groups: list[list[bytes]], end: bytes, bar: Progress) -> list[Texts]:
+    """Score groups of texts, sampled or real, from the state that sampling starts in."""
+    ids_of_texts = [sampler.vocab.encode(text) for texts in groups for text in texts]
+    nats_of_texts = dict(bar.track(batch.score(sampler, ids_of_texts), len(ids_of_texts), description="scoring"))
+    rows = iter([(len(ids), nats_of_texts[index]) for index, ids in enumerate(ids_of_texts)])
+    scored = []
+    for texts in groups:
+        targets, nats = map(sum, zip(*itertools.islice(rows, len(texts)), strict=True))
+        scored.append(Texts([text.removesuffix(end) for text in texts], targets, -nats))
+    return scored
 
 
 def _measure(groups: list[Texts], kind: str, train: bytes) -> list[dict[str, Any]]:

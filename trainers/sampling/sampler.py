@@ -73,7 +73,7 @@ class Sampler:
         encoded = self.codec.encode(rows.pad(prompt_B)[0], self.limits.prompt, "prompt")
         valid_R = encoded.problem_B == ""
         text = self._read(initial_state(self.model, rows.run), encoded, valid_R)
-        logits_RxV = self._stepper().logits(text.states)[:, : self.vocab.size]
+        logits_RxV = self.stepper().logits(text.states)[:, : self.vocab.size]
         logits_RxV = tf.where(valid_R[:, None], logits_RxV, 0)
         carry_R = tf.where(valid_R, self._carry_bytes.pack(text), "")
         return rows.unpad(carry_R), rows.unpad(logits_RxV), rows.errors(encoded.problem_B)
@@ -116,14 +116,14 @@ class Sampler:
         answers = [rows.unpad(tf.where(real_RxPx1, x_RxPxH, 0)) for x_RxPxH in state]
         return answers, rows.unpad(count_R), rows.errors(problem_R)
 
-    def _stepper(self) -> Stepper:
+    def stepper(self) -> Stepper:
         weights = tf.nest.map_structure(tf.convert_to_tensor, self.weights) if self.weights else None
         return Stepper(self.model, self.vocab.end_id, weights)
 
     def _new_text(self, text_R: tf.Tensor, limit: int) -> tuple[Stepper, Ids, tf.Tensor]:
         """A new text after the id that starts one, and the number of its own characters."""
         encoded = self.codec.encode(text_R, limit, "text")
-        return self._stepper(), self.codec.begin(encoded, encoded.length_B >= 0), encoded.length_B
+        return self.stepper(), self.codec.begin(encoded, encoded.length_B >= 0), encoded.length_B
 
     def _along(
         self, encoded: Ids, step: loop.Step, outputs: loop.Outputs, combine: loop.Combine = list
@@ -138,7 +138,7 @@ class Sampler:
         """The text states after the prompts; `fresh` texts start as in Vocab.prompt_ids."""
         begins_R = fresh_R if self.vocab.end_id is not None else fresh_R & (prompt.length_B == 0)
         encoded = self.codec.begin(prompt, begins_R)
-        stepper, length_R = self._stepper(), encoded.length_B
+        stepper, length_R = self.stepper(), encoded.length_B
 
         def step(states: States, ids_R: tf.Tensor, real_Rx1: tf.Tensor) -> tuple[States, list[tf.Tensor]]:
             return select_rows(real_Rx1, stepper.read(ids_R, states), states), []
@@ -167,7 +167,7 @@ class Sampler:
         text = self._read(text, encoded._replace(length_B=tf.where(valid_R, encoded.length_B, 0)), fresh_R & valid_R)
         columns = zip(request.columns, NEUTRAL, strict=False)
         request = Request(*(tf.where(valid_R, column_R, neutral) for column_R, neutral in columns))
-        drawn, text = loop.draw_ids(self._stepper(), self.vocab.end_id, text, request, stop, keep)
+        drawn, text = loop.draw_ids(self.stepper(), self.vocab.end_id, text, request, stop, keep)
         stop_length_R = tf.where(drawn.stopped_R, stop.length_B, 0)
         count_R = drawn.count_R - stop_length_R - tf.cast(drawn.ended_R, tf.int32)
         back_R = tf.strings.length(self.codec.decode(stop.ids_BxP, tf.maximum(-count_R, 0)))
@@ -225,15 +225,16 @@ def sample_run(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     stop: bytes = b"",
+    choice: str = "best",
 ) -> Iterator[bytes]:
-    """Continue `prompt` with a run's best checkpoint, piece by piece.
+    """Continue `prompt` with a run's checkpoint (`checkpoint.choose`), piece by piece.
 
     Raises StageError for a prompt or a stop that the vocabulary cannot encode.
     """
     run = read_run(folder)
     for text in (prompt, stop):
         run.vocab.encode(text)  # raises with the position of an invalid byte
-    sampler = Sampler(checkpoint.load_model(run), run.vocab, frozen=True)
+    sampler = Sampler(checkpoint.load_model(run, checkpoint.choose(run, choice)), run.vocab, frozen=True)
     resume = tf.function(sampler.resume, autograph=False)
     carry_B, held = tf.constant([b""]), b""
     for done in range(0, length, PIECE):

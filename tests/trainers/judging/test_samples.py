@@ -192,6 +192,6 @@ def test_sampling_and_scoring_errors_are_raised(make_model: Callable[..., CharRN
     sampler = Sampler(make_model(vocab=3), Vocab("char", (b"\n", b"a", b"b")), Limits(length=5))
     with console.progress() as bar:
         with pytest.raises(StageError, match=r"^length: 0 to 5, got 6$"):
-            samples._sample(sampler.generate, 1.0, Sweep(texts=2, length=6), b"", bar)
-        with pytest.raises(StageError, match=r"^text: 'é' is not in the model's vocabulary; see info$"):
-            samples._score(sampler.score, [b"ab", "é".encode()], b"", bar)
+            samples._sample(sampler, Sweep(texts=2, length=6), b"", bar)
+        with pytest.raises(StageError, match=r"^the character 'é' \(U\+00E9\) at offset 0 is not in the vocabulary"):
+            samples._score(sampler, [[b"ab", "é".encode()]], b"", bar)
