@@ -57,7 +57,7 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
     rows = metrics.read(run.folder)
     trained = [row for row in rows if "seconds" in row]
     result = {
-        "format_version": 3,
+        "format_version": 4,
         "name": folder.name,
         "sources": [source.name for source in manifest.sources[:5]],
         "split": _split(manifest),
@@ -66,6 +66,7 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
         "config": run.config.to_json(),
         "parameters": run.build().count_params(),
         "step": chosen.step,
+        "weights_sha256": checkpoint.weights_sha256(chosen),
         "steps": rows[-1]["step"],
         "seen": round(rows[-1]["epoch"] * manifest.split("train").tokens),  # tokens, up to the last step
         "training_seconds": sum(row["seconds"] for row in trained),
@@ -74,7 +75,10 @@ def record(folder: Path, out: Path) -> dict[str, Any]:
         "judged": manifest.judged,
         "nats": score["nats"],
         "interval": score["nats_interval"],
-        "ngram_nats": score["baselines"].get("ngram", {}).get("nats"),
+        **{
+            f"ngram_{name}": score["baselines"].get("ngram", {}).get(name)
+            for name in ("nats", "ahead", "ahead_interval")
+        },
         **provenance(),
         **({"machine": run.machine} if run.machine else {}),
     }
@@ -93,7 +97,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def table(results: list[dict[str, Any]]) -> str:
     """Return the table of docs/results.md, one row per result."""
     names = ["config", "split", "model, parameters", "read, millions", "val, nats", "test, nats (95 %)", "bits"]
-    names += ["n-gram, nats", "published", "training", "machine", "date, commit, seed"]
+    names += ["n-gram, nats", "n-gram minus network (95 %)", "published", "training", "machine", "date, commit, seed"]
     return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *map(row, results)])
 
 
@@ -113,9 +117,9 @@ def headlines(results: list[dict[str, Any]]) -> str:
 def row(result: dict[str, Any]) -> str:
     """Return the row of docs/results.md for a result."""
     model, train = result["config"]["model"], result["config"]["train"]
-    interval, counted = result["interval"], result["ngram_nats"]
+    counted = result["ngram_nats"]
     published, size = PUBLISHED.get(result["name"], ("", ""))
-    judged = f"{result['nats']:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+    judged = _with_interval(result["nats"], result["interval"])
     minutes, seconds = divmod(round(result["training_seconds"]), 60)
     cells = [
         f"[{result['name']}](../configs/{result['name']}.toml)",
@@ -125,12 +129,17 @@ def row(result: dict[str, Any]) -> str:
         *([f"{result['val_nats']:.3f}", judged] if result["judged"] == "test" else [judged, ""]),
         f"{result['nats'] / math.log(2):.3f}",
         f"{counted:.3f}" if counted else "",
+        _with_interval(ahead, result.get("ngram_ahead_interval")) if (ahead := result.get("ngram_ahead")) else "",
         published + (f" ({size})" if size else ""),
         f"{minutes}:{seconds:02} min",
         f"{result['machine']}, {train['precision']}",
         f"{result['date']}, {result['commit'][:7]}, {train['seed']}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _with_interval(nats: float, interval: list[float] | None) -> str:
+    return f"{nats:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
 def put(page: Path, table: str) -> None:

@@ -39,7 +39,7 @@ def trained(run: Path) -> Path:
 
 def evaluate(run: Path, **more: object) -> None:
     chosen = checkpoint.best(read_run(run))
-    score = {"nats": 2.5, "nats_interval": [2.25, 2.75], "baselines": {"ngram": {"nats": 3.0}}}
+    score = {"nats": 2.5, "nats_interval": [2.25, 2.75], "baselines": {"ngram": {"nats": 3.0, "ahead": 0.5}}}
     inputs = {"weights_sha256": checkpoint.weights_sha256(chosen)}
     write_json(run / "evaluation-test.json", {"inputs": inputs, **score, **more})
 
@@ -65,6 +65,8 @@ def test_record_keeps_figures_with_their_provenance(trained: Path, tmp_path: Pat
         "nats": 2.5,
         "interval": [2.25, 2.75],
         "ngram_nats": 3.0,
+        "ngram_ahead": 0.5,
+        "ngram_ahead_interval": None,
         "parameters": 4 * 8 * (256 + 8 + 1) + 4 * 8 * (8 + 8 + 1) + 8 * 256 + 256,
         "commit": "0123456789abcdef",
         "machine": "2 cores of X",
@@ -83,17 +85,23 @@ def test_tables_are_rebuilt_between_markers(tmp_path: Path) -> None:
     kept |= {"training_seconds": 125.6, "machine": "2 cores", "date": "2026-11-25", "commit": "0123456789abcdef"}
     write_json(tmp_path / "b.json", kept | {"name": "b"})
     write_json(tmp_path / "a.json", kept | {"name": "warpeace-1x64", "interval": [1.0, 2.0], "ngram_nats": 1.25})
+    write_json(
+        tmp_path / "d.json",
+        kept | {"name": "d", "ngram_nats": 1.5, "ngram_ahead": 0.25, "ngram_ahead_interval": [0.125, 0.5]},
+    )
     write_json(tmp_path / "c.json", kept | {"name": "c", "judged": "val", "interval": [1.0, 2.0]})
     write_json(tmp_path / "bench-train.json", {"name": "no run"})
     rows = results.table(results.read(tmp_path)).splitlines()
     assert rows[2:] == [
         "| [warpeace-1x64](../configs/warpeace-1x64.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 "
-        "| 1.457 | 1.386 (1.000 to 2.000) | 2.000 | 1.250 | 1.449 | 2:06 min | 2 cores, float32 "
+        "| 1.457 | 1.386 (1.000 to 2.000) | 2.000 | 1.250 |  | 1.449 | 2:06 min | 2 cores, float32 "
         "| 2026-11-25, 0123456, 7 |",
         "| [b](../configs/b.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.457 | 1.386 | 2.000 |  "
-        "|  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
+        "|  |  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
         "| [c](../configs/c.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.386 (1.000 to 2.000) "
-        "|  | 2.000 |  |  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
+        "|  | 2.000 |  |  |  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
+        "| [d](../configs/d.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.457 | 1.386 | 2.000 "
+        "| 1.500 | 0.250 (0.125 to 0.500) |  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
     ]
     assert len({row.count("|") for row in rows}) == 1
     short = results.headlines(results.read(tmp_path)).splitlines()

@@ -5,7 +5,9 @@ about 2 nats. So a lane has at least MIN_LANE targets, which limits the cost to 
 (2,889 targets) scores 2.001 nats in one lane or in two, and 2.035 in 50.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,17 @@ from common import console
 from common.errors import UsageError
 from common.files import read_json, write_json
 from common.types import Array
+from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import Manifest
 from pipeline.shards import read_tokens
 from trainers import checkpoint
 from trainers.judging import breakdown, ngram, report
-from trainers.run import data_of, read_run
+from trainers.run import Run, data_of, read_run
 from trainers.training import devices
 from trainers.training.score import losses
 from trainers.training.step import Steps
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 LANES = 50  # the same for all runs, so that their losses compare
 MIN_LANE = 1000  # targets of a lane; a split of 50,000 has all of LANES
 COUNTED = 8_000_000  # tokens up to which an n-gram is counted by default; that many take about 20 s and 0.5 GB
@@ -50,7 +53,8 @@ def evaluate_run(
     if split == "train" and count:
         raise UsageError("--ngram cannot be judged on train, which it counts: pass --split val or test")
     lanes = min(LANES, max(1, (manifest.split(split).tokens - 1) // MIN_LANE))
-    tokens = sum(manifest.split(name).tokens for name in ("train", "val", split))
+    read = _read_by(run, manifest, chosen.step)
+    tokens = sum(len(part) for part in read) + sum(manifest.split(name).tokens for name in ("val", split))
     compared = split != "train" and (tokens <= COUNTED if count is None else count)
     inputs = {
         "step": chosen.step,
@@ -78,7 +82,7 @@ def evaluate_run(
     with console.progress("windows") as bar:
         nats_N, lanes = losses(Steps(replica, model), data, manifest, split, lanes, run.config.train.window, bar)
     evaluation = {"format_version": FORMAT_VERSION, "inputs": inputs}
-    evaluation |= figures_of(nats_N, lanes, data, manifest, split, compared)
+    evaluation |= figures_of(nats_N, lanes, data, manifest, split, read if compared else [])
     console.out.print(
         f"{folder} at step {chosen.step} on {data}'s {split} split: {evaluation['nats']:.4f} nats = "
         f"{evaluation['bits']:.4f} bits per {unit} over {evaluation['targets']:,} {unit}s",
@@ -97,11 +101,28 @@ def _is_current(saved: dict[str, Any], inputs: dict[str, Any], count: bool | Non
         return False
 
 
-def figures_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split: str, count: bool) -> dict[str, Any]:
-    """Contents of evaluation-SPLIT.json, from the loss of each target of a split and the number of lanes."""
+def _read_by(run: Run, manifest: Manifest, step: int) -> list[range]:
+    """The parts of train that a checkpoint has read, so that an n-gram counts no more: the beginning of each lane in
+    the first epoch, all after it."""
+    tokens, B, T = manifest.split("train").tokens, run.config.train.lanes, run.config.train.window
+    if step >= windows_per_epoch(tokens, B, T):
+        return [range(tokens)]
+    edges = [lane * (tokens - 1) // B for lane in range(B + 1)]
+    return [range(start, min(start + step * T, stop) + 1) for start, stop in itertools.pairwise(edges)]
 
-    def read(split: str) -> Array:
-        return read_tokens(data, manifest.split(split), manifest.dtype, 0, manifest.split(split).tokens)
+
+def figures_of(
+    nats_N: Array, lanes: int, data: Path, manifest: Manifest, split: str, counted: Sequence[range]
+) -> dict[str, Any]:
+    """Contents of evaluation-SPLIT.json, from the loss of each target of a split and the number of lanes.
+
+    counted: the parts of train that an n-gram counts; if there are none, there is no n-gram.
+    """
+
+    def read(split: str, parts: Sequence[range] = ()) -> Array:
+        parts = parts or [range(manifest.split(split).tokens)]
+        pieces = [read_tokens(data, manifest.split(split), manifest.dtype, part.start, part.stop) for part in parts]
+        return np.concatenate(pieces)
 
     vocab, ids = manifest.vocab, read(split)
     targets_N, train_V = ids[1:], _counts(data, manifest)
@@ -113,18 +134,18 @@ def figures_of(nats_N: Array, lanes: int, data: Path, manifest: Manifest, split:
         "unigram": {"nats": float(breakdown.count_ids(targets_N, vocab.size) @ unigram_V) / len(targets_N)},
     }
     evaluation = breakdown.figures(nats_N, targets_N, vocab) | {"baselines": baselines}
-    if count:
-        counted = ngram.best(read("train"), read("val"), ids, vocab.size, vocab.end_id)
-        nats["ngram_nats"] = counted.nats_Q
+    if counted:
+        best = ngram.best(read("train", counted), read("val"), ids, vocab.size, vocab.end_id)
+        nats["ngram_nats"] = best.nats_Q
         baselines["ngram"] = {
-            "nats": float(counted.nats_Q.mean()),
-            "nats_interval": breakdown.mean_interval(counted.nats_Q),
-            "ahead": float((counted.nats_Q - nats_N).mean()),
-            "ahead_interval": breakdown.mean_interval(counted.nats_Q - nats_N),
-            "order": counted.order,
-            "val_nats_of_orders": counted.val_nats,
+            "nats": float(best.nats_Q.mean()),
+            "nats_interval": breakdown.mean_interval(best.nats_Q),
+            "ahead": float((best.nats_Q - nats_N).mean()),
+            "ahead_interval": breakdown.mean_interval(best.nats_Q - nats_N),
+            "order": best.order,
+            "val_nats_of_orders": best.val_nats,
         }
-        evaluation["errors"] = breakdown.compare(nats_N, counted.nats_Q, targets_N, vocab)
+        evaluation["errors"] = breakdown.compare(nats_N, best.nats_Q, targets_N, vocab)
     groups = {
         "class": breakdown.by_class(targets_N, vocab),
         "frequency": breakdown.by_frequency(targets_N, train_V),

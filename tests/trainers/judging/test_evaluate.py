@@ -1,7 +1,9 @@
 import json
 import math
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from common.files import write_json
 from pipeline.manifest import Manifest
 from trainers.config import ModelConfig
 from trainers.judging import evaluate as module
+from trainers.judging import ngram
 from trainers.judging.evaluate import evaluate_run, figures_of
 from trainers.model.char_rnn import CharRNN
 from trainers.training.devices import Devices
@@ -38,7 +41,7 @@ def test_figures_match_known_loss(
         model.dense.bias.assign(np.log(p_V))
     with console.progress() as bar:
         nats_N, lanes = losses(Steps(on(), model), tmp_path / "data", manifest, "test", 5, 20, bar)
-    report = figures_of(nats_N, lanes, tmp_path / "data", manifest, "test", count=True)
+    report = figures_of(nats_N, lanes, tmp_path / "data", manifest, "test", [range(len(text))])
     mean = -float(np.log(p_V[np.frombuffer(text[1:4000], np.uint8)]).mean())
     assert report["nats"] == pytest.approx(mean, rel=1e-6) == report["baselines"][known]["nats"]
     assert report["bits_per_byte"] == pytest.approx(mean / math.log(2), rel=1e-6)
@@ -98,6 +101,26 @@ def test_n_gram_is_counted_by_default_only_for_small_data(
     monkeypatch.setattr(module, "COUNTED", 8_000_000)
     evaluate_run(run, "train", None, None, force=False)
     assert "ngram" not in json.loads((run / "evaluation-train.json").read_text())["baselines"]
+
+
+def test_n_gram_counts_what_the_checkpoint_has_read(
+    tmp_path: Path, saved_run: Callable[..., Path], on: Callable[..., Devices], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
+    train, val = np.random.default_rng(1).integers(97, 105, 2000, np.uint8), tiny_run.TEXT
+    run = saved_run(tmp_path, train=train.tobytes(), val=val)
+    monkeypatch.setattr(module, "losses", lambda *_: (np.ones(len(val) - 1, np.float32), 1))
+    counted: list[np.ndarray] = []
+
+    def best(ids: np.ndarray, *arguments: Any) -> Any:
+        counted.append(ids)
+        return ngram.best(ids, *arguments)
+
+    monkeypatch.setattr(module, "ngram", types.SimpleNamespace(best=best))
+    evaluate_run(run, None, None, None, force=False)
+    # 40 steps of windows of 3, in each of 4 lanes of 499 or 500 targets, after the token before its first target.
+    starts = [0, 499, 999, 1499]
+    np.testing.assert_array_equal(counted[0], np.concatenate([train[start : start + 121] for start in starts]))
 
 
 def test_an_evaluation_that_was_killed_is_completed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
