@@ -182,6 +182,7 @@ def neurons_run(folder: Path, options: NeuronOptions) -> None:
     write_page(html, page, excerpt, unit)
     write_json(html.with_suffix(".json"), report)
     console.out.print(_table(report, run.vocab.unit))
+    console.out.print(f"{report['followers']} of {config.layers * config.units} units follow a label clearly")
     console.out.print(f"{folder} at step {chosen.step} on {passage.name}: {html}, {html.with_suffix('.json').name}")
     if options.png:
         draw(options.png, page, excerpt, *unit)

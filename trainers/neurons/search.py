@@ -41,11 +41,13 @@ class LabelResult(NamedTuple):
 
     matches: the chosen units, the strongest on the first half first; empty if the text has too little of the label.
     chance: best strength of any unit on any shifted label.
+    followers: all units that follow the label above chance and at CLEAR or more, on both halves.
     """
 
     label: Label
     matches: list[Match]
     chance: float
+    followers: frozenset[int] = frozenset()
 
     @property
     def verdict(self) -> str:
@@ -102,7 +104,8 @@ def report_of(results: list[LabelResult], units: int) -> dict[str, Any]:
     """Build the report for JSON; layers and units count from 1.
 
     labels: the verdict and the best unit of each label.
-    neurons: each unit that follows a label, with the label it follows best; the strongest first.
+    neurons: each chosen unit that follows a label, with the label it follows best; the strongest first.
+    followers: number of units that follow some label clearly.
     """
     labels: list[dict[str, Any]] = []
     neurons: dict[int, tuple[float, dict[str, Any]]] = {}
@@ -117,7 +120,8 @@ def report_of(results: list[LabelResult], units: int) -> dict[str, Any]:
             if match.strength > result.chance and match.strength >= best:
                 neurons[match.unit] = match.strength, about | _match_entry(result, match, units)
     ranked = sorted(neurons.values(), key=lambda pair: -pair[0])
-    return {"neurons": [neuron for _, neuron in ranked], "labels": labels}
+    followers = frozenset[int]().union(*(result.followers for result in results))
+    return {"neurons": [neuron for _, neuron in ranked], "labels": labels, "followers": len(followers)}
 
 
 def _match_entry(result: LabelResult, match: Match, units: int) -> dict[str, Any]:
@@ -140,7 +144,8 @@ def _search(first: RankedHalf, second: RankedHalf, label: Label, offsets: Array)
     matches = [
         Match(int(unit), float(second_U[unit] * np.sign(first_U[unit])), bool(first_U[unit] < 0)) for unit in best
     ]
-    return LabelResult(label, matches, chance)
+    least_U = np.minimum(np.abs(first_U), second_U * np.sign(first_U))
+    return LabelResult(label, matches, chance, frozenset(np.flatnonzero(least_U >= max(CLEAR, chance)).tolist()))
 
 
 def _ranked(values_KxN: Array) -> Array:

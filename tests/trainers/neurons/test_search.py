@@ -64,6 +64,7 @@ def test_planted_units_are_found_and_scored_on_the_second_half(rng: np.random.Ge
     assert quotes.score(best.strength) == pytest.approx((inside > outside).mean(), abs=1e-6)
     assert (depth.matches[0].unit, depth.matches[0].inverted, depth.verdict) == (3, False, "found")
     assert (comment.matches, comment.verdict) == ([], "not in this text")
+    assert [result.followers for result in (quotes, depth, comment)] == [{7}, {3}, frozenset()]
 
 
 @pytest.mark.parametrize(
@@ -99,11 +100,14 @@ def test_labels_with_few_runs_have_no_matches(rng: np.random.Generator) -> None:
 def test_report_lists_each_unit_once_with_its_best_label(monkeypatch: pytest.MonkeyPatch) -> None:
     binary, number = np.array([True, False]), np.array([1.0, 2.0], np.float32)
     results = [
-        LabelResult(Label("strings", binary, "quote"), [Match(5, 0.7, True), Match(6, 0.1, False)], 0.2),
+        LabelResult(
+            Label("strings", binary, "quote"), [Match(5, 0.7, True), Match(6, 0.1, False)], 0.2, frozenset({5, 6})
+        ),
         LabelResult(
             Label("column", number, "line length"),
             [Match(5, 0.5, False), Match(0, 0.9, False), Match(2, 0.59, False)],
             0.3,
+            frozenset({0, 5}),
         ),
         LabelResult(Label("links", binary), [Match(1, 0.1, False)], 0.4),
         LabelResult(Label("comments", binary, "comment"), [], 0.0),
@@ -121,6 +125,7 @@ def test_report_lists_each_unit_once_with_its_best_label(monkeypatch: pytest.Mon
             | {"layer": 1, "unit": 2, "score": 0.55, "inverted": False},
             {"about": "comments", "measure": "auc", "essay": "comment", "verdict": "not in this text"},
         ],
+        "followers": 3,
     }
     monkeypatch.setattr(module, "CLEAR", 0.4)
     assert results[1].verdict == "found"
