@@ -5,12 +5,13 @@
 # make run CONFIG=configs/NAME.toml                      every stage of a config; finished stages are skipped
 # make results CONFIG=configs/NAME.toml                  train it and keep its figures: results/NAME.json, docs/results.md
 # make learn          execute the notebooks of docs/learn, and make their pages
+# make site           the trained models of models/ as one page for the browser: site/all
 # make setup [GPU=1]  create .venv from requirements.lock; GPU=1 adds TensorFlow's CUDA libraries
 # make lock           resolve the requirements again     make clean      remove the demo's output
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo run evaluated results learn setup test test-fast test-slow test-gpu lint lock clean
+.PHONY: help demo run evaluated results learn site setup test test-fast test-slow test-gpu lint lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -52,6 +53,9 @@ results: evaluated
 
 learn: $(VENV)/.installed-dev
 	$(PY) scripts/notebooks.py
+
+site: setup
+	@$(PY) -m export web models/*/ --out site/all
 
 demo:
 	@$(MAKE) --no-print-directory run CONFIG=configs/stdlib.toml

@@ -1,5 +1,5 @@
-"""Command line: python -m bench results | train | clock | precision | scale | watch | data | lite | browser | serve
-sampling."""
+"""Command line: python -m bench results | model | train | clock | precision | scale | watch | data | lite | browser
+| serve sampling."""
 
 from pathlib import Path
 
@@ -32,6 +32,22 @@ def results(runs: tuple[Path, ...], root: Path) -> None:
     results.put(root / "docs/results.md", results.table(kept))
     (root / "docs/benchmarks.md").write_text(pages.page(root / "results"), encoding="utf-8")
     console.out.print(headlines)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path), metavar="runs/NAME")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: models/NAME]")
+@click.option("--note", default="", help="Describe the text, if it is not exactly the corpus.")
+def model(run: Path, out: Path | None, note: str) -> None:
+    """Export a recorded run to models/, with a card of its figures.
+
+    \b
+    Example:
+      python -m bench model runs/stdlib-best --out models/stdlib
+    """
+    with console.quiet():
+        from bench.models import export_model
+    export_model(run, out or Path("models") / run.name, Path("results"), note)
 
 
 @cli.command()

@@ -239,7 +239,7 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
 
 
 @cli.command()
-@click.argument("file", type=FOLDER, metavar="FILE")
+@click.argument("file", type=FOLDER, metavar="FILE|devices/NAME")
 @click.option("--prompt", default="", help="Text to continue.  [default: start as after a newline]")
 @options.sampling
 @click.option(
@@ -251,14 +251,16 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
 )
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtime.")
 def run_lite(file: Path, prompt: str, length: int, threads: int, **sampling: Any) -> None:
-    """Write text with a .tflite as a device does, without TensorFlow.
+    """Write text with a .tflite as a device does, without TensorFlow. A folder stands for its int8-dynamic.tflite.
 
     \b
-    Example:
-      python -m export run-lite devices/stdlib/int8-dynamic.tflite --prompt "def " --temperature 0.5
+    Examples:
+      python -m export run-lite models/shakespeare --prompt "KING "
+      python -m export run-lite devices/stdlib/float32.tflite --prompt "def " --temperature 0.5
     """
     from export.lite.runner import LiteModel, Sampling
 
+    file = file / "int8-dynamic.tflite" if file.is_dir() else file
     text = os.fsencode(prompt)  # the bytes as typed, whatever the locale
     console.write_pieces(LiteModel(file, threads).stream(text, length, Sampling(**sampling)), before=text)
 

@@ -1,0 +1,38 @@
+"""The trained models of the repository: whole, small, and writing text without TensorFlow."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from export import checksums
+from export.lite.runner import LiteModel, Sampling
+
+MODELS = sorted(path.parent for path in Path("models").glob("*/model.json"))
+MOST_BYTES, MOST_BYTES_IN_ALL = 1_200_000, 8_000_000
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_models_fit_the_repository() -> None:
+    assert MODELS
+    sizes = {folder.name: size(folder) for folder in MODELS}
+    assert max(sizes.values()) <= MOST_BYTES, sizes
+    assert sum(sizes.values()) <= MOST_BYTES_IN_ALL, sizes
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_model_is_whole_and_writes(folder: Path) -> None:
+    assert checksums.problems(folder) == []
+    about = json.loads((folder / "model.json").read_text())
+    card = (folder / "MODEL_CARD.md").read_text()
+    kept = json.loads((Path("results") / f"{about['run']}.json").read_text())
+    assert kept["weights_sha256"] == about["weights_sha256"], "the figures are those of other weights"
+    assert f"{kept['nats']:.3f} nats" in card
+    assert "| licence of the text |" in card
+    model = LiteModel(folder / "int8-dynamic.tflite")
+    text = model.generate(b"", 100, Sampling(0.7, seed=3))
+    assert text == model.generate(b"", 100, Sampling(0.7, seed=3))
+    assert text.decode(errors="replace").isprintable() or b"\n" in text
