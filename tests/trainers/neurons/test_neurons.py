@@ -159,7 +159,18 @@ def test_command_writes_report_page_picture_and_activations(
     assert f"{run} at step 5 on data's test split: {run}/neurons.html, neurons.json" in out
     assert (tmp_path / "fox.png").read_bytes().startswith(b"\x89PNG")
     report = json.loads((run / "neurons.json").read_text())
-    assert list(report) == ["format_version", "step", "weights_sha256", "text", "colour", "neurons", "labels", "gates"]
+    assert list(report) == [
+        "format_version",
+        "step",
+        "weights_sha256",
+        "text",
+        "colour",
+        "neurons",
+        "labels",
+        "followers",
+        "gates",
+    ]
+    assert f"\n{report['followers']} of 16 units follow a label clearly\n" in out
     assert report["text"] == {"name": "data's test split", "language": "text", "read": 175, "searched": 175}
     assert [label["essay"] for label in report["labels"][:5]] == [
         "quote",
