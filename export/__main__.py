@@ -158,6 +158,7 @@ def serve(base: Path, port: int, page: Path | None) -> None:
 @click.option("--key", "pem_key", type=FOLDER, metavar="PEM", help="The certificate's key.")
 @click.option("--page", type=FOLDER, metavar="site/NAME", help="Also serve this page of `export web`, at /.")
 @click.option("--allow-origin", multiple=True, metavar="URL", help="Origin of web pages that may call; repeatable.")
+@click.option("--record", type=FOLDER, metavar="FILE.jsonl", help="Append the callers' texts, for `pipeline validate`.")
 @click.option("--proxy", metavar="ADDRESS", help="Proxy whose X-Forwarded-For contains the client's address.")
 @click.option("--rows", type=CAP, default=64, show_default=True, help="Rows per call, at most.")
 @click.option("--characters", type=CAP, default=65536, show_default=True, help="Read and written per call, at most.")
@@ -171,13 +172,14 @@ def front(
     pem_key: Path | None,
     page: Path | None,
     allow_origin: tuple[str, ...],
+    record: Path | None,
     proxy: str | None,
     **limits: int,
 ) -> None:
     """Serve a model over HTTP, in front of TF Serving.
 
     Checks every call against the model's signatures and the limits before the server sees it. Offers TF Serving's REST
-    API, OpenAI's completions with streaming, /healthz and /metrics. Prompts are not logged.
+    API, OpenAI's completions with streaming, /healthz and /metrics. Prompts are not stored without --record.
 
     \b
     Example:
@@ -190,7 +192,7 @@ def front(
     from export.front.server import listen
     from export.front.server import serve as serve_front
 
-    app = Front(client, Limits(**limits), page, allow_origin)
+    app = Front(client, Limits(**limits), page, allow_origin, record)
     with listen(host, port) as listener:
         serve_front(app, listener, (pem, pem_key) if pem and pem_key else None, proxy)
 

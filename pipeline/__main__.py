@@ -135,10 +135,17 @@ def ingest(
 @click.option("--config", type=click.Path(path_type=Path), help=CONFIG_HELP)
 @click.option("--schema", type=click.Path(path_type=Path), metavar="FILE", help="Schema that every split must match.")
 @click.option("--against", type=click.Path(path_type=Path), metavar="data/A", help="Data set to compare with.")
+@click.option("--requests", metavar="LOG", help="Compare recorded requests with train: a file or a quoted pattern.")
 @click.option("--beam", default="", metavar="OPTIONS", help=BEAM_HELP)
 @click.option("--force", is_flag=True, help="Validate again, even if already valid.")
 def validate(
-    folder: Path | None, config: Path | None, schema: Path | None, against: Path | None, beam: str, force: bool
+    folder: Path | None,
+    config: Path | None,
+    schema: Path | None,
+    against: Path | None,
+    requests: str | None,
+    beam: str,
+    force: bool,
 ) -> None:
     """Validate a data set: val and test must use the characters of train, with a similar distribution.
 
@@ -146,18 +153,31 @@ def validate(
     beyond those that the config waives; otherwise lists them and exits with 1. --schema replaces the schema inferred
     from train, for example by an edited one; --against measures drift and skew from another validated data set.
 
+    --requests compares a served model's traffic with the validated data set that the model was trained on, and exits
+    with 1 if callers send other text.
+
     \b
     Examples:
       python -m pipeline validate data/shakespeare
       python -m pipeline validate data/B --schema data/A/validation/schema.pbtxt --against data/A
       python -m pipeline validate --config configs/NAME.toml     (validates data/NAME)
+      python -m pipeline validate data/shakespeare --requests prompts.jsonl
     """
+    if requests and (schema or against or force):
+        raise click.UsageError(
+            "--requests compares with the data set's own schema: omit --schema, --against and --force"
+        )
     with console.quiet(withhold=()):  # TFDV needs pandas
         from pipeline.config import ValidateSettings
+        from pipeline.traffic import compare_requests
         from pipeline.validate import validate as run
 
     rules = settings.make(ValidateSettings, _section(config, "validate"), _where(config, "validate"))
-    run(_folder(folder, config, "data/NAME"), rules, force, schema, against, beam)
+    folder = _folder(folder, config, "data/NAME")
+    if requests:
+        compare_requests(folder, requests, rules, beam)
+    else:
+        run(folder, rules, force, schema, against, beam)
 
 
 @cli.command()

@@ -94,7 +94,7 @@ class ValidateSettings:
         Python source 0.07, English and Greek 0.8. A split of 1000 characters is some 0.06 away by chance alone.
     max_drift: likewise, how far train may be from the train split of --against.
     max_skew: likewise, how far val and test may be from the train split of --against, as if a model trained there
-        were applied to them.
+        were applied to them; and how far --requests may be from train.
     waive: findings to accept, by name: "char" (the feature), "val.char" (in this split) or "val.char.drift" (by this
         rule), as the report prints them. They are still reported and recorded in the stamp.
     """
@@ -108,7 +108,7 @@ class ValidateSettings:
     def __post_init__(self) -> None:
         for name in self.waive:
             first, _, rest = name.partition(".")
-            feature = rest.partition(".")[0] if first in SPLITS else name
+            feature = rest.partition(".")[0] if first in (*SPLITS, "requests") else name
             if feature not in FEATURES:
                 rule = "'waive' takes FEATURE, SPLIT.FEATURE or SPLIT.FEATURE.RULE"
                 raise ValueError(f"{rule}, got '{name}'; splits: {', '.join(SPLITS)}; features: {', '.join(FEATURES)}")

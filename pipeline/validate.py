@@ -168,12 +168,17 @@ def read_earlier(against: Path, folder: Path, manifest: Manifest) -> Earlier:
     other = read_manifest(against)
     if other.data_sha256 == manifest.data_sha256:
         raise UsageError(f"--against takes a different data set: {against} has the same data as {folder}")
-    path, stamp = _statistics_file(against / FOLDER, "train"), other.validation or {}
+    return Earlier(against.resolve().name, other.data_sha256, train_statistics(against, other))
+
+
+def train_statistics(folder: Path, manifest: Manifest) -> Statistics:
+    """Read the statistics of a validated data set's train split. Raises StageError if there are none."""
+    path, stamp = _statistics_file(folder / FOLDER, "train"), manifest.validation or {}
     sha256 = stamp.get("statistics", {}).get("train")
     if not (sha256 and path.is_file() and sha256_file(path) == sha256):
-        fix = f"run python -m pipeline validate {against} --force"
-        raise StageError(f"{against} has no validated statistics: {fix}")
-    return Earlier(against.resolve().name, other.data_sha256, tfdv.load_stats_binary(os.fspath(path)))
+        fix = f"run python -m pipeline validate {folder} --force"
+        raise StageError(f"{folder} has no validated statistics: {fix}")
+    return tfdv.load_stats_binary(os.fspath(path))
 
 
 def count(folder: Path, manifest: Manifest, out: Path, options: str = "") -> dict[str, Statistics]:
@@ -190,7 +195,7 @@ def count(folder: Path, manifest: Manifest, out: Path, options: str = "") -> dic
                 | f"{name}: plan" >> beam.Create(starts)
                 | f"{name}: spread" >> beam.Reshuffle()
                 | f"{name}: read" >> beam.FlatMap(_records, folder, manifest, split)
-                | f"{name}: count" >> tfdv.GenerateStatistics(_statistics_options())
+                | f"{name}: count" >> tfdv.GenerateStatistics(statistics_options())
                 | f"{name}: write" >> tfdv.WriteStatisticsToBinaryFile(str(_statistics_file(out, name)))
             )
     statistics = {name: tfdv.load_stats_binary(str(_statistics_file(out, name))) for name in manifest.splits}
@@ -199,7 +204,8 @@ def count(folder: Path, manifest: Manifest, out: Path, options: str = "") -> dic
     return statistics
 
 
-def _statistics_options() -> tfdv.StatsOptions:
+def statistics_options() -> tfdv.StatsOptions:
+    """Return TFDV's options: counts of every character, and basic statistics of the other features."""
     # TFDV's default value counter sends each value through a GroupByKey, some 300 ns each. The sketch counts in place,
     # in a sixth of the time, and is exact here because it has room for every code point.
     buckets = {"num_rank_histogram_buckets": CODE_POINTS, "num_kmv_buckets": CODE_POINTS}
@@ -250,7 +256,7 @@ def check(name: str, statistics: dict[str, Statistics], schema: Schema, rules: R
 
     Its characters must be in the schema's domain, up to min_known. TFDV's drift comparator (previous_statistics)
     compares val and test with train, and train with the earlier train; its skew comparator (serving_statistics)
-    compares val and test with the earlier train. Limits in the schema take precedence over the settings.
+    compares all other splits with the earlier train. Limits in the schema take precedence over the settings.
     """
     earlier, settings = rules.earlier and rules.earlier.train, rules.settings
     limited = Schema()
@@ -266,7 +272,7 @@ def check(name: str, statistics: dict[str, Statistics], schema: Schema, rules: R
     return tfdv.validate_statistics(
         statistics[name],
         limited,
-        previous_statistics=earlier if name == "train" else statistics["train"],
+        previous_statistics=earlier if name == "train" else statistics.get("train"),
         # Jensen-Shannon is symmetric, so either side may be called serving.
         serving_statistics=None if name == "train" else earlier,
     )

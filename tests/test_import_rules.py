@@ -120,8 +120,8 @@ def test_savedmodel_session_imports_no_project_module() -> None:
 
 def test_only_data_stages_import_beam_and_tfdv() -> None:
     allowed = {
-        "apache_beam": {"pipeline.ingest", "pipeline.validate", "pipeline.beam"},
-        "tensorflow_data_validation": {"pipeline.validate"},
+        "apache_beam": {"pipeline.ingest", "pipeline.validate", "pipeline.traffic", "pipeline.beam"},
+        "tensorflow_data_validation": {"pipeline.validate", "pipeline.traffic"},
     }
     for name in modules():
         for package in {other.split(".")[0] for other in imports(name)} & allowed.keys():

@@ -1,14 +1,15 @@
-"""The front's routes and limits. Prompts and texts are never logged."""
+"""The front's routes and limits. Prompts and texts are never logged, and stored only on request (`record`)."""
 
 import asyncio
 import functools
 import json
+import os
 import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import anyio.to_thread
 import numpy as np
@@ -115,12 +116,21 @@ class Front:
 
     client: its version or label is the default of callers that name none. If it has none either, they get the version
     labelled `stable`, if any. page: folder of `export web` for /. origins: origins of web pages that may call.
+    record: file to which the texts of all answered calls are appended, for `pipeline validate --requests`.
     """
 
-    def __init__(self, client: Client, limits: Limits, page: Path | None = None, origins: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        client: Client,
+        limits: Limits,
+        page: Path | None = None,
+        origins: tuple[str, ...] = (),
+        record: Path | None = None,
+    ):
         self.client = Client(**{**vars(client.settings), "max_message_bytes": ANSWER_BYTES})
         self.model, self.limits = client.settings.model, limits
         self.signatures: dict[Any, tuple[float, dict[str, Signature]]] = {}
+        self.record_file = open_private(record) if record else None
         self.unit, self.rows, self.answered, self.has_stable = "", 0, 0.0, False
         self.healthy, self.probed, self.probing = False, 0.0, asyncio.Lock()
         self.threads = anyio.CapacityLimiter(limits.calls)
@@ -193,7 +203,18 @@ class Front:
         self.check(*bodies.size(inputs))
         outputs, _ = client.predict(signature, inputs)
         self.answered, self.rows = time.monotonic(), self.rows + len(next(iter(inputs.values())))
+        self.record(inputs)
         return outputs
+
+    def record(self, inputs: dict[str, Array]) -> None:
+        """Append the texts of a call to the record, if there is one."""
+        columns = [inputs[name] for name in ("prompt", "text") if name in inputs]
+        texts = [text.decode(errors="surrogateescape") for column in columns for text in column if text]
+        if self.record_file and texts:
+            try:
+                self.record_file.write(json.dumps({"texts": texts}) + "\n")
+            except OSError as error:  # a full disk must not stop the service
+                console.note(f"{self.record_file.name}: {error.strerror}")
 
     def check(self, rows: int, characters: int) -> None:
         if not 1 <= rows <= self.limits.rows:
@@ -248,6 +269,7 @@ class Front:
             return JSONResponse(answer.whole(await self.thread(self.predict, client, "generate", prepared.inputs())))
         events = answer.events(client)
         first = await self.thread(next, events)  # an error before the first piece is not an event
+        await self.thread(self.record, prepared.inputs())
         return StreamingResponse(self._stream(first, events), media_type="text/event-stream")
 
     async def _stream(self, first: bytes, events: Iterator[bytes]) -> AsyncIterator[bytes]:
@@ -291,6 +313,14 @@ class Front:
             text += f"# TYPE front_{name} {'counter' if name.endswith('_total') else 'gauge'}\n"
             text += "".join(f"front_{name}{labels} {value}\n" for labels, value in sorted(samples.items()))
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
+def open_private(path: Path) -> TextIO:
+    """Open a file, readable by its owner alone, to append lines. Raises StageError."""
+    try:
+        return open(path, "a", buffering=1, encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
+    except OSError as error:
+        raise StageError(f"{path}: {error.strerror}: pass another --record") from None
 
 
 class Page(StaticFiles):

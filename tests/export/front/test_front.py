@@ -62,11 +62,12 @@ def running_front(
     origins: tuple[str, ...] = (),
     tls: Any = None,
     timeout: float = 30,
+    record: Path | None = None,
     **limits: int,
 ) -> Iterator[Site]:
     """Run a front of the model at `target` in a thread of this process."""
     with Client(target, "fake", retries=0) as client, listen("localhost", 0) as listener:
-        front = Front(client, Limits(**limits), page, origins)
+        front = Front(client, Limits(**limits), page, origins, record)
         runner = http_server(front, tls)
         thread = threading.Thread(target=runner.run, args=([listener],))
         thread.start()
@@ -619,3 +620,31 @@ def test_command_serves_until_stopped(server: Endpoint) -> None:
         process.terminate()
     assert process.wait(20) != 0
     assert process.stderr.read().count("\n") <= 1
+
+
+def test_the_record_holds_the_texts_of_answered_calls(
+    server: Endpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    with running_front(server.target, record=path, rows=2) as site:
+        site.predict("serving_default", instances=[ROW, ROW | {"prompt": "é"}])
+        site.predict("score", inputs={"text": [{"b64": "/w=="}, ""]})
+        site.predict("score", inputs={"text": ["rejected"] * 3})
+        site.post("/v1/completions", {"model": "fake", "prompt": ["a", "b"], "max_tokens": 2})
+        site.post("/v1/completions", {"model": "fake", "prompt": "streamed", "max_tokens": 2, "stream": True})
+        site.get("/healthz")
+    texts = [json.loads(line) for line in path.read_text().splitlines()]
+    expected = [["ab", "é"], ["\udcff"], ["a", "b"], ["streamed"]]
+    assert texts == [{"texts": each} for each in expected]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "streamed" not in "".join(capfd.readouterr())
+
+
+def test_calls_are_answered_while_the_record_cannot_be_written(
+    server: Endpoint, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with running_front(server.target, record=Path("/dev/full")) as site:
+        assert site.predict("score", inputs={"text": ["abc"]}).status_code == 200
+    assert "/dev/full: No space left on device" in capfd.readouterr().err
+    with pytest.raises(StageError, match="nowhere/a: No such file or directory: pass another --record"):
+        front_app.open_private(Path("nowhere/a"))
