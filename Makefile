@@ -61,10 +61,10 @@ demo:
 	@$(MAKE) --no-print-directory run CONFIG=configs/stdlib.toml
 
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-fast: $(VENV)/.installed-dev
-	$(PY) -m pytest -n 2 --dist loadfile --fast -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --fast -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest -m slow

@@ -20,6 +20,8 @@ console.quiet_libraries()
 # Shells start background jobs with SIGINT ignored, and child processes inherit that; some tests send SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONGEST = ("tests/conformance/", "tests/web/", "test_processes.py", "test_served_hostile.py", "test_checkpoint.py")
+
 
 class NoTensorFlow(MetaPathFinder):
     """Skips test modules that import TensorFlow or Beam, for `--fast`."""
@@ -52,6 +54,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("processes"):
                 item.add_marker(pytest.mark.skip("starts TensorFlow, Beam or a browser"))
+    # The longest files first, so that no worker is left with one of them at the end.
+    items.sort(key=lambda item: not any(part in item.nodeid for part in LONGEST))
 
 
 def pytest_collection_finish() -> None:

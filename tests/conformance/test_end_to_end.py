@@ -1,7 +1,9 @@
 """The commands from a small text to its .tflite, as you type them, and the errors for common mistakes."""
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import os
 import re
@@ -9,6 +11,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
 import pytest
 from tiny_data import make_data
@@ -55,10 +59,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def command(home: Path, line: str) -> subprocess.CompletedProcess[str]:
+class Result(NamedTuple):
+    """Exit status, standard output and standard error of a command."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run_process(home: Path, line: str) -> Result:
     """Run `python -m LINE` in a folder outside the project."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    return subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", *line.split()],
         cwd=home,
         env=environment,
@@ -67,25 +79,25 @@ def command(home: Path, line: str) -> subprocess.CompletedProcess[str]:
         errors="replace",
         check=False,
     )
+    return Result(process.returncode, process.stdout, process.stderr)
 
 
-def succeed(home: Path, line: str) -> tuple[str, str]:
-    """Run a command that must succeed, and return its standard output and error."""
-    process = command(home, line)
-    assert process.returncode == 0, f"{line}\n{process.stdout}\n{process.stderr}"
-    return process.stdout, process.stderr
-
-
-def run_here(line: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> object:
-    """Run `python -m LINE` in this process, to import TensorFlow only once, and return the exit status."""
+def run_here(home: Path, line: str) -> Result:
+    """Run `python -m LINE` in this process, to import TensorFlow only once."""
     module, *arguments = line.split()
-    monkeypatch.chdir(home)
-    monkeypatch.setattr(sys, "argv", [module, *arguments])
-    try:
-        console.run(importlib.import_module(f"{module}.__main__").cli)
-    except SystemExit as exit:
-        return exit.code or 0
-    return 0
+    written, err, status = io.BytesIO(), io.StringIO(), 0
+    out = io.TextIOWrapper(written, "utf-8", write_through=True)  # texts are written as bytes
+    with (
+        contextlib.chdir(home),
+        mock.patch.object(sys, "argv", [module, *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            console.run(importlib.import_module(f"{module}.__main__").cli)
+        except SystemExit as exit:
+            status = int(exit.code or 0)
+    return Result(status, written.getvalue().decode(errors="replace"), err.getvalue())
 
 
 # Commands in the order of the pipeline, with a pattern of their output.
@@ -123,18 +135,26 @@ STAGES = [
 ]
 
 
+# One command per package, and the one without TensorFlow, start as you start them.
+PROCESSES = ("pipeline validate", "trainers train", "export savedmodel", "export run-lite")
+
+
 @pytest.fixture(scope="module")
-def outputs(home: Path) -> dict[str, tuple[str, str]]:
-    """Standard output and error by command; each stage runs once for all tests."""
-    return {line: succeed(home, line) for line, _ in STAGES}
+def outputs(home: Path) -> dict[str, Result]:
+    """Results by command; each stage runs once for all tests."""
+    results = {}
+    for line, _ in STAGES:
+        results[line] = (run_process if line.startswith(PROCESSES) else run_here)(home, line)
+        assert results[line].status == 0, results[line]
+    return results
 
 
 @pytest.mark.parametrize(("line", "pattern"), STAGES)
-def test_stage_reports_its_result(outputs: dict[str, tuple[str, str]], line: str, pattern: str) -> None:
-    out, notes = outputs[line]
+def test_stage_reports_its_result(outputs: dict[str, Result], line: str, pattern: str) -> None:
+    _, out, err = outputs[line]
     assert re.search(pattern, out), out
     for chatter in ("WARNING", "I0000", "E0000", "Traceback"):
-        assert chatter not in out + notes
+        assert chatter not in out + err
 
 
 def test_make_run_runs_the_stages_in_order() -> None:
@@ -158,9 +178,7 @@ def test_make_run_runs_the_stages_in_order() -> None:
         assert any(stage.startswith(line) for line in lines), stage
 
 
-def test_training_lowers_the_loss_and_evaluation_counts_all_targets(
-    home: Path, outputs: dict[str, tuple[str, str]]
-) -> None:
+def test_training_lowers_the_loss_and_evaluation_counts_all_targets(home: Path, outputs: dict[str, Result]) -> None:
     rows = [json.loads(row) for row in (home / "runs/tiny/metrics.jsonl").read_text().splitlines()]
     before, after = rows[0]["val_bits"], rows[-1]["val_bits"]
     assert 7.9 < before < 8.1, "untrained, 256 bytes are equally likely"
@@ -169,13 +187,13 @@ def test_training_lowers_the_loss_and_evaluation_counts_all_targets(
     manifest = json.loads((home / "data/tiny/manifest.json").read_text())
     assert test["targets"] == manifest["splits"]["test"]["tokens"] - 1
     assert test["bits"] < 2
-    shown, _ = outputs["export show runs/tiny"]
+    shown = outputs["export show runs/tiny"].out
     assert f"{before:.3f}" in shown
     assert f"{test['bits']:.3f}" in shown
 
 
-def test_checkpoint_and_saved_model_generate_the_same_texts(outputs: dict[str, tuple[str, str]]) -> None:
-    shown, _ = outputs["export show runs/tiny"]
+def test_checkpoint_and_saved_model_generate_the_same_texts(outputs: dict[str, Result]) -> None:
+    shown = outputs["export show runs/tiny"].out
     assert re.search(r"The checkpoint, served/tiny/1 and |these 4 texts; served/tiny/1 4 of them", shown), shown
 
 
@@ -190,17 +208,10 @@ def test_checkpoint_and_saved_model_generate_the_same_texts(outputs: dict[str, t
         ("export tflite runs/tiny", "is up to date with"),
     ],
 )
-def test_finished_stage_is_not_repeated(
-    home: Path,
-    outputs: dict[str, tuple[str, str]],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    line: str,
-    note: str,
-) -> None:
-    assert run_here(line, home, monkeypatch) == 0
-    captured = capfd.readouterr()
-    assert note in captured.out + captured.err
+def test_finished_stage_is_not_repeated(home: Path, outputs: dict[str, Result], line: str, note: str) -> None:
+    status, out, err = run_here(home, line)
+    assert status == 0
+    assert note in out + err
 
 
 # Mistake, command, exit code, and part of the one-line error.
@@ -320,7 +331,7 @@ MISTAKES = [
 
 
 @pytest.fixture(scope="module")
-def invalid_home(home: Path, outputs: dict[str, tuple[str, str]]) -> Path:
+def invalid_home(home: Path, outputs: dict[str, Result]) -> Path:
     """The same folder, with invalid files and data sets added."""
     (home / "empty.txt").touch()
     (home / "configs/typo.toml").write_text("[data]\nsources = ['text.py']\n")
@@ -328,7 +339,7 @@ def invalid_home(home: Path, outputs: dict[str, tuple[str, str]]) -> Path:
     (home / "served/full/1/saved_model.pb").write_bytes(b"another model")
     (home / "data/half").mkdir()
     (home / "data/half/train-00000-of-00001.tokens").write_bytes(b"def ")
-    succeed(home, "pipeline ingest text.py --out data/raw")
+    assert run_here(home, "pipeline ingest text.py --out data/raw").status == 0
     shutil.copytree(home / "data/tiny", home / "data/damaged")
     shard = home / "data/damaged/val-00000-of-00001.tokens"
     shard.write_bytes(bytes(shard.stat().st_size))
@@ -342,19 +353,10 @@ def invalid_home(home: Path, outputs: dict[str, tuple[str, str]]) -> Path:
 
 
 @pytest.mark.parametrize(("mistake", "line", "code", "message"), MISTAKES, ids=[row[0] for row in MISTAKES])
-def test_mistake_prints_one_line(
-    invalid_home: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    mistake: str,
-    line: str,
-    code: int,
-    message: str,
-) -> None:
-    status = run_here(line, invalid_home, monkeypatch)
-    captured = capfd.readouterr()
-    lines = captured.err.splitlines()
-    assert (status, len(lines)) == (code, 1), captured.err
+def test_mistake_prints_one_line(invalid_home: Path, mistake: str, line: str, code: int, message: str) -> None:
+    status, out, err = run_here(invalid_home, line)
+    lines = err.splitlines()
+    assert (status, len(lines)) == (code, 1), err
     assert lines[0].startswith("error: ")
     assert message in lines[0]
-    assert captured.out == ""
+    assert out == ""

@@ -100,7 +100,7 @@ def cleaned(text: str, newlines: str, bom: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if newlines == "lf" else text
 
 
-@hypothesis_settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     texts=st.lists(st.text(alphabet="ab\r\né\ufeff世😀", min_size=1, max_size=15), min_size=1, max_size=4),
     shard_bytes=st.integers(1, 50),
@@ -133,7 +133,7 @@ def test_text_round_trips_through_the_data_set(
         assert manifest.splits["train"].counts["documents"] == count
 
 
-@hypothesis_settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=3),
     st.sampled_from(["byte", "char"]),

@@ -65,7 +65,7 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("block_tokens", [1, 100, 1 << 20])
+@pytest.mark.parametrize("block_tokens", [1, pytest.param(100, marks=pytest.mark.slow), 1 << 20])
 @pytest.mark.parametrize(("tokens", "shard_tokens", "B", "T"), SIZES)
 def test_epoch_matches_definition(
     tokens: int,

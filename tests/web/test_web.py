@@ -18,12 +18,11 @@ HERE = Path(__file__).parent
 
 def uniforms() -> list[dict[str, Any]]:
     """Random numbers from several positions."""
-    cases = []
-    for seed in (0, 1, 77, 2**32 + 5, 2**53 - 1):
-        for first in (0, 1, 6, 10_001):
-            columns = tf.constant([seed], tf.int64), tf.constant([first], tf.int64), tf.constant([1.0])
-            cases.append({"seed": seed, "first": first, "numbers": draw.uniforms(*columns, 5).numpy()[:, 0].tolist()})
-    return cases
+    seeds, firsts = np.meshgrid([0, 1, 77, 2**32 + 5, 2**53 - 1], [0, 1, 6, 10_001])
+    seeds, firsts = seeds.ravel(), firsts.ravel()
+    numbers = draw.uniforms(tf.constant(seeds), tf.constant(firsts), tf.ones(len(seeds)), tf.constant(5)).numpy().T
+    columns = zip(seeds.tolist(), firsts.tolist(), numbers.tolist(), strict=True)
+    return [{"seed": seed, "first": first, "numbers": row} for seed, first, row in columns]
 
 
 def draws() -> list[dict[str, Any]]:

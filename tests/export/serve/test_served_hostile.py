@@ -131,12 +131,15 @@ def same(result: Row, expected: Row) -> bool:
 # Answers.
 
 
-def test_row_gets_the_same_result_alone_and_in_a_batch(model: ExportedModel, rng: np.random.Generator) -> None:
-    rows = [model.row(rng) for _ in range(200)]
+@pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_row_gets_the_same_result_alone_and_in_a_batch(
+    model: ExportedModel, rng: np.random.Generator, count: int
+) -> None:
+    rows = [model.row(rng) for _ in range(count)]
     alone = [model.query("generate", [row])[0] for row in rows]
     bad = [{**model.row(rng), **change} for change, _ in invalid_requests(model.vocab.unit)]
     candidates = [*enumerate(rows), *((None, bad[i]) for i in rng.integers(0, len(bad), 24))]
-    for batch in np.array_split(rng.permutation(len(candidates)), len(candidates) // 32):
+    for batch in np.array_split(rng.permutation(len(candidates)), -(-len(candidates) // 32)):
         answers = model.query("generate", [candidates[i][1] for i in batch])
         for (index, row), result in zip((candidates[i] for i in batch), answers, strict=True):
             if index is None:
@@ -158,7 +161,7 @@ MODELS: dict[str, tuple[Vocab, dict[str, Any]]] = {
 }
 
 
-SLOW = ("norms", "400 characters", "300 units")
+SLOW = ("norms", "400 characters", "520 units")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in MODELS])

@@ -15,10 +15,12 @@ from trainers.model.char_rnn import CharRNN
 # T, B, H: all ones; then T below, at and above multiples of the unroll factor; odd units.
 SIZES = [(1, 1, 1), (3, 2, 5), (10, 1, 4), (23, 3, 7)]
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-MODELS = [
-    *(({"cell": cell}, size) for cell in GATES for size in SIZES),
-    *(({"cell": cell, "embedding": 3, "layer_norm": True}, SIZES[-1]) for cell in GATES),
-]
+
+
+def sizes(*slow: int) -> list[Any]:
+    """SIZES as parameters, those at the indices `slow` with the slow marker."""
+    return [pytest.param(size, marks=[pytest.mark.slow] * (i in slow)) for i, size in enumerate(SIZES)]
+
 
 Arrays = list[np.ndarray]
 
@@ -87,11 +89,12 @@ def test_loop_matches_equations(rng: np.random.Generator, cell: str, T: int, B: 
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize(
-    ("T", "B", "H", "dtype"), [*((*size, tf.float32) for size in SIZES), (*SIZES[-1], tf.bfloat16)]
-)
-def test_gradient_stops_at_resets(rng: np.random.Generator, cell: str, T: int, B: int, H: int, dtype: tf.DType) -> None:
-    z, state, recurrent, keep = window(rng, cell, T, B, H)
+@pytest.mark.parametrize("size", sizes(0, 1))
+@pytest.mark.parametrize("dtype", [tf.float32, pytest.param(tf.bfloat16, marks=pytest.mark.slow)])
+def test_gradient_stops_at_resets(
+    rng: np.random.Generator, cell: str, size: tuple[int, int, int], dtype: tf.DType
+) -> None:
+    (T, B, H), (z, state, recurrent, keep) = size, window(rng, cell, *size)
     inputs = tf.nest.map_structure(tf.constant, (z, tuple(state), tuple(recurrent)))
     shapes = [(T, B, H)] + [(B, H)] * len(state)
     loss_weights = [tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes]
@@ -133,16 +136,19 @@ def test_inference_with_folded_weights_matches_forward(rng: np.random.Generator,
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("settings", "size"), MODELS)
+@pytest.mark.parametrize("size", sizes(0, 1, 3))
+@pytest.mark.parametrize("settings", [{}, {"embedding": 3, "layer_norm": True}], ids=["plain", "normalised"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_loop_matches_keras_layer_in_value_and_gradient(
     rng: np.random.Generator,
     make_model: Callable[..., CharRNN],
     run_keras: Callable[..., Any],
+    cell: str,
     settings: dict[str, Any],
     size: tuple[int, ...],
 ) -> None:
     T, B, H = size
-    model = make_model(units=H, layers=2, vocab=11, **settings)
+    model = make_model(cell=cell, units=H, layers=2, vocab=11, **settings)
     for weight in model.trainable_variables:  # so that biases and norms differ from 0 and 1
         weight.assign_add(0.1 * rng.normal(size=weight.shape))
     ids = rng.integers(0, 11, (B, T))
