@@ -17,9 +17,8 @@ TIMEOUT_S = 1800  # per cell
 
 def execute(notebook: Any) -> None:
     """Run all cells in a new kernel, in LEARN. Raises nbclient's CellExecutionError for a cell that fails."""
-    NotebookClient(
-        notebook, timeout=TIMEOUT_S, kernel_name="python3", resources={"metadata": {"path": LEARN}}
-    ).execute()
+    settings = {"timeout": TIMEOUT_S, "kernel_name": "python3", "coalesce_streams": True}
+    NotebookClient(notebook, resources={"metadata": {"path": LEARN}}, **settings).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # its times would change the file at every run
         if cell.cell_type == "code":  # TensorFlow logs to stderr as it starts
