@@ -10,7 +10,7 @@ from common.errors import UsageError
 from common.files import parse_json
 from trainers.training.signals import immediate
 
-SHARE = 4096  # MiB of a GPU for each of the replicas that share it
+SHARE = 2048  # MiB of a GPU for each of the replicas that share it
 
 
 @dataclass(frozen=True)
