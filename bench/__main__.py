@@ -43,7 +43,7 @@ def model(run: Path, out: Path | None, note: str) -> None:
 
     \b
     Example:
-      python -m bench model runs/stdlib-best --out models/stdlib
+      python -m bench model runs/stdlib
     """
     with console.quiet():
         from bench.models import export_model
