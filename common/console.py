@@ -9,17 +9,28 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from common.errors import StageError, Stopped, UsageError, tensorflow_cause
 from common.printable import brief, one_line, visible
 
-# No markup: printed names are chosen by users and may contain brackets.
-out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
+
+class Terminal(Console):
+    """Console for text that others chose, such as names: control characters are replaced, and brackets kept."""
+
+    def __init__(self, stderr: bool = False):
+        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=stderr)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(visible(text, keep="\n\t"), **settings)
+
+
+out, err = Terminal(), Terminal(stderr=True)
 
 TRACEBACK = "--traceback"
 

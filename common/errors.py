@@ -26,7 +26,7 @@ _CAUSES = {
     "ResourceExhaustedError": "the memory does not suffice",
     "UnavailableError": "another process does not answer",
 }
-_FULL = "No space left on device"
+FULL = "No space left on device"
 
 
 def tensorflow_cause(error: BaseException) -> str:
@@ -35,5 +35,5 @@ def tensorflow_cause(error: BaseException) -> str:
     if "OpError" not in names:
         return ""
     reason = brief((str(getattr(error, "message", "")).splitlines() or [""])[0])
-    cause = _FULL if _FULL in str(error) else next((_CAUSES[name] for name in names if name in _CAUSES), names[0])
-    return cause if cause == _FULL else f"{cause}: {reason}"
+    cause = FULL if FULL in str(error) else next((_CAUSES[name] for name in names if name in _CAUSES), names[0])
+    return cause if cause == FULL else f"{cause}: {reason}"

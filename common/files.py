@@ -21,9 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.errors import StageError
+from common.errors import FULL, StageError, tensorflow_cause
 
 LOCK = ".lock"
+CHECKSUM = "checksum"  # in a JSON object: the hash of everything else in it
 # Of a JSON file: the manifest of a million source files has 150 MB; a 64-bit integer has 20 characters.
 MOST_BYTES, MOST_DEPTH, MOST_DIGITS = 1 << 28, 50, 20
 _SCRATCH = re.compile(r"\..*\.partial-.{8}")
@@ -38,13 +39,25 @@ def scratch(path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     with _locked(folder, new=True):
         try:
-            yield folder
-        except OSError as error:
-            if error.errno in _NOT_WRITTEN:  # name the output, not a file in the scratch folder
-                error.filename, error.strerror = os.fspath(path), os.strerror(error.errno)
-            raise
+            with naming(path):
+                yield folder
         finally:
             _settle(folder)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path`, not a file in a scratch folder or none at all, in the error of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NOT_WRITTEN:
+            error.filename, error.strerror = os.fspath(path), os.strerror(error.errno)
+        raise
+    except Exception as error:
+        if tensorflow_cause(error) == FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from error
+        raise
 
 
 def recover(folder: Path, pattern: str = "*") -> None:
@@ -52,9 +65,30 @@ def recover(folder: Path, pattern: str = "*") -> None:
 
     pattern: of the names to which the leftovers belong.
     """
+    _recover_old_form(folder, pattern)
     for leftover in folder.glob(f".{pattern}.partial-*"):
         with contextlib.suppress(OSError), _locked(leftover):  # unless a running process holds the lock
             _settle(leftover)
+
+
+def _recover_old_form(folder: Path, pattern: str) -> None:
+    """Recover what processes of earlier versions left.
+
+    .NAME.old-XXXXXXXX/NAME     the old folder; put back if the new one, .NAME.partial-XXXXXXXX, was not moved to NAME
+    .NAME.partial-PID           a new file; deleted unless that process runs
+    .stdin-XXXXXXXX             a copy of standard input
+    """
+    for old in folder.glob(f".{pattern}.old-{8 * '?'}"):
+        name = old.name[1:].rpartition(".old-")[0]
+        if {file.name for file in old.iterdir()} <= {name}:
+            if not (folder / name).exists() and any(folder.glob(f".{glob.escape(name)}.partial-*")):
+                with contextlib.suppress(OSError):
+                    os.rename(old / name, folder / name)
+            shutil.rmtree(old, ignore_errors=True)
+    for path in (*folder.glob(f".{pattern}.partial-*"), *folder.glob(f".stdin-{8 * '?'}")):
+        process = path.name.rpartition(".partial-")[2]
+        if path.is_file() and (process == path.name or process.isdigit()) and not Path("/proc", process).exists():
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -161,6 +195,12 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_record(path: Path, value: dict[str, Any]) -> None:
+    """Write `value` as `write_json` does, with a checksum by which `load_json` notices changes."""
+    value = json.loads(json.dumps(value))
+    write_json(path, {**value, CHECKSUM: sha256_json(value)})
+
+
 def parse_json(text: str | bytes) -> Any:
     """Value of a JSON text. Raises ValueError, and nothing else, for text that is not UTF-8 or not JSON, nested deeper
     than MOST_DEPTH, or with an integer of more than MOST_DIGITS."""
@@ -184,12 +224,18 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def load_json(path: Path) -> Any:
-    """Value in a JSON file of at most MOST_BYTES. Raises OSError, and ValueError as `parse_json` does."""
+    """Value in a JSON file of at most MOST_BYTES, without its checksum.
+
+    Raises OSError, and ValueError as `parse_json` does, or if the value differs from its checksum.
+    """
     with path.open("rb") as file:
         text = file.read(MOST_BYTES + 1)
     if len(text) > MOST_BYTES:
         raise ValueError(f"more than {MOST_BYTES:,} bytes")
-    return parse_json(text)
+    value = parse_json(text)
+    if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != sha256_json(value):
+        raise ValueError(f"its content does not match its {CHECKSUM}; if you edited it, remove that line")
+    return value
 
 
 def read_json(path: Path) -> dict[str, Any]:

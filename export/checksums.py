@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from common.errors import StageError
-from common.files import sha256_file, whole_file
+from common.files import load_json, sha256_file, whole_file
 
 FILE = "SHA256SUMS"
 
@@ -35,7 +35,10 @@ def problems(folder: Path) -> list[str]:
         return [f"{folder / FILE} is missing"]
     except ValueError:
         return [f"{folder / FILE} is corrupted"]
-    states = ((folder / name, _state(folder / name, digest)) for digest, name in listed)
+    states = [(folder / name, _state(folder / name, digest)) for digest, name in listed]
+    # A JSON file that may change, such as a list of neurons, has a checksum of its own.
+    others = set(folder.glob("*.json")) - {path for path, _ in states}
+    states += [(path, "is corrupted") for path in sorted(others) if not _readable(path)]
     return [f"{path} {state}" for path, state in states if state]
 
 
@@ -64,6 +67,14 @@ def _state(path: Path, digest: str) -> str:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+
+
+def _readable(path: Path) -> bool:
+    try:
+        load_json(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _hash(text: str) -> str:

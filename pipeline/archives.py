@@ -238,11 +238,7 @@ def _tar_members(path: Path, ceiling: int) -> Iterator[tuple[str, int, Any]]:
             for count in itertools.count(1):
                 if not (info := tar.next()):
                     break
-                if count > MAX_MEMBERS:
-                    raise StageError(
-                        f"{path} has more than {MAX_MEMBERS:,} members: if that is intended, unpack it yourself and "
-                        "pass the folder"
-                    )
+                _check_count(path, count)
                 _check_name(path, info.name)
                 if info.isreg():
                     yield info.name, info.size, tar.extractfile(info)
@@ -251,8 +247,26 @@ def _tar_members(path: Path, ceiling: int) -> Iterator[tuple[str, int, Any]]:
             pass  # the checksum of a compressed stream is at its end
 
 
+class _Entries(list[zipfile.ZipInfo]):
+    """The entries of a zip, which zipfile reads all at once: some 2 KB of memory each."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def append(self, entry: zipfile.ZipInfo) -> None:
+        _check_count(self.path, len(self) + 1)
+        super().append(entry)
+
+
+class _ZipFile(zipfile.ZipFile):
+    def _RealGetContents(self) -> None:
+        self.filelist = _Entries(Path(str(self.filename)))
+        super()._RealGetContents()  # type: ignore[misc]
+
+
 def _zip_members(path: Path) -> Iterator[tuple[str, int, Any]]:
-    with zipfile.ZipFile(path) as archive:
+    with _ZipFile(path) as archive:
         infos = archive.infolist()
         for info in infos:
             _check_name(path, info.filename)
@@ -270,6 +284,13 @@ def _folder_members(folder: Path) -> Iterator[tuple[str, int, Any]]:
     for path in sorted(paths, key=os.fsencode):
         with path.open("rb") as file:
             yield path.relative_to(folder).as_posix(), path.stat().st_size, file
+
+
+def _check_count(path: Path, count: int) -> None:
+    if count > MAX_MEMBERS:
+        raise StageError(
+            f"{path} has more than {MAX_MEMBERS:,} members: if that is intended, unpack it yourself and pass the folder"
+        )
 
 
 def _check_name(path: Path, name: str) -> None:

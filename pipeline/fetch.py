@@ -11,11 +11,13 @@ import http.client
 import logging
 import os
 import re
+import socket
+import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import requests
 import urllib3
@@ -24,7 +26,7 @@ from rich.table import Table
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, load_json, read_json, sha256_file, whole_folder, write_json
+from common.files import check_replaceable, load_json, read_json, sha256_file, whole_folder, write_json, write_record
 from pipeline.corpora import CORPORA, Corpus, find, make_text
 from pipeline.sources import PROVENANCE, RAW
 
@@ -117,7 +119,7 @@ def _make(name: str, corpus: Corpus, path: Path, origin: str, folder: Path) -> N
             "essay": corpus.essay,
             "settings": dict(corpus.settings),
         }
-        write_json(partial / PROVENANCE, provenance)
+        write_record(partial / PROVENANCE, provenance)
     console.note(f"{folder / TEXT}: {provenance['text_bytes']:,} bytes, SHA-256 {provenance['text_sha256']}")
 
 
@@ -156,13 +158,54 @@ def _downloaded(url: str, corpus: Corpus, folder: Path) -> Iterator[Path]:
                 _state_file(path).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _interrupting(interrupt: Callable[[], None], after: float) -> Iterator[None]:
+    """Call `interrupt` if the block takes longer: a timeout of the socket starts anew with each byte. Raises
+    _InterruptedError."""
+    slow = threading.Event()
+
+    def stop() -> None:
+        slow.set()
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # the connection is closed
+            interrupt()
+
+    timer = threading.Timer(after, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if slow.is_set():
+            raise _InterruptedError("the server sends single bytes")
+
+
+class _Headers:
+    """Mixin of a connection: the headers of a response arrive within FLOOR_S."""
+
+    def getresponse(self) -> Any:
+        connection: Any = self
+        with _interrupting(lambda: connection.sock.shutdown(socket.SHUT_RD), FLOOR_S):
+            return super().getresponse()  # type: ignore[misc]
+
+
+class _Adapter(HTTPAdapter):
+    """Connections to servers and proxies, as _Headers."""
+
+    def get_connection_with_tls_context(self, *arguments: Any, **settings: Any) -> Any:
+        pool = super().get_connection_with_tls_context(*arguments, **settings)
+        if not issubclass(pool.ConnectionCls, _Headers):
+            pool.ConnectionCls = type("Connection", (_Headers, pool.ConnectionCls), {})
+        return pool
+
+
 def _session() -> requests.Session:
     """Session that retries refused connections and busy servers, honouring Retry-After."""
     retry = urllib3.Retry(ATTEMPTS - 1, status_forcelist=BUSY, backoff_factor=BACKOFF_S)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs each retry as a Python repr
     session = requests.Session()
-    session.mount("http://", HTTPAdapter(max_retries=retry))
-    session.mount("https://", HTTPAdapter(max_retries=retry))
+    session.mount("http://", _Adapter(max_retries=retry))
+    session.mount("https://", _Adapter(max_retries=retry))
     return session
 
 
@@ -203,13 +246,8 @@ def _attempt(session: requests.Session, url: str, file: BinaryIO, size: int | No
         write_json(state_file, {"url": _public(url), "validator": _validator(response), "bytes": total})
         with console.progress("bytes") as progress:
             task = progress.add_task(_public(url).rpartition("/")[2], total=total or size, completed=have)
-            floor, since = have + FLOOR_BYTES, time.monotonic()
-            while data := response.raw.read1(1 << 16, decode_content=False):
+            for data in _pieces(response):
                 have += len(data)
-                if (now := time.monotonic()) - since > FLOOR_S:
-                    if have < floor:
-                        raise _InterruptedError(f"the server sent fewer than {FLOOR_BYTES:,} bytes in a minute")
-                    floor, since = have + FLOOR_BYTES, now
                 if have > (size or ceiling):
                     raise StageError(f"{_public(url)} is too long: expected at most {size or ceiling:,} bytes")
                 file.write(data)
@@ -218,6 +256,20 @@ def _attempt(session: requests.Session, url: str, file: BinaryIO, size: int | No
     if have < (total or size or 0):
         raise _InterruptedError(f"the response ended after {have:,} of {total or size:,} bytes")
     write_json(state_file, {"url": _public(url), "validator": None, "bytes": have})
+
+
+def _pieces(response: requests.Response) -> Iterator[bytes]:
+    """Yield the pieces of a body. Raises _InterruptedError if a minute brings fewer than FLOOR_BYTES."""
+    while True:
+        received, until = 0, time.monotonic() + FLOOR_S
+        with _interrupting(response.raw.shutdown, 2 * FLOOR_S):  # while it reads the line before a chunk
+            while time.monotonic() < until:
+                if not (data := response.raw.read1(1 << 16, decode_content=False)):
+                    return
+                received += len(data)
+                yield data
+        if received < FLOOR_BYTES:
+            raise _InterruptedError(f"the server sent fewer than {FLOOR_BYTES:,} bytes in a minute")
 
 
 def _announced(response: requests.Response, file: BinaryIO) -> tuple[int, int | None]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from rich.table import Table
 
 from common import console
-from common.printable import visible
 from pipeline.manifest import Manifest, check_hashes, read_manifest
 
 
@@ -36,7 +35,7 @@ def show(folder: Path) -> Manifest:
     }
     table = Table(box=None, show_header=False)
     for name, value in facts.items():
-        table.add_row(visible(name), visible(value))
+        table.add_row(name, value)
     console.out.print(table, splits)
     return manifest
 

@@ -17,7 +17,7 @@ import pydantic
 
 from common import console
 from common.errors import StageError
-from common.files import load_json, read_json, sha256_json, write_json
+from common.files import load_json, read_json, sha256_json, write_json, write_record
 from common.printable import check_name
 from pipeline.vocab import Vocab
 
@@ -112,7 +112,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         **dataclasses.asdict(manifest),
         "vocab": manifest.vocab.to_json(),
     }
-    write_json(folder / FILE_NAME, value)
+    write_record(folder / FILE_NAME, value)
 
 
 def read_manifest(folder: Path) -> Manifest:

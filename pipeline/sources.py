@@ -17,6 +17,7 @@ import pydantic
 
 from common import console
 from common.errors import StageError, UsageError
+from common.files import load_json
 from common.files import scratch as temporary
 from common.printable import visible
 from pipeline.corpora import CORPORA
@@ -127,9 +128,9 @@ def _provenance(source: str) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     try:
-        return [_Provenance.model_validate_json(file.read_bytes()).model_dump()]
-    except pydantic.ValidationError as error:
-        reason = error.errors()[0]["msg"].lower()
+        return [_Provenance.model_validate(load_json(file)).model_dump()]
+    except ValueError as error:
+        reason = error.errors()[0]["msg"].lower() if isinstance(error, pydantic.ValidationError) else str(error)
         raise StageError(f"{file} is invalid ({reason}): fetch the corpus again, or delete this file") from None
 
 

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from common import console
 from common.errors import StageError
-from common.files import load_json, remove_folder, sha256_file, whole_folder, write_json
+from common.files import load_json, remove_folder, sha256_file, whole_folder, write_record
 from pipeline.vocab import Vocab
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
@@ -95,8 +95,11 @@ def _read(folder: Path, run: Run) -> Checkpoint:
 
 
 def best(run: Run) -> Checkpoint:
-    """The checkpoint with the lowest validation loss, which evaluate, sample and export use."""
-    validated = [saved for saved in checkpoints(run) if saved.val_nats is not None]
+    """The checkpoint with the lowest validation loss, which evaluate, sample and export use.
+
+    Raises StageError if there is none, or if one is corrupted, since that may be the best.
+    """
+    validated = [saved for folder in _folders(run) if (saved := _read(folder, run)).val_nats is not None]
     if not validated:
         raise StageError(f"{run.folder} has no checkpoint yet: train it with python -m trainers train CONFIG")
     return min(validated, key=_val_nats)
@@ -142,7 +145,7 @@ class State:
         folder = _folder(run, step)
         with whole_folder(folder) as partial:
             self._tracked.write(str(partial / "state"))
-            write_json(
+            write_record(
                 partial / "checkpoint.json",
                 {
                     "format_version": FORMAT_VERSION,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common import console
-from common.files import parse_json, whole_file
+from common.files import naming, parse_json, whole_file
 
 METRICS = "metrics.jsonl"
 
@@ -47,5 +47,5 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def append(folder: Path, row: dict[str, Any]) -> None:
     """Append a report."""
-    with (folder / METRICS).open("a", encoding="utf-8") as file:
+    with naming(folder / METRICS), (folder / METRICS).open("a", encoding="utf-8") as file:
         file.write(f"{json.dumps(row)}\n")

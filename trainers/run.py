@@ -13,8 +13,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from common import console
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, exclusive, load_json, recover, write_json
+from common.files import check_replaceable, exclusive, load_json, recover, remove_folder, write_record
 from common.machine import multiplies_bfloat16
 from pipeline.manifest import Manifest, check_hashes, read_manifest
 from pipeline.vocab import Vocab
@@ -174,7 +175,11 @@ def hold(run: Run, chief: bool) -> Iterator[None]:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     with exclusive(run.folder):
-        write_json(run.folder / "run.json", run.to_json())
+        write_record(run.folder / "run.json", run.to_json())
         for folder in (run.folder, run.folder / "checkpoints"):
             recover(folder)
+        for step in (run.folder / "checkpoints").glob("step-*"):
+            if not (step / "checkpoint.json").exists():
+                console.note(f"{step} has no checkpoint.json, and is removed")
+                remove_folder(step)
         yield

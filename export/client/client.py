@@ -254,7 +254,9 @@ class Client(Connection):
         answer, _ = self.predict("info", _columns("", {"ignored": ""}))
         try:
             description: dict[str, Any] = parse_json(answer["info"][0])
-        except (LookupError, ValueError) as error:
+            if not isinstance(description["unit"], str):
+                raise TypeError("the unit is not a string")
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise StageError(f"the answer of {self._where} to 'info' is not a description: {error}") from None
         return description
 
@@ -268,6 +270,8 @@ class Client(Connection):
                 f"the answer of {self._where} to '{signature}' has no {error}: export the model with this "
                 "release's python -m export savedmodel"
             ) from None
+        except (AttributeError, TypeError, ValueError) as error:
+            raise StageError(f"the answer of {self._where} to '{signature}' is invalid: {error}") from None
         if several:
             return rows
         if rows[0].error:
@@ -290,6 +294,8 @@ def _row(kind: type, answer: Mapping[str, Array], b: int, version: int) -> Any:
                 row[field.name] = value if field.name.endswith("_bytes") else value.decode()
             else:
                 row[field.name] = value.item() if value.ndim == 0 else value[:length]  # without the padding
+        if isinstance(field.type, type) and field.name in row and not isinstance(row[field.name], field.type):
+            raise TypeError(f"{field.name} must be of type {field.type.__name__}, got {_short(row[field.name])}")
     return kind(**row)
 
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Annotated, Any, Self
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from pydantic import Field
 
@@ -25,6 +26,7 @@ from common.settings import make, settings
 from common.types import Array
 from export.client.protos import (
     dtype_name,
+    enum_name,
     from_tensor,
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -228,9 +230,13 @@ class Connection:
     def status(self) -> list[VersionStatus]:
         """Status of the model's versions on the server, oldest first."""
         answer = self.raw_status()
-        state = get_model_status_pb2.ModelVersionStatus.State.Name
+        states = get_model_status_pb2.ModelVersionStatus.State
         versions = [
-            VersionStatus(entry.version, state(entry.state), entry.status.error_message * bool(entry.status.error_code))
+            VersionStatus(
+                entry.version,
+                enum_name(states, entry.state),
+                entry.status.error_message * bool(entry.status.error_code),
+            )
             for entry in answer.model_version_status
         ]
         return sorted(versions, key=operator.attrgetter("version"))
@@ -274,7 +280,10 @@ class Connection:
         )
         answer = self._call(self._predictions.GetModelMetadata, request)
         signatures = get_model_metadata_pb2.SignatureDefMap()
-        answer.metadata["signature_def"].Unpack(signatures)
+        try:
+            answer.metadata["signature_def"].Unpack(signatures)
+        except DecodeError:
+            raise StageError(f"{self._where} sent signatures that cannot be read") from None
         return answer.model_spec, signatures
 
     def at(self, **changes: Any) -> Self:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import StageError
+from common.printable import brief
 from common.types import Array
 
 
@@ -48,6 +49,7 @@ with _folder_of_tensorflow():
 
 __all__ = [
     "dtype_name",
+    "enum_name",
     "from_tensor",
     "get_model_metadata_pb2",
     "get_model_status_pb2",
@@ -72,10 +74,17 @@ NAMES = {
     types_pb2.DT_FLOAT: "float32",
 }
 
+MOST_RANK, MOST_VALUES = 8, 1 << 24  # twice those of the largest answer, of `neurons`
+
 
 def dtype_name(number: int) -> str:
     """NumPy's name of a tensor type; TensorFlow's for types that the client does not support."""
-    return NAMES.get(number) or str(types_pb2.DataType.Name(number))
+    return NAMES.get(number) or enum_name(types_pb2.DataType, number)
+
+
+def enum_name(enum: Any, number: int) -> str:
+    """Name of a value of an enum, which a later server may have extended."""
+    return next((str(name) for name, value in enum.items() if value == number), f"unknown ({number})")
 
 
 def to_tensor(array: Array) -> Any:
@@ -99,11 +108,17 @@ def from_tensor(proto: Any) -> Array:
         raise StageError(f"a tensor must be one of {', '.join(NAMES.values())}, got {dtype_name(proto.dtype)}")
     field, dtype = TYPES[proto.dtype]
     shape = [dim.size for dim in proto.tensor_shape.dim]
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or len(shape) > MOST_RANK or count > MOST_VALUES:
+        rule = f"a tensor must have at most {MOST_RANK} dimensions and {MOST_VALUES:,} values"
+        raise StageError(f"{rule}, got shape {brief(str(shape))}")
+    listed = list(getattr(proto, field))
+    if len(proto.tensor_content) not in (0, count * dtype.itemsize * (not dtype.hasobject)) or len(listed) > count:
+        raise StageError(f"a tensor of shape {shape} must have {count:,} values, got other bytes")
     if proto.tensor_content:
         return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
-    listed = list(getattr(proto, field))
     # A list may be shorter than the tensor: its last value fills the rest, or zero if it is empty.
     fill = listed[-1] if listed else b"" if dtype.hasobject else 0
-    flat = np.full(math.prod(shape), fill, dtype)
+    flat = np.full(count, fill, dtype)
     flat[: len(listed)] = listed
     return flat.reshape(shape)

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import functools
 import json
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common import console, options
-from common.printable import visible
 
 if TYPE_CHECKING:  # at run time gRPC is imported by the command, so that --help is quick
     from export.client.client import Client
@@ -44,7 +44,8 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def connected(**values: Any) -> None:
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's log repeats what the error reports
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's logs repeat what the error reports
+        logging.getLogger("grpc").setLevel(logging.CRITICAL)
         from common.settings import make
         from export.client.client import Client, Tls
 
@@ -179,10 +180,10 @@ def status(client: "Client", as_json: bool) -> None:
         _print_json([dataclasses.asdict(version) for version in versions])
         return
     for version in versions:
-        console.out.print(visible(f"version {version.version}: {version.state} {version.error}".rstrip()))
+        console.out.print(f"version {version.version}: {version.state} {version.error}".rstrip())
     for name, signature in signatures.items():
         inputs, outputs = ", ".join(signature.inputs), ", ".join(signature.outputs)
-        console.out.print(visible(f"{name}: {inputs} -> {outputs}"))
+        console.out.print(f"{name}: {inputs} -> {outputs}")
 
 
 def _print_json(value: Any, indent: int | None = None) -> None:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from common import console, processes
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, read_json, sha256_file, whole_file, whole_folder, write_json
+from common.files import check_replaceable, load_json, read_json, sha256_file, whole_file, whole_folder, write_json
 from common.machine import processor
 from export import checksums
 from export.bundle import NEURONS, pack
@@ -172,10 +172,13 @@ def table(out: Path, report: dict[str, Any], unit: str) -> Table:
 
 def _neurons(folder: Path, out: Path, origin: Mapping[str, Any]) -> Path | None:
     """Return the list of neurons to export: your own in `out`, recognised by its lack of a weights hash, or else the
-    run's, if it belongs to the exported weights."""
+    run's, if it belongs to the exported weights. Raises StageError if the list in `out` is not JSON."""
     own, of_run = out / NEURONS, folder / NEURONS
-    if own.is_file() and "weights_sha256" not in read_json(own):
-        return own
+    try:
+        if own.is_file() and "weights_sha256" not in load_json(own):
+            return own
+    except ValueError as error:
+        raise StageError(f"{own} is corrupted ({error}): correct or remove it") from None
     return of_run if read_json(of_run).get("weights_sha256") == origin["weights_sha256"] else None
 
 

@@ -28,7 +28,7 @@ import jinja2
 
 from common import console
 from common.errors import StageError
-from common.files import exclusive, read_json, whole_file, write_json
+from common.files import exclusive, load_json, read_json, whole_file, write_record
 from export import checksums
 from export.serve import front_image, labels
 from export.serve.card import ServedVersion, cell, row_limit, table
@@ -88,7 +88,7 @@ def write_package(base: Path, version: int, facts: dict[str, Any]) -> None:
     facts: the version's (export.serve.facts).
     """
     with exclusive(base):
-        before, old_facts = labels.read(base), read_json(base / str(version) / FACTS)
+        before, old_facts = labels.read(base), read_facts(base, version)
         served = before or ServingConfig({STABLE: version}, frozenset([version]))
         if before and not old_facts and version not in before.labels.values():
             served = ServingConfig(before.labels, before.versions | {version})
@@ -117,7 +117,7 @@ def relabel(base: Path, changes: Sequence[str], wait: Wait | None = None) -> Non
     if wait and (moved := set(parsed.moved.values())):
         _change(base, labels.LabelChanges({}, set(), moved | parsed.loaded))
         wait(model_name(base), moved)
-    console.out.print(f"{base}: {_change(base, parsed if changes else None)}")
+    console.out.print(f"{base}: {_change(base, parsed) if changes else _read(base)}")
 
 
 def label_canary(base: Path, version: int, wait: Wait) -> None:
@@ -127,17 +127,21 @@ def label_canary(base: Path, version: int, wait: Wait) -> None:
         relabel(base, [f"{CANARY}={version}"], wait)
 
 
-def _change(base: Path, changes: labels.LabelChanges | None) -> ServingConfig:
+def _read(base: Path) -> ServingConfig:
+    served = labels.read(base)
+    if served is None:
+        raise StageError(f"{base} has no {MODELS}: export a model to it first")
+    return served
+
+
+def _change(base: Path, changes: labels.LabelChanges) -> ServingConfig:
     with exclusive(base):
-        served = labels.read(base)
-        if served is None:
-            raise StageError(f"{base} has no {MODELS}: export a model to it first")
-        if changes:
-            for version in (*changes.moved.values(), *changes.loaded):
-                if (base / str(version) / checksums.FILE).exists():
-                    checksums.check(base / str(version), "export it again, or choose another version")
-            served = labels.apply(base, served, changes)
-            _write(base, served, {})
+        served = _read(base)
+        for version in (*changes.moved.values(), *changes.loaded):
+            if (base / str(version) / checksums.FILE).exists():
+                checksums.check(base / str(version), "export it again, or choose another version")
+        served = labels.apply(base, served, changes)
+        _write(base, served, {})
     return served
 
 
@@ -223,7 +227,7 @@ def _write(base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any
         with whole_file(base / name) as partial:
             partial.write_bytes(content)
     for version, facts in new_facts.items():
-        write_json(base / str(version) / FACTS, facts)
+        write_record(base / str(version) / FACTS, facts)
     facts_files = [path.relative_to(base).as_posix() for path in base.glob(f"*/{FACTS}")]
     checksums.write(base, [*files, *facts_files])
 
@@ -248,7 +252,20 @@ def _version(base: Path, number: int, served: ServingConfig, new_facts: dict[int
     origin = read_json(folder / ORIGIN)
     if not origin:
         raise StageError(f"{folder / ORIGIN} is corrupted: export the version again with --force")
-    return ServedVersion(number, own_labels, origin, new_facts.get(number) or read_json(folder / FACTS))
+    return ServedVersion(number, own_labels, origin, new_facts.get(number) or read_facts(base, number))
+
+
+def read_facts(base: Path, version: int) -> dict[str, Any]:
+    """Facts of a version; empty if there are none. Raises StageError if they are corrupted."""
+    path = base / str(version) / FACTS
+    try:
+        facts = load_json(path) if path.exists() else {}
+        if not isinstance(facts, dict):
+            raise ValueError("it is not an object")
+    except ValueError as error:
+        fix = "remove it, then run python -m export savedmodel again, which renews it from the run"
+        raise StageError(f"{path} is corrupted ({error}): {fix}") from None
+    return facts
 
 
 def _render(base: Path, versions: list[ServedVersion], image: str) -> dict[str, str]:

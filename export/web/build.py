@@ -118,6 +118,10 @@ def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
+        def handle(self) -> None:
+            with contextlib.suppress(ConnectionError):  # a browser ends the downloads of a page that it leaves
+                super().handle()
+
     try:
         return http.server.ThreadingHTTPServer((HOST, port), functools.partial(Handler, directory=str(folder)))
     except OSError as error:

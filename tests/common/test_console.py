@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import click
 import pytest
+from rich.table import Table
 
 from common import console
 from common.errors import StageError, UsageError
@@ -25,6 +26,17 @@ def test_terminal_output_replaces_control_characters(
     monkeypatch.setattr(console.out, "_force_terminal", True)
     console.write_text(TEXT)
     assert capsys.readouterr().out == "a\ufffd[31mb\ufffd\ufffd\ufffdc\td\né\ufffd\ufffd\n"
+
+
+def test_printed_names_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("a\x1b[31m", title="b\x07")
+    table.add_row("c\u202e")
+    for shown in (table, "d\x9b [e]\n\tf"):
+        console.out.print(shown)
+    output = capsys.readouterr().out
+    assert all(f"{letter}\ufffd" in output for letter in "abcd")
+    assert not set("\x1b\x07\u202e\x9b") & set(output)
+    assert output.endswith(" [e]\n        f\n")
 
 
 def tensorflow(name: str, message: str = "it\nat op") -> Exception:

@@ -1,5 +1,6 @@
 """Atomic writes of files and folders, new and existing."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -25,6 +26,7 @@ from common.files import (
     whole_file,
     whole_folder,
     write_json,
+    write_record,
 )
 
 
@@ -178,9 +180,13 @@ def test_folder_with_only_leftovers_is_replaceable(tmp_path: Path) -> None:
 
 def test_full_disk_error_names_the_output(tmp_path: Path) -> None:
     for writing in (whole_file, whole_folder):
-        with pytest.raises(OSError, match="No space left") as error, writing(tmp_path / "out"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        assert (error.value.filename, names(tmp_path)) == (str(tmp_path / "out"), [])
+        for full in (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            type("OpError", (Exception,), {})("x; No space left on device"),
+        ):
+            with pytest.raises(OSError, match="No space left") as error, writing(tmp_path / "out"):
+                raise full
+            assert (error.value.filename, names(tmp_path)) == (str(tmp_path / "out"), [])
 
 
 def test_outputs_are_flushed_once_before_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,6 +220,34 @@ def test_leftovers_of_killed_processes_are_cleaned_up(tmp_path: Path) -> None:
             (another / "b").touch()
         shutil.rmtree(tmp_path / "made")
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_leftovers_of_earlier_versions_are_recovered(tmp_path: Path) -> None:
+    for name in ("swapped", "stopped"):
+        write_folder(tmp_path / f".{name}.old-abcdefgh" / name, "old")
+    write_folder(tmp_path / "swapped", "new")
+    (tmp_path / ".stopped.partial-abcdefgh").mkdir()  # which was to replace it
+    (tmp_path / ".a.json.partial-4194305").touch()  # no process has so high a number
+    (tmp_path / ".stdin-abcdefgh").touch()
+    theirs = [f".b.json.partial-{os.getpid()}", ".stdin-notes", ".a.old-abcdefgh/mine.txt"]
+    for name in theirs:
+        write_json(tmp_path / name, {})
+    recover(tmp_path)
+    assert sorted(path for path, content in tree(tmp_path).items() if content is not None) == sorted(
+        [*theirs, "stopped/old.txt", "stopped/old/more.txt", "swapped/new.txt", "swapped/new/more.txt"]
+    )
+
+
+def test_every_changed_bit_of_a_record_is_noticed(tmp_path: Path) -> None:
+    path, value = tmp_path / "a.json", {"b": [1, 2.5, None], "a": "é", "c": float("nan")}
+    write_record(path, value)
+    assert str(load_json(path)) == str(value)
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        path.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :])
+        with contextlib.suppress(ValueError):
+            changed = load_json(path)  # the change is in a space, or in the name of the checksum
+            assert str({name: changed[name] for name in value}) == str(value)
 
 
 @pytest.mark.parametrize(

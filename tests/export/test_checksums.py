@@ -19,7 +19,7 @@ def export(tmp_path: Path) -> Path:
     (folder / "variables").mkdir(parents=True)
     (folder / "model.json").write_text('{"step": 7}\n')
     (folder / "variables" / "ä b").write_bytes(bytes(range(256)))
-    (folder / "neurons.json").write_text("a user's own")
+    (folder / "neurons.json").write_text("[]")
     checksums.write(folder, leave_out=["neurons.json"])
     return folder
 
@@ -30,7 +30,7 @@ def test_every_damage_is_found(export: Path) -> None:
         assert problem.startswith(f"{path} is ")
         with pytest.raises(StageError, match=r" is (corrupted|missing): export it again with --force$"):
             checksums.check(export)
-    (export / "neurons.json").write_text("another")
+    (export / "neurons.json").write_text("[1]")
     (export / "CNAME").write_text("a file of the user")
     assert checksums.problems(export) == []
 

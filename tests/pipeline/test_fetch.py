@@ -3,13 +3,13 @@ import datetime
 import fcntl
 import hashlib
 import http.server
-import json
+import itertools
 import os
 import re
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 
 from common import console
 from common.errors import StageError, UsageError
+from common.files import load_json
 from pipeline import corpora
 from pipeline import fetch as fetching
 from pipeline.corpora import CORPORA, Corpus
@@ -36,7 +37,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.breaks: list[int] = []  # bytes after which the next responses break off
         self.statuses: list[int] = []  # of the next responses, which then have no data
         self.ranges = True
-        self.drip = False  # send the data slowly
+        self.drip = ""  # what to send slowly: headers, data or the line before a chunk
         self.length: str | None = ""  # Content-Length; "": correct; None: no header
         self.headers = {"ETag": '"1"'}
         self.requests: list[tuple[str, str | None, str | None]] = []
@@ -67,19 +68,33 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.respond(206 if start else 200, headers, server.data[start:], server.length)
 
     def respond(self, status: int, headers: dict[str, str], data: bytes, length: str | None = "") -> None:
+        if self.server.drip == "headers":
+            self.drip(itertools.chain([b"HTTP/1.1 200 OK\r\n"], itertools.repeat(b"x")))
+            return
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        if length is not None:
+        if self.server.drip == "chunks":
+            self.send_header("Transfer-Encoding", "chunked")
+        elif length is not None:
             self.send_header("Content-Length", length or str(len(data)))
         self.end_headers()
         if self.server.breaks and status < 300:
             data = data[: self.server.breaks.pop(0)]
-        with contextlib.suppress(OSError):  # the client has gone
-            for start in range(0, len(data), 10) if self.server.drip else ():
-                self.wfile.write(data[start : start + 10])
+        if self.server.drip == "chunks":
+            self.drip(itertools.repeat(b"0"))
+        elif self.server.drip:
+            self.drip(data[start : start + 10] for start in range(0, len(data), 10))
+        else:
+            with contextlib.suppress(OSError):  # the client has gone
+                self.wfile.write(data)
+
+    def drip(self, pieces: Iterable[bytes]) -> None:
+        """Send a piece every 10 ms, until the client has gone."""
+        with contextlib.suppress(OSError):
+            for piece in pieces:
+                self.wfile.write(piece)
                 time.sleep(0.01)
-            self.wfile.write(b"" if self.server.drip else data)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -130,7 +145,7 @@ def fetched_text() -> bytes:
 
 
 def provenance() -> Any:
-    return json.loads(raw_files()["books/provenance.json"])
+    return load_json(Path("data/raw/books/provenance.json"))
 
 
 def test_fetch_writes_text_and_provenance(server: Server) -> None:
@@ -323,13 +338,23 @@ def test_too_short_content_length_raises(server: Server, monkeypatch: pytest.Mon
     assert raw_files() == {}
 
 
-def test_a_slow_server_ends_the_attempt(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ("headers", "the server sends single bytes"),
+        ("data", "the server sent fewer than 60,000 bytes in a minute"),
+        ("chunks", "the server sends single bytes"),
+    ],
+)
+def test_a_slow_server_ends_the_attempt(
+    part: str, reason: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fetching, "FLOOR_S", 0.1)
-    server.drip = True
-    with pytest.raises(StageError, match=r"in 4 attempts \(the server sent fewer than 60,000 bytes in a minute; "):
+    server.drip = part
+    with pytest.raises(StageError, match=rf"in 4 attempts \({reason}; "):
         fetch("books")
     assert len(server.requests) == 4
-    server.drip = False
+    server.drip = ""
     fetch("books")
     assert fetched_text() == TEXT
 

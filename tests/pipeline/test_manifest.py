@@ -9,6 +9,7 @@ import pytest
 from tiny_data import make_data
 
 from common.errors import StageError
+from common.files import load_json
 from pipeline import manifest as manifests
 from pipeline.manifest import Source, check_hashes, read_manifest, write_manifest
 from pipeline.vocab import Vocab, byte_vocab
@@ -16,7 +17,7 @@ from pipeline.vocab import Vocab, byte_vocab
 
 def change(folder: Path, **values: Any) -> None:
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    path.write_text(json.dumps(load_json(path) | values))
 
 
 def test_round_trip(folder: Path) -> None:
@@ -35,7 +36,7 @@ def test_round_trip(folder: Path) -> None:
 
 def test_manifest_fields(folder: Path) -> None:
     manifest = make_data(folder, 4, train=b"abcdef")
-    value = json.loads((folder / "manifest.json").read_text())
+    value = load_json(folder / "manifest.json")
     assert list(value) == [
         "format_version", "data_sha256", "vocab_sha256", "dtype", "sources", "settings", "vocab", "splits", "tools",
         "cleaned", "provenance", "validation",
@@ -101,7 +102,7 @@ def test_invalid_json_raises(text: str, reason: str, folder: Path) -> None:
 )
 def test_invalid_field_raises(path: str, value: object, reason: str, folder: Path) -> None:
     make_data(folder, 3, train=b"abcdefg")
-    manifest = node = json.loads((folder / "manifest.json").read_text())
+    manifest = node = load_json(folder / "manifest.json")
     *parents, last = [int(name) if name.isdigit() else name for name in path.split(".")]
     for name in parents:
         node = node[name]

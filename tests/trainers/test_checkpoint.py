@@ -14,7 +14,7 @@ from crash import killed_at_each
 from tiny_run import EPOCH_STEPS, TEXT, interrupted, tiny_config, tiny_training
 
 from common.errors import StageError, Stopped, UsageError
-from common.files import exclusive, write_json
+from common.files import exclusive, load_json, write_json
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab, byte_vocab
 from trainers import checkpoint, metrics
@@ -131,7 +131,7 @@ def test_incomplete_checkpoint_is_ignored(tmp_path: Path, data: Path, on: On, mo
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_json", fail)
+    monkeypatch.setattr(checkpoint, "write_record", fail)
     with pytest.raises(OSError, match="no space left"):
         training.state.save(training.run, 2, 2.0)
     assert [c.step for c in checkpoint.checkpoints(training.run)] == [1]
@@ -156,6 +156,17 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_starts_again(tmp_path:
     for _ in killed_at_each(lambda: shutil.rmtree(folder, ignore_errors=True), start):
         start()
         assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
+
+
+def test_incomplete_checkpoints_of_earlier_versions_are_removed(
+    tmp_path: Path, data: Path, on: On, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=10)
+    whole, half = (training.state.save(training.run, step, 3.0).folder for step in (1, 2))
+    (half / "checkpoint.json").unlink()
+    with hold(training.run, chief=True):
+        assert (whole.exists(), half.exists()) == (True, False)
+    assert "step-00000002 has no checkpoint.json, and is removed" in capsys.readouterr().err
 
 
 def test_a_kill_while_saving_leaves_whole_checkpoints(tmp_path: Path, data: Path, on: On) -> None:
@@ -192,8 +203,9 @@ def test_corrupted_checkpoint_is_reported(
     about = (saved.folder / "checkpoint.json").read_text()
     for broken in ("", "{}", about.replace('"format_version": 3', '"format_version": 9')):
         (saved.folder / "checkpoint.json").write_text(broken)
-        with pytest.raises(StageError, match=r"has no checkpoint yet"):
+        with pytest.raises(StageError, match=r"step-00000001 is corrupted \(.*\): remove it to use another"):
             checkpoint.best(training.run)
+        assert checkpoint.checkpoints(training.run) == []
         assert "step-00000001 is corrupted" in capsys.readouterr().err
     shutil.rmtree(saved.folder)
     with pytest.raises(StageError, match=r"has no checkpoint yet: train it with"):
@@ -216,7 +228,7 @@ def test_checkpoint_of_another_vocabulary_is_rejected(tmp_path: Path, data: Path
         StageError, match=r"have another vocabulary \(256 bytes\) than .*data \(2 bytes\): pass its training data"
     ):
         open_run(dataclasses.replace(training.run, vocab=Vocab("byte", (b"a", b"b"))))
-    about = json.loads((saved.folder / "checkpoint.json").read_text())
+    about = load_json(saved.folder / "checkpoint.json")
     (saved.folder / "checkpoint.json").write_text(json.dumps({**about, "vocab_sha256": "0"}))
     with pytest.raises(StageError, match="step-00000001 was saved with a different vocabulary than its run's"):
         checkpoint.load_model(training.run)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from common import console
 from common.errors import UsageError
-from common.files import read_json, write_json
+from common.files import read_json, write_record
 from common.types import Array
 from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import Manifest
@@ -88,7 +88,7 @@ def evaluate_run(
         f"{evaluation['bits']:.4f} bits per {unit} over {evaluation['targets']:,} {unit}s",
     )
     _show(evaluation, unit)
-    write_json(path, evaluation)
+    write_record(path, evaluation)
     console.note(f"report: {report.write(folder)}")
 
 

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from common import console
-from common.files import read_json, write_json
+from common.files import read_json, write_record
 from common.settings import settings
 from common.types import Array
 from pipeline.shards import read_tokens
@@ -110,7 +110,7 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool, verify
         "held_out": {"split": split, **real},
         "rows": [{"temperature": t, **row} for t, row in zip(sweep.temperatures, rows, strict=True)],
     }
-    write_json(path, result)
+    write_record(path, result)
     page = report.write(folder)
     _show(folder, result)
     console.note(f"report: {page}")

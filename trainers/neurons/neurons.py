@@ -22,7 +22,7 @@ from rich.table import Table
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import read_json, write_json
+from common.files import read_json, write_record
 from common.types import Array
 from pipeline.shards import read_tokens
 from pipeline.vocab import Vocab
@@ -180,7 +180,7 @@ def neurons_run(folder: Path, options: NeuronOptions) -> None:
     data = (recording.values_SxU[part], recording.ids_SxK[part], recording.p_SxK[part])
     excerpt = Excerpt.of(searched_S[part], run.vocab, start, *data, cells=recording.state == "c")
     write_page(html, page, excerpt, unit)
-    write_json(html.with_suffix(".json"), report)
+    write_record(html.with_suffix(".json"), report)
     console.out.print(_table(report, run.vocab.unit))
     console.out.print(f"{report['followers']} of {config.layers * config.units} units follow a label clearly")
     console.out.print(f"{folder} at step {chosen.step} on {passage.name}: {html}, {html.with_suffix('.json').name}")

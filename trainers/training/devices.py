@@ -22,7 +22,7 @@ class Cluster:
 
     @classmethod
     def from_environment(cls) -> "Cluster | None":
-        """Parse TF_CONFIG; None if unset. Raises UsageError if invalid."""
+        """Parse TF_CONFIG; None if unset or without workers. Raises UsageError if invalid."""
         text = os.environ.get("TF_CONFIG")
         if not text:
             return None
@@ -31,7 +31,7 @@ class Cluster:
         )
         try:
             value = parse_json(text)
-            if value == {}:
+            if value == {} or value["cluster"] == {}:
                 return None
             jobs, task = value["cluster"], value["task"]
             if not all(isinstance(hosts, list) for hosts in jobs.values()):

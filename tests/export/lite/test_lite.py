@@ -10,6 +10,7 @@ import tensorflow as tf
 from crash import damaged
 
 from common.errors import StageError, UsageError
+from common.files import write_record
 from export import checksums
 from export.bundle import pack, unpack
 from export.lite import lite
@@ -220,9 +221,9 @@ def test_default_limits_apply_unless_overridden(run: Path, tmp_path: Path, monke
     with pytest.raises(StageError, match="the limit is -1: raise the limit with --allow float32="):
         export_lite(run, tmp_path / "out", LiteSettings(("float32",)), data=None, force=False)
     export_lite(run, tmp_path / "out", FLOAT32, data=None, force=False)
-    (tmp_path / "out" / "neurons.json").write_text("a user's own")
+    (tmp_path / "out" / "neurons.json").write_text("[]")
     export_lite(run, tmp_path / "out", FLOAT32, data=None, force=True)
-    assert (tmp_path / "out" / "neurons.json").read_text() == "a user's own"
+    assert (tmp_path / "out" / "neurons.json").read_text() == "[]"
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -248,6 +249,25 @@ def test_neurons_are_copied_if_they_match_the_weights(run: Path, tmp_path: Path)
     assert exported(None, force=True) is None
     (out / "neurons.json").write_text("[]")
     assert exported(current) == "[]", "your own list is kept"
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_every_damage_of_the_list_of_neurons_is_found(run: Path, tmp_path: Path) -> None:
+    folder, out = shutil.copytree(run, tmp_path / "run"), tmp_path / "out"
+    weights = checkpoint.weights_sha256(checkpoint.best(read_run(folder)))
+    write_record(
+        folder / "neurons.json", {"weights_sha256": weights, "neurons": [{"layer": 1, "unit": 2, "about": ""}]}
+    )
+    export_lite(folder, out, FLOAT32, data=run.parent / "data", force=False)
+    assert checksums.verify(out) == []
+    whole = (out / "neurons.json").read_bytes()
+    start = whole.index(b'"neurons"') + 2
+    for damage in (whole[:start] + b"?" + whole[start + 1 :], whole[:-9], whole.replace(b"2", b"3")):
+        (out / "neurons.json").write_bytes(damage)
+        assert checksums.verify(out) == [f"{out / 'neurons.json'} is corrupted"]
+        for force, fix in ((False, "rebuild all with --force"), (True, "correct or remove it")):
+            with pytest.raises(StageError, match=rf"neurons\.json is corrupted.*: {fix}"):
+                export_lite(folder, out, FLOAT32, data=run.parent / "data", force=force)
 
 
 def test_nan_on_held_out_text_is_rejected(run: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from common.errors import StageError, UsageError
 from common.files import write_json
+from export import checksums
 from export.__main__ import cli
 from export.origin import origin_of
 from export.serve import card as card_module
@@ -683,6 +684,27 @@ def test_card_gains_new_facts_and_keeps_old_ones(tmp_path: Path) -> None:
     relabel(tmp_path / "moved", ["8"])
     relabel(tmp_path / "moved", ["canary=8"])
     assert card(tmp_path / "moved")["on test"][1] == "0.721 bits per byte (0.500 nats), over 10"
+
+
+def test_corrupted_facts_are_an_error(tmp_path: Path) -> None:
+    base = export_versions(tmp_path / "plays", 1)
+    facts = base / "1" / "assets.extra" / "facts.json"
+    for damage in (facts.read_bytes().replace(b"98765", b"98764"), b"[]", b"{"):
+        facts.write_bytes(damage)
+        for again in (lambda: write_package(base, 1, FACTS), lambda: relabel(base, ["1"])):
+            with pytest.raises(StageError, match=r"facts\.json is corrupted \(.*\): remove it, then run python -m"):
+                again()
+    facts.unlink()
+    write_package(base, 1, FACTS)
+    assert checksums.problems(base) == []
+
+
+def test_labels_of_a_read_only_folder_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = export_versions(tmp_path / "plays", 1)
+    (base / ".lock").unlink()
+    relabel(base, [])
+    assert "stable is 1" in capsys.readouterr().out
+    assert not (base / ".lock").exists()
 
 
 def test_facts_describe_the_run_and_its_data(run: Path, tmp_path: Path) -> None:

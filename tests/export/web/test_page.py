@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -215,6 +217,20 @@ SERVE = "import sys; from pathlib import Path; from export.web.build import serv
 def test_port_requires_serve(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["web", str(tmp_path / "one"), "--port", "8001"])
     assert (result.exit_code, result.output.splitlines()[-1]) == (2, "Error: --port requires --serve")
+
+
+def test_aborted_downloads_print_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export_page([device(tmp_path / "one", "float32")], out := tmp_path / "site", force=False)
+    (out / "large").write_bytes(bytes(1 << 25))
+    with page.server(out, 0) as serving:
+        serving.daemon_threads = False  # server_close() then waits for them
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        for sent in (b"GET /large HTTP/1.0\r\n\r\n", b"GET /lar"):
+            with socket.create_connection((page.HOST, serving.server_port)) as browser:
+                browser.sendall(sent)
+                browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset on close
+        serving.shutdown()
+    assert capfd.readouterr().err == ""
 
 
 def test_serve_sends_the_policy_and_stops_on_ctrl_c(tmp_path: Path) -> None:

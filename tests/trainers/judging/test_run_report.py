@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from javascript import CHROMIUM, node
 
-from common.files import write_json
+from common.files import load_json, write_json
 from trainers.judging import report
 
 ROOT = Path(__file__).parents[3]
@@ -106,7 +106,7 @@ def test_run_without_results(folder: Path) -> None:
 
 
 def test_one_epoch_is_singular(folder: Path) -> None:
-    run = json.loads((folder / "run.json").read_text())
+    run = load_json(folder / "run.json")
     run["config"]["train"]["epochs"] = 1.0
     write_json(folder / "run.json", run)
     assert "trained for 1 epoch in batches of 4 lanes × 3 bytes No results yet" in write_report(folder).text

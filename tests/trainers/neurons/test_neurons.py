@@ -12,6 +12,7 @@ import tiny_run
 from once import once
 
 from common.errors import StageError, UsageError
+from common.files import load_json
 from pipeline.manifest import Manifest
 from pipeline.vocab import Vocab, byte_vocab, char_vocab
 from trainers.config import ModelConfig
@@ -158,7 +159,7 @@ def test_command_writes_report_page_picture_and_activations(
     assert score in (run / "neurons.html").read_text().split("Best unit per label")[-1]
     assert f"{run} at step 5 on data's test split: {run}/neurons.html, neurons.json" in out
     assert (tmp_path / "fox.png").read_bytes().startswith(b"\x89PNG")
-    report = json.loads((run / "neurons.json").read_text())
+    report = load_json(run / "neurons.json")
     assert list(report) == [
         "format_version",
         "step",

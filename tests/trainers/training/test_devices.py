@@ -45,8 +45,9 @@ def test_invalid_tf_config_raises(monkeypatch: pytest.MonkeyPatch, text: str) ->
 def test_missing_tf_config_means_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TF_CONFIG", raising=False)
     assert Cluster.from_environment() is None
-    monkeypatch.setenv("TF_CONFIG", "{}")
-    assert Cluster.from_environment() is None
+    for text in ("{}", '{"cluster": {}}', '{"cluster": {}, "task": {"type": "worker", "index": 0}}'):
+        monkeypatch.setenv("TF_CONFIG", text)
+        assert Cluster.from_environment() is None
 
 
 def test_lanes_must_divide_over_replicas() -> None:
