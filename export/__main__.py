@@ -12,7 +12,6 @@ import click
 
 from common import console, options
 from common.machine import hide_gpus
-from common.printable import visible
 from export.client.query import query, target_options
 
 if TYPE_CHECKING:
@@ -311,9 +310,9 @@ def keras(run: Path, out: Path | None, batch: int, force: bool) -> None:
     Example:
       python -m export keras runs/stdlib --out exported/stdlib
     \b
-    Then in any Python that has Keras, with the ids of model.json:
+    Then in any Python that has Keras 3.8 or later, on TensorFlow or JAX, with the ids of model.json:
       model = keras.models.load_model("exported/stdlib/model.keras")
-      logits = model.predict(np.array([list(b"def ")]))     # [batch, length, vocabulary]
+      logits = model(np.array([list(b"def ")]))             # [batch, length, vocabulary]
       for layer in model.layers:
           if hasattr(layer, "reset_states"):
               layer.reset_states()                          # start another text
@@ -356,7 +355,7 @@ def verify(folders: tuple[Path, ...]) -> None:
     problems = {folder: checksums.verify(folder) for folder in folders}
     for folder, lines in problems.items():
         for line in lines or [f"{folder} is intact"]:
-            console.out.print(visible(line))
+            console.out.print(line)
     if any(problems.values()):
         raise click.exceptions.Exit(1)
 

@@ -1,4 +1,4 @@
-"""Export a .keras file of stock layers, which Keras loads without this project.
+"""Export a .keras file of stock layers, which Keras 3.8 and later loads without this project, on TensorFlow or JAX.
 
 exported/NAME/model.keras      ids (int, [batch, any length]) -> logits (float32, [batch, length, V]); the recurrent
                                layers are stateful: each call resumes from the previous one
@@ -35,21 +35,38 @@ import numpy as np
 path, ids_path, logits_path, *lengths = sys.argv[1:]
 model, ids = keras.models.load_model(path), np.load(ids_path)
 windows = np.split(ids, np.cumsum([int(length) for length in lengths])[:-1], axis=1)
-np.save(logits_path, np.concatenate([model.predict(window, verbose=0) for window in windows], axis=1))
+np.save(logits_path, np.concatenate([np.asarray(model(window)) for window in windows], axis=1))
 """
 
 
 def stock_model(model: CharRNN, batch: int) -> keras.Model:
     """Build a stateful functional model with the same weights: ids [batch, T] -> logits [batch, T, V]."""
     ids = keras.Input((None,), batch_size=batch, dtype="int32", name="ids")
-    # Not CategoryEncoding: that layer rejects windows of length one.
-    y = model.embedding(ids) if model.embedding else keras.ops.one_hot(ids, model.vocab_size)
+    if model.embedding:
+        y = _copy(model.embedding, ids)
+    else:
+        # Not ops.one_hot: older versions cannot read a newer one's. CategoryEncoding needs an axis of length one.
+        y = keras.layers.Reshape((-1, 1), name="column")(ids)
+        y = keras.layers.CategoryEncoding(model.vocab_size, "one_hot", name="one_hot")(y)
     for index, layer in enumerate(model.rnns):
-        stateful = type(layer).from_config({**layer.get_config(), "return_state": False, "stateful": True})
-        y = stateful(y)
-        stateful.set_weights(layer.get_weights())
-        y = model.norms[index](y) if model.norms else y
-    return keras.Model(ids, model.dense(y), name="char_rnn")
+        y = _copy(layer, y, return_state=False, stateful=True)
+        y = _copy(model.norms[index], y) if model.norms else y
+    return keras.Model(ids, _copy(model.dense, y), name="char_rnn")
+
+
+def _copy(layer: keras.Layer, inputs: keras.KerasTensor, **settings: bool) -> keras.KerasTensor:
+    """Apply a copy of a layer, with its weights, but without settings that older versions of Keras cannot read.
+
+    Initializers gained arguments in 3.15; Dense and Embedding gained quantization_config, which is None.
+    """
+    config = layer.get_config() | settings
+    config |= {name: "zeros" for name in config if name.endswith("_initializer")}
+    copy = type(layer).from_config(config)
+    readable = {name: value for name, value in copy.get_config().items() if value is not None}
+    copy.get_config = lambda: readable
+    outputs = copy(inputs)
+    copy.set_weights(layer.get_weights())
+    return outputs
 
 
 def export_keras(folder: Path, out: Path, batch: int, force: bool) -> None:

@@ -19,6 +19,8 @@ from common.errors import StageError
 from trainers.model.char_rnn import CharRNN, States, join_carry
 
 PRECISIONS = ("float32", "float16", "int8-dynamic")
+# The oldest runtime that tests have run each in. int8-dynamic has FULLY_CONNECTED in version 12.
+RUNTIMES = {"float32": "TensorFlow Lite 2.14", "float16": "TensorFlow Lite 2.14", "int8-dynamic": "LiteRT 1.0"}
 STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
 

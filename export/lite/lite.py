@@ -29,7 +29,7 @@ from common.files import check_replaceable, load_json, read_json, sha256_file, w
 from common.machine import processor
 from export import checksums
 from export.bundle import NEURONS, pack
-from export.lite.graph import PRECISIONS, convert
+from export.lite.graph import PRECISIONS, RUNTIMES, convert
 from export.lite.quality import LANES, LENGTH, Quality, Text, lanes, measure, reader
 from export.lite.runner import LiteModel
 from export.origin import check_logits, is_current, known, origin_of
@@ -129,6 +129,7 @@ def judge(folder: Path, model: CharRNN, settings: LiteSettings, text: Text) -> d
         "files": {
             name: {
                 "bytes": path.stat().st_size,
+                "oldest_runtime": RUNTIMES[name],
                 **probe(path),
                 **dataclasses.asdict(qualities[name]),
                 "limit_bits": limits[name],

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from common.files import write_record
 from export import checksums
 from export.bundle import pack, unpack
 from export.lite import lite
-from export.lite.graph import PRECISIONS, check_ops, convert, op_names
+from export.lite.graph import PRECISIONS, RUNTIMES, check_ops, convert, op_names
 from export.lite.lite import LiteSettings, export_lite, prove
 from export.lite.quality import Quality, Text, lanes, measure, reader
 from export.lite.runner import LiteModel, Sampling
@@ -268,6 +270,56 @@ def test_every_damage_of_the_list_of_neurons_is_found(run: Path, tmp_path: Path)
         for force, fix in ((False, "rebuild all with --force"), (True, "correct or remove it")):
             with pytest.raises(StageError, match=rf"neurons\.json is corrupted.*: {fix}"):
                 export_lite(folder, out, FLOAT32, data=run.parent / "data", force=force)
+
+
+STEP = """
+import sys
+import numpy as np
+try:
+    from tflite_runtime.interpreter import Interpreter
+except ImportError:
+    from ai_edge_litert.interpreter import Interpreter
+
+path, ids_path, logits_path = sys.argv[1:]
+step = Interpreter(path).get_signature_runner("step")
+carry, rows = np.zeros(step.get_input_details()["carry"]["shape"], np.float32), []
+for token in np.load(ids_path):
+    outputs = step(token=np.array([token], np.int32), carry=carry)
+    carry = outputs["carry"]
+    rows.append(outputs["logits"][0])
+np.save(logits_path, rows)
+"""
+PACKAGES = {
+    "TensorFlow Lite 2.14": ["tflite-runtime==2.14.0", "numpy<2"],
+    "LiteRT 1.0": ["ai-edge-litert==1.0.1", "numpy<2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("runtime", PACKAGES)
+def test_oldest_runtimes_run_the_files(run: Path, devices: Path, runtime: str, tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    install = [python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *PACKAGES[runtime]]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if "No matching distribution" in done.stderr:
+        pytest.skip(f"{PACKAGES[runtime][0]} has no package for this Python")
+    assert done.returncode == 0, done.stderr
+    ids_T = np.frombuffer(b"import spam\n\ndef eggs(x):\n", np.uint8)
+    np.save(tmp_path / "ids.npy", ids_T)
+    for precision in PRECISIONS:
+        arguments = [
+            str(path) for path in (devices / f"{precision}.tflite", tmp_path / "ids.npy", tmp_path / "out.npy")
+        ]
+        done = subprocess.run([python, "-c", STEP, *arguments], capture_output=True, text=True, check=False)
+        if RUNTIMES[precision] == "LiteRT 1.0" and runtime != "LiteRT 1.0":
+            assert "FULLY_CONNECTED" in done.stderr
+            continue
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_allclose(np.load(tmp_path / "out.npy"), logits(run, ids_T), atol=TOLERANCE[precision])
+    report = json.loads((devices / "report.json").read_text())
+    assert {name: file["oldest_runtime"] for name, file in report["files"].items()} == RUNTIMES
 
 
 def test_nan_on_held_out_text_is_rejected(run: Path, tmp_path: Path) -> None:
