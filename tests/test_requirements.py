@@ -5,6 +5,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+DEPENDENCIES = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+OTHER_SYSTEMS = {"appnope", "colorama", "httpx2-jsfetch"}  # macOS, Windows, browsers
 PIN = re.compile(r"^([A-Za-z0-9_.-]+==[^ ;#\\\n]+)", re.MULTILINE)
 
 
@@ -19,6 +21,14 @@ def test_pyproject_lists_all_requirements() -> None:
 
 def test_lock_contains_every_requirement() -> None:
     assert set(pins("requirements.txt")) <= set(pins("requirements.lock"))
+
+
+def test_table_of_dependencies_has_every_package() -> None:
+    rows = re.findall(r"^\| (\S+) \| (\S+) \| (.+) \| (?:the product|tests) \|$", DEPENDENCIES, re.MULTILINE)
+    locked = {*pins("requirements.lock"), *pins("requirements-dev.lock")}
+    assert {f"{name}=={version}" for name, version, _ in rows} <= locked
+    assert {name for name, _, _ in rows} == {pin.partition("==")[0] for pin in locked} - OTHER_SYSTEMS, "run make audit"
+    assert [name for name, _, licence in rows if licence == "not declared"] == ["namex"]
 
 
 def test_lock_files_agree_on_versions() -> None:
