@@ -24,13 +24,15 @@ def results(runs: tuple[Path, ...], root: Path) -> None:
       python -m bench results runs/stdlib
     """
     with console.quiet():
-        from bench import pages, results
+        from bench import pages, reliability, results
     for run in runs:
         results.record(run, root / "results")
     kept = results.read(root / "results")
     results.put(root / "README.md", headlines := results.headlines(kept))
     results.put(root / "docs/results.md", results.table(kept))
     (root / "docs/benchmarks.md").write_text(pages.page(root / "results"), encoding="utf-8")
+    if (faults := root / "results" / reliability.FILE).is_file():
+        (root / "docs/reliability.md").write_text(reliability.page(faults), encoding="utf-8")
     console.out.print(headlines)
 
 

@@ -2,8 +2,10 @@
 
 import signal
 import sys
+import time
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ class NoTensorFlow(MetaPathFinder):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="skip the tests that import TensorFlow or Beam")
+    parser.addoption("--record", type=Path, metavar="FILE", help="write the trials of tests/faults as JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,9 +71,25 @@ def pytest_collection_finish() -> None:
             tf.config.set_logical_device_configuration(device, [each] * 2)
 
 
+STARTED = time.monotonic()
+TRIALS: list[dict[str, Any]] = []  # rows of tests/faults, from all workers of pytest-xdist
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "teardown":
+        TRIALS.extend(value for name, value in report.user_properties if name == "trials")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Report which server the client's tests used; pytest omits its header under -q."""
+    """Report which server the client's tests used (pytest omits its header under -q), and the trials of faults."""
     terminalreporter.write_line(f"TF Serving: {serving.kind()}")
+    if TRIALS:
+        tried, survived = (sum(row[count] for row in TRIALS) for count in ("tried", "survived"))
+        terminalreporter.write_line(f"faults: {tried:,} tried, {survived:,} survived")
+    if path := terminalreporter.config.getoption("--record"):
+        from bench.reliability import record
+
+        record(TRIALS, time.monotonic() - STARTED, path)
 
 
 @pytest.fixture

@@ -1,15 +1,24 @@
 """Kills, simulated in process: from the chosen write to the file system on, every one raises, and nothing is cleaned
-up. Damaged files."""
+up; or the folder is copied before each write, since a kill there leaves just that. Damaged files. Full disks."""
 
 import contextlib
 import itertools
 import os
+import shutil
+import stat
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate"}
+
+
+Tree = dict[str, bytes | None]  # the contents of files by path; None for folders
 
 
 class Killed(BaseException):
@@ -17,13 +26,18 @@ class Killed(BaseException):
 
 
 _left: int | None = None  # writes until the kill
+_before_write: Callable[[], None] | None = None
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     global _left
-    if _left is None or event not in EVENTS:
+    if event not in EVENTS or (_left is None and _before_write is None):
         return
     if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        return
+    if _before_write is not None:
+        _before_write()
+    if _left is None:
         return
     if _left == 0:
         raise Killed
@@ -51,7 +65,64 @@ def killed_at_each(prepare: Callable[[], None], act: Callable[[], object]) -> It
             return
 
 
-def tree(folder: Path) -> dict[str, bytes | None]:
+def states(act: Callable[[], object], folder: Path) -> list[Tree]:
+    """Run `act`. Return the contents of a folder before each of its writes, and at the end."""
+    global _before_write
+    recorded: list[Tree] = []
+    contents: dict[tuple[int, int, int], bytes] = {}  # of unchanged files: the same object in all states
+    lock = threading.Lock()
+
+    def content(path: Path) -> bytes | None:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            return None
+        key = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if key not in contents:
+            contents[key] = path.read_bytes()
+        return contents[key]
+
+    def record() -> None:
+        with lock:
+            state = {}
+            for path in sorted(folder.rglob("*")):
+                with contextlib.suppress(FileNotFoundError):  # another thread has deleted it
+                    state[path.relative_to(folder).as_posix()] = content(path)
+            recorded.append(state)
+
+    _before_write = record
+    try:
+        act()
+    finally:
+        _before_write = None
+    record()
+    return recorded
+
+
+def restore(state: Tree, folder: Path) -> None:
+    """Make a folder's contents those of a state."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name, content in state.items():
+        if content is None:
+            (folder / name).mkdir()
+        else:
+            (folder / name).write_bytes(content)
+
+
+@contextlib.contextmanager
+def disk_of(size: int, folder: Path) -> Iterator[None]:
+    """Mount an empty disk of `size` bytes. Skips the test where that is not permitted."""
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={max(size, 4096)}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs root, to mount a small disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # logs of TensorBoard may still be open
+
+
+def tree(folder: Path) -> Tree:
     """The contents of all files below a folder, by path; None for folders."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None

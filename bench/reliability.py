@@ -1,0 +1,50 @@
+"""Trials of faults: results/faults.json, written by `make test-faults`, and the page docs/reliability.md."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.machine import provenance
+from common.files import write_json
+
+FILE = "faults.json"
+HEADING = """# Reliability
+
+Generated from [results/faults.json](../results/faults.json) by `python -m bench results`; do not edit.
+`make test-faults` runs every trial, in some {minutes:.0f} minutes on 2 cores; `make test` runs a part.
+
+A trial is survived if
+
+- after a kill or a full disk, the old output or the new one is whole, and the same command, run
+  again, ends as if it had never been stopped and leaves nothing else behind;
+- a damaged file is reported by name in one line, or restored, or changes no result;
+- hostile input is read, or refused in one line (exit code 1 or 2), within bounds of time and memory,
+  and runs no code and writes no file.
+"""
+
+
+def record(rows: Iterable[dict[str, Any]], seconds: float, path: Path) -> None:
+    """Write the trials of a test session. Raises StageError for uncommitted code."""
+    ordered = sorted(rows, key=lambda row: (row["kind"], row["subject"]))
+    write_json(path, {"format_version": 1, "seconds": round(seconds), "rows": ordered, **provenance()})
+
+
+def page(path: Path) -> str:
+    """Return the page of a results file."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    rows = result["rows"]
+    tried, survived = (sum(row[count] for row in rows) for count in ("tried", "survived"))
+    lines = [HEADING.format(minutes=result["seconds"] / 60)]
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        lines += [f"## {kind}", "", "| | tried | survived | known limit |", "|---|---:|---:|---:|"]
+        for row in (row for row in rows if row["kind"] == kind):
+            limits = sum(row["limits"].values())
+            lines.append(f"| {row['subject']} | {row['tried']:,} | {row['survived'] - limits:,} | {limits or ''} |")
+        lines.append("")
+    reasons = sorted({reason for row in rows for reason in row["limits"]})
+    lines += ["## Known limits", "", *(f"- {reason}" for reason in reasons), ""] if reasons else []
+    about = f"{result['machine']}, {result['date']}, commit {result['commit'][:7]}"
+    limits = sum(sum(row["limits"].values()) for row in rows)
+    total = f"{tried:,} trials, {survived - limits:,} survived, {limits:,} known limits, {tried - survived:,} failed"
+    return "\n".join([*lines, f"{total}. {about}.\n"])

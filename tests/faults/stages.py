@@ -1,0 +1,225 @@
+"""Every command that writes files, on a tiny text, in process; and the folder before and after each."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+from unittest import mock
+
+from crash import Tree, restore, tree
+
+from common.errors import StageError
+from common.files import recover
+from export.lite.quality import Quality
+from pipeline.corpora import CORPORA, Corpus
+from trainers.training.devices import Devices
+
+TEXT = b"".join(b"%d bottles of beer on the wall, %d bottles of beer.\n" % (n, n) for n in range(60, 0, -1))
+CONFIG = """[model]
+units = 8
+layers = 1
+[train]
+lanes = 2
+window = 40
+epochs = 0.4
+evaluate_every = 5
+report_every = 3
+sample = 10
+precision = "float32"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A command. inputs: the folders and files that it reads or extends. checks: the commands that read its output."""
+
+    command: str
+    inputs: tuple[str, ...]
+    checks: tuple[str, ...] = ()
+
+
+STAGES = {
+    "fetch": Stage(
+        "pipeline fetch books --from books.txt", ("books.txt",), ("pipeline ingest books --out data/books",)
+    ),
+    "ingest": Stage(
+        "pipeline ingest books.txt --out data/tiny",
+        ("books.txt",),
+        ("pipeline info data/tiny", "trainers train tiny.toml --data data/tiny --out runs/other --unvalidated"),
+    ),
+    "validate": Stage("pipeline validate data/tiny", ("data",), ("pipeline validate data/tiny",)),
+    "train": Stage(
+        "trainers train tiny.toml --data data/tiny --out runs/tiny",
+        ("data", "tiny.toml"),
+        (
+            "trainers info runs/tiny",
+            "trainers train tiny.toml",
+            "trainers evaluate runs/tiny",
+            "trainers plot runs/tiny",
+        ),
+    ),
+    "evaluate": Stage("trainers evaluate runs/tiny", ("data", "runs"), ("trainers evaluate runs/tiny",)),
+    "judge": Stage(
+        "trainers judge runs/tiny --texts 2 --length 30 --temperatures 0.5",
+        ("data", "runs"),
+        ("trainers judge runs/tiny --texts 2 --length 30 --temperatures 0.5",),
+    ),
+    "neurons": Stage("trainers neurons runs/tiny --length 300", ("data", "runs"), ("trainers neurons runs/tiny",)),
+    "plot": Stage("trainers plot runs/tiny", ("runs",), ("trainers plot runs/tiny",)),
+    "savedmodel": Stage(
+        "export savedmodel runs/tiny --most-length 20 --most-prompt 20 --most-rows 1",
+        ("data", "runs"),
+        ("export verify served/tiny",),
+    ),
+    "label": Stage("export label served/tiny canary=1", ("served",), ("export verify served/tiny",)),
+    "tflite": Stage("export tflite runs/tiny --precision float32", ("data", "runs"), ("export verify devices/tiny",)),
+    "keras": Stage("export keras runs/tiny", ("runs",), ("export verify exported/tiny",)),
+    "web": Stage("export web devices/tiny", ("devices",), ("export verify site/tiny",)),
+}
+# Files whose bytes differ from one run of a command to the next.
+VOLATILE = re.compile(r"SHA256SUMS|.*\.keras|fingerprint\.pb|saved_model\.pb|.*\.index")
+
+
+def run(command: str) -> None:
+    """Run a command in this process."""
+    import export.__main__
+    import pipeline.__main__
+    import trainers.__main__
+
+    package, *arguments = command.split()
+    cli = {"export": export, "pipeline": pipeline, "trainers": trainers}[package].__main__.cli
+    if code := cli.main(arguments, standalone_mode=False):
+        raise StageError(f"exit code {code}")
+
+
+@contextmanager
+def working_in(folder: Path, devices: Devices) -> Iterator[None]:
+    """Work in a folder, with a corpus named books, an installed page runtime, and without the exports' measurements."""
+    corpus = Corpus(about="", licence="free", essay="", files=(r"books\.txt$",))
+    probed = {"us_a_step": 1.0, "peak_bytes": 1}
+    before = Path.cwd()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        mock.patch.dict(CORPORA, books=corpus),
+        mock.patch.multiple("export.lite.lite", probe=lambda _: probed, measure=_measure, prove=mock.DEFAULT),
+        mock.patch("export.keras_model.prove"),
+        mock.patch("export.serve.saved_model.prove"),
+        mock.patch("export.web.build.PACKAGES", _packages(folder.parent / "node_modules")),
+        mock.patch("trainers.training.loop.prepare", return_value=devices),
+        mock.patch("trainers.training.devices.prepare", return_value=devices),
+    ):
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def _measure(model: Any, files: dict[str, Any], text: Any) -> tuple[float, dict[str, Quality]]:
+    return 1.0, dict.fromkeys(files, Quality(1, 0, 0, 1))
+
+
+def _packages(folder: Path) -> Path:
+    from export.web import build
+
+    version = json.loads((build.WEB / "package.json").read_text())["dependencies"]["@litertjs/core"]
+    files = {
+        "core/package.json": json.dumps({"version": version}),
+        "core/dist/index.js": 'import { createWasmLib } from "@litertjs/wasm-utils";\n',
+        "wasm-utils/dist/index.js": "export {};\n",
+        **{f"core/wasm/{name}{kind}": name + kind for name in build.RUNTIME for kind in (".js", ".wasm")},
+    }
+    for name, content in files.items():
+        path = folder / "@litertjs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return folder
+
+
+def build(folder: Path, devices: Devices) -> None:
+    """Run all stages in a folder, and pickle the inputs and the outputs of each, by name."""
+    root, trees = folder / "root", {}
+    with working_in(root, devices):
+        Path("books.txt").write_bytes(TEXT)
+        Path("tiny.toml").write_text(CONFIG)
+        for name, stage in STAGES.items():
+            before = tree(Path())
+            run(stage.command)
+            trees[name] = (_inputs(before, stage), _outputs(before, tree(Path())))
+    (folder / "trees").write_bytes(pickle.dumps(trees))
+
+
+def _inputs(before: Tree, stage: Stage) -> Tree:
+    return {name: content for name, content in before.items() if name.partition("/")[0] in stage.inputs}
+
+
+def _outputs(before: Tree, after: Tree) -> Tree:
+    """New and changed files, with their folders."""
+    made = [name for name, content in after.items() if content is not None and before.get(name) != content]
+    folders = {parent.as_posix() for name in made for parent in PurePosixPath(name).parents}
+    return {name: content for name, content in after.items() if name in made or name in folders}
+
+
+def outcome(root: Path) -> dict[str, Any]:
+    """The files of a folder, without what may differ from run to run: times, dates and logs of TensorBoard."""
+    result: dict[str, Any] = {}
+    for name, content in tree(root).items():
+        file = name.rpartition("/")[2]
+        if not ("tfevents" in file or file in (".lock", ".verified.json") or content is None):
+            result[name] = _essence(file, content)
+    return result
+
+
+def _essence(file: str, content: bytes) -> Any:
+    if VOLATILE.fullmatch(file):
+        return "volatile"
+    if file == "metrics.jsonl":
+        return [_timeless(json.loads(line)) for line in content.splitlines()]
+    with suppress(ValueError):
+        if file.endswith(".json"):
+            return _timeless(json.loads(content))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_timeless(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    timed = ("checksum", "since", "seconds", "per_second", "memory")
+    return {key: _timeless(item) for key, item in value.items() if key not in timed}
+
+
+def leftovers(state: Tree) -> set[str]:
+    """Names of the scratch folders in a tree, and of what is in them, without their random part."""
+    paths = (name.split("/") for name in state)
+    return {
+        re.sub(r"partial-.{8}", "partial", "/".join(parts[: index + 2]))
+        for parts in paths
+        for index, part in enumerate(parts)
+        if ".partial-" in part
+    }
+
+
+def situation(state: Tree, root: Path) -> str:
+    """Identify what the next command meets after a kill: the leftovers, and the tree without them."""
+    restore(state, root)
+    for name, content in state.items():
+        if content is None and ".partial-" not in name:
+            recover(root / name)
+    recover(root)
+    return hashlib.sha256(json.dumps([sorted(leftovers(state)), outcome(root)], sort_keys=True).encode()).hexdigest()
+
+
+def resumed(act: Callable[[], None], state: Tree, root: Path, whole: dict[str, Any]) -> None:
+    """Assert that a command that was stopped in a state ends as if it had not been."""
+    restore(state, root)
+    act()
+    assert outcome(root) == whole
+    assert not leftovers(tree(root))

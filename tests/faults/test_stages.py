@@ -1,0 +1,157 @@
+"""Kills, damaged files and full disks, for every command that writes files."""
+
+import pickle
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crash import Tree, disk_of, restore, states, tree
+from faults import stages
+from faults.conftest import Trials, reported
+from faults.stages import STAGES, leftovers, outcome, resumed, run, situation, working_in
+from once import once
+
+pytestmark = pytest.mark.slow
+FORCED = [name for name, stage in STAGES.items() if name not in ("train", "neurons", "plot", "label")]
+SIZES = 10  # of full disks, as parts of what a command writes
+
+
+@pytest.fixture(scope="session")
+def devices() -> Any:
+    import tensorflow as tf
+
+    from trainers.training.devices import Devices
+
+    return Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
+
+
+@pytest.fixture(scope="session")
+def trees(tmp_path_factory: pytest.TempPathFactory, devices: Any) -> dict[str, tuple[Tree, Tree]]:
+    """The inputs and outputs of each stage."""
+    return pickle.loads((once(tmp_path_factory, "stages", lambda to: stages.build(to, devices)) / "trees").read_bytes())
+
+
+@pytest.fixture
+def root(tmp_path: Path, devices: Any) -> Any:
+    with working_in(tmp_path / "root", devices):
+        yield tmp_path / "root"
+
+
+def finished(command: str, before: Tree, root: Path) -> dict[str, Any]:
+    """The outcome of a command that is not disturbed; twice, so that it is known to be one."""
+    outcomes = []
+    for _ in range(2):
+        restore(before, root)
+        run(command)
+        outcomes.append(outcome(root))
+    assert outcomes[0] == outcomes[1]
+    return outcomes[0]
+
+
+@pytest.mark.faults("Killed before each write")
+@pytest.mark.parametrize("stage", [*STAGES, *(f"{name} --force" for name in FORCED)])
+def test_kill_before_each_write(trials: Trials, stage: str, trees: dict[str, tuple[Tree, Tree]], root: Path) -> None:
+    name, _, option = stage.partition(" ")
+    command, (before, outputs) = f"{STAGES[name].command} {option}", trees[name]
+    if option:
+        before = dict(sorted({**before, **outputs}.items()))
+    whole = finished(command, before, root)
+    restore(before, root)
+    recorded = states(lambda: run(command), root)
+    judged: dict[str, Exception | None] = {}
+    for index, state in enumerate(recorded[:-1]):
+        met = situation(state, root)
+        if met not in judged:
+            try:
+                resumed(lambda: run(command), state, root, whole)
+                judged[met] = None
+            except Exception as error:
+                judged[met] = error
+        with trials.trial(f"before write {index}"):
+            if error := judged[met]:
+                raise error
+
+
+# Damage that changes nothing but the file itself, and is not noticed.
+UNNOTICED = {
+    r"metrics\.jsonl": "metrics.jsonl: a changed digit is not noticed; curves and `patience` read it, no model does.",
+    r"(report|neurons)\.html|curves\.png": "Pages and pictures: no command reads them, and theirs makes them again.",
+    r"schema\.pbtxt": "schema.pbtxt of a validation is yours to edit, so no checksum covers it.",
+    r".*\.stats\.pb": "Statistics of a validation are checked by the command that reads them, `validate --against`.",
+}
+
+
+def damages(content: bytes) -> dict[str, bytes | None]:
+    flipped = bytearray(content or b"\0")
+    flipped[len(flipped) // 2] ^= 1
+    return {"flipped": bytes(flipped), "cut": content[: len(content) // 2], "removed": None}
+
+
+@pytest.mark.faults("A file with a flipped bit, cut, or removed")
+@pytest.mark.parametrize("stage", STAGES)
+def test_damage_of_each_file(
+    trials: Trials,
+    stage: str,
+    trees: dict[str, tuple[Tree, Tree]],
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    inputs, outputs = trees[stage]
+    whole = dict(sorted({**inputs, **outputs}.items()))
+
+    def check() -> None:
+        for command in STAGES[stage].checks:
+            run(command)
+
+    restore(whole, root)
+    check()
+    expected = outcome(root)
+    for name, content in outputs.items():
+        for damage, damaged in damages(content).items() if content is not None else ():
+            restore({**whole, name: damaged or b""}, root)
+            if damaged is None:
+                (root / name).unlink()
+            with trials.trial(f"{name} {damage}"):
+                capsys.readouterr()
+                with reported() as messages:
+                    check()
+                if messages:
+                    said = " ".join([*messages, *capsys.readouterr()])
+                    assert Path(name).name in said or str(Path(name).parent) in said, said
+                elif outcome(root) != expected:
+                    trials.limit(_known_limit(name))
+
+
+def _known_limit(name: str) -> str:
+    for pattern, reason in UNNOTICED.items():
+        if re.fullmatch(pattern, Path(name).name):
+            return reason
+    raise AssertionError(f"{name} was damaged in silence")
+
+
+@pytest.mark.faults("A full disk")
+@pytest.mark.parametrize("stage", STAGES)
+def test_full_disk(
+    trials: Trials, stage: str, trees: dict[str, tuple[Tree, Tree]], tmp_path: Path, devices: Any
+) -> None:
+    command, (inputs, _), disk = STAGES[stage].command, trees[stage], tmp_path / "disk"
+    with disk_of(1 << 28, disk), working_in(disk, devices):
+        restore(inputs, disk)
+        before = shutil.disk_usage(disk).used
+        run(command)
+        after, whole = shutil.disk_usage(disk).used, outcome(disk)
+    for part in range(SIZES):
+        size = before + (after - before) * part // SIZES
+        with trials.trial(f"{size:,} bytes"), disk_of(size, disk), working_in(disk, devices):
+            restore(inputs, disk)
+            with reported() as messages:
+                run(command)
+            assert all("No space left on device" in message for message in messages), messages
+            assert messages or outcome(disk) == whole
+            assert not leftovers(tree(disk))
+            subprocess.run(["mount", "-o", f"remount,size={1 << 28}", str(disk)], check=True)
+            run(command)
+            assert outcome(disk) == whole
