@@ -94,22 +94,29 @@ def served(site: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def cases(runs: dict[str, Path], site: Path, served: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Texts and activity of the checkpoints, to compare with the page."""
-    from trainers.sampling.sampler import sample_run
+    from trainers import checkpoint
+    from trainers.run import read_run
+    from trainers.sampling.batch import Start, draw
+    from trainers.sampling.sampler import Sampler
 
-    def written(run: str, prompt: str, length: int, **options: Any) -> str:
-        asked = {"temperature": 0.0, "seed": 1} | options
-        pieces = sample_run(runs[run], prompt.encode(), length, **asked)
-        return prompt + b"".join(pieces).decode(errors="replace")
+    def written(name: str, prompt: str, length: int, *starts: tuple[int, float], **options: Any) -> list[str]:
+        """Texts for these seeds and temperatures."""
+        run = read_run(runs[name])
+        sampler = Sampler(checkpoint.load_model(run), run.vocab, frozen=True)
+        texts = draw(sampler, [Start(prompt.encode(), *start) for start in starts], length, **options)
+        return [prompt + text.text.decode(errors="replace") for text in texts]
 
-    options = {"temperature": 1.1, "seed": 77, "top_k": 12, "top_p": 0.9}
+    greedy, long = written("prose", "The ", 500, (1, 0.0), (2**53 - 1, 1.0))
+    options = {"top_k": 12, "top_p": 0.9}
+    (sampled,) = written("prose", "The ", 300, (77, 1.1), **options)
     value = {
         "url": served,
         "site": str(site),
         "odd": ODD,
-        "greedy": {"prompt": "The ", "text": written("prose", "The ", 500)},
-        "sampled": {"options": options, "text": written("prose", "The ", 300, **options)},
-        "long": written("prose", "The ", 20, temperature=1.0, seed=2**53 - 1),
-        "names": [written("names", "", 40, temperature=1.0, seed=seed) for seed in range(4)],
+        "greedy": {"prompt": "The ", "text": greedy},
+        "sampled": {"options": options | {"temperature": 1.1, "seed": 77}, "text": sampled},
+        "long": long,
+        "names": written("names", "", 40, *((seed, 1.0) for seed in range(4))),
         **inside(runs["prose"], "The café said “no”"),
     }
     path = tmp_path_factory.mktemp("cases") / "page.json"

@@ -138,7 +138,7 @@ test("a seed's text is the terminal's, with temperature, top-k and top-p", () =>
 
 test("the largest seed is the terminal's as well", () =>
   on(async (page) => assert.equal(await text(page), cases.long), {
-    hash: link({ prompt: "The ", temperature: 1, seed: 2 ** 53 - 1, length: 20, written: 1 }),
+    hash: link({ prompt: "The ", temperature: 1, seed: 2 ** 53 - 1, length: 500, written: 1 }),
   }));
 
 test("a model of characters ends its text where the document does", () =>
