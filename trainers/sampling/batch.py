@@ -121,13 +121,18 @@ def sample_lines(
     for number, start in enumerate(starts, 1):
         with _named(f"prompt {number}"):
             run.vocab.encode(start.prompt)
-    starts = [start._replace(seed=start.seed + index) for start in starts for index in range(count)]
+    starts = [start._replace(seed=_later(start.seed, index)) for start in starts for index in range(count)]
     sampler = Sampler(checkpoint.load_model(run, checkpoint.choose(run, choice)), run.vocab, frozen=True)
     with console.progress("texts") as bar:
         task = bar.add_task("sampling", total=len(starts))
         for start, text in zip(starts, draw(sampler, starts, length, **options), strict=True):
             yield {"prompt": as_json(start.prompt), "seed": start.seed, **text._asdict(), "text": as_json(text.text)}
             bar.advance(task)
+
+
+def _later(seed: int, index: int) -> int:
+    """Count up from a seed; the largest is followed by the smallest."""
+    return (seed + index + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def score_lines(folder: Path, files: list[Path], by_line: bool, choice: str = "best") -> list[dict[str, Any]]:
