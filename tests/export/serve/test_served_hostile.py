@@ -146,7 +146,7 @@ def test_row_gets_the_same_result_alone_and_in_a_batch(
                 assert result["finish_reason"].startswith(b"error: ")
             else:
                 assert same(result, alone[index]), row
-    assert len({result["text"] for result in alone}) > 10
+    assert len({result["text"] for result in alone}) > count / 20, "texts must vary"
 
 
 WIDE = Vocab("char", tuple(chr(code).encode() for code in range(0x400, 0x400 + 400)))
