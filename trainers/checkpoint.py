@@ -51,6 +51,7 @@ class Checkpoint:
     val_nats: float | None
     since: Since = Since()
     learning_rate: float | None = None  # its value, if it is a variable that callbacks may set
+    files: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 by name; of earlier versions: empty
 
 
 def checkpoints(run: Run) -> list[Checkpoint]:
@@ -66,7 +67,7 @@ def checkpoints(run: Run) -> list[Checkpoint]:
 
 def _folders(run: Run) -> list[Path]:
     """The folders of the run's checkpoints, by step."""
-    return sorted(path.parent for path in (run.folder / "checkpoints").glob("step-*/checkpoint.json"))
+    return sorted(path for path in (run.folder / "checkpoints").glob("step-*") if path.is_dir())
 
 
 def _folder(run: Run, step: int) -> Path:
@@ -85,7 +86,8 @@ def _read(folder: Path, run: Run) -> Checkpoint:
             raise ValueError(f"format_version {value['format_version']}, this program reads {FORMAT_VERSION}")
         previous, rate = value["run"]["config"]["train"]["learning_rate"], value["learning_rate"]
         rate = rate if previous == run.config.train.learning_rate else None  # a changed setting overrides it
-        saved = Checkpoint(folder, value["step"], value["val_nats"], Since(**value["since"]), rate)
+        since, files = Since(**value["since"]), value.get("files", {})
+        saved = Checkpoint(folder, value["step"], value["val_nats"], since, rate, files)
         vocab_sha256 = value["vocab_sha256"]
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from None
@@ -155,6 +157,7 @@ class State:
                     "learning_rate": self._rate(),
                     "vocab_sha256": run.vocab.sha256,
                     "run": run.to_json(),
+                    "files": {path.name: sha256_file(path) for path in sorted(partial.glob("state.*"))},
                 },
             )
         saved = checkpoints(run)
@@ -264,10 +267,13 @@ def _by_path(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
 
 @contextlib.contextmanager
 def _as_damage(checkpoint: Checkpoint) -> Iterator[None]:
-    """Convert what TensorFlow raises for a truncated, changed or mismatched checkpoint to DamageError."""
+    """Raise DamageError for a checkpoint with a changed file, and for what TensorFlow raises for a mismatched one."""
     try:
+        for name, digest in checkpoint.files.items():
+            if sha256_file(checkpoint.folder / name) != digest:
+                raise ValueError(f"{name} differs from its checksum")
         yield
-    except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
+    except (tf.errors.OpError, AssertionError, IndexError, OSError, ValueError) as error:
         raise _damaged(checkpoint.folder, error) from None
 
 

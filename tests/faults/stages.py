@@ -50,7 +50,7 @@ STAGES = {
     ),
     "ingest": Stage(
         "pipeline ingest books.txt --out data/tiny",
-        ("books.txt",),
+        ("books.txt", "tiny.toml"),
         ("pipeline info data/tiny", "trainers train tiny.toml --data data/tiny --out runs/other --unvalidated"),
     ),
     "validate": Stage("pipeline validate data/tiny", ("data",), ("pipeline validate data/tiny",)),
@@ -82,8 +82,8 @@ STAGES = {
     "keras": Stage("export keras runs/tiny", ("runs",), ("export verify exported/tiny",)),
     "web": Stage("export web devices/tiny", ("devices",), ("export verify site/tiny",)),
 }
-# Files whose bytes differ from one run of a command to the next.
-VOLATILE = re.compile(r"SHA256SUMS|.*\.keras|fingerprint\.pb|saved_model\.pb|.*\.index")
+# Files whose bytes differ from one run of a command to the next: times, and names that TensorFlow counts per process.
+VOLATILE = re.compile(r"SHA256SUMS|.*\.keras|fingerprint\.pb|saved_model\.pb|.*\.index|state\.data.*|.*\.stats\.pb")
 
 
 def run(command: str) -> None:
@@ -179,9 +179,9 @@ def outcome(root: Path) -> dict[str, Any]:
 def _essence(file: str, content: bytes) -> Any:
     if VOLATILE.fullmatch(file):
         return "volatile"
-    if file == "metrics.jsonl":
-        return [_timeless(json.loads(line)) for line in content.splitlines()]
     with suppress(ValueError):
+        if file == "metrics.jsonl":
+            return [_timeless(json.loads(line)) for line in content.splitlines()]
         if file.endswith(".json"):
             return _timeless(json.loads(content))
     return hashlib.sha256(content).hexdigest()
@@ -192,7 +192,7 @@ def _timeless(value: Any) -> Any:
         return [_timeless(item) for item in value]
     if not isinstance(value, dict):
         return value
-    timed = ("checksum", "since", "seconds", "per_second", "memory")
+    timed = ("checksum", "files", "statistics", "since", "seconds", "per_second", "memory")
     return {key: _timeless(item) for key, item in value.items() if key not in timed}
 
 
