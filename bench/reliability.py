@@ -12,7 +12,8 @@ FILE = "faults.json"
 HEADING = """# Reliability
 
 Generated from [results/faults.json](../results/faults.json) by `python -m bench results`; do not edit.
-`make test-faults` runs every trial, in some {minutes:.0f} minutes on 2 cores; `make test` runs a part.
+`make test-faults` tries everything, `make test` a part. The tables have what was tried in the
+recorded session, of {minutes:.0f} minutes; commands that are not listed were not part of it.
 
 A trial is survived if
 

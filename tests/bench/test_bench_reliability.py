@@ -17,7 +17,7 @@ def test_page_has_a_table_per_kind(tmp_path: Path) -> None:
     with mock.patch.object(reliability, "provenance", return_value=about):
         reliability.record(ROWS, 600.4, tmp_path / "faults.json")
     page = reliability.page(tmp_path / "faults.json")
-    assert "in some 10 minutes" in page
+    assert "session, of 10 minutes" in page
     assert page.partition("## A full disk")[2].splitlines()[1:6] == [
         "",
         "| | tried | survived | known limit |",

@@ -132,6 +132,7 @@ def _reports(line: str, name: str) -> bool:
     """Whether a line of output says that a file, or the folder that has it, is damaged."""
     named = any(part in line for part in (Path(name).name, Path(name).parent.name))
     words = r"corrupted|invalid|is missing|has no|no run in|differs|must have|is not|does not exist|left out|removed"
+    words += "|was not written|matches no files"
     return named and bool(re.search(words, line))
 
 
