@@ -135,8 +135,9 @@ STAGES = [
 ]
 
 
-# One command per package, and the one without TensorFlow, start as you start them.
-PROCESSES = ("pipeline validate", "trainers train", "export savedmodel", "export run-lite")
+# One command per package and the one without TensorFlow start as you start them; so do those that configure TensorFlow
+# for the whole process (`trainers.training.devices.prepare`), which would hold for all later tests.
+PROCESSES = ("pipeline validate", "trainers train", "trainers evaluate", "export savedmodel", "export run-lite")
 
 
 @pytest.fixture(scope="module")
