@@ -11,6 +11,7 @@ from typing import Any
 
 from common.errors import StageError
 from common.files import load_json, whole_file
+from common.printable import wrapped
 from common.settings import read_config
 from export import checksums
 from export.bundle import NEURONS
@@ -34,10 +35,11 @@ WRITES = {
     "wikipedia-sample": "Wikipedia's XML",
 }
 
+INTRO = """A character-level {shape} that writes {writes}. After Andrej Karpathy, [The Unreasonable Effectiveness of \
+Recurrent Neural Networks](https://karpathy.github.io/2015/05/21/rnn-effectiveness/)."""
 CARD = """# {name}
 
-A character-level {shape} that writes {writes}. After Andrej Karpathy, [The Unreasonable Effectiveness of
-Recurrent Neural Networks](https://karpathy.github.io/2015/05/21/rnn-effectiveness/).
+{intro}
 
     python -m export run-lite models/{name} --temperature {temperature}
 
@@ -54,9 +56,10 @@ Recurrent Neural Networks](https://karpathy.github.io/2015/05/21/rnn-effectivene
 | config, figures | [configs/{run}.toml](../../configs/{run}.toml), [results/{run}.json](../../results/{run}.json) |
 | weights, SHA-256 | {weights} |
 
-The model knows this text and nothing else. It has no knowledge of facts, follows no instructions, and nothing filters
-what it writes: the text resembles its source in every respect, rudeness and names of people included. Passages may be
-copied from the source word for word, and then have the source's licence.
+The model knows this text and nothing else. It has no knowledge of facts, follows no instructions,
+and nothing filters what it writes: the text resembles its source in every respect, rudeness and
+names of people included. Passages may be copied from the source word for word, and then have the
+source's licence.
 """
 
 
@@ -85,14 +88,15 @@ def card(folder: Path, kept: dict[str, Any], note: str) -> str:
     text = (
         LiteModel(folder / file["file"]).generate(b"", LENGTH, Sampling(TEMPERATURE, seed=1)).decode(errors="replace")
     )
+    shape = f"{model['cell'].upper()} of {model['layers']} x {model['units']} units"
     ngram = f"{kept['ngram_nats']:.3f} nats" if kept["ngram_nats"] else "not counted"
     if interval := kept["ngram_ahead_interval"]:
         ngram += f"; {kept['ngram_ahead']:.3f} ({interval[0]:.3f} to {interval[1]:.3f}) more than the network"
     return CARD.format(
         name=folder.name,
         run=kept["name"],
-        writes=WRITES[source],
-        shape=f"{model['cell'].upper()} of {model['layers']} x {model['units']} units",
+        intro=wrapped(INTRO.format(shape=shape, writes=WRITES[source])),
+        shape=shape,
         temperature=TEMPERATURE,
         sample="\n".join(f"    {line}".rstrip() for line in text.split("\n")),
         source=note or f"{source}: {corpus.about}",

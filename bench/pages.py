@@ -9,6 +9,7 @@ from rich.table import Table
 
 from bench import clock, data, lite, precision, sampling, scale, train, watch
 from bench.peers import Size
+from common.printable import wrapped
 
 HEADING = """# Benchmarks
 
@@ -53,7 +54,7 @@ def page(folder: Path) -> str:
         for path, result, shown, lines in zip(paths, results, tables, captions, strict=True):
             about = f"{result['machine']}, {result['date']}, commit {result['commit'][:7]}"
             parts.append(f"\n{markdown(shown)}\n{with_breaks([line for line in lines if line not in shared])}")
-            parts.append(f"[{path.name}](../results/{path.name}): {about}.\n")
+            parts.append(f"{wrapped(f'[{path.name}](../results/{path.name}): {about}.')}\n")
         parts.append(f"\n{with_breaks(shared)}" if shared else "")
     return "".join(parts)
 
@@ -69,4 +70,4 @@ def markdown(table: Table) -> str:
 
 def with_breaks(lines: list[str]) -> str:
     """Return a caption's lines as Markdown with line breaks."""
-    return "".join(f"{line}<br>\n" for line in lines).replace("*", "\\*")
+    return "".join(f"{wrapped(line + '<br>')}\n" for line in lines).replace("*", "\\*")

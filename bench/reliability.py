@@ -7,12 +7,13 @@ from typing import Any
 
 from bench.machine import provenance
 from common.files import write_json
+from common.printable import wrapped
 
 FILE = "faults.json"
 HEADING = """# Reliability
 
-Generated from [results/faults.json](../results/faults.json) by `python -m bench results`; do not edit.
-`make test-faults` tries everything, `make test` a part. The tables have what was tried in the
+Generated from [results/faults.json](../results/faults.json) by `python -m bench results`; do not
+edit. `make test-faults` tries everything, `make test` a part. The tables have what was tried in the
 recorded session, of {minutes:.0f} minutes; commands that are not listed were not part of it.
 
 A trial is survived if
@@ -20,8 +21,8 @@ A trial is survived if
 - after a kill or a full disk, the old output or the new one is whole, and the same command, run
   again, ends as if it had never been stopped and leaves nothing else behind;
 - a damaged file is reported by name in one line, or restored, or changes no result;
-- hostile input is read, or refused in one line (exit code 1 or 2), within bounds of time and memory,
-  and runs no code and writes no file.
+- hostile input is read, or refused in one line (exit code 1 or 2), within bounds of time and
+  memory, and runs no code and writes no file.
 """
 
 
@@ -44,8 +45,8 @@ def page(path: Path) -> str:
             lines.append(f"| {row['subject']} | {row['tried']:,} | {row['survived'] - limits:,} | {limits or ''} |")
         lines.append("")
     reasons = sorted({reason for row in rows for reason in row["limits"]})
-    lines += ["## Known limits", "", *(f"- {reason}" for reason in reasons), ""] if reasons else []
+    lines += ["## Known limits", "", *(wrapped(f"- {reason}") for reason in reasons), ""] if reasons else []
     about = f"{result['machine']}, {result['date']}, commit {result['commit'][:7]}"
     limits = sum(sum(row["limits"].values()) for row in rows)
     total = f"{tried:,} trials, {survived - limits:,} survived, {limits:,} known limits, {tried - survived:,} failed"
-    return "\n".join([*lines, f"{total}. {about}.\n"])
+    return "\n".join([*lines, wrapped(f"{total}. {about}."), ""])

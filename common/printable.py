@@ -1,5 +1,6 @@
 """Text made safe to print: on a terminal, in an error, in a table and in a grid of characters."""
 
+import textwrap
 import unicodedata
 
 REPLACEMENT = "\ufffd"
@@ -34,6 +35,11 @@ def brief(text: str, most: int = 200) -> str:
     'abc…'
     """
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def wrapped(text: str) -> str:
+    """Return a paragraph of Markdown in lines of at most 100 characters."""
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def check_name(name: str) -> None:

@@ -54,9 +54,12 @@ class _Fused(keras.Optimizer):
     The number of kernels bounds the speed of a small model on a GPU.
     """
 
+    beta_names: tuple[str, str]  # Adam's settings, as the Keras class names them
+
     @property
     def betas(self) -> tuple[float, float]:
-        raise NotImplementedError
+        beta_1, beta_2 = (getattr(self, name) for name in self.beta_names)
+        return beta_1, beta_2
 
     def _backend_update_step(self, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
         step = tf.cast(self.iterations + 1, tf.float32)
@@ -82,9 +85,7 @@ class _Fused(keras.Optimizer):
 class FusedAdam(_Fused, keras.optimizers.Adam):
     """keras.optimizers.Adam and, with a weight decay, AdamW."""
 
-    @property
-    def betas(self) -> tuple[float, float]:
-        return self.beta_1, self.beta_2
+    beta_names = "beta_1", "beta_2"
 
     def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: Any) -> None:
         index, (rate, *powers) = self._get_variable_index(variable), learning_rate
@@ -95,9 +96,7 @@ class FusedAdam(_Fused, keras.optimizers.Adam):
 class FusedMuon(_Fused, keras.optimizers.Muon):
     """keras.optimizers.Muon, fused for the weights that it leaves to Adam."""
 
-    @property
-    def betas(self) -> tuple[float, float]:
-        return self.adam_beta_1, self.adam_beta_2
+    beta_names = "adam_beta_1", "adam_beta_2"
 
     def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: Any) -> None:
         index, (rate, *powers) = self._get_variable_index(variable), learning_rate
