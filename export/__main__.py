@@ -133,20 +133,18 @@ def serve(base: Path, port: int, page: Path | None) -> None:
     with console.quiet():
         from export.serve.start import started
     from export.client.client import Client
-    from export.front.app import Front, Limits
-    from export.front.server import listen
-    from export.front.server import serve as serve_front
+    from export.front import app
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by default, the server would live on
     with (
-        listen("127.0.0.1", port) as listener,
+        app.listen("127.0.0.1", port) as listener,
         started(base) as server,
-        Client(server.target, server.model) as client,
+        Client(server.target, server.model, label="stable") as client,
     ):
-        app = Front(client, Limits(rows=server.rows), page)
+        front = app.Front(client, app.FrontSettings(rows=server.rows, page=page))
         with console.err.status(f"waiting for {base} to answer"):
-            server.wait(app.answers)
-        serve_front(app, listener)
+            server.wait(front.answers)
+        app.serve(app.server(front), listener, front.model)
 
 
 @cli.command()
@@ -187,13 +185,12 @@ def front(
     """
     if (pem is None) != (pem_key is None):
         raise click.UsageError("--certificate and --key go together: pass both or neither")
-    from export.front.app import Front, Limits
-    from export.front.server import listen
-    from export.front.server import serve as serve_front
+    from export.front import app
 
-    app = Front(client, Limits(**limits), page, allow_origin, record)
-    with listen(host, port) as listener:
-        serve_front(app, listener, (pem, pem_key) if pem and pem_key else None, proxy)
+    front = app.Front(client, app.FrontSettings(page=page, origins=allow_origin, record=record, **limits))
+    tls = {"ssl_certfile": pem, "ssl_keyfile": pem_key}
+    with app.listen(host, port) as listener:
+        app.serve(app.server(front, forwarded_allow_ips=proxy or [], **tls), listener, front.model)
 
 
 @cli.command()

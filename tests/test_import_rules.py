@@ -147,7 +147,7 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         pytest.param(
             "trainers.training.loop trainers.judging.evaluate trainers.info", {"tensorflow", "keras"}, marks=processes
         ),
-        ("export.client.client export.front.server", {"tensorflow_serving"}),
+        ("export.client.client export.front.app", {"tensorflow_serving"}),
         pytest.param(
             "export.serve.saved_model export.serve.session",
             {"tensorflow", "keras", "tensorflow_serving"},

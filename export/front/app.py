@@ -1,18 +1,19 @@
-"""The front's routes and limits. Prompts and texts are never logged, and stored only on request (`record`)."""
+"""The front: routes, limits and HTTP server. Prompts and texts are never logged, and stored only on request."""
 
 import asyncio
-import functools
+import contextlib
 import json
 import os
 import re
+import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import anyio.to_thread
-import numpy as np
+import uvicorn
 from google.protobuf.json_format import MessageToDict
 from grpc import StatusCode
 from starlette.applications import Starlette
@@ -26,6 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from common import console
 from common.errors import StageError, UsageError
+from common.headers import page_headers
 from common.settings import settings
 from common.types import Array
 from export.client.client import Client, ServingError, Signature
@@ -36,49 +38,70 @@ BODY_SECONDS = 10
 ANSWER_BYTES = 8 << 20  # of the server's answer; its JSON takes some ten times as much memory
 HEALTH_SECONDS = 2.0
 SIGNATURE_SECONDS = 10  # after which a version's signatures are requested again
-PROBE = {"prompt": np.array([b""], object), "length": np.ones(1, np.int32)}
-PROBE |= {"temperature": np.zeros(1, np.float32), "seed": np.zeros(1, np.int64)}
 PATH = re.compile(r"([^/:]+)(?:/versions/(\d{1,18})|/labels/([^/:]+))?(:predict|/metadata)?")
-STATUS = {
-    StatusCode.INVALID_ARGUMENT: 400,
-    StatusCode.FAILED_PRECONDITION: 400,
-    StatusCode.NOT_FOUND: 404,
-    StatusCode.RESOURCE_EXHAUSTED: 429,
-    StatusCode.UNAVAILABLE: 503,
-    StatusCode.DEADLINE_EXCEEDED: 504,
+COUNTED = (":predict", "/v1/completions", "/v1/models", "/healthz", "/metrics")  # other paths are counted as /
+# The HTTP status of a gRPC code, and its message; empty: the server's own.
+FAILURES = {
+    StatusCode.INVALID_ARGUMENT: (400, ""),
+    StatusCode.FAILED_PRECONDITION: (400, ""),
+    StatusCode.NOT_FOUND: (404, ""),
+    StatusCode.RESOURCE_EXHAUSTED: (429, "the server is at its limits: try again later"),
+    StatusCode.UNAVAILABLE: (503, "the server is busy or not ready: try again later"),
+    StatusCode.DEADLINE_EXCEEDED: (504, "no answer within the time limit: request fewer characters"),
 }
-FAILED = {
-    429: "the server is at its limits: try again later",
-    500: "the server failed",
-    503: "the server is busy or not ready: try again later",
-    504: "no answer within the time limit: request fewer characters",
-}
-# As TF Serving converts messages.
-to_dict = functools.partial(MessageToDict, always_print_fields_with_no_presence=True, preserving_proto_field_name=True)
+FAILED = (500, "the server failed")
+# How TF Serving converts messages.
+AS_DICT = {"always_print_fields_with_no_presence": True, "preserving_proto_field_name": True}
 
 
 @settings
-class Limits:
-    """rows, and characters read and written, per call; calls at once; calls per minute and client address."""
+class FrontSettings:
+    """Limits and files of a front.
+
+    rows, and characters read and written, per call; calls at once; calls per minute and client address.
+    page: folder of `export web` for /. origins: origins of web pages that may call.
+    record: file to which the texts of all answered calls are appended, for `pipeline validate --requests`.
+    """
 
     rows: int = 64
     characters: int = 65_536
     calls: int = 32
     per_minute: int = 600
+    page: Path | None = None
+    origins: tuple[str, ...] = ()
+    record: Path | None = None
+
+    def check(self, rows: int, count: int) -> None:
+        """Check the rows and the characters of a call. Raises UsageError."""
+        if not 1 <= rows <= self.rows:
+            raise UsageError(f"a call must have 1 to {self.rows} rows, got {rows}")
+        if count > self.characters:
+            raise UsageError(f"a call may read and write {self.characters:,} characters in all rows, got {count:,}")
+
+
+class CheckedClient(Client):
+    """Client whose calls are checked and recorded by a front."""
+
+    front: "Front"
+
+    def predict(self, signature: str, inputs: Mapping[str, Array], version: int | None = None) -> Any:
+        self.front.settings.check(*bodies.size(inputs))
+        answer = super().predict(signature, inputs, version)
+        self.front.record(inputs)
+        return answer
 
 
 class Guard:
     """ASGI middleware: limits the calls below /v1/, counts and times all requests. A stream runs until its end."""
 
-    def __init__(self, app: Any, limits: Limits):
+    def __init__(self, app: Any, limits: FrontSettings):
         self.app, self.limits, self.running = app, limits, 0
         self.minute, self.calls = 0, Counter[str]()  # by client
-        self.count, self.seconds = Counter[tuple[str, int]](), defaultdict[str, float](float)
+        self.count, self.seconds = Counter[str](), defaultdict[str, float](float)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start, status, path = time.monotonic(), 0, scope["path"]
-        known = [name for name in ("/healthz", "/metrics", "/v1/completions", "/v1/models") if path.startswith(name)]
-        route, limited = ":predict" if path.endswith(":predict") else ([*known, "/"])[0], path.startswith("/v1/")
+        route, limited = next((name for name in COUNTED if name in path), "/"), path.startswith("/v1/")
 
         async def send_and_record(message: Message) -> None:
             nonlocal status
@@ -97,7 +120,7 @@ class Guard:
             console.note(f"{route}: {type(error).__name__}")
         finally:
             self.running -= limited
-            self.count[route, status] += 1
+            self.count[f'route="{route}",code="{status}"'] += 1
             self.seconds[route] += time.monotonic() - start
 
     def _wait(self, client: str) -> int:
@@ -112,40 +135,28 @@ class Guard:
 
 
 class Front:
-    """Routes to one served model.
+    """Routes to one served model. client: its version or label is that of callers who name none."""
 
-    client: its version or label is the default of callers that name none. If it has none either, they get the version
-    labelled `stable`, if any. page: folder of `export web` for /. origins: origins of web pages that may call.
-    record: file to which the texts of all answered calls are appended, for `pipeline validate --requests`.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        limits: Limits,
-        page: Path | None = None,
-        origins: tuple[str, ...] = (),
-        record: Path | None = None,
-    ):
-        self.client = Client(**{**vars(client.settings), "max_message_bytes": ANSWER_BYTES})
-        self.model, self.limits = client.settings.model, limits
+    def __init__(self, client: Client, settings: FrontSettings):
+        self.client = CheckedClient(**{**vars(client.settings), "max_message_bytes": ANSWER_BYTES})
+        self.client.front, self.model, self.settings = self, client.settings.model, settings
         self.signatures: dict[Any, tuple[float, dict[str, Signature]]] = {}
-        self.record_file = open_private(record) if record else None
-        self.unit, self.rows, self.answered, self.has_stable = "", 0, 0.0, False
+        self.record_file = open_private(settings.record) if settings.record else None
+        self.unit, self.rows, self.answered = "", 0, 0.0
         self.healthy, self.probed, self.probing = False, 0.0, asyncio.Lock()
-        self.threads = anyio.CapacityLimiter(limits.calls)
+        self.threads = anyio.CapacityLimiter(settings.calls)
+        models = [{"id": self.model, "object": "model", "created": 0, "owned_by": "unreasonable-rnn"}]
         routes: list[Any] = [
             Route("/healthz", self.health),
             Route("/metrics", self.metrics),
-            Route("/v1/completions", self.completions, methods=["POST"]),
-            Route("/v1/models", self.models),
-            Route("/v1/models/{path:path}", self.tf_serving, methods=["GET", "POST"]),
+            Route("/v1/models", JSONResponse({"object": "list", "data": models}), methods=["GET"]),
+            Route("/v1/models/{path:path}", self.in_thread(self.tf_serving), methods=["GET", "POST"]),
+            Route("/v1/completions", self.in_thread(self.completions), methods=["POST"]),
         ]
-        routes += [Mount("/", Page(page))] if page else []
-        kinds = (UsageError, StageError, HTTPException)
-        self.guard = Guard(Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, self.error)), limits)
-        cors = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}
-        self.app = CORSMiddleware(self.guard, **cors) if origins else self.guard  # type: ignore[arg-type]
+        routes += [Mount("/", StaticFiles(directory=settings.page, html=True))] if settings.page else []
+        handlers: Any = dict.fromkeys((UsageError, StageError, HTTPException), self.error)
+        self.guard = Guard(Starlette(routes=routes, exception_handlers=handlers), settings)
+        self.app = CORSMiddleware(self.guard, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"])
 
     def error(self, request: Request, error: Exception) -> Response:
         """Answer an error in one line, in the form of the API that was called."""
@@ -153,29 +164,30 @@ class Front:
         if isinstance(error, HTTPException):
             status, message = error.status_code, error.detail
         elif isinstance(error, ServingError):
-            status = 400 if "is too large" in message else STATUS.get(error.code, 500)
-            message = FAILED.get(status) or message.replace(f" at {self.client.settings.target}", "")
+            status, known = (400, "") if "is too large" in message else FAILURES.get(error.code, FAILED)
+            message = known or message.replace(f" at {self.client.settings.target}", "")
             console.note(f"{path}: {error.code.name}")
         message = " ".join(message[:300].split())
         wrapped = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
         content = {"error": wrapped if path.startswith("/v1/completions") else message}
         return JSONResponse(content, status, {"Retry-After": "1"} if status in (429, 503) else None)
 
-    async def thread(self, function: Any, *arguments: Any) -> Any:
-        return await anyio.to_thread.run_sync(function, *arguments, limiter=self.threads)
+    def in_thread(self, endpoint: Callable[[Request, bytes], Response]) -> Callable[[Request], Awaitable[Response]]:
+        """Read the body, then run an endpoint in a thread of the calls."""
 
-    async def body(self, request: Request) -> dict[str, Any]:
-        content = bytearray()
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
-                    content += chunk
-                    if len(content) > BODY_BYTES:
-                        raise HTTPException(413, f"the body is larger than {BODY_BYTES:,} bytes")
-        except TimeoutError:
-            raise HTTPException(408, f"the body did not arrive within {BODY_SECONDS} s") from None
-        parsed: dict[str, Any] = await self.thread(bodies.parse, bytes(content))
-        return parsed
+        async def respond(request: Request) -> Response:
+            body = bytearray()
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    async for chunk in request.stream():
+                        body += chunk
+                        if len(body) > BODY_BYTES:
+                            raise HTTPException(413, f"the body is larger than {BODY_BYTES:,} bytes")
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not arrive within {BODY_SECONDS} s") from None
+            return await anyio.to_thread.run_sync(endpoint, request, bytes(body), limiter=self.threads)
+
+        return respond
 
     def signatures_of(self, client: Client) -> dict[str, Signature]:
         key, now = (client.settings.version, client.settings.label), time.monotonic()
@@ -183,136 +195,88 @@ class Front:
             self.signatures[key] = now + SIGNATURE_SECONDS, client.metadata()
         return self.signatures[key][1]
 
-    def select(self, version: str | None = None, label: str | None = None) -> Client:
-        """The client of a version or label, or else the default one."""
-        if version or label:
-            return self.client.at(version=int(version) if version else None, label=label)
-        if self.client.settings.label or self.client.settings.version is not None:
-            return self.client
-        stable = self.client.at(label="stable")
-        try:
-            self.has_stable = bool(self.signatures_of(stable))
-        except ServingError as error:
-            # Never fall back once the label has existed: while it moves, callers must not get the canary.
-            if self.has_stable or error.code != StatusCode.INVALID_ARGUMENT:
-                raise
-            return self.client
-        return stable
-
-    def predict(self, client: Client, signature: str, inputs: dict[str, Array]) -> dict[str, Array]:
-        self.check(*bodies.size(inputs))
-        outputs, _ = client.predict(signature, inputs)
+    def record(self, inputs: Mapping[str, Array]) -> None:
+        """Count an answered call, and append its texts to the record, if there is one."""
         self.answered, self.rows = time.monotonic(), self.rows + len(next(iter(inputs.values())))
-        self.record(inputs)
-        return outputs
-
-    def record(self, inputs: dict[str, Array]) -> None:
-        """Append the texts of a call to the record, if there is one."""
-        columns = [inputs[name] for name in ("prompt", "text") if name in inputs]
-        texts = [text.decode(errors="surrogateescape") for column in columns for text in column if text]
-        if self.record_file and texts:
+        texts = [text.decode(errors="surrogateescape") for name in ("prompt", "text") for text in inputs.get(name, ())]
+        if self.record_file and any(texts):
             try:
-                self.record_file.write(json.dumps({"texts": texts}) + "\n")
+                self.record_file.write(json.dumps({"texts": [*filter(None, texts)]}) + "\n")
             except OSError as error:  # a full disk must not stop the service
                 console.note(f"{self.record_file.name}: {error.strerror}")
 
-    def check(self, rows: int, characters: int) -> None:
-        if not 1 <= rows <= self.limits.rows:
-            raise UsageError(f"a call must have 1 to {self.limits.rows} rows, got {rows}")
-        if characters > self.limits.characters:
-            limit = f"{self.limits.characters:,} characters in all rows"
-            raise UsageError(f"a call may read and write {limit}, got {characters:,}")
+    # Endpoints.
 
-    # TF Serving's API.
-
-    async def tf_serving(self, request: Request) -> Response:
+    def tf_serving(self, request: Request, body: bytes) -> Response:
+        """TF Serving's REST API."""
         match = PATH.fullmatch(request.path_params["path"])
-        if not match or match[1] != self.model or (match[4] == ":predict") != (request.method == "POST"):
+        model, version, label, action = match.groups() if match else [""] * 4
+        if model != self.model or (action == ":predict") != (request.method == "POST"):
             raise HTTPException(404, f"the model is {self.model}: GET its status or /metadata, POST to :predict")
-        method = {":predict": self._predict, "/metadata": self._metadata, None: self._status}[match[4]]
-        body = await self.body(request) if request.method == "POST" else {}
-        return Response(await self.thread(method, body, match[2], match[3]), media_type="application/json")
+        client = self.client.at(version=version and int(version), label=label) if version or label else self.client
+        if action == ":predict":
+            content = bodies.parse(body)
+            outputs, _ = client.predict(*bodies.read(content, self.signatures_of(client)))
+            answer = bodies.answer(outputs, by_rows="instances" in content)
+        elif action == "/metadata":
+            spec, signatures = (MessageToDict(message, **AS_DICT) for message in client.raw_metadata())
+            answer = {"model_spec": spec, "metadata": {"signature_def": signatures}}
+        else:
+            if label:
+                version = str(client.raw_metadata()[0].version.value)
+            versions = MessageToDict(client.raw_status(), **AS_DICT)["model_version_status"]
+            versions = [entry for entry in versions if version in (None, entry["version"])]
+            if not versions:
+                raise HTTPException(404, f"Could not find version {version} of model {self.model}")
+            answer = {"model_version_status": versions}
+        return Response(json.dumps(answer), media_type="application/json")
 
-    def _predict(self, body: dict[str, Any], version: str | None, label: str | None) -> bytes:
-        client = self.select(version, label)
-        outputs = self.predict(client, *bodies.read(body, self.signatures_of(client)))
-        return bodies.to_json(outputs, by_rows="instances" in body)
-
-    def _metadata(self, _: Any, version: str | None, label: str | None) -> bytes:
-        spec, signatures = self.select(version, label).raw_metadata()
-        about = {"name": spec.name, "signature_name": "", "version": str(spec.version.value)}
-        return json.dumps({"model_spec": about, "metadata": {"signature_def": to_dict(signatures)}}).encode()
-
-    def _status(self, _: Any, version: str | None, label: str | None) -> bytes:
-        if label:
-            version = str(self.select(label=label).raw_metadata()[0].version.value)
-        versions = to_dict(self.client.raw_status())["model_version_status"]
-        healthy = {"status": {"error_code": "OK", "error_message": ""}}
-        versions = [healthy | entry for entry in versions if version in (None, entry["version"])]
-        if not versions:
-            raise HTTPException(404, f"Could not find version {version} of model {self.model}")
-        return json.dumps({"model_version_status": versions}).encode()
-
-    # OpenAI's API.
-
-    async def models(self, request: Request) -> Response:
-        model = {"id": self.model, "object": "model", "created": 0, "owned_by": "unreasonable-rnn"}
-        return JSONResponse({"object": "list", "data": [model]})
-
-    async def completions(self, request: Request) -> Response:
-        prepared = completions.parse(await self.body(request), self.model)
-        self.check(*bodies.size(prepared.inputs()))
-        client = await self.thread(self.select)
-        self.unit = self.unit or (await self.thread(client.info))["unit"]
-        answer = completions.Answer(prepared, self.unit)
-        if not prepared.stream:
-            return JSONResponse(answer.whole(await self.thread(self.predict, client, "generate", prepared.inputs())))
-        events = answer.events(client)
-        first = await self.thread(next, events)  # an error before the first piece is not an event
-        await self.thread(self.record, prepared.inputs())
+    def completions(self, request: Request, body: bytes) -> Response:
+        """OpenAI's completions."""
+        completion = completions.parse(bodies.parse(body), self.model)
+        self.settings.check(*completion.size)
+        self.unit = self.unit or self.client.info()["unit"]
+        if not completion.stream:
+            return JSONResponse(completion.answer(self.client, self.unit))
+        events = completion.events(self.client, self.unit)
+        first = next(events)  # an error before the first piece is not an event
         return StreamingResponse(self._stream(first, events), media_type="text/event-stream")
 
     async def _stream(self, first: bytes, events: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield first
         try:
-            while event := await self.thread(next, events, b""):
-                self.answered = time.monotonic()
+            while event := await anyio.to_thread.run_sync(next, events, b"", limiter=self.threads):
                 yield event
         except StageError:
-            yield completions.event({"error": {"message": FAILED[500], "type": "server_error"}})
-
-    # Operation.
+            yield completions.event({"error": {"message": FAILED[1], "type": "server_error"}})
 
     async def health(self, request: Request) -> Response:
         """Answer 200 while the server answers rows. A row is requested once a second at most."""
         async with self.probing:
-            if time.monotonic() - max(self.probed, self.answered) > 1:
-                self.healthy = await anyio.to_thread.run_sync(self.answers)  # not in a thread of the calls
-                self.probed = time.monotonic()
-        healthy = self.healthy or time.monotonic() - self.answered <= 1
-        return PlainTextResponse("ok\n" if healthy else "the server does not answer\n", 200 if healthy else 503)
+            if time.monotonic() - self.probed > 1:
+                # Not in a thread of the calls.
+                self.healthy, self.probed = await anyio.to_thread.run_sync(self.answers), time.monotonic()
+        return PlainTextResponse("ok\n") if self.healthy else PlainTextResponse("the server does not answer\n", 503)
 
     def answers(self) -> bool:
-        """Request a row of text, and report whether the server answers or is busy."""
+        """Report whether the server answers or is busy; request a character if it has not answered for a second."""
         try:
-            return bool(self.predict(self.select().at(timeout=HEALTH_SECONDS), "serving_default", PROBE))
+            if time.monotonic() - self.answered > 1:
+                self.client.at(timeout=HEALTH_SECONDS).generate("", 1)
         except StageError:
             # The row may wait behind a long batch: a server that answers its calls in time is busy, not down.
             return self.guard.running > 0 and time.monotonic() - self.answered < self.client.settings.timeout
+        return True
 
     async def metrics(self, request: Request) -> Response:
         """Answer in Prometheus's text format."""
-        families: dict[str, dict[str, float]] = {
-            "requests_total": {f'{{route="{r}",code="{code}"}}': n for (r, code), n in self.guard.count.items()},
-            "seconds_total": {f'{{route="{r}"}}': round(n, 6) for r, n in self.guard.seconds.items()},
-            "rows_total": {"": self.rows},
-            "calls_running": {"": self.guard.running},
-        }
-        text = ""
-        for name, samples in families.items():
-            text += f"# TYPE front_{name} {'counter' if name.endswith('_total') else 'gauge'}\n"
-            text += "".join(f"front_{name}{labels} {value}\n" for labels, value in sorted(samples.items()))
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+        lines = ["# TYPE front_requests_total counter"]
+        lines += [f"front_requests_total{{{labels}}} {count}" for labels, count in self.guard.count.items()]
+        lines += ["# TYPE front_seconds_total counter"]
+        lines += [f'front_seconds_total{{route="{route}"}} {time:.6f}' for route, time in self.guard.seconds.items()]
+        lines += ["# TYPE front_rows_total counter", f"front_rows_total {self.rows}"]
+        lines += ["# TYPE front_calls_running gauge", f"front_calls_running {self.guard.running}", ""]
+        return PlainTextResponse("\n".join(lines), media_type="text/plain; version=0.0.4")
 
 
 def open_private(path: Path) -> TextIO:
@@ -323,16 +287,34 @@ def open_private(path: Path) -> TextIO:
         raise StageError(f"{path}: {error.strerror}: pass another --record") from None
 
 
-class Page(StaticFiles):
-    """The page of `export web`. Its policy is also a header, for its workers."""
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on an address; port 0: any. Raises StageError if it is not available."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise StageError(f"{host}:{port} is not available ({error.strerror}): pass another --port") from None
 
-    def __init__(self, folder: Path):
-        super().__init__(directory=folder, html=True)
-        policy = re.search(r'-Security-Policy"[^"]*"([^"]*)"', (folder / "index.html").read_text(encoding="utf-8"))
-        self.policy = " ".join(policy[1].split()) if policy else "default-src 'self'"
 
-    def file_response(self, *arguments: Any, **more: Any) -> Response:
-        response = super().file_response(*arguments, **more)
-        policy = {"Content-Security-Policy": f"{self.policy}; frame-ancestors 'none'"}
-        response.headers.update(policy | {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"})
-        return response
+def server(front: Front, **settings: Any) -> uvicorn.Server:
+    """Create a server. settings: more of uvicorn's. Raises StageError for an invalid certificate or key."""
+    settings |= {"log_level": "error", "access_log": False, "lifespan": "off", "ws": "none", "server_header": False}
+    settings |= {"headers": list(page_headers(front.settings.page).items()) if front.settings.page else []}
+    settings |= {"timeout_graceful_shutdown": int(front.client.settings.timeout) + 1}  # for the running calls
+    config = uvicorn.Config(front.app, **{"forwarded_allow_ips": [], **settings})
+    try:
+        config.load()
+    except OSError as error:
+        pair = f"{config.ssl_certfile} and {config.ssl_keyfile}"
+        raise StageError(f"{pair} are not a certificate and its key: {error}") from None
+    return uvicorn.Server(config)
+
+
+def serve(http_server: uvicorn.Server, listener: socket.socket, model: str) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    host, port, *_ = listener.getsockname()
+    url = f"http{'s' * http_server.config.is_ssl}://{f'[{host}]' if ':' in host else host}:{port}"
+    body = json.dumps({"model": model, "prompt": "", "max_tokens": 200})
+    console.note(f"serving {model} at {url} (Ctrl-C to stop)")
+    console.note(f"try: curl -s {url}/v1/completions -d '{body}'")
+    with contextlib.suppress(KeyboardInterrupt):
+        http_server.run([listener])

@@ -5,6 +5,7 @@ that share their batch.
 """
 
 import base64
+import functools
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -26,7 +27,6 @@ def _bytes(value: Any) -> bytes:
     return value.encode()
 
 
-STRICT = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 LARGEST = float(np.finfo(np.float32).max)
 TYPES: dict[str, Any] = {
     "string": Annotated[bytes, pydantic.BeforeValidator(_bytes)],
@@ -34,6 +34,21 @@ TYPES: dict[str, Any] = {
     "int64": Annotated[int, pydantic.Field(ge=-(1 << 63), lt=1 << 63)],
     "float32": Annotated[float, pydantic.Field(ge=-LARGEST, le=LARGEST)],
 }
+closed = pydantic.with_config(strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+@functools.cache
+def _checker(form: str, dtypes: tuple[tuple[str, str], ...]) -> pydantic.TypeAdapter[Any]:
+    """Return the checker of a form's content: a list of rows, or an object of columns."""
+    by_rows = form == "instances"
+    types = {name: TYPES[dtype] if by_rows else list[TYPES[dtype]] for name, dtype in dtypes}  # type: ignore[valid-type]
+
+    def named(value: Any) -> Any:  # a single input may be given without its name
+        unnamed = len(types) == 1 and (not isinstance(value, dict) or value.keys() == {"b64"})
+        return dict.fromkeys(types, value) if unnamed else value
+
+    kind: Any = Annotated[closed(TypedDict("kind", types)), pydantic.BeforeValidator(named)]  # type: ignore[operator]
+    return pydantic.TypeAdapter(list[kind] if by_rows else kind)
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -54,42 +69,17 @@ def read(body: dict[str, Any], signatures: Mapping[str, Signature]) -> tuple[str
         raise UsageError("a body has 'signature_name' and either 'instances' (rows) or 'inputs' (columns)")
     if not isinstance(name, str) or name not in signatures:
         raise UsageError(f"unknown signature; choose from: {', '.join(signatures)}")
-    inputs, (form, content) = signatures[name].inputs, *((form, body[form]) for form in forms)
+    inputs, (form,) = signatures[name].inputs, forms
     if any(len(info.shape or ()) != 1 or info.dtype not in TYPES for info in inputs.values()):
         raise UsageError(f"'{name}' has inputs that are not lists of text or numbers")
-    if len(inputs) == 1:  # a single input may be given without its name
-        (only,) = inputs
-        if form == "inputs":
-            content = content if isinstance(content, dict) else {only: content}
-        elif isinstance(content, list):
-            content = [row if isinstance(row, dict) and row.keys() != {"b64"} else {only: row} for row in content]
-    types = {column: TYPES[info.dtype] for column, info in inputs.items()}
-    if form == "instances":
-        rows = _validated(list[_closed(types)], content, form)  # type: ignore[misc]
-        columns = {column: [row[column] for row in rows] for column in inputs}
-    else:
-        lists: dict[str, Any] = {column: list[kind] for column, kind in types.items()}  # type: ignore[valid-type]
-        columns = _validated(_closed(lists), content, form)
-    counts = {column: len(values) for column, values in columns.items()}
-    if len(set(counts.values())) > 1:
-        raise UsageError("unequal rows: " + ", ".join(f"{column} has {count}" for column, count in counts.items()))
-    dtypes = {column: object if info.dtype == "string" else info.dtype for column, info in inputs.items()}
-    return name, {column: np.array(columns[column], dtypes[column]) for column in inputs}
-
-
-def _closed(types: dict[str, Any]) -> Any:
-    """Make the type of an object with exactly these names."""
-    kind: Any = TypedDict("kind", types)  # type: ignore[misc]
-    kind.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
-    return kind
-
-
-def _validated(kind: Any, content: Any, form: str) -> Any:
+    dtypes = tuple((column, info.dtype) for column, info in inputs.items())
     try:
-        return pydantic.TypeAdapter(kind).validate_python(content, strict=True)
-    except (pydantic.ValidationError, RecursionError) as error:
-        first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else {"loc": (), "msg": "too deep"}
+        content = _checker(form, dtypes).validate_python(body[form], strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
         raise UsageError(f"'{'.'.join(map(str, (form, *first['loc'])))}': {first['msg']}") from None
+    columns = content if form == "inputs" else {column: [row[column] for row in content] for column in inputs}
+    return name, {column: np.array(columns[column], object if dtype == "string" else dtype) for column, dtype in dtypes}
 
 
 def size(inputs: Mapping[str, Array]) -> tuple[int, int]:
@@ -100,13 +90,14 @@ def size(inputs: Mapping[str, Array]) -> tuple[int, int]:
     return len(next(iter(inputs.values()))), read + int(lengths.clip(0).sum())
 
 
-def to_json(outputs: Mapping[str, Array], by_rows: bool) -> bytes:
-    """Convert an answer to the form of its request. Outputs named ..._bytes are base64."""
+def answer(outputs: Mapping[str, Array], by_rows: bool) -> dict[str, Any]:
+    """Convert outputs to the form of their request. Outputs named ..._bytes are base64."""
     columns = {name: [_cell(name, value) for value in array.tolist()] for name, array in outputs.items()}
-    single = next(iter(columns.values())) if len(columns) == 1 else None
+    form = "predictions" if by_rows else "outputs"
+    if len(columns) == 1:
+        return {form: columns.popitem()[1]}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    answer = {"predictions": single or rows} if by_rows else {"outputs": single or columns}
-    return json.dumps(answer).encode()
+    return {form: rows if by_rows else columns}
 
 
 def _cell(name: str, value: Any) -> Any:

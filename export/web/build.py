@@ -23,6 +23,7 @@ from typing import Any
 from common import console, processes
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, load_json, sha256_file, whole_folder
+from common.headers import page_headers
 from export import checksums
 from export.bundle import NEURONS, unpack
 from pipeline.vocab import Vocab
@@ -101,18 +102,14 @@ def packages() -> Path:
 
 def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
     """Create a local server of a page. port: 0 picks a free one. Raises StageError for a port in use."""
-    # The policy is sent as a header as well, because the page's own <meta> does not apply to its workers.
-    html = (folder / "index.html").read_text(encoding="utf-8")
-    policy = " ".join(html.split('http-equiv="Content-Security-Policy"')[1].split('"')[1].split())
+    headers = page_headers(folder)
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | TYPES
 
         def end_headers(self) -> None:
-            self.send_header("Content-Security-Policy", f"{policy}; frame-ancestors 'none'")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header("Referrer-Policy", "no-referrer")
-            self.send_header("Cache-Control", "no-cache")
+            for name, value in headers.items():
+                self.send_header(name, value)
             super().end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:

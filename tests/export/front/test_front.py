@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent import futures
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import grpc
@@ -26,9 +26,8 @@ from serving import Endpoint
 from common.errors import StageError
 from export.client.client import Client
 from export.front import app as front_app
-from export.front.app import Front, Limits
-from export.front.server import listen
-from export.front.server import server as http_server
+from export.front.app import Front, FrontSettings, listen
+from export.front.app import server as http_server
 from export.serve.stand_in import Batching, StandIn, serving
 
 ROOT = Path(__file__).parents[3]
@@ -57,18 +56,12 @@ class Site:
 
 @contextlib.contextmanager
 def running_front(
-    target: str,
-    page: Path | None = None,
-    origins: tuple[str, ...] = (),
-    tls: Any = None,
-    timeout: float = 30,
-    record: Path | None = None,
-    **limits: int,
+    target: str, label: str | None = "stable", tls: Mapping[str, Path] = MappingProxyType({}), **settings: Any
 ) -> Iterator[Site]:
     """Run a front of the model at `target` in a thread of this process."""
-    with Client(target, "fake", retries=0) as client, listen("localhost", 0) as listener:
-        front = Front(client, Limits(**limits), page, origins, record)
-        runner = http_server(front, tls)
+    with Client(target, "fake", label=label, retries=0) as client, listen("localhost", 0) as listener:
+        front = Front(client, FrontSettings(**settings))
+        runner = http_server(front, **tls)
         thread = threading.Thread(target=runner.run, args=([listener],))
         thread.start()
         try:
@@ -143,7 +136,7 @@ def test_path_selects_version_or_label_and_defaults_to_stable(site: Site) -> Non
 
 def test_latest_version_answers_without_a_stable_label(fake: Path) -> None:
     stand_in = StandIn(fake, labels={})
-    with serving(stand_in) as target, running_front(target) as site:
+    with serving(stand_in) as target, running_front(target, label=None) as site:
         body = {"signature_name": "info", "inputs": ["x"]}
         assert json.loads(site.post(f"{MODEL}:predict", body).json()["outputs"][0])["version"] == 2
 
@@ -221,7 +214,10 @@ def test_malformed_body_is_rejected(site: Site, body: Any, code: int, message: s
 
 
 VALUES: list[tuple[dict[str, Any], str]] = [
-    ({"length": [1, 2]}, "unequal rows: length has 2, prompt has 1, seed has 1, temperature has 1"),
+    (
+        {"length": [1, 2]},
+        "every input must have one entry per row: length has 2 rows, prompt has 1 row, seed has 1 row, t",
+    ),
     ({"length": [[1]]}, "'inputs.length.0': Input should be a valid integer"),
     ({"length": [1.0]}, "'inputs.length.0': Input should be a valid integer"),
     ({"length": [True]}, "'inputs.length.0': Input should be a valid integer"),
@@ -305,7 +301,7 @@ def test_concurrent_calls_are_limited_but_health_is_not(fake: Path) -> None:
     slow = Slow(fake)
     with (
         serving(slow) as target,
-        running_front(target, calls=2) as site,
+        running_front(target, label=None, calls=2) as site,
         futures.ThreadPoolExecutor(2) as pool,
     ):
         assert site.predict("score", inputs=["a"]).status_code == 200
@@ -453,6 +449,7 @@ INVALID_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": []}, "a call must have 1 to 64 rows, got 0"),
     ({"prompt": "\ud800"}, "the prompt and the stop must be valid Unicode"),
     ({"n": 65}, "a call must have 1 to 64 rows, got 65"),
+    ({"prompt": [""] * 100_000, "n": 1024}, "a call must have 1 to 64 rows, got 102400000"),  # before they are built
     ({"max_tokens": -1}, "the request: 'max_tokens': "),
     ({"max_tokens": 65_536}, "a call may read and write 65,536 characters in all rows, got 65,538"),
     ({"max_tokens": 5000}, "the length must be 0 to 4096, got 5000"),
@@ -465,7 +462,9 @@ INVALID_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "message"), INVALID_COMPLETIONS, ids=[str(row[0]) for row in INVALID_COMPLETIONS])
+@pytest.mark.parametrize(
+    ("changed", "message"), INVALID_COMPLETIONS, ids=[str(row[0])[:40] for row in INVALID_COMPLETIONS]
+)
 def test_invalid_completion_is_rejected_in_openai_form(site: Site, changed: dict[str, Any], message: str) -> None:
     answer = site.post("/v1/completions", {"model": "fake", "prompt": "ab", **changed})
     assert answer.status_code == 400
@@ -489,7 +488,7 @@ def test_neutral_fields_are_accepted(site: Site) -> None:
 
 def test_error_in_a_stream_is_its_last_event(fake: Path) -> None:
     stand_in = StandIn(fake)
-    with serving(stand_in) as target, running_front(target) as site:
+    with serving(stand_in) as target, running_front(target, label=None) as site:
         answer = site.post(
             "/v1/completions", {"model": "fake", "prompt": "", "max_tokens": 60_000, "stream": True}, stream=True
         )
@@ -502,7 +501,7 @@ def test_error_in_a_stream_is_its_last_event(fake: Path) -> None:
 
 
 def test_dropped_stream_frees_its_slot(fake: Path) -> None:
-    with serving(StandIn(fake)) as target, running_front(target, calls=1) as site:
+    with serving(StandIn(fake)) as target, running_front(target, label=None, calls=1) as site:
         body = {"model": "fake", "prompt": "", "max_tokens": 60_000, "stream": True}
         with site.post("/v1/completions", body, stream=True) as answer:
             next(answer.iter_lines())
@@ -518,7 +517,7 @@ def test_dropped_stream_frees_its_slot(fake: Path) -> None:
 def test_health_fails_without_a_server_and_recovers(fake: Path) -> None:
     with listen("localhost", 0) as probe:
         port = probe.getsockname()[1]
-    with running_front(f"localhost:{port}") as site:
+    with running_front(f"localhost:{port}", label=None) as site:
         assert site.get("/healthz").status_code == 503
         rejected = site.predict("score", inputs=["a"])
         assert (rejected.status_code, rejected.headers["Retry-After"]) == (503, "1")
@@ -531,7 +530,7 @@ def test_health_fails_without_a_server_and_recovers(fake: Path) -> None:
 
 
 def test_health_queries_the_model_at_most_once_per_second(fake: Path) -> None:
-    with serving(StandIn(fake)) as target, running_front(target) as site:
+    with serving(StandIn(fake)) as target, running_front(target, label=None) as site:
         assert {site.get("/healthz").status_code for _ in range(20)} == {200}
         rows = site.front.rows
         assert 1 <= rows <= 3
@@ -552,16 +551,16 @@ def test_metrics_count_calls_and_rows(server: Endpoint) -> None:
 
 def test_tls(server: Endpoint, pem: Path, tmp_path: Path) -> None:
     cert, key = pem / "cert.pem", pem / "key.pem"
-    with running_front(server.target, tls=(cert, key)) as site:
+    with running_front(server.target, tls={"ssl_certfile": cert, "ssl_keyfile": key}) as site:
         trusting = ssl.create_default_context(cafile=cert)
         trusting.check_hostname = False
         with urllib.request.urlopen(f"{site.url}/healthz", context=trusting, timeout=30) as answer:
             assert answer.read() == b"ok\n"
         with pytest.raises(requests.exceptions.SSLError):
             site.get("/healthz")
-    for pair in ((key, cert), (tmp_path / "none", key)):
+    for wrong, its_key in ((key, cert), (tmp_path / "none", key)):
         with Client(server.target, "fake") as client, pytest.raises(StageError, match="not a certificate and its key"):
-            http_server(Front(client, Limits()), pair)
+            http_server(Front(client, FrontSettings()), ssl_certfile=wrong, ssl_keyfile=its_key)
 
 
 def test_cors_is_off_by_default(site: Site, server: Endpoint) -> None:
@@ -581,7 +580,7 @@ def test_page_is_served_with_its_content_security_policy(server: Endpoint, tmp_p
     policy = """<meta http-equiv="Content-Security-Policy" content="default-src 'self';\n worker-src 'self'">"""
     (tmp_path / "index.html").write_text(f"<html>{policy}</html>")
     (tmp_path / "main.js").write_text("1")
-    with running_front(server.target, tmp_path) as site:
+    with running_front(server.target, page=tmp_path) as site:
         answer = site.get("/")
         assert answer.text.startswith("<html>")
         expected = "default-src 'self'; worker-src 'self'; frame-ancestors 'none'"
@@ -598,7 +597,7 @@ def test_unexpected_error_is_logged_without_its_message(
         raise ValueError("a secret prompt")
 
     with running_front(server.target) as site:
-        monkeypatch.setattr(site.front, "predict", fail)
+        monkeypatch.setattr(front_app.CheckedClient, "predict", fail)
         answer = site.predict("score", inputs=["a secret prompt"])
         assert answer.status_code == 500
         assert "secret" not in answer.text
@@ -616,6 +615,9 @@ def test_command_serves_until_stopped(server: Endpoint) -> None:
         assert line.startswith("serving fake at http://127.0.0.1:")
         url = line.split()[3]
         assert requests.get(f"{url}/healthz", timeout=30).text == "ok\n"
+        body = {"signature_name": "info", "inputs": [""]}
+        info = requests.post(f"{url}{MODEL}:predict", json=body, timeout=30).json()["outputs"]
+        assert json.loads(info[0])["version"] == 1  # stable, not the highest
     finally:
         process.terminate()
     assert process.wait(20) != 0
