@@ -1,5 +1,5 @@
 """Command line: python -m bench results | model | train | clock | precision | scale | watch | data | lite | browser
-| serve sampling."""
+| serve sampling | limits | front | load."""
 
 from pathlib import Path
 
@@ -294,6 +294,47 @@ def sampling(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> 
 
     for size in map(size_named, sizes):
         compare(size, rounds, seconds, out)
+
+
+@serve.command()
+@SIZES_SERVED
+@OUT
+def limits(sizes: tuple[str, ...], out: Path) -> None:
+    """Measure the largest call of each signature: seconds, memory, and the size of its answer.
+
+    At the default limits of the export and of the front. About two minutes per size. Needs an idle machine.
+
+    \b
+    Example:
+      python -m bench serve limits --size 2x512
+    """
+    from bench.limits import compare
+    from bench.train import size_named
+
+    for size in map(size_named, sizes):
+        compare(size, out)
+
+
+@serve.command()
+@click.option("--size", default="2x128", show_default=True, metavar="LxH", help="Layers x units of a random LSTM.")
+@click.option("--length", type=click.IntRange(1), default=200, show_default=True, help="Characters per call.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns per way; reports medians.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=5, show_default=True, help="Per number of callers.")
+@OUT
+def front(size: str, length: int, rounds: int, seconds: float, out: Path) -> None:
+    """Compare calls through the front with calls to the server itself, batched or not; overload the front.
+
+    The server is that of `export serve`: TensorFlow Serving if there is one, else the stand-in. About four minutes.
+    Needs an idle machine.
+
+    \b
+    Example:
+      python -m bench serve front --size 2x512
+    """
+    from bench.front import compare
+    from bench.train import size_named
+
+    compare(size_named(size), length, rounds, seconds, out)
 
 
 @serve.command()

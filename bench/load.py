@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,54 +27,61 @@ class Load(NamedTuple):
     refused: int
 
 
-def measure(post: Callable[[Any, int], requests.Response], callers: int, seconds: float) -> Load:
-    """Let each caller make calls one after another for `seconds`; `post` makes a call with a session and a seed.
+Call = Callable[[int], int | None]  # requests a text with a seed; returns its characters, None if refused (429, 503)
 
-    Raises StageError for an answer other than 200, 429 and 503.
-    """
+
+def measure(callers: Sequence[Call], seconds: float) -> Load:
+    """Let each caller make calls one after another for `seconds`, all callers at once."""
     end = time.monotonic() + seconds
 
-    def call(caller: int) -> tuple[list[float], int, int]:
-        times, characters, refused, seed = list[float](), 0, 0, caller << 32
-        with requests.Session() as session:
-            while time.monotonic() < end:
-                start, seed = time.perf_counter(), seed + 1
-                answer = post(session, seed)
-                if answer.status_code in (429, 503):
-                    refused += 1
-                    time.sleep(0.1)
-                    continue
-                if answer.status_code != 200:
-                    raise StageError(f"the server answered {answer.status_code}: {answer.text[:200]}")
+    def work(index: int) -> tuple[list[float], int, int]:
+        times, characters, refused, seed = list[float](), 0, 0, index << 32
+        while time.monotonic() < end:
+            start, seed = time.perf_counter(), seed + 1
+            written = callers[index](seed)
+            if written is None:
+                refused += 1
+                time.sleep(0.1)
+            else:
                 times.append(time.perf_counter() - start)
-                characters += answer.json()["outputs"]["n_chars"][0]
+                characters += written
         return times, characters, refused
 
     start = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(callers) as pool:
-        each = list(pool.map(call, range(callers)))
+    with concurrent.futures.ThreadPoolExecutor(len(callers)) as pool:
+        each = list(pool.map(work, range(len(callers))))
     passed, times = time.perf_counter() - start, [value for own, _, _ in each for value in own]
     characters, refused = sum(own for _, own, _ in each), sum(own for _, _, own in each)
     median, p95 = np.percentile(times or [np.nan], (50, 95))
-    return Load(callers, len(times), float(median), float(p95), characters / passed, refused)
+    return Load(len(callers), len(times), float(median), float(p95), characters / passed, refused)
+
+
+def http_caller(target: str, model: str, length: int) -> Call:
+    """Return a caller of the stable version, with its own connection. It raises StageError for any failure."""
+    session, url = requests.Session(), f"http://{target}/v1/models/{model}/labels/stable:predict"
+
+    def call(seed: int) -> int | None:
+        inputs: dict[str, Any] = {"prompt": [""], "length": [length], "temperature": [1.0], "seed": [seed]}
+        try:
+            answer = session.post(url, json={"inputs": inputs}, timeout=TIMEOUT)
+        except requests.RequestException as error:
+            raise StageError(f"{target} does not answer over HTTP ({type(error).__name__}): check the port") from None
+        if answer.status_code in (429, 503):
+            return None
+        if answer.status_code != 200:
+            raise StageError(f"the server answered {answer.status_code}: {answer.text[:200]}")
+        return int(answer.json()["outputs"]["n_chars"][0])
+
+    return call
 
 
 def load(target: str, model: str, length: int, seconds: float) -> None:
     """Print a table with one row per number of callers, each requesting texts of `length` characters."""
-    url = f"http://{target}/v1/models/{model}/labels/stable:predict"
-
-    def post(session: Any, seed: int) -> requests.Response:
-        inputs = {"prompt": [""], "length": [length], "temperature": [1.0], "seed": [seed]}
-        try:
-            return session.post(url, json={"inputs": inputs}, timeout=TIMEOUT)
-        except requests.RequestException as error:
-            raise StageError(f"{target} does not answer over HTTP ({type(error).__name__}): check the port") from None
-
     table = Table(
         "callers", "answers", "median, ms", "95 %, ms", "characters/s", "refused", title=f"{model} at {target}"
     )
     for callers in CALLERS:
-        row = measure(post, callers, seconds)
+        row = measure([http_caller(target, model, length) for _ in range(callers)], seconds)
         times = (f"{1000 * value:,.1f}" for value in (row.median, row.p95))
         table.add_row(str(callers), f"{row.answers:,}", *times, f"{row.rate:,.0f}", f"{row.refused:,}")
     console.out.print(table)

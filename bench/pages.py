@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench import clock, data, lite, precision, sampling, scale, train, watch
+from bench import clock, data, front, limits, lite, precision, sampling, scale, train, watch
 from bench.peers import Size
 from common.printable import wrapped
 
@@ -37,6 +37,8 @@ SECTIONS: list[tuple[str, str, str, Callable[[dict[str, Any], Path], Table]]] = 
     ("Overhead of reports", "bench-watch.json", "watch", _alone(watch.table)),
     ("Data stages", "bench-data.json", "data", _alone(data.table)),
     ("Sampling from the SavedModel", "bench-serve-sampling-*.json", "serve sampling", _alone(sampling.table)),
+    ("Largest calls", "bench-serve-limits-*.json", "serve limits", _alone(limits.table)),
+    ("The front", "bench-serve-front-*.json", "serve front", _alone(front.table)),
     ("Devices", "bench-lite-[0-9]*.json", "lite", _lite),
 ]
 

@@ -12,7 +12,7 @@ import numpy as np
 from bench.peers import Size
 from bench.random_model import VOCAB, WEIGHTS, config_of, model_of
 from common.files import whole_folder
-from export.serve.saved_model import write_version
+from export.serve.saved_model import bounded, write_version
 from export.serve.signatures import Served
 from trainers.sampling.rows import Limits
 from trainers.sampling.sampler import Sampler
@@ -31,7 +31,8 @@ def export(size: Size, base: Path) -> Exported:
 
     Skips the verification in a fresh process: the benchmarks compare the peers' logits before timing them.
     """
-    model, limits = model_of(size), Limits()
+    model = model_of(size)
+    limits = bounded(Limits(), model.config)
     weights = hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest()
     about = {
         "format_version": 1,
