@@ -99,13 +99,15 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         self.base, self.name, self.fixed_labels, self.per_version = base, name or base.name, labels, per_version
         self.batcher = Batcher(batching) if batching else None
         self.versions: dict[int, LoadedVersion] = {}
+        self.failed: dict[int, Exception] = {}  # versions that did not load
         self.labels: dict[str, int] = {}
         self.poll()
 
     def poll(self) -> None:
         """Load new versions, unload removed ones and apply models.config, as the server does every second.
 
-        Raises CallError, and changes nothing, if the config moves a label to a version that is not loaded.
+        A version that does not load is not tried again, and the others are served. Raises its error if there are none;
+        raises CallError, and changes nothing, if the config moves a label to a version that is not loaded.
         """
         folders = {int(path.name): path for path in self.base.iterdir() if path.name.isdigit()}
         labels, listed = read_config(self.base / "models.config")
@@ -121,9 +123,15 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         if listed:
             folders = {version: path for version, path in folders.items() if version in listed}
         kept = {version: loaded for version, loaded in self.versions.items() if version in folders}
-        new = sorted(folders.keys() - kept.keys())
-        self.versions = kept | {version: LoadedVersion(folders[version]) for version in new}
-        self.labels = labels
+        self.failed = {version: error for version, error in self.failed.items() if version in folders}
+        for version in sorted(folders.keys() - kept.keys() - self.failed.keys()):
+            try:
+                kept[version] = LoadedVersion(folders[version])
+            except Exception as error:
+                self.failed[version] = error
+        if self.failed and not kept:
+            raise self.failed[max(self.failed)]
+        self.versions, self.labels = kept, labels
 
     def close(self) -> None:
         if self.batcher:
@@ -198,7 +206,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         if not request.HasField("model_spec"):
             raise CallError(StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
         spec = request.model_spec
-        versions = sorted(self.versions, reverse=True) if spec.name == self.name else []
+        versions = sorted({*self.versions, *self.failed}, reverse=True) if spec.name == self.name else []
         if spec.HasField("version"):
             versions = [version for version in versions if version == spec.version.value]
             missing = f"Could not find version {spec.version.value} of model {spec.name}"
@@ -207,9 +215,13 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         if not versions:
             raise CallError(StatusCode.NOT_FOUND, missing)
         response = get_model_status_pb2.GetModelStatusResponse()
+        states = get_model_status_pb2.ModelVersionStatus
         for version in versions:
-            available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
-            response.model_version_status.add(version=version, state=available).status.SetInParent()
+            state = states.AVAILABLE if version in self.versions else states.END
+            status = response.model_version_status.add(version=version, state=state).status
+            status.SetInParent()
+            if version in self.failed:
+                status.error_code, status.error_message = StatusCode.UNKNOWN.value[0], str(self.failed[version])
         return response
 
 

@@ -178,6 +178,24 @@ def test_label_moves_only_to_a_loaded_version(fake: Path, tmp_path: Path) -> Non
     assert (stand_in.labels, list(stand_in.versions)) == ({"stable": 2}, [1, 2])
 
 
+def test_damaged_canary_leaves_the_stable_version_answering(fake: Path, tmp_path: Path) -> None:
+    for version in (1, 2):
+        shutil.copytree(fake / str(version), tmp_path / "fake" / str(version))
+    graph = tmp_path / "fake" / "2" / "saved_model.pb"
+    graph.write_bytes(graph.read_bytes()[:1000])
+    with (
+        serving(StandIn(tmp_path / "fake", labels={"stable": 1})) as target,
+        Client(target, "fake", label="stable") as client,
+    ):
+        assert client.score("ab").n_chars == 2
+        assert [(status.version, status.state) for status in client.status()] == [(1, "AVAILABLE"), (2, "END")]
+        with pytest.raises(StageError, match=r"cannot load version 2: .*saved_model"):
+            client.wait_until_loaded([2])
+    shutil.rmtree(tmp_path / "fake" / "1")
+    with pytest.raises(OSError, match="saved_model"):
+        StandIn(tmp_path / "fake")
+
+
 def test_metadata_field_is_required(stub: Any) -> None:
     metadata_request = get_model_metadata_pb2.GetModelMetadataRequest()
     metadata_request.model_spec.name = "fake"
