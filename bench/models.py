@@ -1,6 +1,7 @@
 """The trained models in models/: a run as an int8-dynamic .tflite with a card, small enough for the repository.
 
 models/NAME/int8-dynamic.tflite, model.json, report.json, neurons.json     from `export tflite`
+models/NAME/step-N/                                                        snapshots of its training, the same files
 models/NAME/MODEL_CARD.md                                                  from the run's results/NAME.json
 models/NAME/SHA256SUMS
 """
@@ -52,7 +53,7 @@ CARD = """# {name}
 | model | {shape}, {parameters:,} parameters, {bytes:,} bytes in 8 bits |
 | loss on {judged} | {nats:.3f} nats, {bits:.3f} bits per {unit}; in 8 bits {lost:+.4f} bits |
 | n-gram on the same text | {ngram} |
-| training | {minutes:.0f} minutes on {machine}; {date}, commit {commit:.7} |
+| training | {minutes:.0f} minutes on {machine}; {date}, commit {commit:.7} |{snapshots}
 | config, figures | [configs/{run}.toml](../../configs/{run}.toml), [results/{run}.json](../../results/{run}.json) |
 | weights, SHA-256 | {weights} |
 
@@ -73,7 +74,7 @@ def export_model(run: Path, out: Path, results: Path, note: str = "") -> None:
     with whole_file(out / "MODEL_CARD.md") as partial:
         partial.write_text(card(out, kept, note), encoding="utf-8")
     checksums.write(out, leave_out=[NEURONS])
-    size = sum(path.stat().st_size for path in out.iterdir())
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if size > MOST_BYTES:
         raise StageError(f"{out} has {size:,} bytes, at most {MOST_BYTES:,} are allowed: train a smaller model")
 
@@ -92,6 +93,7 @@ def card(folder: Path, kept: dict[str, Any], note: str) -> str:
     ngram = f"{kept['ngram_nats']:.3f} nats" if kept["ngram_nats"] else "not counted"
     if interval := kept["ngram_ahead_interval"]:
         ngram += f"; {kept['ngram_ahead']:.3f} ({interval[0]:.3f} to {interval[1]:.3f}) more than the network"
+    steps = ", ".join(f"{step:,}" for step in about["config"]["train"]["snapshots"])
     return CARD.format(
         name=folder.name,
         run=kept["name"],
@@ -113,5 +115,6 @@ def card(folder: Path, kept: dict[str, Any], note: str) -> str:
         machine=kept["machine"],
         date=kept["date"],
         commit=kept["commit"],
+        snapshots=f"\n| snapshots | after {steps} of {about['step']:,} steps |" if steps else "",
         weights=about["weights_sha256"],
     )

@@ -49,14 +49,14 @@ def check(folder: Path, fix: str = "export it again with --force") -> None:
 
 
 def verify(folder: Path) -> list[str]:
-    """Compare an export, or a served model and all of its versions, with their records. Returns the problems.
+    """Compare an export and its snapshots, or a served model's versions, with their records. Returns the problems.
 
     Raises StageError if there is no export in `folder`.
     """
-    versions = sorted(path for path in folder.glob("*") if path.name.isdigit())
-    if not folder.is_dir() or not any((part / FILE).exists() for part in (folder, *versions)):
+    parts = [folder, *sorted(path for path in folder.glob("*") if path.name.removeprefix("step-").isdigit())]
+    if not folder.is_dir() or not any((part / FILE).exists() for part in parts):
         raise StageError(f"{folder} has no {FILE}: pass the folder of an export, or export it again with --force")
-    return [problem for part in (folder, *versions) for problem in problems(part)]
+    return [problem for part in parts for problem in problems(part)]
 
 
 def _state(path: Path, digest: str) -> str:

@@ -143,7 +143,7 @@ class State:
         self._tracked = _tracked(model, optimizer=slots, carry=self.carry_BxLxSxH)
 
     def save(self, run: Run, step: int, val_nats: float | None, since: Since = Since()) -> Checkpoint:
-        """Write checkpoint `step`, then remove all but the last `keep` and the best."""
+        """Write checkpoint `step`, then remove all but the last `keep`, the snapshots and the best."""
         folder = _folder(run, step)
         with whole_folder(folder) as partial:
             self._tracked.write(str(partial / "state"))
@@ -163,7 +163,7 @@ class State:
         saved = checkpoints(run)
         kept = min(saved, key=_val_nats)
         for old in saved[: -run.config.train.keep]:
-            if old != kept:
+            if old != kept and old.step not in run.config.train.snapshots:
                 remove_folder(old.folder)
         return Checkpoint(folder, step, val_nats, since)
 

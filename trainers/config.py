@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from common.errors import UsageError
 from common.settings import make, read_config, settings
@@ -78,6 +78,7 @@ class TrainConfig:
     evaluate_every: int = Field(500, gt=0, le=MOST_STEPS)  # steps between validations with a sample and a checkpoint
     checkpoint_minutes: float = Field(10.0, gt=0, le=1e6)  # between checkpoints, at most
     keep: int = Field(2, gt=0, le=10**6)  # recent checkpoints to keep on disk, besides the best by validation
+    snapshots: list[NonNegativeInt] = Field(default_factory=list)  # steps whose checkpoints are written and kept too
     sample: int = Field(200, ge=0, le=1 << 20)  # characters to write, as progress, at each evaluation and early on
     histograms: bool = False  # log gradients and gates to TensorBoard at each evaluation
     # Keras callbacks: {name = "CSVLogger", filename = "log.csv"}, or your own as name = "module:Class", which needs

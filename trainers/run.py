@@ -27,8 +27,8 @@ FORMAT_VERSION = 3  # of run.json and checkpoint.json
 
 # Settings that may change on resume: they extend or observe a run without changing what it computes.
 FREE = (
-    *("evaluate_every", "report_every", "checkpoint_minutes", "keep", "patience"),
-    *("sample", "histograms", "callbacks"),
+    *("evaluate_every", "report_every", "checkpoint_minutes", "keep", "snapshots"),
+    *("patience", "sample", "histograms", "callbacks"),
 )
 # Settings that determine the shapes of weights, optimizer slots and carry. Not even --allow may change them.
 FIXED = ("train.lanes", "train.optimizer", "model.")

@@ -9,6 +9,7 @@ devices/NAME/report.json       the figures of the table that the export prints
 devices/NAME/SHA256SUMS        the checksums of the files above (export.checksums)
 devices/NAME/neurons.json      the neurons that the page lists: your own list, which is kept, or the one that `trainers
                                neurons` wrote for the same weights
+devices/NAME/step-100/         a snapshot of the training: the same files, in SNAPSHOT only, of an earlier checkpoint
 """
 
 import dataclasses
@@ -34,11 +35,13 @@ from export.lite.quality import LANES, LENGTH, Quality, Text, lanes, measure, re
 from export.lite.runner import LiteModel
 from export.origin import check_logits, is_current, known, origin_of
 from trainers import checkpoint
+from trainers.checkpoint import Checkpoint
 from trainers.model.char_rnn import CharRNN
-from trainers.run import data_of, read_run
+from trainers.run import Run, data_of, read_run
 
 PROBE = b"def read(self, size=-1):\n    return self._buffer[:size]\n"
 LIMITS = {"float32": 0.0001, "float16": 0.001, "int8-dynamic": 0.02}  # allowed loss, bits per character
+SNAPSHOT = "int8-dynamic"  # the precision of snapshots, of which the page loads several
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,20 +66,30 @@ class LiteSettings:
 
 
 def export_lite(folder: Path, out: Path, settings: LiteSettings, data: Path | None, force: bool) -> None:
-    """Write a run's best checkpoint in the chosen precisions, measure each, and move all into place.
+    """Write a run's best checkpoint in the chosen precisions, measure each, and move all into place. Then write the
+    earlier ones of train.snapshots.
 
     data: the run's data set, if it has moved.
     Raises StageError if `out` holds another model (unless `force`), if the data set is not the run's, or if a file
     needs other than builtin ops, produces NaN or infinity, or loses more than its limit.
     """
     run = read_run(folder)
-    chosen = checkpoint.best(run)
+    best = checkpoint.best(run)
+    _export(run, best, out, settings, data, force)
+    limits = {name: bits for name, bits in settings.allowed.items() if name == SNAPSHOT}
+    for saved in checkpoint.checkpoints(run):
+        if saved.step in run.config.train.snapshots and saved.step < best.step:
+            _export(run, saved, out / f"step-{saved.step}", LiteSettings((SNAPSHOT,), limits), data, force)
+
+
+def _export(run: Run, chosen: Checkpoint, out: Path, settings: LiteSettings, data: Path | None, force: bool) -> None:
+    """Write one checkpoint. Raises as `export_lite` does."""
     origin = origin_of(run, chosen)
     check_replaceable(out, "model.json", "a device model")
     if not force:
         _check_precisions(out, settings)
         if is_current(out, "model.json", origin, "another --out"):
-            if neurons := _neurons(folder, out, origin):
+            if neurons := _neurons(run.folder, out, origin):
                 with whole_file(out / NEURONS) as partial:
                     shutil.copyfile(neurons, partial)
             return
@@ -92,11 +105,11 @@ def export_lite(folder: Path, out: Path, settings: LiteSettings, data: Path | No
         report = judge(partial, model, settings, held_out)
         write_json(partial / "report.json", report)
         write_json(partial / "model.json", {**origin, "files": _files(partial, report)})
-        if neurons := _neurons(folder, out, origin):
+        if neurons := _neurons(run.folder, out, origin):
             shutil.copyfile(neurons, partial / NEURONS)
         checksums.write(partial, leave_out=[NEURONS])  # which you may edit
     console.out.print(table(out, report, run.vocab.unit))
-    console.out.print(f"{out}: step {chosen.step} of {folder}, {', '.join(settings.precisions)}; builtin ops only")
+    console.out.print(f"{out}: step {chosen.step} of {run.folder}, {', '.join(settings.precisions)}; builtin ops only")
 
 
 def prove(path: Path, model: CharRNN) -> None:

@@ -2,7 +2,7 @@
 
 site/NAME/index.html, *.js, …     the page, copied from export/web/page/
 site/NAME/litert/                 the runtime, from its npm package: one wasm with relaxed SIMD, one without
-site/NAME/models/NAME/*.tflite    the models, copied from devices/
+site/NAME/models/NAME/            the models and their snapshots, copied from devices/
 site/NAME/models.json             vocabulary, precisions, sizes, checksums, neurons and card of each model
 site/NAME/build.js                a hash of all files, and the list of those needed offline
 site/NAME/SHA256SUMS              the checksums of all files (export.checksums)
@@ -71,20 +71,42 @@ def write_page(folders: Sequence[Path], out: Path, force: bool) -> tuple[list[di
 
 def read_model(folder: Path) -> dict[str, Any]:
     """Return a model's entry of models.json. Raises StageError for an invalid folder and for files of another model."""
+    name = folder.resolve().name
+    about, files = _read_files(folder, f"models/{name}")
+    snapshots = []
+    for snapshot in (path.parent for path in folder.glob("step-*/model.json")):
+        other, (file, *_) = _read_files(snapshot, f"models/{name}/{snapshot.name}")
+        if any(other.get(field) != about.get(field) for field in ("config", "data_sha256", "vocab")):
+            raise StageError(f"{snapshot} belongs to a different run than {folder}: export both again with --force")
+        snapshots.append(file)
+    return {
+        "name": name,
+        "vocab": about["vocab"],
+        "files": files,
+        "snapshots": sorted(snapshots, key=lambda file: file["step"]),
+        "neurons": _neurons(folder),
+        "card": _card(folder),
+    }
+
+
+def _read_files(folder: Path, target: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return model.json, and the entry of each file in models.json. target: the files' folder in the page."""
     try:
         about = load_json(folder / "model.json")
         Vocab.from_json(about["vocab"])
         listed = {name: (folder / file["file"], file["bits"]) for name, file in about["files"].items()}
+        step = int(about["step"])
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise StageError(f"{folder} is not a device model ({error}): export it with python -m export tflite") from None
-    name, files = folder.resolve().name, []
+    files = []
     for precision, (path, bits) in listed.items():
         packed = unpack(path)[1]
         if any(packed.get(field) != about.get(field) for field in ("weights_sha256", "vocab")):
             raise StageError(f"{path} belongs to a different model than {folder / 'model.json'}: export it again")
-        url, size = urllib.parse.quote(f"models/{name}/{path.name}"), path.stat().st_size
-        files.append({"precision": precision, "bits": bits, "url": url, "size": size, "sha256": sha256_file(path)})
-    return {"name": name, "vocab": about["vocab"], "files": files, "neurons": _neurons(folder), "card": _card(folder)}
+        url, size = urllib.parse.quote(f"{target}/{path.name}"), path.stat().st_size
+        file = {"precision": precision, "step": step, "bits": bits, "url": url, "size": size}
+        files.append({**file, "sha256": sha256_file(path)})
+    return about, files
 
 
 def packages() -> Path:
@@ -148,8 +170,8 @@ def _files(folders: Sequence[Path], models: list[dict[str, Any]]) -> dict[str, b
     for name in (name + kind for name in RUNTIME for kind in (".js", ".wasm")):  # a browser caches only the one it uses
         files[f"litert/{name}"] = (litert / "core" / "wasm" / name).read_bytes()
     for folder, model in zip(folders, models, strict=True):
-        paths = [Path(urllib.parse.unquote(file["url"])) for file in model["files"]]
-        files |= {path.as_posix(): (folder / path.name).read_bytes() for path in paths}
+        paths = [Path(urllib.parse.unquote(file["url"])) for file in model["files"] + model["snapshots"]]
+        files |= {path.as_posix(): folder.joinpath(*path.parts[2:]).read_bytes() for path in paths}
     listed = json.dumps({"format_version": 1, "models": models}, indent=2, ensure_ascii=False)
     files[MODELS] = f"{listed}\n".encode()
     build = {"id": _hash(files), "shell": ["./", *shell, MODELS]}
@@ -193,7 +215,7 @@ def _hash(files: dict[str, bytes]) -> str:
 def _summary(out: Path, models: list[dict[str, Any]], sizes: dict[str, int]) -> str:
     total = sum(sizes.values())
     spare = sum(sizes[f"litert/{RUNTIME[1]}{kind}"] for kind in (".js", ".wasm"))
-    of_models = [file["size"] for model in models for file in model["files"]]
+    of_models = [file["size"] for model in models for file in model["files"] + model["snapshots"]]
     names = "; ".join(f"{m['name']} ({', '.join(f['precision'] for f in m['files'])})" for m in models)
     least = total - spare - sum(of_models) + min(of_models)
     return f"{out}: {names}; {total / 1e6:.1f} MB, of which a browser loads {least / 1e6:.1f} MB before the first text"

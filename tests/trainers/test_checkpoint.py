@@ -124,6 +124,23 @@ def test_last_and_best_checkpoints_are_kept(tmp_path: Path, data: Path, on: On) 
     assert checkpoint.best(training.run).step == 2
 
 
+def test_snapshots_are_written_and_kept_without_changing_the_run(tmp_path: Path, data: Path, on: On) -> None:
+    plain = tiny_training(tmp_path / "plain", data, on(), total=12, keep=1)
+    training = tiny_training(tmp_path / "run", data, on(), total=12, keep=1, snapshots=[0, 2, 7, 99])
+    for each in (plain, training):
+        each.go()
+    steps = [saved.step for saved in checkpoint.checkpoints(training.run)]
+    best = checkpoint.best(plain.run).step
+    assert steps == sorted({0, 2, 7, best, 12})
+    for a, b in zip(plain.steps.model.get_weights(), training.steps.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    half = tiny_training(tmp_path / "half", data, on(), total=7)
+    half.go()
+    snapshot = checkpoint.load_model(training.run, checkpoint.choose(training.run, "7"))
+    for a, b in zip(snapshot.get_weights(), half.steps.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_incomplete_checkpoint_is_ignored(tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch) -> None:
     training = tiny_training(tmp_path / "run", data, on(), total=10)
     training.state.save(training.run, 1, 3.0)

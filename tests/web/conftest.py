@@ -1,5 +1,6 @@
 """A page of two small models, and the expected results from their checkpoints."""
 
+import codecs
 import json
 import os
 import subprocess
@@ -30,7 +31,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.absolute()
 
 
-def trained(folder: Path, manifest: Manifest, model: dict[str, Any]) -> Path:
+def trained(folder: Path, manifest: Manifest, model: dict[str, Any], **train: Any) -> Path:
     import tensorflow as tf
 
     from pipeline.lanes import windows_per_epoch
@@ -39,7 +40,7 @@ def trained(folder: Path, manifest: Manifest, model: dict[str, Any]) -> Path:
     from trainers.training.devices import Devices
     from trainers.training.loop import Training
 
-    train = {"lanes": 8, "window": 25, "learning_rate": 0.02, "sample": 0, "precision": "float32"}
+    train |= {"lanes": 8, "window": 25, "learning_rate": 0.02, "sample": 0, "precision": "float32"}
     config = RunConfig.from_tables(model, train, "test")
     run = open_run(Run(folder, config, manifest.vocab, folder.parent / "data", manifest.data_sha256))
     epoch_steps = windows_per_epoch(manifest.split("train").tokens, train["lanes"], train["window"])
@@ -60,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Mani
     vocab = char_vocab(Counter(NAMES.decode()), end="newline", replace=True)
     names = make_data(folder / "names" / "data", 5000, vocab, train=NAMES, val=NAMES[:300])
     return {
-        "prose": trained(folder / "prose" / "run", prose, {"units": 24, "layers": 2}),
+        "prose": trained(folder / "prose" / "run", prose, {"units": 24, "layers": 2}, snapshots=[0, 50]),
         "names": trained(folder / "names" / "run", names, {"cell": "gru", "units": 16, "layers": 1}),
     }
 
@@ -72,7 +73,8 @@ def site(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     folder = tmp_path_factory.mktemp("site")
     prose, names = (folder / "devices" / name for name in ("prose", ODD))
-    export_lite(runs["prose"], prose, LiteSettings(("float32", "int8-dynamic"), ALLOWED), data=None, force=False)
+    settings = LiteSettings(("float32", "int8-dynamic"), ALLOWED)
+    export_lite(runs["prose"], prose, settings, data=None, force=False)
     export_lite(runs["names"], names, LiteSettings(("float32",)), data=None, force=False)
     about = {"neurons": [{"layer": 1, "unit": 3, "about": "the length of a name"}]}
     (names / "neurons.json").write_text(json.dumps(about))
@@ -118,10 +120,28 @@ def cases(runs: dict[str, Path], site: Path, served: str, tmp_path_factory: pyte
         "long": long,
         "names": written("names", "", 40, *((seed, 1.0) for seed in range(4))),
         **inside(runs["prose"], "The café said “no”"),
+        "training": [trained_until(site / "models" / "prose" / folder) for folder in ("step-0", "step-50", "")],
     }
     path = tmp_path_factory.mktemp("cases") / "page.json"
     path.write_text(json.dumps(value))
     return path
+
+
+def trained_until(folder: Path) -> dict[str, Any]:
+    """Return the step of an int8 file, and by the Python runner: a text of seed 3 and temperature 0.9, tanh(c) of layer
+    2's third unit at each of its ASCII characters, and the probability of each next id."""
+    from export.lite.runner import LiteModel, Sampling
+
+    model, temperature = LiteModel(folder / "int8-dynamic.tflite"), 0.9
+    text = b"The " + model.generate(b"The ", 60, Sampling(temperature, seed=3))
+    held, carry = [], model.initial_carry()
+    for byte, token in zip(text, model.vocab.encode(text).tolist(), strict=True):
+        logits_V, carry = model.step(token, carry)
+        if byte < 128:
+            held.append([chr(byte), float(np.tanh(carry[0, 1, 1, 2]))])
+    p_V = np.exp((logits_V - logits_V.max()) / temperature, dtype=np.float64)
+    shown = codecs.getincrementaldecoder("utf-8")("replace").decode(text)  # without an incomplete character at the end
+    return {"step": model.about["step"], "text": shown, "held": held, "next": (p_V / p_V.sum()).tolist()}
 
 
 def inside(folder: Path, text: str) -> dict[str, Any]:

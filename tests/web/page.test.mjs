@@ -133,7 +133,7 @@ test("a seed's text is the terminal's, with temperature, top-k and top-p", () =>
     await page.click("#write");
     await says(page, "Done.");
     assert.equal(await text(page), cases.sampled.text);
-    assert.deepEqual(await page.locator("output").allTextContents(), ["1.1", "12", "0.9", "1.2"]);
+    assert.deepEqual(await page.locator(".settings output").allTextContents(), ["1.1", "12", "0.9", "1.2"]);
   }));
 
 test("the largest seed is the terminal's as well", () =>
@@ -273,8 +273,7 @@ test("everything works by keyboard alone", () =>
     await page.locator("#neurons input").first().focus();
     await page.keyboard.press("ArrowDown");
     await page.locator(".text [data-level]").first().waitFor();
-    await page.locator("#temperature").focus();
-    await page.keyboard.press("ArrowRight");
+    await page.getByRole("slider", { name: "Temperature", exact: true }).press("ArrowRight");
     assert.equal(await page.textContent("#temperature-value"), "0.85");
   }));
 
@@ -362,6 +361,53 @@ test("after its last character a word continues with the likeliest, and back", (
     },
     { hash: link({ temperature: 0 }) },
   ));
+
+const TRAINING = { precision: "int8-dynamic", prompt: "The ", temperature: 0.9, seed: 3, length: 60, neuron: "2.3", written: 1 };
+
+test("the slider shows text, guesses and a neuron as they were in training, by keyboard", () =>
+  on(
+    async (page) => {
+      const slider = page.getByRole("slider", { name: "Training" });
+      for (const [index, snapshot] of cases.training.entries()) {
+        await slider.press(index ? "ArrowRight" : "Home");
+        await soon(() => trained(page, snapshot));
+        assert.match(await slider.getAttribute("aria-valuetext"), new RegExp(`^step ${snapshot.step} of 150, \\d\\.\\d\\d bits$`));
+      }
+      await slider.press("ArrowLeft");
+      await soon(async () => assert.equal(new URLSearchParams(new URL(page.url()).hash.slice(1)).get("step"), "50"));
+      await page.click("#tab-how");
+      await page.click("#forward");
+      await soon(async () => assert.match(await page.textContent("#how-status"), /^Step 2 of 5/));
+      const scores = await numbers(page, "how-scores");
+      await slider.press("Home");
+      await soon(async () => assert.notDeepEqual(await numbers(page, "how-scores"), scores));
+      assert.match(await page.textContent("#how-status"), /^Step 2 of 5/);
+      await page.selectOption("#precision", "float32");
+      await soon(async () => assert.equal(await slider.inputValue(), "2"));
+      await page.selectOption("#model", cases.odd);
+      await slider.waitFor({ state: "hidden" });
+    },
+    { hash: link(TRAINING) },
+  ));
+
+/**
+ * Compares text, bars and colours with those of a snapshot.
+ * @param {import("playwright-core").Page} page
+ * @param {{text: string, held: [string, number][], next: number[]}} snapshot
+ */
+async function trained(page, { text: expected, held, next }) {
+  assert.equal(await text(page), expected);
+  const ranked = next.toSorted((a, b) => b - a);
+  for (const [rank, [id, share]] of (await bars(page)).entries()) {
+    for (const p of [next[id], ranked[rank]]) assert.ok(Math.abs(Number.parseFloat(share) - 100 * p) < 0.6, `bar ${rank}: ${share}, not ${p}`);
+  }
+  const spans = await page.locator(".text span").evaluateAll((all) => all.map((span) => [span.textContent, Number(span.dataset.level ?? 0)]));
+  const shown = spans.filter(([character]) => character.charCodeAt(0) < 128);
+  assert.deepEqual(shown.map(([character]) => character), held.map(([character]) => character));
+  for (const [index, [character, level]] of shown.entries()) {
+    assert.ok(Math.abs(level - 8 * held[index][1]) < 0.6, `${character}: ${level}, not ${8 * held[index][1]}`);
+  }
+}
 
 test("the bars follow temperature, top-k and top-p", () =>
   on(async (page) => {
@@ -636,10 +682,15 @@ test("once opened, the page works offline, and says so", () =>
       await says(page, "Done.");
       const cached = await page.evaluate(async () => (await navigator.serviceWorker.getRegistration()).updateViaCache);
       assert.equal(cached, "none");
+      const files = () => page.evaluate(async () => (await (await caches.open((await caches.keys())[0])).keys()).map(({ url }) => url));
+      await soon(async () => assert.equal((await files()).filter((url) => url.includes("/step-")).length, 2));
       await page.context().setOffline(true);
       await page.reload();
       await says(page, "Done.");
       assert.equal(await text(page), cases.greedy.text);
+      await page.locator("#snapshot").press("Home");
+      await says(page, "Done.");
+      assert.notEqual(await text(page), cases.greedy.text);
       await page.selectOption("#model", cases.odd);
       await page.locator("#problem:visible").waitFor();
       assert.match(await page.textContent("#problem"), /^cannot load .*: there is no network, and this model has not been opened here before/);
@@ -653,7 +704,7 @@ test("a corrupted cached file is fetched and cached again", () =>
       const kept = (change) =>
         page.evaluate(async (change) => {
           const cache = await caches.open((await caches.keys())[0]);
-          const request = (await cache.keys()).find(({ url }) => url.endsWith(".tflite"));
+          const request = (await cache.keys()).find(({ url }) => url.endsWith("/prose/float32.tflite"));
           if (change) await cache.put(request, new Response("damaged"));
           return (await (await cache.match(request)).arrayBuffer()).byteLength;
         }, change);

@@ -75,11 +75,11 @@ test("an invalid vocabulary and an unknown character are named", () => {
 test("settings survive an address, and invalid ones become the defaults", () => {
   assert.equal(toHash({ ...DEFAULTS }), "");
   const settings = {
-    model: "a b", precision: "int8-dynamic", prompt: "“naïve”\n+&=#%", temperature: 0, top_k: 7, top_p: 0.35, seed: 2 ** 53 - 1,
+    model: "a b", precision: "int8-dynamic", step: 0, prompt: "“naïve”\n+&=#%", temperature: 0, top_k: 7, top_p: 0.35, seed: 2 ** 53 - 1,
     length: 9, beside: 1.5, neuron: { layer: 1, unit: 36 }, chosen: [[12, 101], [40, 0]], written: true,
   };
   assert.deepEqual(fromHash(toHash(settings)), settings);
-  assert.deepEqual(fromHash("#temperature=hot&top_k=-1&top_p=0&seed=1.5&length=1e9&neuron=0.1&chosen=x&written=yes"), DEFAULTS);
+  assert.deepEqual(fromHash("#step=-1&temperature=hot&top_k=-1&top_p=0&seed=1.5&length=1e9&neuron=0.1&chosen=x&written=yes"), DEFAULTS);
 });
 
 /** A model that counts what it is asked, and expects the id after the one that it read. */

@@ -241,7 +241,7 @@ class Training:
             self._stop(step, carry, stop)
         if self._evaluates(step):
             self._evaluate(step, carry, row, bar)
-        elif save:
+        elif save or step in self.config.snapshots:
             self._save(step, carry, None)
 
     def _evaluate(self, step: int, carry: Any, train: dict[str, Any] | None, bar: Progress) -> None:
@@ -303,6 +303,7 @@ class Training:
         """Steps of the next call: up to the next task, at most `pace`."""
         config = self.config
         due = [period - step % period for period in (config.report_every, config.evaluate_every, self.epoch_steps)]
+        due += [snapshot - step for snapshot in config.snapshots if snapshot > step]
         return min(*due, self.total - step, self.pace)
 
     def _batches(self, window: int) -> Any:

@@ -49,11 +49,12 @@ export class How {
   }
 
   /**
-   * Explain another model.
+   * Explain another model, or from the same step on another snapshot or precision of this one, which has the same vocabulary.
    * @param {Vocab} vocab
    * @param {Shape} shape
    */
   open(vocab, shape) {
+    if (vocab === this.vocab && this.ids.length) return this.#move(this.at);
     this.vocab = vocab;
     this.shape = shape;
     const options = Array.from({ length: shape.layers }, (_, layer) => make("option", { value: String(layer) }, `Layer ${layer + 1}`));
@@ -71,6 +72,7 @@ export class How {
       this.ids = vocab.promptIds(this.word.value).ids;
       this.word.ariaInvalid = "false";
     } catch (error) {
+      this.ids = [];
       this.status.textContent = `Cannot read this: ${/** @type {Error} */ (error).message}.`;
       this.word.ariaInvalid = "true";
       this.forward.disabled = this.back.disabled = true;

@@ -39,8 +39,10 @@ const writers = [0, 1].map((text) => {
   return new Writer(engine, text, pane, current, ({ next }) => text === 0 && next.length && bars.show(next));
 });
 
+/** @type {import("./chooser.js").ModelEntry} */
+let opened;
 /** @type {Vocab} */
-let vocab;
+let vocab; // of `opened`
 let ready = false; // whether a model is open
 let writing = false;
 let compared = false; // whether the second text is in use
@@ -76,19 +78,21 @@ function changed() {
  * Open a model and read the prompt.
  * @param {string} name
  * @param {string} precision
+ * @param {number | null} snapshot step of the training; null: the trained model
  */
-async function open(name, precision) {
+async function open(name, precision, snapshot) {
   const turn = ++turns;
-  const { model, file } = chooser.select(name, precision);
+  const { model, file, ...selected } = chooser.select(name, precision, snapshot);
   if (settings.model && settings.model !== model.name) settings.chosen = [];
-  Object.assign(settings, { model: model.name, precision: file.precision });
+  Object.assign(settings, { model: model.name, ...selected });
   for (const writer of writers) writer.stop();
   ready = writing = false;
   problem.hidden = true;
   enable();
   status.textContent = `Opening ${model.name}, ${file.precision}, ${megabytes(file.size)} …`;
   try {
-    vocab = new Vocab(model.vocab);
+    if (model !== opened) vocab = new Vocab(model.vocab);
+    opened = model;
     settings.chosen = settings.chosen.filter(([, id]) => id < vocab.size); // the address may hold any id
     const { sha256, size } = file;
     const url = new URL(file.url, document.baseURI).href;
@@ -105,9 +109,18 @@ async function open(name, precision) {
     status.textContent = "Ready.";
     if (settings.written) write();
     else read();
+    preload(model.snapshots);
   } catch (error) {
     if (turn === turns) fail(error);
   }
+}
+
+/**
+ * Cache files, so that the slider is quick, and works offline.
+ * @param {{url: string}[]} files
+ */
+function preload(files) {
+  for (const { url } of files) fetch(url, { cache: "force-cache" }).catch(() => {}); // the next opening retries
 }
 
 /**
@@ -238,7 +251,7 @@ async function copy(text, name) {
 async function follow() {
   controls.read();
   prompt.value = settings.prompt;
-  await open(settings.model, settings.precision);
+  await open(settings.model, settings.precision, settings.step);
 }
 
 function listen() {

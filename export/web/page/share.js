@@ -1,10 +1,12 @@
 // The settings of a text, to and from the address's fragment.
 
 /**
- * chosen: positions and the ids that the user placed there. written: whether to write a text at once.
+ * step: of a snapshot of the training; null: the trained model. chosen: positions and the ids that the user placed there.
+ * written: whether to write a text at once.
  * @typedef {object} Settings
  * @property {string} model
  * @property {string} precision
+ * @property {number | null} step
  * @property {string} prompt
  * @property {number} temperature
  * @property {number} top_k
@@ -21,6 +23,7 @@
 export const DEFAULTS = {
   model: "",
   precision: "",
+  step: null,
   prompt: "",
   temperature: 0.8,
   top_k: 0,
@@ -35,6 +38,7 @@ export const DEFAULTS = {
 
 /** Valid numbers: minimum, maximum, whether integers only. @type {Record<string, [number, number, boolean]>} */
 export const RANGES = {
+  step: [0, 1e9, true],
   temperature: [0, 2, false],
   top_k: [0, 40, true],
   top_p: [0.05, 1, false],

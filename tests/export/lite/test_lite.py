@@ -12,7 +12,7 @@ import tensorflow as tf
 from crash import damaged
 
 from common.errors import StageError, UsageError
-from common.files import write_record
+from common.files import load_json, write_record
 from export import checksums
 from export.bundle import pack, unpack
 from export.lite import lite
@@ -251,6 +251,26 @@ def test_neurons_are_copied_if_they_match_the_weights(run: Path, tmp_path: Path)
     assert exported(None, force=True) is None
     (out / "neurons.json").write_text("[]")
     assert exported(current) == "[]", "your own list is kept"
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_snapshots_are_exported_beside_the_best_checkpoint(run: Path, tmp_path: Path) -> None:
+    folder, out = shutil.copytree(run, tmp_path / "run"), tmp_path / "out"
+    value = load_json(folder / "run.json")
+    value["config"]["train"]["snapshots"] = [0, 7, 12]
+    write_record(folder / "run.json", value)
+    for force in (False, True):
+        export_lite(folder, out, FLOAT32, data=run.parent / "data", force=force)
+    assert [path.name for path in out.glob("step-*")] == ["step-0"], "7 has no checkpoint, 12 is the best"
+    untrained = checkpoint.load_model(read_run(run), checkpoint.choose(read_run(run), "0"))
+    file = LiteModel(out / "step-0" / "int8-dynamic.tflite")
+    ids_T = np.frombuffer(b"import spam\n\ndef eggs(x):\n", np.uint8)
+    expected_TxV = untrained(tf.constant(ids_T[None], tf.int32), untrained.initial_carry(1))[0][0].numpy()
+    np.testing.assert_allclose(steps(file, ids_T), expected_TxV, atol=TOLERANCE["int8-dynamic"])
+    listed = [json.loads((folder / "model.json").read_text()) for folder in (out, out / "step-0")]
+    assert [(about["step"], list(about["files"])) for about in listed] == [(12, ["float32"]), (0, ["int8-dynamic"])]
+    (out / "step-0" / "model.json").write_text("{}")
+    assert checksums.verify(out) == [f"{out / 'step-0' / 'model.json'} is corrupted"]
 
 
 @pytest.mark.usefixtures("unmeasured")

@@ -48,10 +48,10 @@ def node_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return packages
 
 
-def device(folder: Path, *precisions: str) -> Path:
+def device(folder: Path, *precisions: str, step: int = 900) -> Path:
     """Write a device folder with placeholder models."""
     folder.mkdir(parents=True)
-    about = {"format_version": 1, "vocab": byte_vocab().to_json(), "weights_sha256": folder.name}
+    about = {"format_version": 1, "step": step, "vocab": byte_vocab().to_json(), "weights_sha256": folder.name}
     for precision in precisions:
         (folder / f"{precision}.tflite").write_bytes(pack(MODEL, {**about, "precision": precision}))
     listed = {precision: {"file": f"{precision}.tflite", "bits": 1.5} for precision in precisions}
@@ -92,6 +92,24 @@ def test_site_contains_page_runtime_and_models(tmp_path: Path, capsys: pytest.Ca
         "one (float32, int8-dynamic); two (float16); 0.1 MB, of which a browser loads 0.1 MB before the first text"
     )
     assert summary in capsys.readouterr().out
+
+
+def test_snapshots_are_listed_by_step(tmp_path: Path) -> None:
+    model = device(tmp_path / "50% of #1", "float32", "int8-dynamic")
+    for step in (100, 0, 30):
+        device(model / f"step-{step}", "int8-dynamic", step=step)
+    (model / "step-by-step.txt").write_text("a file of the user")
+    export_page([model], out := tmp_path / "site", force=False)
+    (listed,) = json.loads((out / "models.json").read_text())["models"]
+    assert [file["step"] for file in listed["files"]] == [900, 900]
+    assert [file["step"] for file in listed["snapshots"]] == [0, 30, 100]
+    for file in listed["snapshots"]:
+        copy = out / urllib.parse.unquote(file["url"])
+        assert copy.read_bytes() == (model / f"step-{file['step']}" / "int8-dynamic.tflite").read_bytes()
+    about = json.loads((model / "step-30" / "model.json").read_text())
+    (model / "step-30" / "model.json").write_text(json.dumps(about | {"config": {"train": {"seed": 2}}}))
+    with pytest.raises(StageError, match=r"step-30 belongs to a different run than .*: export both again with --force"):
+        read_model(model)
 
 
 def test_same_page_is_kept_and_different_page_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
