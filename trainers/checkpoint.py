@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from common import console
 from common.errors import StageError
-from common.files import load_json, remove_folder, sha256_file, whole_folder, write_record
+from common.files import load_json, recover, remove_folder, sha256_file, whole_folder, write_record
 from pipeline.vocab import Vocab
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
@@ -96,6 +96,16 @@ def _read(folder: Path, run: Run) -> Checkpoint:
     return saved
 
 
+def prune(run: Run) -> None:
+    """Remove all checkpoints but the last `keep`, the snapshots and the best, and what a killed process left."""
+    recover(run.folder / "checkpoints")
+    saved = checkpoints(run)
+    kept = min(saved, key=_val_nats)
+    for old in saved[: -run.config.train.keep]:
+        if old != kept and old.step not in run.config.train.snapshots:
+            remove_folder(old.folder)
+
+
 def best(run: Run) -> Checkpoint:
     """The checkpoint with the lowest validation loss, which evaluate, sample and export use.
 
@@ -143,7 +153,7 @@ class State:
         self._tracked = _tracked(model, optimizer=slots, carry=self.carry_BxLxSxH)
 
     def save(self, run: Run, step: int, val_nats: float | None, since: Since = Since()) -> Checkpoint:
-        """Write checkpoint `step`, then remove all but the last `keep`, the snapshots and the best."""
+        """Write checkpoint `step`, then `prune`."""
         folder = _folder(run, step)
         with whole_folder(folder) as partial:
             self._tracked.write(str(partial / "state"))
@@ -160,11 +170,7 @@ class State:
                     "files": {path.name: sha256_file(path) for path in sorted(partial.glob("state.*"))},
                 },
             )
-        saved = checkpoints(run)
-        kept = min(saved, key=_val_nats)
-        for old in saved[: -run.config.train.keep]:
-            if old != kept and old.step not in run.config.train.snapshots:
-                remove_folder(old.folder)
+        prune(run)
         return Checkpoint(folder, step, val_nats, since)
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -141,6 +141,18 @@ def test_snapshots_are_written_and_kept_without_changing_the_run(tmp_path: Path,
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_finished_run_is_pruned(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=EPOCH_STEPS, keep=1)
+    training.state.save(training.run, EPOCH_STEPS - 1, 3.0)
+    old = checkpoint.checkpoints(training.run)[0].folder
+    shutil.copytree(old, tmp_path / "old")
+    training.state.save(training.run, EPOCH_STEPS, 2.0)
+    shutil.copytree(tmp_path / "old", old)  # as if killed before, and while, it was removed
+    shutil.copytree(tmp_path / "old", old.parent / ".step-00000005.partial-abcdefgh" / "step-00000005.old")
+    train_command(tiny_config(keep=1), data, tmp_path / "run", Options(unvalidated=True))
+    assert [path.name for path in old.parent.iterdir()] == [f"step-{EPOCH_STEPS:08d}"]
+
+
 def test_incomplete_checkpoint_is_ignored(tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch) -> None:
     training = tiny_training(tmp_path / "run", data, on(), total=10)
     training.state.save(training.run, 1, 3.0)

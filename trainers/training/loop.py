@@ -9,6 +9,7 @@ Several workers run this same loop, each on its own lanes. After each call they 
 may have seen: a signal, or the time.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -24,6 +25,7 @@ from rich.progress import Progress
 
 from common import console, machine
 from common.errors import StageError, Stopped, UsageError, tensorflow_cause
+from common.files import exclusive
 from pipeline.lanes import Batch, batches, check_fits, reading, windows_per_epoch
 from pipeline.manifest import Manifest, check_hashes, read_manifest
 from trainers import checkpoint, metrics
@@ -96,6 +98,8 @@ def train(
     # Round first: 1.1 epochs of 10 windows are 11 steps, not 12 (11.000000000000002).
     total = max(1, math.ceil(round(train.epochs * epoch_steps, 6)))
     if completed := done(run, total):
+        with contextlib.suppress(OSError, StageError), exclusive(folder):  # unless another process trains it
+            checkpoint.prune(run)  # which a kill after the last checkpoint prevents
         console.note(f"{folder} is already trained to step {completed}")
         return
     try:
