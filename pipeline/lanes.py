@@ -109,6 +109,7 @@ def batches(
         return _batches(folder, manifest, split, lanes, window, start, rows)
 
 
+@tf.autograph.experimental.do_not_convert  # there is nothing to convert, and the search takes a third of the time
 def _batches(
     folder: Path, manifest: Manifest, split: str, lanes: int, window: int, start: int, rows: range
 ) -> tf.data.Dataset:

@@ -6,6 +6,7 @@ front.pyz           a zip application: common/, export/client/, export/front/, a
 """
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import io
@@ -31,6 +32,7 @@ ENTRYPOINT ["python", "-I", "/front/front.pyz"]
 """
 
 
+@functools.cache
 def front_files() -> dict[str, bytes]:
     """Contents of the folder's files by name; equal on every machine with the same source and packages."""
     return {"Dockerfile": DOCKERFILE.encode(), "requirements.txt": requirements().encode(), "front.pyz": application()}

@@ -16,6 +16,7 @@ Only models.config holds state: the labels. The other files are regenerated from
 server rereads it every POLL_SECONDS, so that a label moves without a restart.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -268,8 +269,8 @@ def read_facts(base: Path, version: int) -> dict[str, Any]:
     return facts
 
 
-def _render(base: Path, versions: list[ServedVersion], image: str) -> dict[str, str]:
-    """Render the templates. Returns the texts by their paths below `base`. image: the front's."""
+@functools.cache
+def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("export.serve", "templates"),
         autoescape=False,  # not HTML: each value is quoted by a filter of its file's format
@@ -279,12 +280,17 @@ def _render(base: Path, versions: list[ServedVersion], image: str) -> dict[str, 
         keep_trailing_newline=True,
     )
     environment.filters |= {"yaml": json.dumps, "cell": cell}
+    return environment
+
+
+def _render(base: Path, versions: list[ServedVersion], image: str) -> dict[str, str]:
+    """Render the templates. Returns the texts by their paths below `base`. image: the front's."""
     values = _values(base, versions) | {"front_image": image}
     # If a batch cannot hold the version's largest warm-up request, the version does not load. If it holds more rows
     # than the graph accepts, all of its callers are rejected. So each version has its own batch size.
     own = {f"{version.number}/{BATCHING}": (BATCHING, values | {"rows": version.rows}) for version in versions}
     files = own | {file: (file, values) for file in TEMPLATES}
-    return {path: environment.get_template(f"{file}.j2").render(values) for path, (file, values) in files.items()}
+    return {path: _templates().get_template(f"{file}.j2").render(values) for path, (file, values) in files.items()}
 
 
 def _values(base: Path, versions: list[ServedVersion]) -> dict[str, Any]:

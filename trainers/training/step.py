@@ -90,6 +90,7 @@ class Steps:
         self.devices, self.strategy = devices, devices.strategy
         self.model, self.optimizer, self.config = model, optimizer, config
 
+    @tf.autograph.experimental.do_not_convert
     def distribute(self, make: Callable[[range], tf.data.Dataset], lanes: int) -> Any:
         """An iterator over make(rows), the batches of these lanes. Each worker makes its own, and each of its replicas
         gets an equal share of the rows, in order. Do not read past the end."""
