@@ -1,5 +1,6 @@
-"""Short runs of a tiny model, trained without the command line."""
+"""Runs of a tiny model: trained for a few steps without the command line, or with random weights."""
 
+import dataclasses
 import os
 import signal
 from collections.abc import Sequence
@@ -7,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from common.files import write_json
-from pipeline.manifest import read_manifest
-from trainers.config import RunConfig
+from pipeline.manifest import Manifest, read_manifest
+from trainers.checkpoint import State
+from trainers.config import ModelConfig, RunConfig
 from trainers.run import Run, open_run
 from trainers.training.devices import Devices
 from trainers.training.loop import Training
@@ -25,6 +28,20 @@ def tiny_config(**train: object) -> RunConfig:
     settings = {"lanes": 4, "window": 3, "evaluate_every": 5, "report_every": 3, "learning_rate": 0.01}
     settings |= {"precision": "float32", "sample": 0, **train}
     return RunConfig.from_tables({"units": 8, "layers": 2, "dropout": 0.2}, settings, "test")
+
+
+def random_run(folder: Path, manifest: Manifest, text: bytes, step: int, model: dict[str, Any] | None = None) -> Path:
+    """Write a run on the data set in its sibling folder `data`, with a single checkpoint of random weights.
+
+    The bias of the logits matches the frequencies of the symbols in `text`.
+    """
+    config = tiny_config() if model is None else dataclasses.replace(tiny_config(), model=ModelConfig(**model))
+    run = Run(folder, config, manifest.vocab, folder.parent / "data", manifest.data_sha256)
+    write_json(run.folder / "run.json", run.to_json())
+    net, counts_V = run.build(), np.bincount(manifest.vocab.encode(text), minlength=manifest.vocab.size)
+    net.dense.bias.assign(np.log(counts_V + 0.001))
+    State(net, keras.optimizers.SGD(), config.train.lanes).save(run, step, 1.0)
+    return folder
 
 
 def tiny_training(

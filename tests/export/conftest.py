@@ -2,7 +2,6 @@ import datetime
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import serving
@@ -14,34 +13,14 @@ from pipeline.vocab import char_vocab
 TEXT = b"def spam(eggs):\n    return eggs * 2\n\n\n" * 10
 
 
-def train_run(folder: Path, manifest: Manifest, model: dict[str, Any], total: int) -> Path:
-    """Train a run for `total` steps on the data set in its sibling folder `data`."""
-    import tensorflow as tf
-
-    from pipeline.lanes import windows_per_epoch
-    from trainers.config import RunConfig
-    from trainers.run import Run, hold, open_run
-    from trainers.training.devices import Devices
-    from trainers.training.loop import Training
-
-    train = {"lanes": 4, "window": 5, "learning_rate": 0.05, "sample": 0}
-    config = RunConfig.from_tables(model, train, "test")
-    data = folder.parent / "data"
-    run = open_run(Run(folder, config, manifest.vocab, data, manifest.data_sha256))
-    epoch_steps = windows_per_epoch(manifest.split("train").tokens, 4, 5)
-    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
-    with hold(run, chief=True):
-        Training(run, manifest, devices, epoch_steps, total).go()
-    return folder
-
-
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
-    """Small run over bytes, with 2 layers of 9 units, after a few training steps."""
+    """Small run over bytes, with 2 layers of 9 units."""
+    import tiny_run
 
     def make(folder: Path) -> None:
         manifest = make_data(folder / "data", 1000, train=TEXT, val=TEXT[:100])
-        train_run(folder / "tiny", manifest, {"units": 9}, total=12)
+        tiny_run.random_run(folder / "tiny", manifest, TEXT, 12, {"units": 9})
 
     return once(tmp_path_factory, "exported", make) / "tiny"
 
@@ -49,12 +28,13 @@ def run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manif
 @pytest.fixture(scope="session")
 def documents_run(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
     """Small run over characters: names, one document per line, with U+FFFD for unknown characters."""
+    import tiny_run
 
     def make(folder: Path) -> None:
         text = "Анна\nZoë\nĐorđe\nあい\n".encode() * 10
         vocab = char_vocab(Counter(text.decode()), end="newline", replace=True)
         manifest = make_data(folder / "data", 50, vocab, train=text, val=text)
-        train_run(folder / "names", manifest, {"units": 9}, total=10)
+        tiny_run.random_run(folder / "names", manifest, text, 10, {"units": 9})
 
     return once(tmp_path_factory, "documents", make) / "names"
 
@@ -71,10 +51,11 @@ def other_run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]
 ) -> Path:
     """Small runs of the other cells, with embedding and norms, over an odd number of characters."""
+    import tiny_run
 
     def make(folder: Path) -> None:
         manifest = make_data(folder / "data", 50, char_vocab(Counter(TEXT.decode())), train=TEXT, val=TEXT[:100])
-        train_run(folder / request.param, manifest, OTHERS[request.param], total=5)
+        tiny_run.random_run(folder / request.param, manifest, TEXT, 5, OTHERS[request.param])
 
     return once(tmp_path_factory, f"other {request.param}", make) / request.param
 

@@ -28,6 +28,7 @@ from pipeline.manifest import Manifest, Shard, Source, Split, read_manifest
 from pipeline.shards import read_tokens
 from pipeline.vocab import Vocab, byte_vocab
 
+slow = pytest.mark.slow
 TEXT = bytes(range(1, 101))
 HALVES = {"train": 0.5, "val": 0.25, "test": 0.25}
 
@@ -100,7 +101,7 @@ def cleaned(text: str, newlines: str, bom: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if newlines == "lf" else text
 
 
-@hypothesis_settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     texts=st.lists(st.text(alphabet="ab\r\né\ufeff世😀", min_size=1, max_size=15), min_size=1, max_size=4),
     shard_bytes=st.integers(1, 50),
@@ -133,7 +134,7 @@ def test_text_round_trips_through_the_data_set(
         assert manifest.splits["train"].counts["documents"] == count
 
 
-@hypothesis_settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=3),
     st.sampled_from(["byte", "char"]),
@@ -194,7 +195,9 @@ def test_unknown_character_raises_by_default(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize(("symbols", "dtype"), [(256, "uint8"), (257, "uint16"), (65_537, "uint32")])
+@pytest.mark.parametrize(
+    ("symbols", "dtype"), [(256, "uint8"), (257, "uint16"), pytest.param(65_537, "uint32", marks=slow)]
+)
 def test_dtype_is_the_smallest_that_fits(tmp_path: Path, symbols: int, dtype: str) -> None:
     text = "".join(chr(code) for code in range(0x20, 0x20 + symbols + 2048) if not 0xD800 <= code < 0xE000)[:symbols]
     manifest = make(tmp_path, text.encode(), unit="char", train=1, val=0, test=0)

@@ -14,6 +14,7 @@ from pipeline.lanes import Batch, batches, check_fits, plan, reading, windows_pe
 from pipeline.manifest import Manifest
 from pipeline.vocab import Vocab, byte_vocab
 
+slow = pytest.mark.slow
 TEXT = np.random.default_rng(1).integers(0, 256, 257, dtype=np.uint8).tobytes()
 
 
@@ -107,7 +108,7 @@ def test_start_does_not_read_earlier_shards(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("u1", np.uint8), ("<u2", np.uint16), ("<u4", np.int32)])
-@pytest.mark.parametrize("shard_tokens", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("shard_tokens", [1, pytest.param(2, marks=slow), 3, pytest.param(5, marks=slow), 7])
 def test_ids_of_all_dtypes(
     stored: str, dtype: type, shard_tokens: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

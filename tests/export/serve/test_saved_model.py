@@ -216,6 +216,7 @@ def test_same_model_is_kept_and_different_model_gets_next_version(
     assert read(out).versions == {1, 2}
 
 
+@pytest.mark.slow  # as the end-to-end test does it
 def test_fresh_process_matches_the_checkpoint(tiny: ExportedModel) -> None:
     """The only test that runs the proof in its own process; `exported` skips it."""
     about = (tiny.base / "1" / saved_model.ORIGIN).read_text(encoding="utf-8")

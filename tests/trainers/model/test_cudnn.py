@@ -8,6 +8,7 @@ import plain_cudnn
 import pytest
 import tensorflow as tf
 from layer_cases import KINDS, RESETS, V, case, results
+from pairs import pairwise
 
 from trainers.model import cudnn
 from trainers.model.char_rnn import CharRNN
@@ -26,14 +27,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return layers
 
 
-@pytest.mark.parametrize("resets", RESETS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize(("cell", "kind", "resets"), pairwise(["lstm", "gru", "rnn"], KINDS, RESETS))
 def test_values_and_gradients_match_the_loop(
     rng: np.random.Generator, make_model: Callable[..., CharRNN], calls: list[int], cell: str, kind: str, resets: str
 ) -> None:
     B, T = 3, 9
-    model = make_model(units=5, vocab=V, cell=cell, **KINDS[kind])
+    # A norm over few units that are nearly equal would enlarge rounding errors.
+    model = make_model(units=12, vocab=V, cell=cell, **KINDS[kind])
     ids, carry, weigh = case(rng, model, B, T)
     masks, reset = model.dropout_masks(B, T, tf.constant([1, 2])), RESETS[resets](rng, B, T)
     loop = results(model, ids, carry, masks, reset, weigh)

@@ -7,19 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from pairs import pairwise
 
 from trainers.model import recurrence
 from trainers.model.cells import CELLS, Weights
 from trainers.model.char_rnn import CharRNN
 
 # T, B, H: all ones; then T below, at and above multiples of the unroll factor; odd units.
-SIZES = [(1, 1, 1), (3, 2, 5), (10, 1, 4), (23, 3, 7)]
+SIZES = [(1, 1, 1), (3, 2, 5), (10, 1, 8), (23, 3, 13)]
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-
-
-def sizes(*slow: int) -> list[Any]:
-    """SIZES as parameters, those at the indices `slow` with the slow marker."""
-    return [pytest.param(size, marks=[pytest.mark.slow] * (i in slow)) for i, size in enumerate(SIZES)]
 
 
 Arrays = list[np.ndarray]
@@ -76,10 +72,9 @@ def recur(
     return [h_TxBxH, *after]
 
 
-@pytest.mark.parametrize("resets", [False, True])
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize(("T", "B", "H"), SIZES)
-def test_loop_matches_equations(rng: np.random.Generator, cell: str, T: int, B: int, H: int, resets: bool) -> None:
+@pytest.mark.parametrize(("cell", "size", "resets"), pairwise(CELLS, SIZES, [False, True]))
+def test_loop_matches_equations(rng: np.random.Generator, cell: str, size: tuple[int, int, int], resets: bool) -> None:
+    T, B, H = size
     z, state, recurrent, keep = window(rng, cell, T, B, H)
     keep = keep if resets else None
     expected = equations(cell, z, state, recurrent, keep)
@@ -88,9 +83,7 @@ def test_loop_matches_equations(rng: np.random.Generator, cell: str, T: int, B: 
         np.testing.assert_allclose(actual, desired, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("size", sizes(0, 1))
-@pytest.mark.parametrize("dtype", [tf.float32, pytest.param(tf.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("cell", "size", "dtype"), pairwise(CELLS, SIZES[1:], [tf.float32, tf.bfloat16]))
 def test_gradient_stops_at_resets(
     rng: np.random.Generator, cell: str, size: tuple[int, int, int], dtype: tf.DType
 ) -> None:
@@ -136,9 +129,8 @@ def test_inference_with_folded_weights_matches_forward(rng: np.random.Generator,
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", sizes(0, 1, 3))
+@pytest.mark.parametrize(("cell", "size"), [*zip(CELLS, SIZES[1:], strict=True)])
 @pytest.mark.parametrize("settings", [{}, {"embedding": 3, "layer_norm": True}], ids=["plain", "normalised"])
-@pytest.mark.parametrize("cell", CELLS)
 def test_loop_matches_keras_layer_in_value_and_gradient(
     rng: np.random.Generator,
     make_model: Callable[..., CharRNN],

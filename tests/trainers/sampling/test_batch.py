@@ -39,7 +39,9 @@ def as_bytes(row: dict[str, Any], key: str) -> bytes:
     return batch.from_json(row[key])
 
 
-@pytest.mark.parametrize("options", [{}, {"stop": b"o", "top_k": 20}], ids=["plain", "options"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.slow), {"stop": b"o", "top_k": 20}], ids=["plain", "options"]
+)
 def test_each_row_is_the_text_of_its_own_call(
     run: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:

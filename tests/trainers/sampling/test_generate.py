@@ -250,6 +250,7 @@ def test_log_prob_matches_score(sampler: Sampler) -> None:
 
 
 def test_resumed_generation_gives_the_same_text(sampler: Sampler) -> None:
+    resume = tf.function(sampler.resume, autograph=False)
     stop = request_texts(sampler, [b"def "], [120]).text_bytes[0][90:95]
     for options in ({}, {"stop": stop}, {"penalty": 1.3, "top_k": 20, "top_p": 0.9}):
         whole = request_texts(sampler, [b"def "], [120], **options)
@@ -258,7 +259,7 @@ def test_resumed_generation_gives_the_same_text(sampler: Sampler) -> None:
             settings = {"top_k": 0, "top_p": 1.0, "penalty": 1.0, "stop": b"", **options}
             columns = [[x] for x in (prompt, length, 1.0, 1, *settings.values())]
             request = Request(*(tf.constant(column, kind) for column, kind in zip(columns, REQUEST_TYPES, strict=True)))
-            generated, carry_B = sampler.resume(tf.constant([carry]), request)
+            generated, carry_B = resume(tf.constant([carry]), request)
             (carry,), prompt = carry_B.numpy(), b""
             text += generated.text_bytes.numpy()[0]
             log_prob += float(generated.log_prob[0])

@@ -132,11 +132,10 @@ def check_equal(home: Path, name: str, whole: str) -> None:
     assert checkpoint.best(run(home, name)).val_nats == checkpoint.best(run(home, whole)).val_nats
 
 
-def test_stopped_and_killed_run_resumes_bit_identically(home: Path, whole: str) -> None:
-    terminate(home, "interrupted", signal.SIGTERM)
-    kill(home, "interrupted")
-    end(start(home, "interrupted"))
-    check_equal(home, "interrupted", whole)
+def test_killed_run_resumes_bit_identically(home: Path, whole: str) -> None:
+    kill(home, "killed")
+    end(start(home, "killed"))
+    check_equal(home, "killed", whole)
 
 
 @pytest.mark.slow
@@ -151,10 +150,12 @@ def test_run_killed_eight_times_resumes_bit_identically(home: Path, replicas: st
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_stops_the_run(home: Path, whole: str) -> None:
-    terminate(home, "sigint", signal.SIGINT)
-    end(start(home, "sigint"))
-    assert curve(home, "sigint") == curve(home, whole)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_stops_the_run(home: Path, whole: str, number: signal.Signals) -> None:
+    terminate(home, number.name, number)
+    kill(home, number.name)
+    end(start(home, number.name))
+    check_equal(home, number.name, whole)
 
 
 def check_close(home: Path, name: str, whole: str) -> None:

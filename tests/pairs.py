@@ -1,0 +1,23 @@
+"""Combinations of parameters, most of them slow."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def pairwise(*axes: Iterable[Any]) -> list[Any]:
+    """All combinations of the axes. Those that together have each pair of values are quick, the others slow."""
+    combinations = list(itertools.product(*(list(axis) for axis in axes)))
+    indices = list(itertools.product(*(range(len(list(axis))) for axis in axes)))
+    pairs = [set(itertools.combinations(enumerate(index), 2)) for index in indices]
+    missing, quick = set().union(*pairs), set[int]()
+    while missing:
+        best = max(range(len(pairs)), key=lambda i: len(pairs[i] & missing))
+        missing -= pairs[best]
+        quick.add(best)
+    return [
+        pytest.param(*combination, marks=[] if i in quick else pytest.mark.slow)
+        for i, combination in enumerate(combinations)
+    ]
