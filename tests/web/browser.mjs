@@ -1,4 +1,4 @@
-// Chromium for machines without a display.
+// Chromium for machines without a display, and what tests read from the page.
 
 import { createRequire } from "node:module";
 
@@ -25,4 +25,42 @@ export async function says(page, status) {
   await said.waitFor({ timeout: 60_000 }).catch(async () => {
     throw new Error(`the page says “${await page.textContent("#status")}” and “${await page.textContent("#problem")}”`);
   });
+}
+
+/**
+ * The text on the page.
+ * @param {import("playwright-core").Page} page
+ * @param {number} [pane]
+ */
+export function text(page, pane = 0) {
+  return page.locator(".text").nth(pane).textContent();
+}
+
+/** @param {import("playwright-core").Page} page */
+export async function bars(page) {
+  const shown = page.locator("#bars button:visible");
+  return shown.evaluateAll((buttons) => buttons.map((button) => [Number(button.dataset.id), button.children[2].textContent]));
+}
+
+/**
+ * Tries until it holds what a check says: what was asked of the worker comes when it comes.
+ * @param {() => Promise<unknown>} check
+ */
+export async function soon(check) {
+  for (const end = performance.now() + 30_000; performance.now() < end; await new Promise((resolve) => setTimeout(resolve, 50))) {
+    try {
+      return await check();
+    } catch {}
+  }
+  return check();
+}
+
+/**
+ * The numbers of a table's rows, by the first cell.
+ * @param {import("playwright-core").Page} page
+ * @param {string} id
+ */
+export async function numbers(page, id) {
+  const rows = await page.locator(`#${id} tbody tr`).evaluateAll((all) => all.map((row) => Array.from(row.children, (cell) => cell.textContent)));
+  return rows.map(([name, ...cells]) => [name, ...cells.map((cell) => Number(cell.replace("−", "-")))]);
 }

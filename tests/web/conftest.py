@@ -1,6 +1,7 @@
 """A page of two small models, and the expected results from their checkpoints."""
 
 import codecs
+import contextlib
 import json
 import os
 import subprocess
@@ -83,14 +84,26 @@ def site(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "page"
 
 
-@pytest.fixture(scope="session")
-def served(site: Path) -> Iterator[str]:
-    """The address of the served page."""
+@contextlib.contextmanager
+def serving(site: Path) -> Iterator[str]:
+    """Serve a page, and yield its address."""
     program = "import sys; from pathlib import Path; from export.web.build import serve; serve(Path(sys.argv[1]), 0)"
     with subprocess.Popen([sys.executable, "-c", program, str(site)], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         yield server.stdout.readline().split()[0]
         server.terminate()
+
+
+@pytest.fixture(scope="session")
+def serving_page() -> Callable[[Path], contextlib.AbstractContextManager[str]]:
+    return serving
+
+
+@pytest.fixture(scope="session")
+def served(site: Path) -> Iterator[str]:
+    """The address of the served page."""
+    with serving(site) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import { extname, join } from "node:path";
 import { after, before, test } from "node:test";
 import { pathToFileURL } from "node:url";
 
-import { axe, launch, says } from "./browser.mjs";
+import { axe, bars, launch, numbers, says, soon, text } from "./browser.mjs";
 import { measure } from "./measure.mjs";
 
 const cases = JSON.parse(readFileSync(process.env.CASES, "utf8"));
@@ -58,15 +58,6 @@ async function on(use, { hash = "", address = cases.url, context, ready = true, 
   }
 }
 
-/**
- * The text on the page.
- * @param {import("playwright-core").Page} page
- * @param {number} [pane]
- */
-function text(page, pane = 0) {
-  return page.locator(".text").nth(pane).textContent();
-}
-
 /** @param {Record<string, string | number>} settings */
 function link(settings) {
   return `#${new URLSearchParams(settings)}`;
@@ -80,25 +71,6 @@ function link(settings) {
  */
 async function slide(page, id, value) {
   await page.locator(`#${id}`).fill(String(value));
-}
-
-/** @param {import("playwright-core").Page} page */
-async function bars(page) {
-  const shown = page.locator("#bars button:visible");
-  return shown.evaluateAll((buttons) => buttons.map((button) => [Number(button.dataset.id), button.children[2].textContent]));
-}
-
-/**
- * Tries until it holds what a check says: what was asked of the worker comes when it comes.
- * @param {() => Promise<unknown>} check
- */
-async function soon(check) {
-  for (const end = performance.now() + 30_000; performance.now() < end; await new Promise((resolve) => setTimeout(resolve, 50))) {
-    try {
-      return await check();
-    } catch {}
-  }
-  return check();
 }
 
 /**
@@ -276,16 +248,6 @@ test("everything works by keyboard alone", () =>
     await page.getByRole("slider", { name: "Temperature", exact: true }).press("ArrowRight");
     assert.equal(await page.textContent("#temperature-value"), "0.85");
   }));
-
-/**
- * The numbers of a table's rows, by the first cell.
- * @param {import("playwright-core").Page} page
- * @param {string} id
- */
-async function numbers(page, id) {
-  const rows = await page.locator(`#${id} tbody tr`).evaluateAll((all) => all.map((row) => Array.from(row.children, (cell) => cell.textContent)));
-  return rows.map(([name, ...cells]) => [name, ...cells.map((cell) => Number(cell.replace("−", "-")))]);
-}
 
 test("the steps of a word are the checkpoint's, to three decimals", () =>
   on(async (page) => {
