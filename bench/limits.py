@@ -124,7 +124,7 @@ def _main(folder: str, name: str) -> None:
         strings = [value for value in outputs.values() if value.dtype == object]
         numbers = sum(value.nbytes for value in outputs.values() if value.dtype != object)
         call["answer_bytes"] = numbers + sum(len(cell) for value in strings for cell in value)
-        call["json_bytes"] = len(json.dumps(bodies.answer(outputs, by_rows=False)))
+        call["json_bytes"] = len(json.dumps(bodies.answer(outputs, "outputs")))
     print(json.dumps(calls))
 
 

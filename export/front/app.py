@@ -36,7 +36,6 @@ from export.front import bodies, completions
 BODY_BYTES = 4 << 20
 BODY_SECONDS = 10
 ANSWER_BYTES = 8 << 20  # of the server's answer; its JSON takes some ten times as much memory
-HEALTH_SECONDS = 2.0
 SIGNATURE_SECONDS = 10  # after which a version's signatures are requested again
 PATH = re.compile(r"([^/:]+)(?:/versions/(\d{1,18})|/labels/([^/:]+))?(:predict|/metadata)?")
 COUNTED = (":predict", "/v1/completions", "/v1/models", "/healthz", "/metrics")  # other paths are counted as /
@@ -217,7 +216,7 @@ class Front:
         if action == ":predict":
             content = bodies.parse(body)
             outputs, _ = client.predict(*bodies.read(content, self.signatures_of(client)))
-            answer = bodies.answer(outputs, by_rows="instances" in content)
+            answer = bodies.answer(outputs, "predictions" if "instances" in content else "outputs")
         elif action == "/metadata":
             spec, signatures = (MessageToDict(message, **AS_DICT) for message in client.raw_metadata())
             answer = {"model_spec": spec, "metadata": {"signature_def": signatures}}
@@ -262,7 +261,7 @@ class Front:
         """Report whether the server answers or is busy; request a character if it has not answered for a second."""
         try:
             if time.monotonic() - self.answered > 1:
-                self.client.at(timeout=HEALTH_SECONDS).generate("", 1)
+                self.client.at(timeout=2).generate("", 1)
         except StageError:
             # The row may wait behind a long batch: a server that answers its calls in time is busy, not down.
             return self.guard.running > 0 and time.monotonic() - self.answered < self.client.settings.timeout
@@ -290,9 +289,12 @@ def open_private(path: Path) -> TextIO:
 def listen(host: str, port: int) -> socket.socket:
     """Listen on an address; port 0: any. Raises StageError if it is not available."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise StageError(f"{host}:{port} is not available ({error.strerror}): pass another --port") from None
+    # Else an answer's body waits until the client acknowledges the headers, which takes it 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def server(front: Front, **settings: Any) -> uvicorn.Server:

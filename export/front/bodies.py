@@ -90,14 +90,13 @@ def size(inputs: Mapping[str, Array]) -> tuple[int, int]:
     return len(next(iter(inputs.values()))), read + int(lengths.clip(0).sum())
 
 
-def answer(outputs: Mapping[str, Array], by_rows: bool) -> dict[str, Any]:
-    """Convert outputs to the form of their request. Outputs named ..._bytes are base64."""
+def answer(outputs: Mapping[str, Array], form: str) -> dict[str, Any]:
+    """Convert outputs to rows ("predictions") or columns ("outputs"). Outputs named ..._bytes are base64."""
     columns = {name: [_cell(name, value) for value in array.tolist()] for name, array in outputs.items()}
-    form = "predictions" if by_rows else "outputs"
     if len(columns) == 1:
         return {form: columns.popitem()[1]}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return {form: rows if by_rows else columns}
+    return {form: rows if form == "predictions" else columns}
 
 
 def _cell(name: str, value: Any) -> Any:
