@@ -63,8 +63,9 @@ site: setup
 demo:
 	@$(MAKE) --no-print-directory run CONFIG=configs/stdlib.toml
 
+# Three workers on two cores: tests also wait for processes and browsers.
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-fast: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --fast -m "not slow"

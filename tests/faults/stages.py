@@ -192,7 +192,7 @@ def _timeless(value: Any) -> Any:
         return [_timeless(item) for item in value]
     if not isinstance(value, dict):
         return value
-    timed = ("checksum", "files", "statistics", "since", "seconds", "per_second", "memory")
+    timed = ("checksum", "files", "statistics", "when", "since", "seconds", "per_second", "memory")
     return {key: _timeless(item) for key, item in value.items() if key not in timed}
 
 
