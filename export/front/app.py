@@ -264,7 +264,7 @@ class Front:
                 self.client.at(timeout=2).generate("", 1)
         except StageError:
             # The row may wait behind a long batch: a server that answers its calls in time is busy, not down.
-            return self.guard.running > 0 and time.monotonic() - self.answered < self.client.settings.timeout
+            return time.monotonic() - self.answered < (self.client.settings.timeout if self.guard.running else 1)
         return True
 
     async def metrics(self, request: Request) -> Response:

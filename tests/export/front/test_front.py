@@ -524,6 +524,18 @@ def test_health_queries_the_model_at_most_once_per_second(fake: Path) -> None:
         assert 1 <= rows <= 3
 
 
+def test_health_passes_if_the_calls_of_a_long_batch_end_during_the_probe(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait_in_vain(*_: Any) -> None:
+        site.front.answered = time.monotonic()
+        raise StageError("no answer in time")
+
+    monkeypatch.setattr(front_app.CheckedClient, "generate", wait_in_vain)
+    site.front.answered = 0.0
+    assert site.front.answers()
+
+
 def test_metrics_count_calls_and_rows(server: Endpoint) -> None:
     with running_front(server.target) as site:
         site.predict("score", inputs=["a", "b"])
