@@ -145,13 +145,15 @@ HEAVY = ("apache_beam", "tensorflow_data_validation", "tensorflow", "keras", "ai
         ("export.lite.runner export.lite.probe", {"ai_edge_litert"}),
         ("export.serve.package", {"tensorflow_serving"}),
         pytest.param(
-            "trainers.training.loop trainers.judging.evaluate trainers.info", {"tensorflow", "keras"}, marks=processes
+            "trainers.training.loop trainers.judging.evaluate trainers.info",
+            {"tensorflow", "keras"},
+            marks=[processes, pytest.mark.slow],
         ),
         ("export.client.client export.front.app", {"tensorflow_serving"}),
         pytest.param(
             "export.serve.saved_model export.serve.session",
             {"tensorflow", "keras", "tensorflow_serving"},
-            marks=processes,
+            marks=[processes, pytest.mark.slow],
         ),
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -259,10 +260,12 @@ def test_snapshots_are_exported_beside_the_best_checkpoint(run: Path, tmp_path: 
     value = load_json(folder / "run.json")
     value["config"]["train"]["snapshots"] = [0, 7, 12]
     write_record(folder / "run.json", value)
+    loaded_run = read_run(folder)
+    checkpoint.State(loaded_run.build(), keras.optimizers.SGD(), 4).save(loaded_run, 0, val_nats=2.0)
     for force in (False, True):
         export_lite(folder, out, FLOAT32, data=run.parent / "data", force=force)
     assert [path.name for path in out.glob("step-*")] == ["step-0"], "7 has no checkpoint, 12 is the best"
-    untrained = checkpoint.load_model(read_run(run), checkpoint.choose(read_run(run), "0"))
+    untrained = checkpoint.load_model(loaded_run, checkpoint.choose(loaded_run, "0"))
     file = LiteModel(out / "step-0" / "int8-dynamic.tflite")
     ids_T = np.frombuffer(b"import spam\n\ndef eggs(x):\n", np.uint8)
     expected_TxV = untrained(tf.constant(ids_T[None], tf.int32), untrained.initial_carry(1))[0][0].numpy()

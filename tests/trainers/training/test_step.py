@@ -69,7 +69,10 @@ def test_loss_ignores_padding(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(total_nats(tf.constant(logits), targets, tf.constant([4, 2, 0])), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("dropout", "make", "optimizer"), [(0.0, text, "adam"), (0.3, documents, "muon")])
+@pytest.mark.parametrize(
+    ("dropout", "make", "optimizer"),
+    [pytest.param(0.0, text, "adam", marks=pytest.mark.slow), (0.3, documents, "muon")],
+)
 @pytest.mark.parametrize(
     "shape",
     [
