@@ -74,7 +74,8 @@ def lstm(
             dz_TxBxG, *dbefore = ops().char_rnn_lstm_grad(r_HxG, c_BxH, keep_TxB, c_TxBxH, gates_TxBxG, *dafter)
             h_TxBxH = h_T1xBxH[:-1] if keep_TxBx1 is None else h_T1xBxH[:-1] * keep_TxBx1
             h_NxH, dz_NxG = tf.reshape(h_TxBxH, [-1, G // 4]), tf.reshape(dz_TxBxG, [-1, G])
-            return dz_TxBxG, *dbefore, ops().char_rnn_product_transposed_a(h_NxH, dz_NxG)
+            dr_HxG = ops().char_rnn_product_transposed_a(h_NxH, dz_NxG)
+            return _shaped([dz_TxBxG, *dbefore, dr_HxG], like=[z_TxBxG, h_BxH, c_BxH, r_HxG])
 
         return (h_T1xBxH[1:], h_T1xBxH[-1], c_TxBxH[-1]), grad
 
@@ -92,6 +93,15 @@ def matmul(a_MxK: tf.Tensor, b_KxN: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.
     c_MxN.set_shape([a_MxK.shape[0], b_KxN.shape[1]])
 
     def grad(dc_MxN: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return ops().char_rnn_product_transposed_b(dc_MxN, b_KxN), ops().char_rnn_product_transposed_a(a_MxK, dc_MxN)
+        da_MxK = ops().char_rnn_product_transposed_b(dc_MxN, b_KxN)
+        db_KxN = ops().char_rnn_product_transposed_a(a_MxK, dc_MxN)
+        return _shaped([da_MxK, db_KxN], like=[a_MxK, b_KxN])
 
     return c_MxN, grad
+
+
+def _shaped(gradients: list[tf.Tensor], like: list[tf.Tensor]) -> tuple[Any, ...]:
+    """Give gradients their static shapes, which the ops do not infer and some of Keras's optimizers need."""
+    for gradient, value in zip(gradients, like, strict=True):
+        gradient.set_shape(value.shape)
+    return tuple(gradients)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainers.config import TrainConfig
 from trainers.model import kernel, recurrence
 from trainers.model.cells import CELLS
 from trainers.model.char_rnn import CharRNN
+from trainers.training.optimizer import make_optimizer
 
 SIZES = [(1, 1, 1), (3, 2, 5), (2, 25, 16), (4, 7, 33), (2, 13, 300)]  # T, B, H
 
@@ -46,6 +48,28 @@ def test_values_and_gradients_match_the_loop(rng: np.random.Generator, T: int, B
     loop = run(lambda z, state: recurrence.loop(CELLS["lstm"], z, state, (r,), tf.float32, keep))
     for actual, expected in zip(compiled, loop, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * (1 + np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon", "rmsprop", "sgd"])
+def test_each_optimizer_trains_through_the_ops(name: Any, make_model: Callable[..., CharRNN]) -> None:
+    model = make_model(units=4, layers=2)
+    weights = model.trainable_variables
+    config = TrainConfig(optimizer=name, weight_decay=0.1 * (name == "adamw"))
+    optimizer = make_optimizer(config, 10, 10, weights, model.inner_kernels)
+
+    @tf.function(autograph=False)
+    def update() -> None:
+        with tf.GradientTape() as tape:
+            logits, _ = model(tf.ones([2, 5], tf.int32), model.initial_carry(2))
+            loss = tf.reduce_sum(tf.nn.log_softmax(logits)[..., 0])
+        gradients = tape.gradient(loss, weights)
+        assert [gradient.shape for gradient in gradients] == [weight.shape for weight in weights]
+        optimizer.apply(gradients, weights)
+
+    before = [weight.numpy() for weight in weights]
+    update()
+    for weight, value in zip(weights, before, strict=True):
+        assert np.any(weight.numpy() != value), weight.path
 
 
 @pytest.mark.parametrize(("M", "K", "N"), [(1, 1, 1), (25, 300, 17), (97, 5, 64), (200, 257, 33)])
