@@ -41,6 +41,8 @@ def kept(settings: str = "", data: str = "data/learn") -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in (ROOT / out / "metrics.jsonl").read_text().splitlines()]
         fields = ("step", "epoch", "train_nats", "val_nats", "seconds")
         runs[command] = [{name: round(row[name], 4) for name in fields if name in row} for row in rows if row["step"]]
+        if not runs[command]:
+            raise RuntimeError(f"python -m {command} reported no step")
         lines = (f"{json.dumps(command)}: {json.dumps(rows)}" for command, rows in runs.items())
         RUNS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     return runs[command]
