@@ -30,7 +30,7 @@ from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatistics
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import sha256_file, sha256_json, whole_folder
+from common.files import recover, sha256_file, sha256_json, whole_folder
 from common.printable import one_line
 from pipeline.beam import advance, run
 from pipeline.config import ValidateSettings
@@ -98,6 +98,7 @@ def validate(
     rules = Rules(settings, read_schema(schema) if schema else None, earlier)
     report, digest = folder / FOLDER / REPORT, rules.sha256_with(manifest)
     if manifest.validation and manifest.validation.get("asked_sha256") == digest and report.exists() and not force:
+        recover(folder)  # what a kill after the stamp left
         console.out.print(f"{folder} is already valid for these settings; report: {report}")
         return manifest
     check_hashes(folder, manifest)
