@@ -9,9 +9,8 @@ import pytest
 
 def pairwise(*axes: Iterable[Any]) -> list[Any]:
     """All combinations of the axes. Those that together have each pair of values are quick, the others slow."""
-    combinations = list(itertools.product(*(list(axis) for axis in axes)))
-    indices = list(itertools.product(*(range(len(list(axis))) for axis in axes)))
-    pairs = [set(itertools.combinations(enumerate(index), 2)) for index in indices]
+    combinations = list(itertools.product(*axes))
+    pairs = [set(itertools.combinations(enumerate(combination), 2)) for combination in combinations]
     missing, quick = set().union(*pairs), set[int]()
     while missing:
         best = max(range(len(pairs)), key=lambda i: len(pairs[i] & missing))
