@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.machine import provenance
 from common.files import write_json
 from common.printable import wrapped
 
@@ -26,10 +25,10 @@ A trial is survived if
 """
 
 
-def record(rows: Iterable[dict[str, Any]], seconds: float, path: Path) -> None:
-    """Write the trials of a test session. Raises StageError for uncommitted code."""
+def record(rows: Iterable[dict[str, Any]], seconds: float, origin: dict[str, str], path: Path) -> None:
+    """Write the trials of a test session. origin: bench.machine.provenance() when it started."""
     ordered = sorted(rows, key=lambda row: (row["kind"], row["subject"]))
-    write_json(path, {"format_version": 1, "seconds": round(seconds), "rows": ordered, **provenance()})
+    write_json(path, {"format_version": 1, "seconds": round(seconds), "rows": ordered, **origin})
 
 
 def page(path: Path) -> str:

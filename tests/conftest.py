@@ -43,6 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
         hide_gpus()  # for the same results on every host
     if config.getoption("--fast"):
         sys.meta_path.insert(0, NoTensorFlow())
+    if config.getoption("--record"):
+        from bench.machine import provenance
+
+        ORIGIN.update(provenance())
 
 
 def _on_gpu(config: pytest.Config) -> bool:
@@ -72,6 +76,7 @@ def pytest_collection_finish() -> None:
 
 
 STARTED = time.monotonic()
+ORIGIN: dict[str, str] = {}  # of what is recorded, at the start: the code may change meanwhile
 TRIALS: list[dict[str, Any]] = []  # rows of tests/faults, from all workers of pytest-xdist
 
 
@@ -89,7 +94,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if path := terminalreporter.config.getoption("--record"):
         from bench.reliability import record
 
-        record(TRIALS, time.monotonic() - STARTED, path)
+        record(TRIALS, time.monotonic() - STARTED, ORIGIN, path)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Trials of faults as a results file, and the page made from it."""
 
 from pathlib import Path
-from unittest import mock
 
 from bench import reliability
 
@@ -14,8 +13,7 @@ ROWS = [
 
 def test_page_has_a_table_per_kind(tmp_path: Path) -> None:
     about = {"machine": "2 cores of X", "commit": "abcdefghij", "date": "2026-01-02"}
-    with mock.patch.object(reliability, "provenance", return_value=about):
-        reliability.record(ROWS, 600.4, tmp_path / "faults.json")
+    reliability.record(ROWS, 600.4, about, tmp_path / "faults.json")
     page = reliability.page(tmp_path / "faults.json")
     assert "session, of 10 minutes" in page
     assert page.partition("## A full disk")[2].splitlines()[1:6] == [
