@@ -18,7 +18,7 @@ from common.errors import StageError
 from export import checksums
 from export.serve import saved_model, session
 from export.serve.labels import read
-from export.serve.package import relabel
+from export.serve.package import FACTS, read_facts, relabel
 from export.serve.saved_model import export_saved_model
 from export.serve.session import decode_output, encode_output
 from export.serve.signatures import DTYPES, INPUTS, Served
@@ -214,6 +214,19 @@ def test_same_model_is_kept_and_different_model_gets_next_version(
     assert sorted(path.name for path in out.iterdir() if path.name.isdigit()) == ["1", "2"]
     assert read(out).labels == {"stable": 1}
     assert read(out).versions == {1, 2}
+
+
+def test_version_whose_packaging_was_killed_is_written_again(
+    run: Path, tiny: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saved_model, "prove", lambda served, folder: None)
+    copy_version(monkeypatch, tiny)
+    out = shutil.copytree(tiny.base, tmp_path / "tiny")
+    facts = read_facts(out, 1)
+    assert facts["warm_up_seconds"] >= 0
+    (out / "1" / FACTS).unlink()
+    assert export_saved_model(run, out, version=None, force=False, limits=LIMITS) == 1
+    assert read_facts(out, 1).keys() == facts.keys()
 
 
 @pytest.mark.slow  # as the end-to-end test does it
