@@ -15,7 +15,7 @@ VERIFY = click.option(
 )
 
 CHECKPOINT = click.option(
-    "--checkpoint", default="best", show_default=True, metavar="best|last|STEP", help="The weights; best by validation."
+    "--checkpoint", default="best", show_default=True, metavar="best|last|STEP", help="Weights; best: by validation."
 )
 LINES = click.option("--out", type=FOLDER, metavar="FILE.jsonl", help="Write JSON lines to this file.")
 
@@ -275,7 +275,7 @@ def sample(
     """Write text with a run's checkpoint.
 
     One text is printed as it is written. With --count, --prompts or --out, texts are written in batches, as JSON lines:
-    prompt, seed, text, log_prob (nats) and finish_reason (length or stop). Each is what a call of its own would write.
+    prompt, seed, text, log_prob (nats) and finish_reason (length or stop). Each equals that of a separate call.
 
     \b
     Examples:
@@ -285,7 +285,7 @@ def sample(
     with console.quiet():
         from trainers.sampling import batch
         from trainers.sampling.sampler import sample_run
-    start = os.fsencode(prompt)  # the bytes as typed, whatever the locale
+    start = os.fsencode(prompt)  # the bytes as typed, in any locale
     if count == 1 and not prompts and not out:
         pieces = sample_run(run, start, length, temperature, seed, choice=checkpoint, **sampling)
         console.write_pieces(pieces, before=start)
@@ -300,13 +300,13 @@ def sample(
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 @click.argument("files", nargs=-1, required=True, type=FOLDER, metavar="FILE...")
-@click.option("--by", type=click.Choice(["file", "line"]), default="file", show_default=True, help="A text.")
+@click.option("--by", type=click.Choice(["file", "line"]), default="file", show_default=True, help="Unit of a text.")
 @CHECKPOINT
 @LINES
 def score(run: Path, files: tuple[Path, ...], by: str, checkpoint: str, out: Path | None) -> None:
     """Score texts with a run's checkpoint: bits per character.
 
-    Each file, or each line without its newline, is a text of its own. Writes JSON lines: file, line, characters, nats
+    Each file, or each line without its newline, is a separate text. Writes JSON lines: file, line, characters, nats
     and bits_per_character (null for an empty text).
 
     \b

@@ -3,7 +3,7 @@
 runs/NAME/checkpoints/step-00000500/              a checkpoint, renamed into place once complete
     checkpoint.json                               step, losses, and a copy of run.json
     state.index, state.data-00000-of-00001        weights, optimizer and carry, written by tf.train.Checkpoint
-runs/NAME/checkpoints/damaged-step-00000500/      an unreadable checkpoint, moved aside on resume; nothing reads it
+runs/NAME/checkpoints/damaged-step-00000500/      an unreadable checkpoint, moved aside on resume
 
 The carry is saved as one carry_BxLxSxH over all lanes, so a run can resume on any number of replicas.
 """
@@ -34,7 +34,7 @@ class DamageError(StageError):
 
 @dataclasses.dataclass(frozen=True)
 class Since:
-    """The sums since the last report: losses, targets and time."""
+    """Sums since the last report: losses, targets and time."""
 
     nats: float = 0.0
     targets: int = 0
@@ -43,7 +43,7 @@ class Since:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """The content of checkpoint.json. `val_nats` is the mean validation loss in nats per target; None if the checkpoint
+    """Content of checkpoint.json. `val_nats` is the mean validation loss in nats per target; None if the checkpoint
     was not written at an evaluation."""
 
     folder: Path
@@ -51,11 +51,11 @@ class Checkpoint:
     val_nats: float | None
     since: Since = Since()
     learning_rate: float | None = None  # its value, if it is a variable that callbacks may set
-    files: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 by name; of earlier versions: empty
+    files: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 by name; empty in earlier versions
 
 
 def checkpoints(run: Run) -> list[Checkpoint]:
-    """The run's checkpoints by step, latest last. Corrupted ones are reported and skipped."""
+    """List a run's checkpoints by step, latest last. Corrupted ones are reported and skipped."""
     readable = []
     for folder in _folders(run):
         try:
@@ -66,7 +66,7 @@ def checkpoints(run: Run) -> list[Checkpoint]:
 
 
 def _folders(run: Run) -> list[Path]:
-    """The folders of the run's checkpoints, by step."""
+    """Folders of the run's checkpoints, by step."""
     return sorted(path for path in (run.folder / "checkpoints").glob("step-*") if path.is_dir())
 
 
@@ -75,7 +75,7 @@ def _folder(run: Run, step: int) -> Path:
 
 
 def last_step(run: Run) -> int:
-    """The step of the last checkpoint; 0 if there is none."""
+    """Step of the last checkpoint; 0 if there is none."""
     return max((int(folder.name.removeprefix("step-")) for folder in _folders(run)), default=0)
 
 
@@ -97,7 +97,7 @@ def _read(folder: Path, run: Run) -> Checkpoint:
 
 
 def prune(run: Run) -> None:
-    """Remove all checkpoints but the last `keep`, the snapshots and the best, and what a killed process left."""
+    """Remove all checkpoints but the last `keep`, the snapshots and the best, and the leftovers of killed processes."""
     recover(run.folder / "checkpoints")
     saved = checkpoints(run)
     kept = min(saved, key=_val_nats)
@@ -107,7 +107,7 @@ def prune(run: Run) -> None:
 
 
 def best(run: Run) -> Checkpoint:
-    """The checkpoint with the lowest validation loss, which evaluate, sample and export use.
+    """Checkpoint with the lowest validation loss, which evaluate, sample and export use.
 
     Raises StageError if there is none, or if one is corrupted, since that may be the best.
     """
@@ -118,7 +118,7 @@ def best(run: Run) -> Checkpoint:
 
 
 def choose(run: Run, name: str) -> Checkpoint:
-    """The checkpoint "best", "last" or of a step. Raises StageError, with the steps on disk, for any other."""
+    """Look up a checkpoint: "best", "last" or a step. Raises StageError, with the steps on disk, for any other."""
     if name == "best":
         return best(run)
     saved = {str(checkpoint.step): checkpoint for checkpoint in checkpoints(run)}
@@ -134,7 +134,7 @@ def _val_nats(saved: Checkpoint) -> float:
 
 
 def weights_sha256(checkpoint: Checkpoint) -> str:
-    """The hash of a checkpoint's tensors, which identifies the source of an export."""
+    """Hash of a checkpoint's tensors, which identifies the source of an export."""
     try:
         return sha256_file(checkpoint.folder / "state.data-00000-of-00001")
     except OSError as error:
@@ -142,7 +142,7 @@ def weights_sha256(checkpoint: Checkpoint) -> str:
 
 
 class State:
-    """The training state: weights, optimizer, and the carry as one array over all lanes."""
+    """Training state: weights, optimizer, and the carry as one array over all lanes."""
 
     def __init__(self, model: CharRNN, optimizer: keras.Optimizer, lanes: int):
         self.model, self.optimizer = model, optimizer
@@ -181,7 +181,7 @@ class State:
             self.optimizer.learning_rate = checkpoint.learning_rate
 
     def _rate(self) -> float | None:
-        """The learning rate, if it is a variable."""
+        """Learning rate, if it is a variable."""
         rate = self.optimizer._learning_rate
         return float(rate.numpy()) if isinstance(rate, keras.Variable) else None
 
@@ -213,7 +213,7 @@ class State:
 
 
 def load_model(run: Run, checkpoint: Checkpoint | None = None) -> CharRNN:
-    """The run's model in float32 with the weights of a checkpoint, by default the best.
+    """Load a run's model in float32, with the weights of a checkpoint, by default the best.
 
     Raises StageError if the checkpoint is corrupted.
     """
@@ -226,11 +226,11 @@ def load_model(run: Run, checkpoint: Checkpoint | None = None) -> CharRNN:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A run whose best weights initialize another run."""
+    """Source of another run's initial weights: a run's best checkpoint."""
 
     run: Run
     chosen: Checkpoint
-    name: str  # of the run, with the step and hash of its weights
+    name: str  # of the run, with the step and the hash of its weights
 
     @classmethod
     def read(cls, folder: Path) -> "Source":
@@ -273,7 +273,7 @@ def _by_path(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
 
 @contextlib.contextmanager
 def _as_damage(checkpoint: Checkpoint) -> Iterator[None]:
-    """Raise DamageError for a checkpoint with a changed file, and for what TensorFlow raises for a mismatched one."""
+    """Raise DamageError for a checkpoint whose files have changed or do not fit the model."""
     try:
         for name, digest in checkpoint.files.items():
             if sha256_file(checkpoint.folder / name) != digest:

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt
 from common.errors import UsageError
 from common.settings import make, read_config, settings
 
-# Upper limits catch typing errors before the data is read; no setting in use comes near them.
+# Upper limits catch typing errors before the data is read; real settings are far below them.
 MOST_WEIGHTS = 10**10  # 40 GB in float32, and three times that with Adam's averages
 MOST_TARGETS = 1 << 26  # of a step; at 1 x 128 units their activations take 100 GB
 MOST_STEPS = 10**9
@@ -21,7 +21,7 @@ Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
 @settings
 class ModelConfig:
-    """A stack of recurrent layers between characters and logits."""
+    """Stack of recurrent layers between characters and logits."""
 
     cell: Literal["lstm", "gru", "rnn"] = "lstm"  # rnn: a plain tanh
     # H, units per layer. On a CPU prefer 240 or 272 to 256, which trained slower than either (bench/LOG.md).
@@ -51,7 +51,7 @@ class ModelConfig:
 
 @settings
 class TrainConfig:
-    """Settings of the training. A step reads lanes x window characters."""
+    """Settings of training. A step reads lanes x window characters."""
 
     lanes: int = Field(50, gt=0, le=1 << 20)  # B, parallel streams over all replicas and workers: the batch size
     window: int = Field(50, gt=0, le=1 << 20)  # T, characters per step, the reach of gradients (truncated BPTT)

@@ -11,8 +11,8 @@ METRICS = "metrics.jsonl"
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The reports of the run in `folder`, oldest first. Corrupted lines are left out, and noted unless it is the last,
-    which a kill truncates."""
+    """Read the reports of a run, oldest first. Corrupted lines are left out, and noted, except for the last line, which
+    a kill may truncate."""
     path = folder / METRICS
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
@@ -29,12 +29,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
-    """The validation reports, oldest first."""
+    """Validation reports, oldest first."""
     return [row for row in read(folder) if "val_nats" in row]
 
 
 def read_until(folder: Path, step: int, evaluated: bool) -> list[dict[str, Any]]:
-    """The reports up to and including `step`, oldest first; the validation of `step` itself only if `evaluated`."""
+    """Reports up to and including `step`, oldest first; the validation of `step` itself only if `evaluated`."""
     rows = [row for row in read(folder) if row["step"] <= step]
     return [row for row in rows if evaluated or row["step"] < step or "val_nats" not in row]
 

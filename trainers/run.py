@@ -24,7 +24,6 @@ from trainers.model.char_rnn import CharRNN
 
 FORMAT_VERSION = 3  # of run.json and checkpoint.json
 
-
 # Settings that may change on resume: they extend or observe a run without changing what it computes.
 FREE = (
     *("evaluate_every", "report_every", "checkpoint_minutes", "keep", "snapshots"),
@@ -37,7 +36,7 @@ CHANGEABLE = ("model.dropout", "model.output_dropout", "model.variational_dropou
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The content of run.json: everything needed to rebuild the model, and its training data."""
+    """Content of run.json: everything needed to rebuild the model, and its training data."""
 
     folder: Path
     config: RunConfig
@@ -48,7 +47,7 @@ class Run:
     machine: str = ""  # the processor and the GPUs that trained it last
 
     def build(self, precision: str | None = None) -> CharRNN:
-        """The model with its initial weights. precision: of its products; by default the training precision."""
+        """Build the model with its initial weights. precision: of its products; by default the training precision."""
         train = self.config.train
         return CharRNN(self.config.model, self.vocab.size, train.seed, precision or train.precision)
 
@@ -65,7 +64,7 @@ class Run:
 
 
 def open_run(run: Run, allow: tuple[str, ...] = ()) -> Run:
-    """The run to start or resume, with its precision resolved. Writes nothing.
+    """Check the run to start or resume, and resolve its precision. Writes nothing.
 
     allow: differences to accept on resume: "data", or a setting such as "train.clip".
     Raises StageError if the folder contains something else, or a run with another vocabulary, data or config; the
@@ -81,7 +80,7 @@ def open_run(run: Run, allow: tuple[str, ...] = ()) -> Run:
 
 
 def _precise(run: Run, precision: Precision) -> Run:
-    """The run with `precision` in place of "auto"."""
+    """Replace the precision "auto" by `precision`."""
     train = run.config.train
     if train.precision != "auto":
         return run
@@ -141,7 +140,7 @@ def read_run(folder: Path) -> Run:
 
 
 def data_of(run: Run, data: Path | None, verify: bool = False) -> tuple[Path, Manifest]:
-    """The folder of a run's training data, and its manifest. data: its new folder, if it has moved.
+    """Find the folder of a run's training data, and read its manifest. data: its new folder, if it has moved.
 
     Reads the shards that changed since they were last verified, and with `verify` all of them.
     Raises StageError if the folder is missing or corrupted, or contains other data.
@@ -165,8 +164,8 @@ def default_precision() -> Precision:
 
 @contextlib.contextmanager
 def hold(run: Run, chief: bool) -> Iterator[None]:
-    """Lock the run for training, write run.json, and recover what killed processes left. With several workers, the
-    chief locks it for all.
+    """Lock the run for training, write run.json, and clean up after killed processes. With several workers, the chief
+    locks it for all.
 
     Raises StageError if another process holds the lock.
     """

@@ -25,7 +25,7 @@ LISTED, MIN_LISTED = 12, 100  # characters listed per side, and the targets that
 
 
 class Groups(NamedTuple):
-    """names_G: the groups' names. group_N: the group of each target."""
+    """Groups of targets. names_G: the groups' names; group_N: the group of each target."""
 
     names_G: list[str]
     group_N: Array
@@ -86,7 +86,7 @@ def by_class(targets_N: Array, vocab: Vocab) -> Groups:
 
 
 def class_of(symbol: bytes, unit: str) -> str:
-    """The class of a symbol, from CLASSES.
+    """Classify a symbol, as one of CLASSES.
 
     >>> [class_of(symbol, "char") for symbol in (b"a", "é".encode(), b"7", b"\\n", b"{", b"\\x00", b"")]
     ['letters', 'letters', 'digits', 'white space', 'punctuation', 'other', 'ends of documents']
@@ -122,7 +122,7 @@ def by_position(inputs_N: Array, lanes: int, end_id: int | None) -> Groups:
 
 
 def means(groups: Groups, **values_N: Array) -> list[dict[str, Any]]:
-    """One row per group that has targets: its name, its number of targets, and the mean of each array in `values_N`."""
+    """Return a row per group with targets: name, number of targets, and the mean of each array in `values_N`."""
     names_G, group_N = groups
     counts_G = count_ids(group_N, len(names_G))
     sums = {key: count_ids(group_N, len(names_G), value_N) for key, value_N in values_N.items()}

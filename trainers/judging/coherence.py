@@ -17,7 +17,7 @@ Counts = dict[str, tuple[int, int]]  # measure: (correct, total)
 
 
 class Share(TypedDict):
-    """good: number of correct parts. of: number of all parts. share: good / of."""
+    """Share of correct parts. good: their number; of: number of all parts; share: good / of."""
 
     share: float
     good: int
@@ -26,7 +26,7 @@ class Share(TypedDict):
 
 SPEAKER = r"[A-Z][A-Za-z' ]+:"
 
-# Patterns that identify a kind, and the matches per 10,000 characters that suffice.
+# Patterns that identify a kind, and the matches per 10,000 characters that are enough.
 MARKS = {
     "c": (re.compile(r";$|^#(?:include|define)|^\}$", re.MULTILINE), 60),
     "latex": (re.compile(r"\\(?:begin|end|ref|label|section|item)\b"), 10),

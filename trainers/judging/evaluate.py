@@ -102,8 +102,8 @@ def _is_current(saved: dict[str, Any], inputs: dict[str, Any], count: bool | Non
 
 
 def _read_by(run: Run, manifest: Manifest, step: int) -> list[range]:
-    """The parts of train that a checkpoint has read, so that an n-gram counts no more: the beginning of each lane in
-    the first epoch, all after it."""
+    """Parts of train that a checkpoint has read, for the n-gram to count the same: during the first epoch the
+    beginning of each lane, then all."""
     tokens, B, T = manifest.split("train").tokens, run.config.train.lanes, run.config.train.window
     if step >= windows_per_epoch(tokens, B, T):
         return [range(tokens)]

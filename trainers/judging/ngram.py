@@ -28,8 +28,8 @@ DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's, for texts too small to estimate them
 
 
 class NGram(NamedTuple):
-    """order: the best order on val. val_nats: mean loss on val of each order from 1. nats_Q: loss of each judged target
-    at the best order. In nats."""
+    """Losses in nats. order: the best on val; val_nats: mean loss on val of each order from 1; nats_Q: loss of each
+    judged target at the best order."""
 
     order: int
     val_nats: list[float]
@@ -50,8 +50,8 @@ class _Positions(NamedTuple):
 
 
 class _Judged(NamedTuple):
-    """For each symbol of a text from the second on: its sorted index, the sorted index of the symbol before it, and how
-    many symbols lead up to it."""
+    """Judged symbols of a text, from the second on: their sorted index, that of the symbol before, and how many symbols
+    lead up to each."""
 
     place_Q: Array
     before_Q: Array
@@ -62,7 +62,7 @@ class _NGrams(NamedTuple):
     """All n-grams of one length.
 
     first_G: first sorted index of each. which_M: the n-gram that ends at each sorted index. A shorter sequence at the
-    beginning of a document is an n-gram of its own, with a count of 0.
+    beginning of a document is a separate n-gram, with a count of 0.
     """
 
     first_G: Array
@@ -158,7 +158,7 @@ def _sort(texts: list[Array], end_id: int | None, highest: int) -> tuple[_Positi
         key_M[order_M] = np.cumsum(key_M != 0)
         done += more
     sorted_M, place_M = length_M[order_M], np.empty(M, np.int32)
-    common_M[1:] = np.minimum(common_M[1:], sorted_M[1:])  # two short positions share no more than they have
+    common_M[1:] = np.minimum(common_M[1:], sorted_M[1:])  # two short positions share at most their length
     place_M[order_M] = np.arange(M, dtype=np.int32)
     judged = [
         _Judged(place_M[a + 1 : b], place_M[a : b - 1], length_M[a + 1 : b]) for a, b in itertools.pairwise(edges[1:])

@@ -31,7 +31,7 @@ LONGEST_NAME = 60  # characters of a run's name in the legend
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """A run's metrics. x: the horizontal position of each row."""
+    """Metrics of a run. x: the horizontal position of each row."""
 
     name: str
     unit: str  # byte or char
@@ -73,7 +73,7 @@ def read(folder: Path, name: str, x: X) -> Curves:
     """Read the metrics of the run in a folder. Raises StageError if it holds no run or no metrics yet."""
     path = folder / "run.json"
     if not path.is_file():
-        raise StageError(f"{folder} holds no run (run.json is missing): start one with python -m trainers train CONFIG")
+        raise StageError(f"no run in {folder} (run.json is missing): train one with python -m trainers train CONFIG")
     rows = metrics.read(folder)
     if not rows:
         raise StageError(f"{folder} has no metrics yet: {metrics.METRICS} is empty")

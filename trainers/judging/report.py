@@ -32,7 +32,7 @@ MEASURES = {  # of samples.json
 
 def write(folder: Path) -> Path:
     """Write report.html from the run's evaluation-SPLIT.json, samples.json and metrics.jsonl, if it has them."""
-    recover(folder)  # a kill may have left the scratch folder of a JSON that is whole, and so is not written again
+    recover(folder)  # of a killed process, whose JSON may be complete and so is not written again
     evaluations = {
         path.stem.removeprefix("evaluation-"): evaluation
         for path in sorted(folder.glob("evaluation-*.json"), reverse=True)
@@ -55,7 +55,7 @@ def write(folder: Path) -> Path:
 
 
 def _page(folder: Path, run: dict[str, Any], evaluations: dict[str, dict[str, Any]], samples: dict[str, Any]) -> str:
-    """Render the page. Raises whatever a corrupted file leads to."""
+    """Render the page. Corrupted files lead to errors of many kinds, which `write` handles."""
     return render(
         "trainers.judging",
         "report.html.j2",
@@ -88,7 +88,7 @@ def plots_of(evaluation: dict[str, Any]) -> dict[str, Plot]:
 
 
 class Measure(NamedTuple):
-    """A measure of the samples, with one bar and one cell per temperature, and one of each for held-out text."""
+    """Row of the samples' measures, with one bar and one cell per temperature, and one of each for held-out text."""
 
     title: str
     plot: Plot
@@ -129,7 +129,7 @@ def measures_of(samples: dict[str, Any], unit: str) -> list[Measure]:
 
 
 def share_with_counts(share: dict[str, Any] | None) -> str:
-    """A share of trainers.judging.coherence with its counts, or a dash if there was nothing to judge.
+    """Format a share of trainers.judging.coherence with its counts, or a dash if there was nothing to judge.
 
     >>> share_with_counts({"share": 1 / 3, "good": 1, "of": 3}), share_with_counts(None)
     ('0.333 (1 of 3)', '–')

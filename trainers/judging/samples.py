@@ -35,7 +35,7 @@ COLUMNS = ("bits", "distinct_runs", "repeated", "words_known")  # measures shown
 
 @settings
 class Sweep:
-    """A sweep over temperatures: at each, `texts` texts of up to `length` bytes or characters."""
+    """Sweep over temperatures: at each, `texts` texts of up to `length` bytes or characters."""
 
     temperatures: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
     texts: int = Field(0, ge=0, le=100_000)  # 0: TEXTS or LINES
@@ -52,7 +52,7 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """A group of texts, without their ends, and its score.
+    """Texts of a group, without their ends, and their score.
 
     log_prob: log-likelihood of all texts together, in nats. targets: how many symbols it sums over, with the newline
     that ends a text if the vocabulary ends texts that way.
@@ -64,7 +64,7 @@ class Texts:
 
     @property
     def strings(self) -> list[str]:
-        """The texts decoded as UTF-8, with U+FFFD for invalid bytes."""
+        """Texts decoded as UTF-8, with U+FFFD for invalid bytes."""
         return [text.decode(errors="replace") for text in self.texts]
 
 

@@ -28,7 +28,7 @@ _tanh_grad = tf.raw_ops.TanhGrad  # dy (1 - y y)
 
 
 class Weights(NamedTuple):
-    """A layer's weights with the gate columns in the order of the cell."""
+    """Weights of a layer, with the gate columns in the order of the cell."""
 
     kernel_IxG: tf.Tensor
     bias_G: tf.Tensor
@@ -36,7 +36,7 @@ class Weights(NamedTuple):
 
 
 class Cell(Protocol):
-    """A kind of layer. A step combines the projected input z = x W + b and the recurrent product h R (+ b_r)."""
+    """Kind of layer. A step combines the projected input z = x W + b and the recurrent product h R (+ b_r)."""
 
     layer: type[keras.Layer]  # the stock layer that owns the weights
     cudnn: str  # cuDNN's name of it
@@ -48,23 +48,23 @@ class Cell(Protocol):
         """Read a built Keras layer's weights. Gradients flow back to its variables."""
 
     def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Residuals]:
-        """The state after the step, and the tensors that its gradient needs."""
+        """Run a step: the state after it, and the tensors that its gradient needs."""
 
     def backward(self, after: State, residuals: Residuals) -> tuple[tf.Tensor, tf.Tensor, tuple[Any, ...]]:
-        """The gradients of z, of h R and of the state before the step, from those of the state after it.
+        """Compute the gradients of z, of h R and of the state before the step, from those of the state after it.
 
         The first two are the same tensor unless `separate_gradients`. The last leaves out the path through h R; None
         where it is zero.
         """
 
     def gates(self, residuals: Residuals) -> dict[str, tf.Tensor]:
-        """A step's gates by name, and an LSTM's c, from its residuals."""
+        """Name a step's gates, and an LSTM's c, given its residuals."""
 
     def fold(self, w: Weights) -> Weights:
-        """The weights for `infer`, multiplied by the factors that `forward` applies to its sums."""
+        """Fold the factors that `forward` applies to its sums into the weights, for `inference`."""
 
     def inference(self, units: int) -> Infer:
-        """`forward` with folded weights, in fewer ops and without a gradient; it returns the next state.
+        """Return `forward` for folded weights, in fewer ops and without a gradient. It returns the next state.
 
         Create it outside the loop that calls it: inside, its constants would be rebuilt at every turn.
         """
@@ -177,7 +177,7 @@ class Gru:
 
 
 class Rnn:
-    """A plain tanh."""
+    """Plain tanh layer."""
 
     layer, cudnn = keras.layers.SimpleRNN, "rnn_tanh"
     states, residuals, separate_gradients = 1, 1, False

@@ -22,12 +22,12 @@ Recur = Callable[..., tuple[tf.Tensor, State]]  # trainers.model.recurrence.recu
 
 
 def split_carry(carry_BxLxSxH: tf.Tensor) -> States:
-    """The carry as one state per layer."""
+    """Split a carry into one state per layer."""
     return [tuple(tf.unstack(state_BxSxH, axis=1)) for state_BxSxH in tf.unstack(carry_BxLxSxH, axis=1)]
 
 
 def join_carry(states: States) -> tf.Tensor:
-    """The inverse of `split_carry`: carry_BxLxSxH."""
+    """Join states into carry_BxLxSxH, the inverse of `split_carry`."""
     return tf.stack([tf.stack(state, 1) for state in states], 1)
 
 
@@ -87,11 +87,11 @@ class CharRNN(keras.Model):
 
     @property
     def cell(self) -> Cell:
-        """The cell of the layers."""
+        """Cell of the layers."""
         return CELLS[self.config.cell]
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments from which `from_config` rebuilds the model, without weights, for model.save and load_model."""
+        """Arguments from which `from_config` rebuilds the model, without weights, for model.save and load_model."""
         return {
             "config": dataclasses.asdict(self.config),
             "vocab_size": self.vocab_size,
@@ -104,21 +104,21 @@ class CharRNN(keras.Model):
         return cls(**{**config, "config": ModelConfig(**config["config"])})
 
     def initial_carry(self, lanes: int | tf.Tensor) -> tf.Tensor:
-        """The carry_BxLxSxH of an empty text: zeros."""
+        """carry_BxLxSxH of an empty text: zeros."""
         return tf.zeros([lanes, self.config.layers, self.cell.states, self.config.units])
 
     def vocab_axis(self, weight: keras.Variable) -> int | None:
-        """The axis of a weight that has one entry per symbol; None if there is none."""
+        """Axis of a weight with one entry per symbol of the vocabulary; None if there is none."""
         first = self.embedding.embeddings if self.embedding else self.rnns[0].cell.kernel
         return {first.path: 0, self.dense.kernel.path: 1, self.dense.bias.path: 0}.get(weight.path)
 
     @property
     def inner_kernels(self) -> list[keras.Variable]:
-        """The kernels without an axis of the vocabulary: from units to units, or from an embedding to units."""
+        """Kernels without an axis of the vocabulary: from units to units, or from an embedding to units."""
         return [w for w in self.trainable_variables if w.path.endswith("kernel") and self.vocab_axis(w) is None]
 
     def dropout_masks(self, lanes: int, window: int, seed: tf.Tensor) -> Masks:
-        """A mask_BxTxH for each layer's output, of 0 or 1 / (1 - rate); None for a layer without dropout.
+        """Draw mask_BxTxH of each layer's output, 0 or 1 / (1 - rate); None for a layer without dropout.
 
         With variational dropout a mask serves all steps of the window: mask_Bx1xH.
         A pure function of the seed (shape [2], integers), so that a step repeats exactly. Masks are drawn for all lanes
@@ -141,10 +141,10 @@ class CharRNN(keras.Model):
         masks: Masks = (),
         reset_BxT: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """logits_BxTxV of the character after each id, and the carry after the window. T must be static.
+        """Compute logits_BxTxV of the character after each id, and the carry after the window. T must be static.
 
         masks: from `dropout_masks` while training.
-        reset: whether to empty the carry before an id (bool); None: never.
+        reset: bool, whether to empty the carry before each id; None: never.
         """
         ids_BxT = tf.cast(ids_BxT, tf.int32)
         if self.use_cudnn:
@@ -157,7 +157,7 @@ class CharRNN(keras.Model):
     def internals(
         self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, reset_BxT: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-        """The results of `call`, in float32, and the states and gates of every layer after each id, BxTxH each.
+        """Run `call` in float32; also return the states and gates of every layer after each id, BxTxH each.
 
         By layer and name: lstm_0/h, c, input, forget, output, candidate; gru_0/h, update, reset, candidate; rnn_0/h,
         state (equal to h).
@@ -179,23 +179,23 @@ class CharRNN(keras.Model):
     def gates(
         self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, reset_BxT: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
-        """The gates from `internals`; for the plain RNN, its state."""
+        """Compute the gates of `internals`; for the plain RNN, its state."""
         values = self.internals(ids_BxT, carry_BxLxSxH, reset_BxT)[2]
         return {name: x for name, x in values.items() if not name.endswith(("/h", "/c"))}
 
     def _logits(self, y_BxTxH: tf.Tensor) -> tf.Tensor:
-        """The dense layer's output in float32, multiplied in the precision of the other products."""
+        """Apply the dense layer, multiplied in the precision of the other products, with a result in float32."""
         B, T = tf.shape(y_BxTxH)[0], y_BxTxH.shape[1]
         y_NxH = tf.reshape(y_BxTxH, [-1, self.config.units])
         logits_NxV = recurrence.matmul(y_NxH, self.dense.kernel, self.matmul_dtype) + self.dense.bias
         return tf.reshape(logits_NxV, [B, T, self.vocab_size])
 
     def _normed(self, index: int, y: tf.Tensor) -> tf.Tensor:
-        """The output of layer `index`, normalized if the model has layer_norm."""
+        """Normalize the output of layer `index`, if the model has layer_norm."""
         return self.norms[index](y) if self.norms else y
 
     def _first(self, w: Weights, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
-        """x W + b of the first layer as a function of ids, [*ids.shape, G]."""
+        """Return x W + b of the first layer as a function of ids, [*ids.shape, G]."""
 
         def look_up(table: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
             return lambda ids: recurrence.look_up(table, ids, dtype)

@@ -17,7 +17,7 @@ from trainers.model.cells import Cell
 
 
 class Rows:
-    """The lanes of a window as cuDNN takes them: time-major and, if there are resets, in pieces."""
+    """Lanes of a window as cuDNN takes them: time-major and, if there are resets, in pieces."""
 
     def __init__(self, shape: tuple[int, int], reset_BxT: tf.Tensor | None = None):
         self.shape, self.cut = tuple(shape), reset_BxT is not None
@@ -43,13 +43,13 @@ class Rows:
         self.keep_Px1 = tf.cast(~tf.gather(tf.reshape(reset_BxT, [N]), first_P), tf.float32)[:, None]
 
     def enter(self, x_BxT: tf.Tensor) -> tf.Tensor:
-        """Values of each lane and step, [B, T, ...], as [T, B, ...] or [Q, P, ...]. It has no gradient."""
+        """Rearrange values of each lane and step from [B, T, ...] to [T, B, ...] or [Q, P, ...]. Has no gradient."""
         if self.cut:
             return tf.gather(tf.reshape(x_BxT, [-1, *x_BxT.shape[2:]]), self.source_QxP)
         return tf.transpose(x_BxT, [1, 0, *range(2, len(x_BxT.shape))])
 
     def leave(self, y: tf.Tensor) -> tf.Tensor:
-        """The inverse of `enter`: y_TxBxH or y_QxPxH as y_BxTxH."""
+        """Undo `enter`: from y_TxBxH or y_QxPxH to y_BxTxH."""
         if not self.cut:
             return tf.transpose(y, [1, 0, 2])
         H = y.shape[-1]
@@ -65,18 +65,18 @@ class Rows:
         return tf.reshape(take(y), [*self.shape, H])
 
     def begin(self, carry_BxLxSxH: tf.Tensor) -> tf.Tensor:
-        """The states before the first step of each lane or piece, SxLxBxH or SxLxPxH."""
+        """States before the first step of each lane or piece, SxLxBxH or SxLxPxH."""
         states = tf.transpose(carry_BxLxSxH, [2, 1, 0, 3])
         return tf.gather(states, self.lane_P, axis=2) * self.keep_Px1 if self.cut else states
 
     def end(self, states: tf.Tensor) -> tf.Tensor:
-        """The carry_BxLxSxH after the window, from the states after each lane or piece."""
+        """carry_BxLxSxH after the window, from the states after each lane or piece."""
         states_SxLxBxH = tf.gather(states, self.last_B, axis=2) if self.cut else states
         return tf.transpose(states_SxLxBxH, [2, 1, 0, 3])
 
 
 def pack(cell: Cell, layers: Sequence[Any], dtype: tf.DType) -> tf.Tensor:
-    """The weights of Keras layers as cuDNN reads them: first each layer's kernels, transposed, then two biases of each.
+    """Pack the weights of Keras layers for cuDNN: first each layer's kernels, transposed, then two biases of each.
 
     The gradient is written by hand because that of tf.concat is a slice for each part.
     """
@@ -113,7 +113,7 @@ def pack(cell: Cell, layers: Sequence[Any], dtype: tf.DType) -> tf.Tensor:
 def run(
     cell: Cell, layers: Sequence[Any], x: tf.Tensor, states_SxLxBxH: tf.Tensor, length_B: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Run Keras layers over x_TxBxI, in its dtype: y_TxBxH and the states after each row's last step, in float32.
+    """Run Keras layers over x_TxBxI. Returns y_TxBxH, in its dtype, and the states after each row's last step.
 
     length: steps of each row. The rest of y is 0.
     """

@@ -2,7 +2,7 @@
 
     cudnn    on a GPU: trainers.model.cudnn
     kernel   an LSTM in float32 on a CPU, compiled: trainers.model.kernel
-    loop     a graph loop for all else, with a hand-written gradient: this file's `loop`
+    loop     a graph loop for everything else, with a hand-written gradient: this file's `loop`
     step     a single time step for sampling and export: trainers.sampling.stepper
 
 The differences between cells are in trainers.model.cells; this file is common to all.
@@ -28,7 +28,7 @@ Recurrent = tuple[tf.Tensor, ...]  # trainers.model.cells.Weights.recurrent
 
 
 def matmul(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """The float32 product of two float32 matrices, multiplied in `dtype` (float32 or bfloat16)."""
+    """Multiply two float32 matrices in `dtype` (float32 or bfloat16), with a result in float32."""
     return tf.cast(_matmul(tf.cast(a, dtype), tf.cast(b, dtype)), tf.float32)
 
 
@@ -37,7 +37,7 @@ def _matmul(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def look_up(table_VxK: tf.Tensor, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """The rows of a float32 table by id, in `dtype` [*ids.shape, K]: the product of one-hot inputs and the table."""
+    """Look up rows of a float32 table, in `dtype` [*ids.shape, K]: the product of one-hot inputs and the table."""
     V, K = table_VxK.shape
 
     @tf.custom_gradient
@@ -52,7 +52,7 @@ def look_up(table_VxK: tf.Tensor, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 def project(x: tf.Tensor, w: Weights, dtype: tf.DType) -> tf.Tensor:
-    """z = x W + b in one product, [..., G] in `dtype`, for x [..., I]."""
+    """Compute z = x W + b in one product, [..., G] in `dtype`, for x [..., I]."""
     lengths = [tf.shape(x)[axis] for axis in range(len(x.shape) - 1)]
     x_NxI = tf.cast(tf.reshape(x, [-1, x.shape[-1]]), dtype)
     z_NxG = tf.nn.bias_add(_matmul(x_NxI, tf.cast(w.kernel_IxG, dtype)), tf.cast(w.bias_G, dtype))
@@ -81,7 +81,7 @@ def loop(
     dtype: tf.DType,
     keep_TxBx1: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, State]:
-    """The recurrence over a window from a state. T must be static.
+    """Run the recurrence over a window in a graph loop. T must be static.
 
     keep: float32, 0 at the steps that start from an empty state, else 1; by default none does.
     Returns h_TxBxH in the dtype of z, and the state after the window in float32; products run in `dtype`.
@@ -111,20 +111,20 @@ def loop(
 def loop_with_gates(
     cell: Cell, z_TxBxG: tf.Tensor, before: State, recurrent: Recurrent, keep_TxBx1: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, State, dict[str, tf.Tensor]]:
-    """`recur` in float32, and the gates of every step by name (`Cell.gates`), TxBxH each."""
+    """Run `recur` in float32; also return the gates of every step by name (`Cell.gates`), TxBxH each."""
     after, hs, residuals = _forward(cell, z_TxBxG, before, recurrent, keep_TxBx1, tf.float32)
     return hs.stack()[1:], after, cell.gates(tuple(array.stack() for array in residuals))
 
 
 def _recurrent(recurrent: Recurrent, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
-    """h -> h R, plus its bias if there is one."""
+    """Return h -> h R, plus its bias if there is one."""
     r_HxG, *bias = recurrent
     product = _product(r_HxG, dtype)
     return (lambda h_BxH: product(h_BxH) + bias[0]) if bias else product
 
 
 def _product(b_KxN: tf.Tensor, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
-    """a -> a b for many a of few rows, multiplied in `dtype`, the result in float32. b is prepared once for all."""
+    """Return a -> a b in float32, multiplied in `dtype`, for many a of few rows: b is prepared once."""
     if dtype == tf.float32:
         return lambda a_MxK: tf.matmul(a_MxK, b_KxN)
     b_NxK = tf.cast(tf.transpose(b_KxN), dtype)  # oneDNN is faster this way for few rows of bfloat16
@@ -136,7 +136,7 @@ def _array(size: int, dtype: tf.DType) -> tf.TensorArray:
 
 
 def _masked(state: State, keep_TxBx1: tf.Tensor | None, t: Any) -> State:
-    """A state, or its gradient, zero in the lanes that start a document at step t."""
+    """Zero a state, or its gradient, in the lanes that start a document at step t."""
     return state if keep_TxBx1 is None else tuple(x_BxH * keep_TxBx1[t] for x_BxH in state)
 
 
@@ -172,8 +172,8 @@ def _forward(
     keep_TxBx1: tf.Tensor | None,
     dtype: tf.DType,
 ) -> tuple[State, tf.TensorArray, Sequence[tf.TensorArray]]:
-    """The state after the last step, the array of h from before the first step to the last, in `dtype`, and the arrays
-    of the cell's residuals."""
+    """Compute the state after the last step, the array of h from before the first step to the last, in `dtype`, and the
+    arrays of the cell's residuals."""
     T, product = z_TxBxG.shape[0], _recurrent(recurrent, dtype)
 
     def step(t: Any, state: Any, hs: Any, residuals: Any) -> tuple[Any, ...]:
@@ -195,7 +195,8 @@ def _backward(
     recurrent: Recurrent,
     keep_TxBx1: tf.Tensor | None,
 ) -> list[tf.Tensor]:
-    """The gradients of z, the state before and the recurrent weights, from those of every h and of the state after."""
+    """Compute the gradients of z, the state before and the recurrent weights, from those of every h and the state
+    after."""
     T, dtype, G = h_prev_TxBxH.shape[0], h_prev_TxBxH.dtype, recurrent[0].shape[-1]
     product = _product(tf.transpose(recurrent[0]), dtype)
 

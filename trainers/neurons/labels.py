@@ -41,7 +41,7 @@ OPENING, CLOSING = "([{", ")]}"
 
 
 class Label(NamedTuple):
-    """A label of every id: values_N is bool, or float32 if the label is a number.
+    """Values of a label at every id: values_N is bool, or float32 if the label is a number.
 
     about: description of the label.
     essay: name of the unit in Karpathy's essay that follows this label; empty if there is none.
@@ -90,7 +90,7 @@ def known_language(name: str) -> str:
 
 
 class Document(NamedTuple):
-    """A document, or a whole text without documents.
+    """Document of a text, or a whole text without documents.
 
     lengths_C: ids per character.
     ended: whether an end-of-document id, which is no character, follows the text.

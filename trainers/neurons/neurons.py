@@ -84,9 +84,9 @@ class NeuronOptions:
 
 
 class Passage(NamedTuple):
-    """A text to read.
+    """Text to read.
 
-    first: id fed before the text; by default none is.
+    first: id to feed before the text, if any.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Passage(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A window of a text: every layer's activations after each id, by name, nxH, and the logits."""
+    """Activations of every layer after each id of a window, by name, nxH, and the logits."""
 
     activations: list[dict[str, Array]]
     logits_nxV: Array

@@ -35,7 +35,7 @@ ROW = 1.7, 0.85  # heights of a character and of a prediction, in column widths
 
 @dataclasses.dataclass(frozen=True)
 class Excerpt:
-    """A part of a text, with data per character, taken after the character's last byte.
+    """Part of a text, with data per character, taken after the character's last byte.
 
     start: offset of the first id.
     characters_C: characters; "" for the end of a document.

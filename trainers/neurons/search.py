@@ -5,8 +5,8 @@ one outside; a numeric label by Spearman's rank correlation. Both use ranks only
 for an AUC it is 2 AUC - 1.
 
 Units are chosen on the first half of the text and scored on the second. The chance level is measured by circularly
-shifting the label: a shifted label is unrelated to the text but keeps its autocorrelation. A shuffled label would not:
-it treats characters as independent although neighbours are similar, and so underestimates chance.
+shifting the label: a shifted label is unrelated to the text but keeps its autocorrelation. A shuffled label would
+not: it treats characters as independent although neighbours are similar, and so underestimates chance.
 
 Legend: N characters, U units, K shifts.
 """
@@ -25,7 +25,7 @@ CLEAR = 0.6  # minimum strength to count as found: an AUC of 0.8, a correlation 
 
 
 class Match(NamedTuple):
-    """A unit that follows a label.
+    """Unit that follows a label.
 
     strength: on the second half of the text.
     inverted: the unit is low where the label is high; the strength is that of the negated unit.
@@ -91,12 +91,12 @@ def ranks(x_N: Array) -> Array:
     return middles.astype(np.float32)[index_N]
 
 
-def search(x_NxU: Array, labels: list[Label], shifts: int = SHIFTS, seed: int = 1) -> list[LabelResult]:
+def search(x_NxU: Array, labels: list[Label], shifts: int = SHIFTS) -> list[LabelResult]:
     """Find the units that follow each label, given their activations x along the text."""
     N = len(x_NxU)
     middle = N // 2
     halves = RankedHalf(x_NxU[:middle]), RankedHalf(x_NxU[middle:])
-    offsets = np.random.default_rng(seed).integers(N // 20, max(N - N // 20, N // 20 + 1), shifts)
+    offsets = np.random.default_rng(1).integers(N // 20, max(N - N // 20, N // 20 + 1), shifts)
     return [_search(*halves, label, offsets) for label in labels]
 
 

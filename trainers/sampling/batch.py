@@ -1,6 +1,6 @@
 """Many texts at a time, drawn or scored in batches; prompts from files, results as JSON lines.
 
-A row's result does not depend on the other rows, so each is what a call of its own gives.
+A row's result does not depend on the other rows: it equals that of a separate call.
 
 Legend: R rows of a batch, padded (`stepper.padded_rows`); P ids of the longest.
 """
@@ -35,7 +35,7 @@ CONTINUATION = bytes(range(0x80, 0xC0))  # bytes that continue a UTF-8 character
 
 
 class Start(NamedTuple):
-    """What determines a text, besides its length and the options."""
+    """Prompt, seed and temperature, which determine a text together with its length and the options."""
 
     prompt: bytes
     seed: int
@@ -43,7 +43,7 @@ class Start(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A drawn text, without the stop or the end of document that ended it.
+    """Drawn text, without the stop or the end of document that ended it.
 
     log_prob: of the text under the model at temperature 1, in nats. finish_reason: length or stop.
     """
@@ -115,7 +115,7 @@ def sample_lines(
 ) -> Iterator[dict[str, Any]]:
     """Draw `count` texts for each start, with seeds that count up from its own; yield the rows of a JSON lines file.
 
-    choice: of the checkpoint (`checkpoint.choose`). options: as of `draw`, and the errors too.
+    choice: the checkpoint (`checkpoint.choose`). options, errors: those of `draw`.
     """
     run = read_run(folder)
     for number, start in enumerate(starts, 1):
@@ -136,7 +136,7 @@ def _later(seed: int, index: int) -> int:
 
 
 def score_lines(folder: Path, files: list[Path], by_line: bool, choice: str = "best") -> list[dict[str, Any]]:
-    """Score each file, or each of its lines without the newline, as a text of its own; rows of a JSON lines file.
+    """Score each file, or each of its lines without the newline, as a separate text; rows of a JSON lines file.
 
     Raises StageError for a text that the vocabulary cannot encode.
     """
@@ -159,7 +159,7 @@ def score_lines(folder: Path, files: list[Path], by_line: bool, choice: str = "b
 
 
 def read_prompts(path: Path, seed: int) -> Iterator[tuple[bytes, int]]:
-    """Prompts and seeds of a file: one per line, or the "prompt" and, if any, the "seed" of each line of a .jsonl file.
+    """Read prompts and seeds: one per line, or the "prompt" and, if any, the "seed" of each line of a .jsonl file.
 
     Raises StageError for an invalid line.
     """
@@ -179,7 +179,7 @@ def read_prompts(path: Path, seed: int) -> Iterator[tuple[bytes, int]]:
 
 
 def write_lines(rows: Iterable[dict[str, Any]], out: Path | None) -> None:
-    """Write rows as JSON lines to a file, once all are there, or to standard output as they come."""
+    """Write rows as JSON lines: to a file once all are computed, or to standard output one by one."""
     lines = (json.dumps(row, ensure_ascii=False).encode() for row in rows)
     if out is None:
         for line in lines:
@@ -191,7 +191,7 @@ def write_lines(rows: Iterable[dict[str, Any]], out: Path | None) -> None:
 
 
 def as_json(text: bytes) -> str | dict[str, str]:
-    """A text in JSON; in base64 if it is not UTF-8, as in TF Serving's REST API."""
+    """Convert a text to JSON: base64 if it is not UTF-8, as in TF Serving's REST API."""
     try:
         return text.decode()
     except UnicodeDecodeError:
@@ -199,7 +199,7 @@ def as_json(text: bytes) -> str | dict[str, str]:
 
 
 def from_json(value: Any) -> bytes:
-    """The inverse of `as_json`. Raises KeyError, TypeError or ValueError for any other value."""
+    """Undo `as_json`. Raises KeyError, TypeError or ValueError for any other value."""
     return value.encode() if isinstance(value, str) else base64.b64decode(value["b64"], validate=True)
 
 

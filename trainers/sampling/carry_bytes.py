@@ -18,7 +18,7 @@ MEMORY = 64  # M: the window of the repetition penalty, and the longest stop
 
 
 class TextState(NamedTuple):
-    """The state of each row's text: everything needed to resume it."""
+    """State of each row's text: everything needed to resume it."""
 
     states: States
     recent_RxM: tf.Tensor  # the last ids, the latest last; -2 - id if it was read, not drawn; -1: none
@@ -26,13 +26,13 @@ class TextState(NamedTuple):
 
 
 def initial_state(model: CharRNN, rows: tf.Tensor) -> TextState:
-    """The state of an empty text."""
+    """State of an empty text."""
     states = split_carry(model.initial_carry(rows))
     return TextState(states, tf.fill([rows, MEMORY], -1), tf.zeros([rows], tf.int64))
 
 
 def select_rows(mask_Rx1: tf.Tensor, a: States, b: States) -> States:
-    """The states `a` where the mask is set, else `b`."""
+    """Take the states `a` where the mask is set, else `b`."""
     return tf.nest.map_structure(lambda x, y: tf.where(mask_Rx1, x, y), a, b)
 
 
@@ -54,7 +54,7 @@ class CarryBytes:
         return np.frombuffer(digest.digest()[:8], np.int32).tolist()
 
     def pack(self, text: TextState) -> tf.Tensor:
-        """carry_R, one string per row."""
+        """Pack text states into carry_R, one string per row."""
         R = tf.shape(text.drawn_R)[0]
         words = [
             tf.tile(tf.constant([self.fingerprint]), [R, 1]),
@@ -70,7 +70,7 @@ class CarryBytes:
         return tf.strings.substr(serialized_R, -size, size)
 
     def unpack(self, carry_R: tf.Tensor) -> tuple[TextState, tf.Tensor]:
-        """The text states, initial ones where a carry is empty or invalid; problem_R."""
+        """Unpack text states, initial ones where a carry is empty or invalid; also return problem_R."""
         R, W = tf.shape(carry_R)[0], 2 + 2 + MEMORY + self._state_words
         whole_R = tf.strings.length(carry_R) == 4 * W
         words_RxW = tf.io.decode_raw(tf.where(whole_R, carry_R, bytes(4 * W)), tf.int32)

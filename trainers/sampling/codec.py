@@ -1,4 +1,4 @@
-"""Text to ids and back in graph ops, like pipeline.vocab in NumPy: an invalid row reports its problem, the others run.
+"""Text to ids and back in graph ops, as in pipeline.vocab. An invalid row reports its problem; the others run.
 
 Legend: B rows, P ids of the longest row, N ids.
 """
@@ -19,7 +19,7 @@ class Ids(NamedTuple):
 
 
 def first_problem(*checks: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-    """problem_B: the first of (invalid_B, message_B) that applies to a row; empty if none does."""
+    """Return problem_B: the message of the first check (invalid_B, message_B) that a row fails, or empty."""
     problem_B = tf.zeros_like(checks[0][0], tf.string)
     for invalid_B, message_B in reversed(checks):
         problem_B = tf.where(invalid_B, message_B, problem_B)
@@ -27,7 +27,7 @@ def first_problem(*checks: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
 
 
 def named(problem_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """An earlier problem as a check for `first_problem`."""
+    """Turn an earlier problem into a check for `first_problem`."""
     return problem_B != "", problem_B
 
 

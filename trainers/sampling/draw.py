@@ -27,15 +27,15 @@ TRIANGLE = 512  # largest vocabulary to cumulate by a matrix product, several ti
 
 
 def sharpness(temperature_B: tf.Tensor) -> tf.Tensor:
-    """The factor of the logits: 1 / temperature, at least FLATTEST, or SHARPEST at temperatures below GREEDY."""
+    """Factor for the logits: 1 / temperature, at least FLATTEST, or SHARPEST at temperatures below GREEDY."""
     warm_B = temperature_B >= GREEDY
     inverse_B = 1 / tf.cast(tf.where(warm_B, temperature_B, 1), tf.float64)  # float32 would round by position
     return tf.where(warm_B, tf.maximum(tf.cast(inverse_B, tf.float32), FLATTEST), SHARPEST)
 
 
 def uniforms(seed_B: tf.Tensor, drawn_B: tf.Tensor, sharpness_B: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Random numbers, uniform_NxB in [0, 1): the `count` numbers of each row's sequence after the first `drawn`. Zeros
-    for greedy rows.
+    """Draw uniform_NxB in [0, 1): the `count` numbers of each row's sequence after the first `drawn`. Zeros for greedy
+    rows.
 
     seed, drawn: int64. The sequence is Philox with the seed as its key, which can start at any position for free.
     """
@@ -53,7 +53,7 @@ def uniforms(seed_B: tf.Tensor, drawn_B: tf.Tensor, sharpness_B: tf.Tensor, coun
 
 
 def cumulation(V: int) -> Cumulate:
-    """A function that computes each row's cumulative sums. Create it outside the loop that calls it."""
+    """Return a function that computes each row's cumulative sums. Create it outside the loop that calls it."""
     if V > TRIANGLE:
         return lambda x_BxV: tf.cumsum(x_BxV, axis=1)
     ones_VxV = tf.linalg.band_part(tf.ones([V, V]), 0, -1)
@@ -61,8 +61,8 @@ def cumulation(V: int) -> Cumulate:
 
 
 def choose(scaled_BxV: tf.Tensor, uniform_Bx1: tf.Tensor, cumulate: Cumulate) -> tf.Tensor:
-    """Draw ids_B from softmax(scaled) by inverting the cumulative distribution at `uniform`; 0 gives the first id with
-    any probability."""
+    """Draw ids_B from softmax(scaled) by inverting the cumulative distribution at `uniform`; 0 selects the first id
+    with any probability."""
     below_BxV = scaled_BxV - tf.reduce_max(scaled_BxV, axis=1, keepdims=True)
     cumulated_BxV = cumulate(tf.exp(below_BxV))
     # The largest uniform float32, 1 - 2**-23, times the total is below the total, so an id of weight 0 is never drawn.
@@ -71,7 +71,7 @@ def choose(scaled_BxV: tf.Tensor, uniform_Bx1: tf.Tensor, cumulate: Cumulate) ->
 
 
 def log_probability(logits_BxV: tf.Tensor, ids_B: tf.Tensor) -> tf.Tensor:
-    """ln softmax(logits)[id], in nats."""
+    """Compute ln softmax(logits)[id], in nats."""
     return -tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits_BxV, labels=ids_B)[0]
 
 

@@ -34,11 +34,11 @@ def run_steps(
     combine: Combine = list,
     more: Callable[[Any], tf.Tensor] | None = None,
 ) -> tuple[Any, list[tf.Tensor]]:
-    """state, outputs = step(state, *inputs[s]) for s = 0, 1, … S-1, `turn` steps per turn of a tf.while_loop.
+    """Run state, outputs = step(state, *inputs[s]) for s = 0, 1, … S-1, `turn` steps per turn of a tf.while_loop.
 
     inputs: SxR… each; S is a multiple of `turn`, and not 0. outputs: their types and shapes.
     combine: computes the outputs, turn x R… each, from those of a turn's steps, stacked.
-    more: whether the state needs another turn; by default all turns run.
+    more: checks whether a state needs another turn; by default all turns run.
     Returns the last state and the outputs, RxS… each.
     """
     turns = tf.shape(inputs[0])[0] // turn
@@ -70,14 +70,14 @@ def log_probabilities(columns: list[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def read_steps(ids_RxP: tf.Tensor) -> tf.Tensor:
-    """ids_SxR, padded to whole turns of reading."""
+    """Transpose ids to ids_SxR, padded to whole turns of reading."""
     ids_PxR = tf.transpose(ids_RxP)
     P = tf.shape(ids_PxR)[0]
     return tf.pad(ids_PxR, [[0, _round_up(P, READ_TURN) - P], [0, 0]])
 
 
 class Drawn(NamedTuple):
-    """The result of a drawing loop, not yet decoded."""
+    """Result of a drawing loop, not yet decoded."""
 
     ids_RxS: tf.Tensor
     log_prob_RxS: tf.Tensor
@@ -87,7 +87,7 @@ class Drawn(NamedTuple):
 
 
 class DrawState(NamedTuple):
-    """The loop state while drawing."""
+    """Loop state while drawing."""
 
     states: States
     recent_RxM: tf.Tensor
@@ -161,12 +161,12 @@ def _any_active(state: DrawState) -> tf.Tensor:
 
 
 def _round_up(count: tf.Tensor, turn: int) -> tf.Tensor:
-    """`count` rounded up to whole turns, at least one."""
+    """Round `count` up to whole turns, at least one."""
     return tf.maximum(-(-count // turn), 1) * turn
 
 
 def _align_right(ids: Ids, width: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Each row's ids at the end of `width` positions, and a mask of the positions before them."""
+    """Move each row's ids to the end of `width` positions; also return a mask of the positions before them."""
     index_RxM = tf.range(width)[None] - (width - ids.length_B[:, None])
     last = tf.shape(ids.ids_BxP)[1] - 1
     return tf.gather(ids.ids_BxP, tf.clip_by_value(index_RxM, 0, last), batch_dims=1), index_RxM < 0

@@ -14,7 +14,7 @@ from trainers.sampling.stepper import padded_rows
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The largest call. Raises UsageError for a limit that no call could reach."""
+    """Limits of a call. Raises UsageError for one that no call could reach."""
 
     length: int = 4096  # characters to write, per row
     prompt: int = 4096  # characters to read, per row
@@ -28,7 +28,7 @@ class Limits:
 
 
 class Request(NamedTuple):
-    """A call's request, one entry per row in each column."""
+    """Request of a call, one entry per row in each column."""
 
     prompt_B: tf.Tensor  # string
     length_B: tf.Tensor  # int32: characters to write
@@ -51,17 +51,17 @@ NEUTRAL = ("", 0, 1.0, 0, 0, 1.0, 1.0, "")
 
 
 class Generated(NamedTuple):
-    """The generated text, one entry per row."""
+    """Generated text, one entry per row."""
 
     text_bytes: tf.Tensor  # without the stop or the end of document that ended it
     n_chars: tf.Tensor  # int32
-    log_prob: tf.Tensor  # float32, nats: of the text under the model, whatever the temperature and the options
+    log_prob: tf.Tensor  # float32, nats: of the text under the model, at temperature 1 and without options
     finish_reason: tf.Tensor  # length | stop | error: …
     n_back: tf.Tensor  # int32: bytes of the stop that earlier pieces have already returned
 
 
 class Rows:
-    """The rows of a call, padded for the graph. A call of more than `limit` rows runs none of them."""
+    """Rows of a call, padded for the graph. A call of more than `limit` rows runs none of them."""
 
     def __init__(self, first_B: tf.Tensor, limit: int):
         self.requested = tf.shape(first_B)[0]
@@ -75,11 +75,11 @@ class Rows:
         return [tf.pad(column_B[: self.accepted], [[0, self.run - self.accepted]]) for column_B in columns_B]
 
     def unpad(self, x: tf.Tensor) -> tf.Tensor:
-        """The results of the requested rows, or zeros if there were too many."""
+        """Keep the results of the requested rows, or zeros if there were too many."""
         return tf.pad(x[: self.accepted], [[0, self.requested - self.accepted]] + [[0, 0]] * (len(x.shape) - 1))
 
     def errors(self, problem_R: tf.Tensor) -> tf.Tensor:
-        """The rows' problems as the caller sees them: "error: …", or empty."""
+        """Problems of the rows as the caller sees them: "error: …", or empty."""
         problem_B = self.unpad(problem_R)
         many = tf.strings.join([f"at most {self.limit} rows per call, got ", tf.strings.as_string(self.requested)])
         problem_B = tf.where(self.requested > self.limit, many, problem_B)

@@ -29,7 +29,7 @@ PIECE = 1024  # characters per call on the command line
 
 
 class Sampler:
-    """A model and its vocabulary as functions from text to text.
+    """Model and its vocabulary as functions from text to text.
 
     limits: by default, memory alone.
     frozen: pack the weights once, now, into variables; otherwise each call packs the model's current ones.
@@ -44,7 +44,7 @@ class Sampler:
     def generate(self, request: Request) -> Generated:
         """Continue each prompt by `length` characters, or up to its stop or the end of its document.
 
-        The first n characters are the same whatever the length.
+        The first n characters do not depend on the length.
         """
         rows = Rows(request.prompt_B, self.limits.rows)
         request, no_problem_R = Request(*rows.pad(*request.columns)), tf.fill([rows.run], "")
@@ -68,7 +68,7 @@ class Sampler:
         return _unpadded(rows, generated, error_B), carry_B
 
     def start(self, prompt_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Read each prompt: the carry after it, the next character's logits_BxV, and error_B."""
+        """Read each prompt. Returns the carry after it, the next character's logits_BxV, and error_B."""
         rows = Rows(prompt_B, self.limits.rows)
         encoded = self.codec.encode(rows.pad(prompt_B)[0], self.limits.prompt, "prompt")
         valid_R = encoded.problem_B == ""
@@ -79,7 +79,7 @@ class Sampler:
         return rows.unpad(carry_R), rows.unpad(logits_RxV), rows.errors(encoded.problem_B)
 
     def score(self, text_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """log_prob_BxP (nats per character, 0 past the last), n_chars_B, error_B.
+        """Score each text. Returns log_prob_BxP (nats per character, 0 past the last), n_chars_B, error_B.
 
         Each row is a new text: it follows the end of a document, or a newline where the vocabulary has no such end.
         So this is the probability with which `generate` draws it from an empty prompt.
@@ -95,7 +95,7 @@ class Sampler:
         return rows.unpad(log_prob_RxP), rows.unpad(count_R), rows.errors(encoded.problem_B)
 
     def neurons(self, text_B: tf.Tensor, layer_B: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        """A layer's state after each character: h_BxPxH and, if the cell has it, c_BxPxH; n_chars_B; error_B.
+        """Compute a layer's state after each character: h_BxPxH and, if the cell has it, c_BxPxH; n_chars_B; error_B.
 
         Each row is a new text, as in `score`. Zeros follow its last character.
         """
@@ -121,21 +121,21 @@ class Sampler:
         return Stepper(self.model, self.vocab.end_id, weights)
 
     def _new_text(self, text_R: tf.Tensor, limit: int) -> tuple[Stepper, Ids, tf.Tensor]:
-        """A new text after the id that starts one, and the number of its own characters."""
+        """Encode a new text, after the id that starts one; also return its number of characters."""
         encoded = self.codec.encode(text_R, limit, "text")
         return self.stepper(), self.codec.begin(encoded, encoded.length_B >= 0), encoded.length_B
 
     def _along(
         self, encoded: Ids, step: loop.Step, outputs: loop.Outputs, combine: loop.Combine = list
     ) -> list[tf.Tensor]:
-        """The outputs of a step at each character of a new text, without those of the id that starts it."""
+        """Run a step along a new text. Returns its outputs at each character, but not at the start id."""
         states = initial_state(self.model, tf.shape(encoded.length_B)[0]).states
         ids_SxR = loop.read_steps(encoded.ids_BxP)
         _, values = loop.run_steps(loop.READ_TURN, step, states, [ids_SxR], outputs, combine)
         return [x[:, 1 : tf.reduce_max(encoded.length_B)] for x in values]
 
     def _read(self, text: TextState, prompt: Ids, fresh_R: tf.Tensor) -> TextState:
-        """The text states after the prompts; `fresh` texts start as in Vocab.prompt_ids."""
+        """Read the prompts into the text states; `fresh` texts start as in Vocab.prompt_ids."""
         begins_R = fresh_R if self.vocab.end_id is not None else fresh_R & (prompt.length_B == 0)
         encoded = self.codec.begin(prompt, begins_R)
         stepper, length_R = self.stepper(), encoded.length_B
@@ -154,7 +154,7 @@ class Sampler:
     def _generate(
         self, text: TextState, fresh_R: tf.Tensor, request: Request, problem_R: tf.Tensor, keep: bool
     ) -> tuple[Generated, tf.Tensor, TextState]:
-        """Read the prompts and continue them: the generated text, problem_R, and the text states after it.
+        """Read the prompts and continue them. Returns the generated text, problem_R, and the text states after it.
 
         An invalid row keeps its state. keep: see `loop.draw_ids`.
         """
@@ -184,7 +184,7 @@ class Sampler:
         return generated, problem_R, text
 
     def _problems(self, request: Request) -> list[tf.Tensor]:
-        """A problem_R for each rule about the numbers of a request."""
+        """Check the numbers of a request: problem_R for each rule."""
         finite, longest = tf.math.is_finite, self.limits.length
         length_R, temperature_R = request.length_B, request.temperature_B
         rules = [
@@ -206,7 +206,7 @@ class Sampler:
 
 
 def _unpadded(rows: Rows, generated: Generated, error_B: tf.Tensor) -> Generated:
-    """The generated text of the requested rows, with their errors."""
+    """Keep the generated text of the requested rows, with their errors."""
     answer = Generated(*(rows.unpad(x) for x in generated))
     return answer._replace(finish_reason=tf.where(error_B == "", answer.finish_reason, error_B))
 

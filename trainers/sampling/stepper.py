@@ -27,7 +27,7 @@ Matrix = tuple[tuple[tf.Tensor, ...], ...]  # blocks of inputs, each cut into pa
 
 
 class Layer(NamedTuple):
-    """The weights of a recurrent layer, with its cell's constant factors folded in."""
+    """Weights of a recurrent layer, with its cell's constant factors folded in."""
 
     kernel: Matrix  # empty where the first layer's gate inputs are looked up by id
     bias_G: tf.Tensor
@@ -37,7 +37,7 @@ class Layer(NamedTuple):
 
 
 class PackedWeights(NamedTuple):
-    """A model's weights, arranged for single steps."""
+    """Weights of a model, arranged for single steps."""
 
     rows: tf.Tensor  # looked up by id: x W + b of the first layer (V x G), or the embedding (V x E)
     layers: tuple[Layer, ...]
@@ -81,7 +81,7 @@ def pack_weights(model: CharRNN) -> PackedWeights:
 
 
 class Stepper:
-    """A model one character at a time: `read` advances the states, `logits` predicts the next character.
+    """Model that runs one character at a time: `read` advances the states, `logits` predicts the next character.
 
     Create it outside the loop that calls it.
 
@@ -95,7 +95,7 @@ class Stepper:
         self.epsilon = [norm.epsilon for norm in model.norms]
 
     def read(self, ids_B: tf.Tensor, states: States) -> States:
-        """The states after one more character per row."""
+        """Compute the states after one more character per row."""
         if self.end_id is not None:
             keep_Bx1 = tf.cast(ids_B != self.end_id, tf.float32)[:, None]
             states = [tuple(x_BxH * keep_Bx1 for x_BxH in state) for state in states]
@@ -112,7 +112,7 @@ class Stepper:
         return after
 
     def logits(self, states: States) -> tf.Tensor:
-        """logits_BxV of the next character.
+        """Compute logits_BxV of the next character.
 
         V: the vocabulary's size rounded up to AT_ONCE; the extra columns are at NEVER.
         """
@@ -120,7 +120,7 @@ class Stepper:
         return tf.nn.bias_add(_times(y_BxH, self.weights.dense, bias_V.shape[0]), bias_V)
 
     def _normed(self, index: int, state: State) -> tf.Tensor:
-        """A layer's output: its h, normalized as by keras.layers.LayerNormalization if the model has layer_norm."""
+        """Output of a layer: its h, normalized as by keras.layers.LayerNormalization if the model has layer_norm."""
         h_BxH, norm = state[0], self.weights.layers[index].norm
         if not norm:
             return h_BxH
@@ -145,7 +145,7 @@ def _sizes(whole: int, size: int) -> list[int]:
 
 
 def _times(y_BxK: tf.Tensor, matrix: Matrix, G: int) -> tf.Tensor:
-    """The product with a matrix of G columns before padding."""
+    """Multiply by a matrix of G columns before padding."""
     parts = tf.split(y_BxK, [piece[0].shape[0] for piece in matrix], axis=1) if len(matrix) > 1 else [y_BxK]
     sums = []
     for y, piece in zip(parts, matrix, strict=True):

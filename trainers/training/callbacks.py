@@ -80,7 +80,7 @@ class Driver:
         self.list.on_test_begin()
 
     def evaluated(self, step: int, train: dict[str, Any], val: dict[str, Any]) -> None:
-        """Report its end, and the end of the interval, with the last train report and the validation."""
+        """Report the end of the validation and of the interval, with the last train report and the validation."""
         loss = {"loss": val["val_nats"], "bits": val["val_bits"]}
         self.list.on_test_end(loss)
         logs = {"loss": train["train_nats"], "bits": train["train_bits"]}

@@ -15,7 +15,7 @@ SHARE = 2048  # MiB of a GPU for each of the replicas that share it
 
 @dataclass(frozen=True)
 class Cluster:
-    """The worker processes of a run, usually one per machine, from TF_CONFIG. Worker 0 is the chief."""
+    """Worker processes of a run, usually one per machine, from TF_CONFIG. Worker 0 is the chief."""
 
     workers: tuple[str, ...]  # host:port of each
     index: int  # of this process
@@ -48,7 +48,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Devices:
-    """The replicas of a run, one per device, under MirroredStrategy or MultiWorkerMirroredStrategy. On a CPU a replica
+    """Replicas of a run, one per device, under MirroredStrategy or MultiWorkerMirroredStrategy. On a CPU a replica
     divides its lanes over towers."""
 
     strategy: tf.distribute.Strategy
@@ -65,16 +65,16 @@ class Devices:
         return self.worker == 0
 
     def rows(self, lanes: int) -> range:
-        """The lanes of this worker, contiguous, in worker order."""
+        """Lanes of this worker, contiguous, in worker order."""
         share = lanes // self.workers
         return range(self.worker * share, (self.worker + 1) * share)
 
     def towers(self, lanes: int) -> int:
-        """Towers of a replica with this many lanes: one per core, if the lanes suffice."""
+        """Towers of a replica with this many lanes: one per core, if there are enough lanes."""
         return max(1, min(self.cores, lanes // self.fewest))
 
     def describe(self, lanes: int) -> str:
-        """The devices in a few words, for `lanes` over all replicas."""
+        """Describe the devices in a few words, for `lanes` over all replicas."""
         towers = self.towers(lanes // self.replicas)
         kind = f"{'GPU' if self.gpu else 'CPU'} replica{'s' if self.replicas > 1 else ''}"
         workers = f" on {self.workers} workers" if self.workers > 1 else ""
@@ -82,9 +82,9 @@ class Devices:
 
 
 def plan(lanes: int, replicas: int | None = None, cluster: Cluster | None = None, share: bool = False) -> int:
-    """Replicas per worker: `replicas`, by default all GPUs, or 1 on a CPU.
+    """Choose the replicas per worker: `replicas`, by default all GPUs, or 1 on a CPU.
 
-    share: whether there may be more replicas than GPUs.
+    share: allow more replicas than GPUs.
     Raises UsageError for more replicas than GPUs, or if the lanes do not divide over them, with the counts that work.
     """
     gpus = tf.config.list_physical_devices("GPU")

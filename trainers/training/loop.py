@@ -117,7 +117,7 @@ def train(
 
 
 def done(run: Run, total: int) -> str:
-    """The step of a finished run, and the reason if it ended early; empty if the run is not finished."""
+    """Describe the end of a finished run: its step, and the reason if it ended early. Empty if it is not finished."""
     last = next(reversed(checkpoint.checkpoints(run)), None)
     if last is None or (last.step == total and last.val_nats is None):  # stopped before its last validation
         return ""
@@ -129,7 +129,7 @@ def done(run: Run, total: int) -> str:
 
 
 def _reports_until(run: Run, last: Checkpoint | None) -> list[dict[str, Any]]:
-    """The reports up to a checkpoint. One without val_nats was saved before the validation of its step."""
+    """Reports up to a checkpoint. One without val_nats was saved before the validation of its step."""
     return metrics.read_until(run.folder, last.step, last.val_nats is not None) if last else []
 
 
@@ -139,7 +139,7 @@ def since_best(losses: list[float]) -> int:
 
 
 class Training:
-    """A run in progress."""
+    """Run in progress."""
 
     def __init__(
         self,
@@ -311,7 +311,7 @@ class Training:
         return min(*due, self.total - step, self.pace)
 
     def _batches(self, window: int) -> Any:
-        """The batches from `window` of an epoch on, epoch after epoch."""
+        """Iterate over the batches from `window` of an epoch on, epoch after epoch."""
         run, config = self.run, self.config
 
         def make(rows: range) -> tf.data.Dataset:
@@ -328,7 +328,8 @@ class Training:
         self.since = Since(since.nats + nats, since.targets + targets, since.seconds + seconds)
 
     def _agreed(self, count: int, seconds: float) -> tuple[int, bool, int]:
-        """The signal that requested a stop, or 0; whether a checkpoint is due by the clock; steps of the next call."""
+        """Agree with all workers on the signal that requested a stop (0: none), whether a checkpoint is due, and the
+        steps of the next call."""
         pace = max(1, min(MOST_STEPS, 4 * count, int(PACE * count / seconds)))
         late = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
         stop, save, slow = self.steps.agree([int(self.stop_request.signal), int(late), -pace])

@@ -17,7 +17,7 @@ MOMENTUM = 0.9  # of sgd
 
 @keras.saving.register_keras_serializable("unreasonable_rnn")
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
-    """The learning rate as a function of the step, counted from 0. It has no state to save.
+    """Learning rate as a function of the step, counted from 0. It has no state to save.
 
     total: steps of the run; epoch_steps: steps per epoch.
     """
@@ -147,7 +147,7 @@ def make_optimizer(
 
 
 def clipped(gradients: list[tf.Tensor], config: TrainConfig) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """The clipped gradients, and their global norm before clipping."""
+    """Clip the gradients; also return their global norm before clipping."""
     if config.clip_by == "norm":
         return tf.clip_by_global_norm(gradients, config.clip)
     return [tf.clip_by_value(g, -config.clip, config.clip) for g in gradients], tf.linalg.global_norm(gradients)

@@ -95,7 +95,7 @@ def evaluate(
 def losses(
     steps: Steps, data: Path, manifest: Manifest, split: str, lanes: int, window: int, bar: Progress
 ) -> tuple[Array, int]:
-    """The loss of every target of a split in nats (float32), in text order, and the number of lanes used."""
+    """Compute the loss of every target of a split in nats (float32), in text order; also return the lanes used."""
     N = manifest.split(split).tokens - 1
     B, T = lanes_and_window(N, lanes, window, steps.devices.replicas)
     nats_N = np.empty(N, np.float32)

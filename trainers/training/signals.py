@@ -9,7 +9,7 @@ from typing import Any
 
 
 class StopRequest:
-    """The signal that requested a stop; 0 while none has."""
+    """Signal that requested a stop; 0 while none has."""
 
     signal = 0
 

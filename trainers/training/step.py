@@ -24,7 +24,7 @@ class Totals(NamedTuple):
 
 
 def target_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tensor) -> tf.Tensor:
-    """The loss of each target, in nats_BxT: -ln p(target) of each row's first `count` targets, 0 for the others."""
+    """Compute the losses nats_BxT: -ln p(target) of each row's first `count` targets, 0 for the others."""
     nats_BxT = _nats(logits_BxTxV, tf.cast(targets_BxT, tf.int32))
     # In float32: TensorFlow compares integers of a GPU on the host, which would wait for the GPU at each step.
     step_T = tf.range(nats_BxT.shape[1], dtype=tf.float32)
@@ -32,13 +32,13 @@ def target_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Ten
 
 
 def total_nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor, count_B: tf.Tensor) -> tf.Tensor:
-    """The sum of `target_nats`."""
+    """Sum of `target_nats`."""
     return tf.reduce_sum(target_nats(logits_BxTxV, targets_BxT, count_B))
 
 
 @tf.custom_gradient
 def _nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
-    """-ln p(target). TensorFlow's sparse cross entropy does not vectorize exp on a CPU."""
+    """Compute -ln p(target). TensorFlow's sparse cross entropy does not vectorize exp on a CPU."""
     shifted_BxTxV = logits_BxTxV - tf.reduce_max(logits_BxTxV, -1, keepdims=True)
     exp_BxTxV = tf.exp(shifted_BxTxV)
     sum_BxTx1 = tf.reduce_sum(exp_BxTxV, -1, keepdims=True)
@@ -53,18 +53,18 @@ def _nats(logits_BxTxV: tf.Tensor, targets_BxT: tf.Tensor) -> tuple[tf.Tensor, C
 
 
 def _real(batch: Batch) -> tf.Tensor:
-    """The number of a batch's real targets, as float32 (exact to 16 million) to be summed along with the losses, and on
+    """Number of a batch's real targets, as float32 (exact to 16 million) to be summed along with the losses, and on
     a GPU, where integers would be summed on the host."""
     return tf.reduce_sum(tf.cast(batch.count_B, tf.float32))
 
 
 def _all_reduce(values: list[tf.Tensor]) -> list[tf.Tensor]:
-    """The sum of each over all replicas, in one reduction. Call it inside strategy.run."""
+    """Sum each value over all replicas, in one reduction. Call it inside strategy.run."""
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def take(x: Any, rows: slice) -> Any:
-    """Only these lanes of a tensor, or of each in a batch.
+    """Take these lanes of a tensor, or of each tensor in a batch.
 
     All lanes are returned as they are: a slice would run on the GPU, and bring the host's integers there and back.
     """
@@ -74,7 +74,7 @@ def take(x: Any, rows: slice) -> Any:
 
 
 class Steps:
-    """Runs batches and carries through a model on the given devices.
+    """Steps of training and evaluation on the given devices.
 
     A batch is a pipeline.lanes.Batch without its missing parts, as per-replica values; a carry is a per-replica
     carry_BxLxSxH. They come from `distribute` and `scatter`, and pass from step to step unchanged.
@@ -92,8 +92,8 @@ class Steps:
 
     @tf.autograph.experimental.do_not_convert
     def distribute(self, make: Callable[[range], tf.data.Dataset], lanes: int) -> Any:
-        """An iterator over make(rows), the batches of these lanes. Each worker makes its own, and each of its replicas
-        gets an equal share of the rows, in order. Do not read past the end."""
+        """Iterate over make(rows), the batches of these lanes. Each worker makes its own, and each of its replicas gets
+        an equal share of the rows, in order. Do not read past the end."""
         local = self.devices.replicas // self.devices.workers
 
         def split(batch: Batch) -> Any:
@@ -121,11 +121,11 @@ class Steps:
 
     @tf.function(autograph=False)
     def gather(self, carry: Any) -> tf.Tensor:
-        """The rows of all replicas of all workers as one array, the inverse of `scatter`. All workers must call it."""
+        """Gather the rows of all replicas of all workers, the inverse of `scatter`. All workers must call it."""
         return self.strategy.gather(carry, axis=0)
 
     def agree(self, values: list[int]) -> list[int]:
-        """The maximum of each value over all workers, so that all do the same. All workers must call it."""
+        """Take the maximum of each value over all workers, so that all do the same. All workers must call it."""
         if self.devices.workers == 1:
             return values
         local = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant([values]))
@@ -149,19 +149,19 @@ class Steps:
 
     @tf.function
     def evaluate(self, batch: Any, carry: Any) -> tuple[Totals, Any]:
-        """The loss of a batch, without dropout or an update."""
+        """Compute the loss of a batch, without dropout or an update."""
         totals, carry = self.strategy.run(self._score, args=(batch, carry))
         return self._any(totals), carry
 
     @tf.function
     def losses(self, batch: Any, carry: Any) -> tuple[tf.Tensor, Any]:
-        """Like `evaluate`, but returns nats_BxT of all lanes, 0 where there is no target."""
+        """Compute nats_BxT of all lanes, 0 where there is no target, and the next carry."""
         nats, carry = self.strategy.run(self._losses, args=(batch, carry))
         return self.strategy.gather(nats, axis=0), carry
 
     @tf.function(autograph=False)
     def internals(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """Gradients of all weights and activations of all gates, from an empty carry on one device, for histograms."""
+        """Compute the gradients of all weights and the gates, from an empty carry on one device, for histograms."""
         carry_BxLxSxH = self.model.initial_carry(batch.ids_BxT.shape[0])
         size = batch.ids_BxT.shape[0] * batch.ids_BxT.shape[1]
         _, _, gradients = self._tower(batch, carry_BxLxSxH, [], size)
@@ -169,19 +169,19 @@ class Steps:
         return named | {f"gate/{name}": x for name, x in self.model.gates(batch.ids_BxT, carry_BxLxSxH).items()}
 
     def _any(self, totals: Totals) -> Totals:
-        """One replica's totals, which are equal on all."""
+        """Take one replica's totals, which are equal on all."""
         return Totals(*(self.strategy.experimental_local_results(x)[0] for x in totals))
 
     @tf.autograph.experimental.do_not_convert
     def _score(self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor) -> tuple[Totals, tf.Tensor]:
-        """On one replica: the totals over all replicas, and its next carry."""
+        """Return, on one replica, the totals over all replicas and its next carry."""
         nats_BxT, carry_BxLxSxH = self._losses(parts, carry_BxLxSxH)
         nats, targets = _all_reduce([tf.reduce_sum(nats_BxT), _real(Batch(*parts))])
         return Totals(nats, targets, tf.zeros([])), carry_BxLxSxH
 
     @tf.autograph.experimental.do_not_convert
     def _losses(self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """On one replica: the loss of each of its targets, nats_BxT, and its next carry."""
+        """Return, on one replica, the loss of each of its targets, nats_BxT, and its next carry."""
         batch = Batch(*parts)
         losses, carries = [], []
         for rows in self._towers(batch):
@@ -195,8 +195,8 @@ class Steps:
     def _update(
         self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor, step: tf.Tensor
     ) -> tuple[Totals, tf.Tensor]:
-        """On one replica: the totals over all replicas and its next carry. Updates its weights by the gradient over all
-        replicas."""
+        """Update one replica's weights by the gradient over all replicas. Returns the totals over all replicas and its
+        next carry."""
         batch = Batch(*parts)
         B, T = batch.ids_BxT.shape
         lanes = B * self.devices.replicas
@@ -217,7 +217,7 @@ class Steps:
         return Totals(nats, targets, norm), tf.concat(carries, 0)
 
     def _towers(self, batch: Batch) -> list[slice]:
-        """The rows of each tower: shares of a replica's lanes, equal to within one, that run in parallel."""
+        """Rows of each tower: shares of a replica's lanes, equal to within one, that run in parallel."""
         B = batch.ids_BxT.shape[0]
         towers = self.devices.towers(B)
         if towers == 1:

@@ -1,7 +1,7 @@
 """Progress of a run while it trains: terminal, metrics.jsonl, TensorBoard, samples.
 
-Each start writes its own event file into one folder. After a crash the repeated steps are in two of them; TensorBoard
-shows the later ones.
+Each start of a run writes its own event file. After a crash, two files contain the repeated steps; TensorBoard shows
+the later ones.
 """
 
 import math
@@ -99,7 +99,7 @@ class Watch:
         return self._generate(request).text_bytes.numpy()[0].decode("utf-8", errors="replace")
 
     def _left(self, step: int) -> str:
-        """The time left at the pace since the start, including validations; empty until it can be estimated."""
+        """Time left at the pace since the start, including validations; empty until it can be estimated."""
         first, clock = self._pace or (step, 0.0)
         if step == first:
             return ""
@@ -129,12 +129,12 @@ class Watch:
 
 
 def _where(row: dict[str, Any], split: str) -> str:
-    """The columns shared by train and validation reports."""
+    """Columns shared by train and validation reports."""
     return f"{row['step']:>9,}{row['epoch']:>8.2f}{row[f'{split}_nats']:>8.3f}{row[f'{split}_bits']:>8.3f}"
 
 
 def train_row(step: int, epoch_steps: int, since: checkpoint.Since, norm: float, rate: float) -> dict[str, Any]:
-    """A train report since the last one. Losses are means per target; norm: of the last step's gradient."""
+    """Build a train report since the last one. Losses are means per target; norm: of the last step's gradient."""
     nats = since.nats / since.targets
     return {
         "step": step,
@@ -150,5 +150,5 @@ def train_row(step: int, epoch_steps: int, since: checkpoint.Since, norm: float,
 
 
 def val_row(step: int, epoch_steps: int, nats: float) -> dict[str, Any]:
-    """A validation report."""
+    """Build a validation report."""
     return {"step": step, "epoch": step / epoch_steps, "val_nats": nats, "val_bits": nats / math.log(2)}
