@@ -44,7 +44,7 @@ CHATTER = re.compile(
     rb"|^WARNING:root:apitools not found"  # Beam, without Google Cloud's clients
 )
 
-# Keras imports these if they are installed, for features that nothing here uses: a quarter of its start-up.
+# Keras imports these if they are installed, for features that are not used here: a quarter of its start-up.
 UNUSED = ("pandas", "matplotlib.pyplot")
 
 
@@ -62,7 +62,7 @@ def write_pieces(pieces: Iterable[bytes], before: bytes = b"") -> None:
     """Write a model's text to standard output piece by piece, then a newline.
 
     A file or a pipe receives the exact bytes. A terminal gets U+FFFD for invalid UTF-8 and for control characters.
-    before: text written ahead of the first piece, once that has arrived, so that an early error leaves no output.
+    before: text to write ahead of the first piece, once that has arrived, so that an early error leaves no output.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
 

@@ -8,11 +8,11 @@ class UsageError(Exception):
 
 
 class StageError(Exception):
-    """The data, the run or the machine prevented the stage from finishing. Exit code 1."""
+    """Failure of a stage because of the data, the run or the machine. Exit code 1."""
 
 
 class Stopped(Exception):  # noqa: N818 stopping on request is not an error
-    """A signal stopped the command at a safe point; the message says how to resume. Exit code 128 + signal."""
+    """Stop by a signal, at a safe point; the message explains how to resume. Exit code 128 + signal."""
 
     def __init__(self, message: str, signal: int):
         super().__init__(message)
@@ -23,14 +23,14 @@ class Stopped(Exception):  # noqa: N818 stopping on request is not an error
 _CAUSES = {
     "DataLossError": "a file is corrupted",
     "OutOfRangeError": "a file is truncated",
-    "ResourceExhaustedError": "the memory does not suffice",
+    "ResourceExhaustedError": "out of memory",
     "UnavailableError": "another process does not answer",
 }
 FULL = "No space left on device"
 
 
 def tensorflow_cause(error: BaseException) -> str:
-    """Cause of an error of TensorFlow's, with its first line; empty for any other error."""
+    """Cause of a TensorFlow error, with its first line; empty for any other error."""
     names = [cls.__name__ for cls in type(error).__mro__]
     if "OpError" not in names:
         return ""

@@ -3,8 +3,8 @@
 .NAME.partial-XXXXXXXX/NAME         the new file or folder, until it is moved to NAME
 .NAME.partial-XXXXXXXX/NAME.old     the folder that it replaces, until it is deleted
 
-The process that owns a scratch folder holds a lock on it. A killed process leaves nothing else, and `recover` finds its
-scratch folder unlocked. An old folder beside a new one was moved aside for a swap that did not happen.
+The process that owns a scratch folder holds a lock on it, so `recover` recognises the scratch folder of a killed
+process, which leaves nothing else. If it holds both a new and an old folder, their swap stopped halfway.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from common.errors import FULL, StageError, tensorflow_cause
 
 LOCK = ".lock"
 CHECKSUM = "checksum"  # in a JSON object: the hash of everything else in it
-# Of a JSON file: the manifest of a million source files has 150 MB; a 64-bit integer has 20 characters.
+# Limits of a JSON file: the manifest of a million source files has 150 MB; a 64-bit integer has 20 characters.
 MOST_BYTES, MOST_DEPTH, MOST_DIGITS = 1 << 28, 50, 20
 _SCRATCH = re.compile(r"\..*\.partial-.{8}")
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -33,7 +33,7 @@ _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @contextlib.contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """Yield a private folder beside `path`, which is deleted after the block, or after a kill by the next `recover`."""
+    """Yield a private folder beside `path`, deleted after the block or, after a kill, by the next `recover`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path.parent, glob.escape(path.name))
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
@@ -47,7 +47,7 @@ def scratch(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name `path`, not a file in a scratch folder or none at all, in the error of a full disk."""
+    """Name `path` in the error of a full disk, which may name a file in a scratch folder, or none."""
     try:
         yield
     except OSError as error:
@@ -61,9 +61,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def recover(folder: Path, pattern: str = "*") -> None:
-    """Restore folders that killed processes moved aside, and delete what else they left in `folder`.
+    """Clean up after killed processes in `folder`: restore the folders they moved aside, delete their scratch folders.
 
-    pattern: of the names to which the leftovers belong.
+    pattern: names of the files and folders to clean up after.
     """
     _recover_old_form(folder, pattern)
     for leftover in folder.glob(f".{pattern}.partial-*"):
@@ -72,7 +72,7 @@ def recover(folder: Path, pattern: str = "*") -> None:
 
 
 def _recover_old_form(folder: Path, pattern: str) -> None:
-    """Recover what processes of earlier versions left.
+    """Clean up after killed processes of earlier versions.
 
     .NAME.old-XXXXXXXX/NAME     the old folder; put back if the new one, .NAME.partial-XXXXXXXX, was not moved to NAME
     .NAME.partial-PID           a new file; deleted unless that process runs
@@ -93,7 +93,7 @@ def _recover_old_form(folder: Path, pattern: str) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path, new: bool = False) -> Iterator[None]:
-    """Lock a scratch folder for the block. Raises OSError for one that is not new, if it is locked."""
+    """Lock a scratch folder for the block. Raises OSError if one that is not `new` is locked."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         # A file system without locks: leftovers are never recovered.
@@ -166,8 +166,8 @@ def _flush(path: Path, *parts: Path) -> None:
 def check_replaceable(folder: Path, marker: str, kind: str, option: str = "--out") -> None:
     """Raise StageError unless `folder` is missing, empty, or a `kind`, which contains a file `marker`.
 
-    Anything else is the user's own and is not replaced, even with --force. What killed processes left is not: it is
-    recovered first. option: the option that names the folder.
+    Anything else is the user's own and is not replaced, even with --force. `recover` runs first, so leftovers of killed
+    processes do not count. option: the option that names the folder.
     """
     recover(folder.parent, glob.escape(folder.name))
     if folder.exists() and not folder.is_dir():
@@ -202,8 +202,8 @@ def write_record(path: Path, value: dict[str, Any]) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Value of a JSON text. Raises ValueError, and nothing else, for text that is not UTF-8 or not JSON, nested deeper
-    than MOST_DEPTH, or with an integer of more than MOST_DIGITS."""
+    """Parse a JSON text. Raises ValueError, and nothing else, for text that is not UTF-8 or not JSON, is nested deeper
+    than MOST_DEPTH, or has an integer of more than MOST_DIGITS."""
 
     def integer(digits: str) -> int:
         if len(digits) > MOST_DIGITS:
@@ -224,7 +224,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def load_json(path: Path) -> Any:
-    """Value in a JSON file of at most MOST_BYTES, without its checksum.
+    """Load a JSON file of at most MOST_BYTES, without its checksum.
 
     Raises OSError, and ValueError as `parse_json` does, or if the value differs from its checksum.
     """
@@ -239,7 +239,7 @@ def load_json(path: Path) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Object in a JSON file; empty if the file is missing, invalid or not an object."""
+    """Load the object in a JSON file; empty if the file is missing, invalid or not an object."""
     try:
         value = load_json(path)
     except (OSError, ValueError):

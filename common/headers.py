@@ -7,7 +7,7 @@ POLICY = re.compile(r'http-equiv="Content-Security-Policy"[^"]*"([^"]*)"')
 
 
 def page_headers(folder: Path) -> dict[str, str]:
-    """Headers of every file of a page. They repeat its policy, because its <meta> does not apply to its workers."""
+    """Headers of every file of a page. They repeat its policy, whose <meta> does not apply to its workers."""
     declared = POLICY.search((folder / "index.html").read_text(encoding="utf-8"))
     policy = " ".join(declared[1].split()) if declared else "default-src 'self'"
     return {

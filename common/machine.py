@@ -6,7 +6,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # of the instruction sets, those that decide the speed
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # the instruction sets that decide the speed
 
 
 def processor() -> tuple[str, set[str]]:
@@ -16,7 +16,7 @@ def processor() -> tuple[str, set[str]]:
 
 
 def describe(gpu: bool = False) -> str:
-    """The processor, its cores and instruction sets, and with `gpu` the GPUs, for people who read a figure."""
+    """Describe the processor and, with `gpu`, the GPUs, for a reader of figures measured on them."""
     name, flags = processor()
     known = ", ".join(flag for flag in CPU_FLAGS if flag in flags)
     cores = f"{len(os.sched_getaffinity(0))} cores of {name or platform.machine()} ({known})"
@@ -41,7 +41,7 @@ def gpus() -> list[str]:
 
 
 def hide_gpus() -> None:
-    """Keep TensorFlow in this process and its children off the GPUs: it takes all their memory, and so would stop a
+    """Hide the GPUs from TensorFlow in this process and its children: it would take all their memory, and so stop a
     training on the same host. Call this before importing TensorFlow."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 

@@ -53,7 +53,7 @@ _OPTIONS = (
         "--stop",
         default="",
         metavar="TEXT",
-        callback=lambda context, option, text: os.fsencode(text),  # the bytes as typed, whatever the locale
+        callback=lambda context, option, text: os.fsencode(text),  # the bytes as typed, in any locale
         help="Stop before this text, of at most 64 characters.",
     ),
 )

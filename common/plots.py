@@ -117,7 +117,7 @@ def _decades(values: list[float]) -> tuple[int, int]:
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS points, evenly spaced on a logarithmic axis, with the first and the last.
+    """Keep at most MOST_POINTS points, evenly spaced on a logarithmic axis, with the first and the last.
 
     A single point is repeated, since SVG draws nothing for a polyline of one point.
     """

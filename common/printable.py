@@ -29,7 +29,7 @@ def one_line(text: str) -> str:
 
 
 def brief(text: str, most: int = 200) -> str:
-    """Cut a text that an error repeats.
+    """Shorten a text that an error quotes.
 
     >>> brief("abcdef", most=3)
     'abc…'
@@ -38,12 +38,12 @@ def brief(text: str, most: int = 200) -> str:
 
 
 def wrapped(text: str) -> str:
-    """Return a paragraph of Markdown in lines of at most 100 characters."""
+    """Wrap a paragraph of Markdown in lines of at most 100 characters."""
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def check_name(name: str) -> None:
-    r"""Raise ValueError unless `name` can name one file and be printed as it is.
+    r"""Raise ValueError unless `name` can name a file and be printed unchanged.
 
     >>> check_name("../train")
     Traceback (most recent call last):
