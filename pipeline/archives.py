@@ -29,7 +29,7 @@ DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY_BYTES),
     "zstd": lambda: zstandard.ZstdDecompressor(max_window_size=MEMORY_BYTES).decompressobj(),
 }
-# The programs that decompress without that limit.
+# Programs that decompress without that limit.
 UNPACK = {"gzip": "gzip -dc", "bz2": "bzip2 -dc", "xz": "xz -dc", "zstd": "zstd -dc --memory=4096MB"}
 ZIP = (b"PK\3\4", b"PK\5\6")  # with files; empty
 # Small reads bound the output of a decompression bomb to some megabytes (zstd: 32). bz2, which expands 40 bytes to
@@ -169,7 +169,7 @@ def members(path: Path, ceiling: int) -> Iterator[tuple[str, int, BinaryIO]]:
 
 
 class _Allowance:
-    """Bytes that may still be read from an archive."""
+    """Budget of the bytes that may still be read from an archive."""
 
     def __init__(self, path: Path, ceiling: int) -> None:
         self.path, self.ceiling, self.left = path, ceiling, ceiling
@@ -248,7 +248,7 @@ def _tar_members(path: Path, ceiling: int) -> Iterator[tuple[str, int, Any]]:
 
 
 class _Entries(list[zipfile.ZipInfo]):
-    """The entries of a zip, which zipfile reads all at once: some 2 KB of memory each."""
+    """Entries of a zip, limited in number, since zipfile reads them all at once: some 2 KB of memory each."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

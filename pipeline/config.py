@@ -74,7 +74,7 @@ class IngestSettings:
         return {name: getattr(self, name) for name in SPLITS}
 
     def rules(self) -> Rules:
-        """Rules for reading files."""
+        """Build the rules for reading files."""
         return Rules(check_encoding(self.encoding), self.errors, self.newlines, self.bom)
 
     def shaping(self) -> dict[str, Any]:
@@ -114,5 +114,5 @@ class ValidateSettings:
                 raise ValueError(f"{rule}, got '{name}'; splits: {', '.join(SPLITS)}; features: {', '.join(FEATURES)}")
 
     def as_json(self) -> dict[str, Any]:
-        """The settings by name, for the stamp."""
+        """Return the settings by name, for the stamp."""
         return {name: getattr(self, name) for name in settings.field_names(ValidateSettings)}

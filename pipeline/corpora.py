@@ -15,30 +15,12 @@ from pipeline.archives import is_archive, members, open_text
 
 Key = tuple[int, bytes]  # sort key of a file in the text: index of the expression it matches, path
 HTML = r"(?i)\.html?$"
-BLOCKS = [
-    "blockquote",
-    "div",
-    "dd",
-    "dt",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "li",
-    "p",
-    "pre",
-    "table",
-    "td",
-    "ul",
-    "ol",
-]
+BLOCKS = ("blockquote", "div", "dd", "dt", *(f"h{n}" for n in range(1, 7)), "li", "p", "pre", "table", "td", "ul", "ol")
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A named text, built from a file, archive or folder.
+    """Named text, built from a file, archive or folder.
 
     about: description. licence: terms of use. essay: its use in the essay.
     address: URL; None if users must pass their own copy (or, for stdlib, if it is on every machine).

@@ -25,7 +25,7 @@ class Encoder:
         self.bytes, self.documents, self.outside = 0, 0, Counter[str]()
 
     def write(self, text: bytes | None) -> None:
-        """Append the ids of a text; None stands for the end of a document."""
+        """Append the ids of a text, or of the end of a document (None)."""
         if text is None:
             ids, outside = np.array([self.vocab.end_id], self.vocab.dtype), Counter[str]()
         else:
@@ -37,7 +37,7 @@ class Encoder:
             self.documents += int(np.count_nonzero(ids == self.vocab.end_id))
 
     def report(self) -> dict[str, Any]:
-        """The finished shard with its counts, as JSON."""
+        """Return the finished shard with its counts, as JSON."""
         shard = dataclasses.asdict(self.shard.shard)
         return shard | {"bytes": self.bytes, "documents": self.documents, "outside": dict(self.outside)}
 

@@ -124,11 +124,11 @@ def _make(name: str, corpus: Corpus, path: Path, origin: str, folder: Path) -> N
 
 
 class UnfinishedError(StageError):
-    """An incomplete download. Its bytes are kept, and the next call resumes it."""
+    """Incomplete download. Its bytes are kept, and the next call resumes it."""
 
 
 class _InterruptedError(Exception):
-    """A response ended early or did not match the request. The next request resumes or starts over."""
+    """Response that ended early or did not match the request. The next request resumes or starts over."""
 
 
 @contextlib.contextmanager
@@ -160,8 +160,8 @@ def _downloaded(url: str, corpus: Corpus, folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _interrupting(interrupt: Callable[[], None], after: float) -> Iterator[None]:
-    """Call `interrupt` if the block takes longer: a timeout of the socket starts anew with each byte. Raises
-    _InterruptedError."""
+    """Call `interrupt` and raise _InterruptedError if the block takes longer: a socket's own timeout restarts with each
+    byte."""
     slow = threading.Event()
 
     def stop() -> None:
@@ -177,11 +177,11 @@ def _interrupting(interrupt: Callable[[], None], after: float) -> Iterator[None]
     finally:
         timer.cancel()
         if slow.is_set():
-            raise _InterruptedError("the server sends single bytes")
+            raise _InterruptedError("the server sends too slowly")
 
 
 class _Headers:
-    """Mixin of a connection: the headers of a response arrive within FLOOR_S."""
+    """Mixin of a connection that limits the wait for the headers of a response to FLOOR_S."""
 
     def getresponse(self) -> Any:
         connection: Any = self
@@ -190,7 +190,7 @@ class _Headers:
 
 
 class _Adapter(HTTPAdapter):
-    """Connections to servers and proxies, as _Headers."""
+    """Adapter whose connections, to servers and proxies, are _Headers."""
 
     def get_connection_with_tls_context(self, *arguments: Any, **settings: Any) -> Any:
         pool = super().get_connection_with_tls_context(*arguments, **settings)
@@ -259,7 +259,7 @@ def _attempt(session: requests.Session, url: str, file: BinaryIO, size: int | No
 
 
 def _pieces(response: requests.Response) -> Iterator[bytes]:
-    """Yield the pieces of a body. Raises _InterruptedError if a minute brings fewer than FLOOR_BYTES."""
+    """Yield the pieces of a body. Raises _InterruptedError if fewer than FLOOR_BYTES arrive in a minute."""
     while True:
         received, until = 0, time.monotonic() + FLOOR_S
         with _interrupting(response.raw.shutdown, 2 * FLOOR_S):  # while it reads the line before a chunk
@@ -303,13 +303,13 @@ def _state_file(path: Path) -> Path:
 
 
 def _public(url: str) -> str:
-    """The URL without user name and password."""
+    """Strip user name and password from a URL."""
     parts = urllib.parse.urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _reason(error: Exception) -> str:
-    """Root cause of an error that requests and urllib3 have wrapped."""
+    """Find the root cause of an error that requests and urllib3 have wrapped."""
     while isinstance(cause := getattr(error, "reason", None) or (error.args or ("",))[-1], Exception):
         error = cause
     if isinstance(error, http.client.IncompleteRead):

@@ -112,7 +112,7 @@ def _summary(sources: tuple[Source, ...]) -> str:
 
 
 def hash_sources(files: list[SourceFile]) -> tuple[Source, ...]:
-    """Name, size and SHA-256 of each file. Raises StageError for one that cannot be read."""
+    """Read name, size and SHA-256 of each file. Raises StageError for one that cannot be read."""
     sources = []
     with console.progress("bytes") as bar:
         task = bar.add_task("hashing the sources", total=sum(file.bytes for file in files))
@@ -126,7 +126,7 @@ def hash_sources(files: list[SourceFile]) -> tuple[Source, ...]:
 
 
 class DataSet:
-    """A data set under construction in `folder`."""
+    """Data set under construction in `folder`."""
 
     def __init__(self, settings: IngestSettings, folder: Path, options: str):
         self.settings, self.folder, self.options = settings, folder, options

@@ -148,7 +148,7 @@ def _batches(
 
 @contextlib.contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Look for a cause in the shards where TensorFlow fails. Raises StageError if one has been cut or changed."""
+    """Check the shards if TensorFlow fails in the block. Raises StageError if one was truncated or changed."""
     try:
         yield
     except (StopIteration, tf.errors.OpError):

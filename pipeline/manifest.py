@@ -1,4 +1,4 @@
-"""The manifest, manifest.json, describes a data set. Written last and read first: a folder without it is incomplete.
+"""Manifest of a data set, manifest.json. Written last and read first: a folder without it is incomplete.
 
 data/NAME/manifest.json                   this file
 data/NAME/train-00000-of-00004.tokens     the shards (pipeline.shards)
@@ -29,7 +29,7 @@ READ_BYTES = 1 << 22
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A source file, by a name that is the same on every machine; sha256 is of the file itself, compressed or not."""
+    """Source file, by a name that is the same on every machine. sha256: of the file itself, compressed or not."""
 
     name: str
     bytes: int
@@ -38,7 +38,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file of tokens in the data set's folder; sha256 is of the file's bytes."""
+    """File of tokens in the data set's folder. sha256: of the file's bytes."""
 
     file: str
     tokens: int
@@ -47,7 +47,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A part of the corpus. Its shards, joined in order, are its tokens.
+    """Part of the corpus. Its shards, joined in order, are its tokens.
 
     counts: "bytes" of text; "documents", if the text consists of documents; "outside", if any: characters outside the
         vocabulary, replaced or left out.

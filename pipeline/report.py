@@ -74,7 +74,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A split on the page. numbers: {feature: TFDV's statistics over the records}."""
+    """Summary of a split for the page. numbers: {feature: TFDV's statistics over the records}."""
 
     name: str
     tokens: int
@@ -131,7 +131,7 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def counts_of(statistics: Statistics) -> Counter[str]:
-    """Exact count of each character of a split, by name. Sorted by name, so that `most_common` breaks ties by name."""
+    """Count each character of a split, by name. Sorted by name, so that `most_common` breaks ties by name."""
     buckets = char_of(statistics).string_stats.rank_histogram.buckets
     return Counter(dict(sorted((bucket.label, round(bucket.sample_count)) for bucket in buckets)))
 
@@ -187,8 +187,8 @@ def lines_plot(splits: list[Summary]) -> Plot:
 
 
 def spread(feature: str, splits: list[Summary]) -> list[dict[str, float] | None]:
-    """Least, tenth, median, ninth and most of each split with text, in percent of the range over all splits. A tenth of
-    the records are below `tenth`, a tenth above `ninth`."""
+    """Compute least, tenth, median, ninth and most of each split with text, in percent of the range over all splits. A
+    tenth of the records are below `tenth`, a tenth above `ninth`."""
     numbers = [split.numbers[feature] if split.records else None for split in splits]
     least = min((stats.min for stats in numbers if stats), default=0)
     width = max((stats.max for stats in numbers if stats), default=0) - least

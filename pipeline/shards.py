@@ -42,14 +42,14 @@ class ShardWriter:
 
     @property
     def shard(self) -> Shard:
-        """The finished shard."""
+        """Finished shard."""
         return Shard(self.path.name, self.tokens, self._digest.hexdigest())
 
 
 def read_tokens(folder: Path, split: Split, dtype: npt.DTypeLike, start: int, stop: int) -> npt.NDArray[Any]:
     """Read tokens [start, stop) of a split, across shards. Reads no other bytes.
 
-    Each call opens its files anew, some 10 us per read, so that many shards and readers do not exhaust descriptors.
+    Each call opens its files again, some 10 us each, so that many shards and readers do not exhaust descriptors.
     Raises StageError for a shard that has become too short.
     """
     dtype = np.dtype(dtype)

@@ -32,7 +32,7 @@ NAMED = 3  # paths named in a note
 
 @dataclasses.dataclass(frozen=True)
 class SourceFile:
-    """A file to read, with a name that is the same on every machine."""
+    """File to read, with a name that is the same on every machine."""
 
     name: str
     path: Path
@@ -41,7 +41,7 @@ class SourceFile:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """The files, in order, and the provenance of those from named corpora."""
+    """Files to read, in order, and the provenance of those from named corpora."""
 
     files: list[SourceFile]
     provenance: list[dict[str, Any]]
@@ -73,7 +73,7 @@ def opened(sources: Iterable[str], include: list[str], exclude: list[str], out: 
 
 
 def defaults(sources: object) -> dict[str, Any]:
-    """[data] settings recommended for a named corpus, if it is the only source."""
+    """Return the [data] settings recommended for a named corpus, if it is the only source."""
     names = list(sources) if isinstance(sources, list) else []
     if len(names) != 1 or not isinstance(names[0], str):
         return {}  # IngestSettings reports the error
@@ -108,7 +108,7 @@ def _files(source: str, include: list[str], exclude: list[str], out: Path) -> li
 
 
 def _walked(source: str, top: Path, pattern: tuple[str, ...], out: Path) -> dict[str, Path]:
-    """Files by their path below `top`; notes what is left out."""
+    """List files by their path below `top`, and note what is left out."""
     files, left_out = walk(top, pattern, out)
     for reason, paths in left_out.items():
         names = ", ".join(map(_printable, sorted(paths)[:NAMED])) + (", ..." if len(paths) > NAMED else "")
@@ -135,7 +135,7 @@ def _provenance(source: str) -> list[dict[str, Any]]:
 
 
 class _Provenance(pydantic.BaseModel, extra="allow"):
-    """The fields used here."""
+    """Provenance, with the fields that are used here."""
 
     name: str
     text_sha256: str
@@ -163,7 +163,7 @@ def _printable(name: object) -> str:
 
 @contextlib.contextmanager
 def _piped(source: str, scratch: Path) -> Iterator[SourceFile]:
-    """Keep what a pipe yields."""
+    """Copy a pipe to a file for the block."""
     is_input = source in STANDARD_INPUT
     with temporary(scratch / "stdin") as folder:
         kept = folder / "stdin"

@@ -40,7 +40,7 @@ class Stretch:
 
 
 class Layout:
-    """The files on one line of positions.
+    """Files on one line of positions.
 
     documents: "none"; "line": each line is a document; "file": each file is. unit: as in Vocab.
     """

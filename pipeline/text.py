@@ -52,7 +52,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A file's text: `bytes` bytes of the file `path`, which is the source itself or a scratch file.
+    """Text of a file: `bytes` bytes of the file `path`, which is the source itself or a scratch file.
 
     source_bytes, sha256: of the source file itself; modified: its modification time, in ns.
     text_sha256: of the text, independent of compression and encoding. newline_at_end: whether it ends with a newline.
@@ -70,7 +70,7 @@ class Text:
 
 
 class BinaryFileError(Exception):
-    """The file is not text; the message gives the evidence and its offset."""
+    """Finding that a file is not text; the message has the evidence and its offset."""
 
 
 def read_text(path: Path, name: str, rules: Rules, scratch: Path, advance: Callable[[int], None]) -> Text:

@@ -59,7 +59,7 @@ class Earlier:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Everything a data set is checked against. schema: passed with --schema, or None."""
+    """Rules that a data set is checked against. schema: passed with --schema, or None."""
 
     settings: ValidateSettings
     schema: Schema | None
@@ -98,7 +98,7 @@ def validate(
     rules = Rules(settings, read_schema(schema) if schema else None, earlier)
     report, digest = folder / FOLDER / REPORT, rules.sha256_with(manifest)
     if manifest.validation and manifest.validation.get("asked_sha256") == digest and report.exists() and not force:
-        recover(folder)  # what a kill after the stamp left
+        recover(folder)  # of a process killed after it wrote the stamp
         console.out.print(f"{folder} is already valid for these settings; report: {report}")
         return manifest
     check_hashes(folder, manifest)
@@ -282,7 +282,7 @@ def check(name: str, statistics: dict[str, Statistics], schema: Schema, rules: R
 def findings_of(
     name: str, anomalies: Anomalies, statistics: dict[str, Statistics], schema: Schema, rules: Rules
 ) -> list[Finding]:
-    """Rules that a split breaks, with our message for our own rules and TFDV's for the others."""
+    """List the rules that a split breaks, with our message for our own rules and TFDV's for the others."""
     if anomalies.data_missing:
         return [_finding(name, "char", "empty", "the split contains no text", rules)]
     findings = []

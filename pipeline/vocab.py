@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """Vocabulary: id i stands for `symbols[i]`. Raises ValueError for invalid symbols.
+    """Vocabulary: id i is `symbols[i]`. Raises ValueError for invalid symbols.
 
     unit: "byte": a symbol is one byte of the text; "char": one Unicode code point, in UTF-8.
     symbols: distinct, one or more.
@@ -118,9 +118,9 @@ class Vocab:
         return ""
 
     def prompt_ids(self, text: bytes) -> npt.NDArray[Any]:
-        """Ids that a model reads before it continues a text. Raises as `encode` does.
+        """Encode a text that a model is to continue. Raises as `encode` does.
 
-        They begin with the end of a document, if there is one, since the prompt begins a document. An empty text gives
+        The ids begin with the end of a document, if there is one, since the prompt begins a document. An empty text is
         `start_id`.
         """
         start = [] if text and self.end_id is None else [self.start_id]
@@ -186,12 +186,12 @@ class Vocab:
 
     @property
     def _written(self) -> tuple[bytes, ...]:
-        """Symbols that stand for some text: all but an empty one."""
+        """Symbols with some text: all but an empty one."""
         return self.symbols[:-1] if self.symbols[-1] == b"" else self.symbols
 
     @functools.cached_property
     def _text(self) -> str:
-        """The written symbols joined, id i at index i; bytes as Latin-1."""
+        """Written symbols joined, id i at index i; bytes as Latin-1."""
         return b"".join(self.symbols).decode("latin-1" if self.unit == "byte" else "utf-8")
 
     @functools.cached_property
@@ -220,7 +220,7 @@ class Vocab:
         return np.fromiter(map(ord, self._text), np.uint32)
 
     def _visible(self, ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Ids, as indices, that stand for some text."""
+        """Keep the ids, as indices, of symbols with some text."""
         ids = ids.ravel().astype(np.intp, copy=False)
         return ids[ids != self.end_id] if self.symbols[-1] == b"" else ids
 
@@ -246,7 +246,7 @@ def char_vocab(
     """Vocabulary of the `max_size` most frequent characters (ties: lower code point first) with at least `min_count`
     occurrences. Ids follow code points, so ASCII comes first.
 
-    end: as in `byte_vocab`; replace: U+FFFD stands for every other character. Both count towards `max_size`.
+    end: as in `byte_vocab`; replace: U+FFFD replaces every other character. Both count towards `max_size`.
     Raises ValueError if no character remains, or if `max_size` leaves no room for these two.
     """
     extra = {"\n"} if end == "newline" else set()

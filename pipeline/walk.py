@@ -127,7 +127,7 @@ def _name(path: Path, top: Path) -> str:
 
 
 def _after(states: States, name: str, pattern: tuple[str, ...]) -> States:
-    """States after one more part of a path; empty if the pattern does not match."""
+    """Advance the states by one part of a path; empty if the pattern does not match."""
     after = set()
     for state in states - {len(pattern)}:
         part = pattern[state]

@@ -341,9 +341,9 @@ def test_too_short_content_length_raises(server: Server, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("part", "reason"),
     [
-        ("headers", "the server sends single bytes"),
+        ("headers", "the server sends too slowly"),
         ("data", "the server sent fewer than 60,000 bytes in a minute"),
-        ("chunks", "the server sends single bytes"),
+        ("chunks", "the server sends too slowly"),
     ],
 )
 def test_a_slow_server_ends_the_attempt(
