@@ -100,8 +100,8 @@ def label(base: Path, changes: tuple[str, ...], targets: tuple[str, ...]) -> Non
     """Label the versions of a model: stable, canary.
 
     LABEL=VERSION moves a label, LABEL= removes it, VERSION makes servers load a version without a label. Without
-    arguments, the labels are printed. Running servers follow within seconds. Versions that were labelled until now stay
-    loaded until the next change, so that rolling back is quick.
+    arguments, the labels are printed. Running servers follow within seconds. Versions that lose their label stay loaded
+    until the next change, so that rolling back is quick.
 
     A server accepts a label only for a version that it has loaded. With --target, the version is loaded first, and the
     label moves once the server reports it AVAILABLE.
@@ -249,7 +249,7 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
 )
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtime.")
 def run_lite(file: Path, prompt: str, length: int, threads: int, **sampling: Any) -> None:
-    """Write text with a .tflite as a device does, without TensorFlow. A folder stands for its int8-dynamic.tflite.
+    """Write text with a .tflite as a device does, without TensorFlow. In a folder, int8-dynamic.tflite is used.
 
     \b
     Examples:
@@ -259,7 +259,7 @@ def run_lite(file: Path, prompt: str, length: int, threads: int, **sampling: Any
     from export.lite.runner import LiteModel, Sampling
 
     file = file / "int8-dynamic.tflite" if file.is_dir() else file
-    text = os.fsencode(prompt)  # the bytes as typed, whatever the locale
+    text = os.fsencode(prompt)  # the bytes as typed, in any locale
     console.write_pieces(LiteModel(file, threads).stream(text, length, Sampling(**sampling)), before=text)
 
 

@@ -1,4 +1,4 @@
-"""A .tflite that carries its own vocabulary: the flatbuffer, followed by a zip archive with one entry, vocab.json.
+"""Bundle of a .tflite and its vocabulary: the flatbuffer, followed by a zip archive with one entry, vocab.json.
 
 A runtime reads the flatbuffer and ignores the rest; any zip tool lists the archive. vocab.json holds the fields of
 model.json, the precision, and the SHA-256 of the flatbuffer, because a corrupted flatbuffer can crash the runtime, and
@@ -53,7 +53,7 @@ def unpack(path: Path) -> tuple[bytes, dict[str, Any]]:
 
 
 class _Appended(io.BytesIO):
-    """The end of a file, with offsets counted from the start of that file."""
+    """Buffer for the end of a file, with offsets counted from the start of that file."""
 
     def __init__(self, start: int):
         super().__init__()

@@ -1,6 +1,6 @@
 """SHA256SUMS, the record of an export: the SHA-256 of each of its files, which `sha256sum -c` reads too.
 
-The last line, a comment, is the hash of the lines before it, so that a truncated record is no valid one.
+The last line, a comment, is the hash of the lines before it, so that a truncated record is not valid.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ FILE = "SHA256SUMS"
 
 
 def write(folder: Path, names: Iterable[str] | None = None, leave_out: Collection[str] = ()) -> None:
-    """Record the files of an export. names: by default all below `folder`, but those that may change, `leave_out`."""
+    """Record the files of an export. names: by default all below `folder` except `leave_out`, files that may change."""
     if names is None:
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     lines = "".join(
@@ -36,7 +36,7 @@ def problems(folder: Path) -> list[str]:
     except ValueError:
         return [f"{folder / FILE} is corrupted"]
     states = [(folder / name, _state(folder / name, digest)) for digest, name in listed]
-    # A JSON file that may change, such as a list of neurons, has a checksum of its own.
+    # A JSON file that may change, such as a list of neurons, contains its own checksum.
     others = set(folder.glob("*.json")) - {path for path, _ in states}
     states += [(path, "is corrupted") for path in sorted(others) if not _readable(path)]
     return [f"{path} {state}" for path, state in states if state]
@@ -60,7 +60,7 @@ def verify(folder: Path) -> list[str]:
 
 
 def _state(path: Path, digest: str) -> str:
-    """What is wrong with a file; empty if nothing."""
+    """Describe what is wrong with a file; empty if it is intact."""
     try:
         return "" if sha256_file(path) == digest else "is corrupted"
     except FileNotFoundError:

@@ -84,7 +84,7 @@ class Generated:
 
     text: with U+FFFD in place of invalid UTF-8. text_bytes: the bytes as drawn.
     n_chars: characters written (bytes, if that is the model's unit).
-    log_prob: of the characters written, under the model itself, in nats.
+    log_prob: of the characters written under the model, in nats.
     finish_reason: "length", "stop", or "error: ...", with an empty text.
     """
 
@@ -110,7 +110,7 @@ class Carry:
 
 @dataclasses.dataclass(frozen=True)
 class Continued(Generated):
-    """A piece of text, and the state after it.
+    """Piece of generated text, and the state after it.
 
     n_back: bytes at the end of the earlier pieces that belong to the stop string: cut them off the text.
     """
@@ -154,7 +154,7 @@ class Neurons:
 
 
 class Client(Connection):
-    """A served model as text functions. Arguments and errors are those of `Connection`.
+    """Served model as text functions. Arguments and errors are those of `Connection`.
 
     A text is str or bytes; several are a list, a tuple or a 1-D array of them, and return a list. A single text that
     the model rejects raises StageError. Of several, rejected texts return with their `error` set, and the others are

@@ -43,7 +43,7 @@ MAX_DETAILS = 300  # characters of a server's message; its C++ may append a trac
 
 
 class ServingError(StageError):
-    """A failed call. code: gRPC's status code."""
+    """Failure of a call. code: gRPC's status code."""
 
     def __init__(self, message: str, code: StatusCode):
         super().__init__(message)
@@ -150,7 +150,7 @@ class VersionStatus:
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """An input or output: its type and shape. A dimension of any size is None, as is a shape of unknown rank."""
+    """Type and shape of an input or output. A dimension of any size is None, as is a shape of unknown rank."""
 
     dtype: str
     shape: tuple[int | None, ...] | None
@@ -165,7 +165,7 @@ class Signature:
 
 
 class Connection:
-    """One model on one server. A context manager; threads may share it.
+    """Connection to one model on one server. A context manager; threads may share it.
 
     target: "host:port" of gRPC. If a name has several addresses ("dns:///name:port"), calls rotate over them.
     model: its name on the server. version, label: select a version (pass at most one). Default: the latest.
@@ -228,7 +228,7 @@ class Connection:
         return {name: from_tensor(proto) for name, proto in answer.outputs.items()}, answer.model_spec.version.value
 
     def status(self) -> list[VersionStatus]:
-        """Status of the model's versions on the server, oldest first."""
+        """Request the status of the model's versions on the server, oldest first."""
         answer = self.raw_status()
         states = get_model_status_pb2.ModelVersionStatus.State
         versions = [
@@ -260,7 +260,7 @@ class Connection:
                 time.sleep(min(1, seconds))
 
     def metadata(self) -> dict[str, Signature]:
-        """Signatures of the model, by name."""
+        """Request the signatures of the model, by name."""
         _, signatures = self.raw_metadata()
         return {
             name: Signature(_tensors(signature.inputs), _tensors(signature.outputs))
@@ -269,12 +269,12 @@ class Connection:
         }
 
     def raw_status(self) -> Any:
-        """The server's GetModelStatusResponse, of all versions."""
+        """Request the server's GetModelStatusResponse, of all versions."""
         request = get_model_status_pb2.GetModelStatusRequest(model_spec=model_pb2.ModelSpec(name=self.settings.model))
         return self._call(self._models.GetModelStatus, request)
 
     def raw_metadata(self) -> tuple[Any, Any]:
-        """The ModelSpec that the server answers for, with its version, and the SignatureDefMap."""
+        """Request the ModelSpec that the server answers for, with its version, and the SignatureDefMap."""
         request = get_model_metadata_pb2.GetModelMetadataRequest(
             model_spec=self._spec(), metadata_field=["signature_def"]
         )

@@ -1,4 +1,4 @@
-"""The commands `python -m export query text | score | info | status`: query a model that TF Serving serves."""
+"""Commands that query a model on TF Serving: python -m export query text | score | info | status."""
 
 import base64
 import dataclasses
@@ -103,7 +103,7 @@ def text(
     Example:
       python -m export query text --model book --prompt "Once " --length 2000 --stop "THE END"
     """
-    before = os.fsencode(prompt)  # the bytes as typed, whatever the locale
+    before = os.fsencode(prompt)  # the bytes as typed, in any locale
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
     sampling["seed"] = drawn
     if as_json:

@@ -91,7 +91,7 @@ class CheckedClient(Client):
 
 
 class Guard:
-    """ASGI middleware: limits the calls below /v1/, counts and times all requests. A stream runs until its end."""
+    """ASGI middleware that limits calls below /v1/, and counts and times all requests. A stream runs until its end."""
 
     def __init__(self, app: Any, limits: FrontSettings):
         self.app, self.limits, self.running = app, limits, 0
@@ -123,7 +123,7 @@ class Guard:
             self.seconds[route] += time.monotonic() - start
 
     def _wait(self, client: str) -> int:
-        """Seconds until the client may call again; 0: now."""
+        """Compute the seconds until the client may call again; 0: now."""
         now = int(time.time())
         if now // 60 != self.minute:
             self.minute, self.calls = now // 60, Counter()
@@ -134,7 +134,7 @@ class Guard:
 
 
 class Front:
-    """Routes to one served model. client: its version or label is that of callers who name none."""
+    """Routes to one served model. client: sets the version or label for callers who name none."""
 
     def __init__(self, client: Client, settings: FrontSettings):
         self.client = CheckedClient(**{**vars(client.settings), "max_message_bytes": ANSWER_BYTES})
@@ -292,7 +292,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise StageError(f"{host}:{port} is not available ({error.strerror}): pass another --port") from None
-    # Else an answer's body waits until the client acknowledges the headers, which takes it 40 ms.
+    # Otherwise an answer's body waits until the client acknowledges the headers, which takes 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

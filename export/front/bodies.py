@@ -83,7 +83,7 @@ def read(body: dict[str, Any], signatures: Mapping[str, Signature]) -> tuple[str
 
 
 def size(inputs: Mapping[str, Array]) -> tuple[int, int]:
-    """Rows of a call, and the characters that it reads and writes; a carry is not read."""
+    """Count the rows of a call, and the characters that it reads and writes; a carry is not read."""
     texts = [array for name, array in inputs.items() if array.dtype == object and not name.endswith("_bytes")]
     read = sum(len(text.decode(errors="replace")) for array in texts for text in array)
     lengths = inputs.get("length", np.zeros(0, np.int64)).astype(np.int64)

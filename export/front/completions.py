@@ -22,7 +22,7 @@ Texts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance
 
 @settings
 class Completion:
-    """A request, and its answer. top_k and repetition_penalty are not OpenAI's, but common in other servers."""
+    """Completion request, and its answer. top_k and repetition_penalty are not OpenAI's, but common elsewhere."""
 
     model: str
     prompt: Annotated[Texts, Field(default_factory=lambda: [""])]
@@ -98,5 +98,5 @@ def parse(body: dict[str, Any], model: str) -> Completion:
 
 
 def event(content: dict[str, Any]) -> bytes:
-    """A server-sent event."""
+    """Format a server-sent event."""
     return b"data: " + json.dumps(content).encode() + b"\n\n"

@@ -2,8 +2,8 @@
 
 devices/NAME/float32.tflite, float16.tflite, int8-dynamic.tflite
                                signature `step`: token (int32 [1]), carry (float32 [1, L, S, H]) -> logits (float32
-                               [1, V]), carry; a token that ends a document is read from a carry of zeros, whatever is
-                               passed in; vocab.json inside (export.bundle)
+                               [1, V]), carry; a token that ends a document ignores the carry passed, and is read from
+                               zeros; vocab.json inside (export.bundle)
 devices/NAME/model.json        their origin, and the size, SHA-256 and quality of each
 devices/NAME/report.json       the figures of the table that the export prints
 devices/NAME/SHA256SUMS        the checksums of the files above (export.checksums)
@@ -185,7 +185,7 @@ def table(out: Path, report: dict[str, Any], unit: str) -> Table:
 
 
 def _neurons(folder: Path, out: Path, origin: Mapping[str, Any]) -> Path | None:
-    """Return the list of neurons to export: your own in `out`, recognised by its lack of a weights hash, or else the
+    """Find the list of neurons to export: your own in `out`, recognised by its lack of a weights hash, or else the
     run's, if it belongs to the exported weights. Raises StageError if the list in `out` is not JSON."""
     own, of_run = out / NEURONS, folder / NEURONS
     try:

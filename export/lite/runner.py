@@ -59,7 +59,7 @@ class Sampling:
 
 
 class LiteModel:
-    """An exported .tflite. Raises StageError for a corrupted file and for one from another program.
+    """Exported .tflite. Raises StageError for a corrupted file and for one from another program.
 
     about: the contents of its vocab.json.
     """

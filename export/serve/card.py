@@ -13,7 +13,7 @@ ROWS = 64  # per call, if export.json has no limit
 
 @dataclasses.dataclass(frozen=True)
 class ServedVersion:
-    """A version of a served model. origin: its export.json; facts: its facts.json (export.serve.facts), or {}."""
+    """Version of a model with its facts. origin: its export.json; facts: its facts.json (export.serve.facts), or {}."""
 
     number: int
     labels: list[str]
@@ -106,7 +106,7 @@ def table(versions: list[ServedVersion]) -> dict[str, list[str]]:
 
 
 def cell(text: str) -> str:
-    r"""Escape a text for a cell of a Markdown table: no mark-up, link or new line is left in it.
+    r"""Escape a text for a cell of a Markdown table: no mark-up, link or newline is left in it.
 
     >>> print(cell("a|b <i>*c*\n"))
     a&#124;b &#60;i&#62;&#42;c&#42;&#10;

@@ -29,7 +29,7 @@ def facts_of(run: Run, chosen: Checkpoint) -> dict[str, Any]:
 
 
 def _test(run: Run, chosen: Checkpoint) -> dict[str, Any] | None:
-    """Score on the test split, if these weights were evaluated on it."""
+    """Read the score on the test split, if these weights were evaluated on it."""
     try:
         report = load_json(run.folder / "evaluation-test.json")
         inputs = {name: report["inputs"][name] for name in ("weights_sha256", "data_sha256")}
@@ -41,7 +41,7 @@ def _test(run: Run, chosen: Checkpoint) -> dict[str, Any] | None:
 
 
 def _data(run: Run) -> dict[str, Any] | None:
-    """The run's data set, if it is still at its path and unchanged."""
+    """Describe the run's data set, if it is still at its path and unchanged."""
     try:
         manifest = read_manifest(run.data)
     except StageError:

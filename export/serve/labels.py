@@ -19,7 +19,7 @@ CHANGE = re.compile(r"(?:([A-Za-z][A-Za-z0-9_-]{0,62})=)?([1-9][0-9]{0,17})?")
 
 @dataclasses.dataclass(frozen=True)
 class ServingConfig:
-    """The content of models.config. versions: all that servers load, with and without a label."""
+    """Content of models.config. versions: all that servers load, with and without a label."""
 
     labels: dict[str, int]
     versions: frozenset[int]
@@ -129,5 +129,5 @@ def complete_versions(base: Path) -> list[int]:
 
 
 def describe_complete(base: Path) -> str:
-    """Describe the complete versions below `base`, for an error message."""
+    """List the complete versions below `base` for an error message."""
     return f"complete versions: {', '.join(map(str, complete_versions(base))) or 'none'}"

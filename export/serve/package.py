@@ -104,8 +104,8 @@ def write_package(base: Path, version: int, facts: dict[str, Any]) -> None:
 def relabel(base: Path, changes: Sequence[str], wait: Wait | None = None) -> None:
     """Change the labels of a model's versions and regenerate the package; without changes, print the labels.
 
-    Versions that were labelled until now stay loaded until the next change, so that no request by label fails in
-    between, and rolling back is quick.
+    Versions that lose their label stay loaded until the next change, so that no request by label fails in between, and
+    rolling back is quick.
 
     changes: "LABEL=VERSION"; "LABEL=" removes the label; "VERSION" makes servers load a version without a label.
     wait: called with the model's name and the versions that labels move to, before they move; returns when servers have
@@ -114,7 +114,7 @@ def relabel(base: Path, changes: Sequence[str], wait: Wait | None = None) -> Non
     """
     parsed = labels.parse(changes)
     if not base.is_dir():
-        raise StageError(f"there is no model in {base}: create one with python -m export savedmodel runs/NAME")
+        raise StageError(f"no model in {base}: create one with python -m export savedmodel runs/NAME")
     if wait and (moved := set(parsed.moved.values())):
         _change(base, labels.LabelChanges({}, set(), moved | parsed.loaded))
         wait(model_name(base), moved)
@@ -203,7 +203,7 @@ def front_check() -> str:
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Facts of a version that is packaged again: known facts are updated, but its tools stay those that wrote it."""
+    """Update the facts of a version that is packaged again, except for the tools that wrote it."""
     return old | {name: value for name, value in new.items() if not old or (value is not None and name != "tools")}
 
 
@@ -236,13 +236,13 @@ def _write(base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any
 def served_versions(
     base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any]] | None = None
 ) -> list[ServedVersion]:
-    """Complete versions that servers load. new_facts: facts that are not written yet. Raises StageError."""
+    """List the complete versions that servers load. new_facts: facts that are not written yet. Raises StageError."""
     numbers = [version for version in sorted(served.versions) if not labels.missing_file(base, version)]
     return [_version(base, number, served, new_facts or {}) for number in numbers]
 
 
 def largest_batch(base: Path, versions: list[ServedVersion]) -> int:
-    """The largest row limit of all versions below `base`."""
+    """Largest row limit of all versions below `base`."""
     origins = [read_json(base / str(number) / ORIGIN) for number in labels.complete_versions(base)]
     return max(row_limit(origin) for origin in [*origins, *(version.origin for version in versions)])
 
@@ -257,7 +257,7 @@ def _version(base: Path, number: int, served: ServingConfig, new_facts: dict[int
 
 
 def read_facts(base: Path, version: int) -> dict[str, Any]:
-    """Facts of a version; empty if there are none. Raises StageError if they are corrupted."""
+    """Read the facts of a version; empty if there are none. Raises StageError if they are corrupted."""
     path = base / str(version) / FACTS
     try:
         facts = load_json(path) if path.exists() else {}

@@ -70,7 +70,7 @@ Request = tuple[str, dict[str, list[Any]]]  # the signature, and its inputs
 
 
 def requests(served: Served) -> Iterator[Request]:
-    """Requests that verify an export and warm a server up: each signature at each batch size.
+    """Yield the requests that verify an export and warm a server up: each signature at each batch size.
 
     A batch mixes prompts of different lengths, one of them empty, temperatures, and rows with and without options.
     """
@@ -97,7 +97,7 @@ def requests(served: Served) -> Iterator[Request]:
 
 
 def info(run: Run, chosen: Checkpoint, limits: Limits) -> dict[str, Any]:
-    """Content of export.json, which the signature `info` returns."""
+    """Return the content of export.json, which the signature `info` returns."""
     origin = origin_of(run, chosen)
     return {
         **origin,

@@ -55,7 +55,7 @@ Answer = dict[str, tf.Tensor]
 
 
 class Served(tf.Module):
-    """The signatures as a module to save; the weights are stored in the sampler's layout.
+    """Module to save, with the signatures; the weights are stored in the sampler's layout.
 
     info: the JSON that the signature `info` returns.
     """

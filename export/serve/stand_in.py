@@ -1,4 +1,4 @@
-"""A stand-in for tensorflow_model_server, for machines without it: python -m export.serve.stand_in served/NAME
+"""Stand-in for tensorflow_model_server, for machines without it: python -m export.serve.stand_in served/NAME
 
 It is not TF Serving, and its speed is not TF Serving's: use it to try things out and for tests, never in production.
 
@@ -43,7 +43,7 @@ LISTED = {"string": "string_val", "int32": "int_val", "int64": "int64_val", "flo
 
 
 class LoadedVersion:
-    """A loaded version of a model: its graph in a Session, and its signatures."""
+    """Version of a model: its graph in a Session, and its signatures."""
 
     def __init__(self, folder: Path):
         with tf.Graph().as_default():
@@ -82,7 +82,7 @@ def reports_errors(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
-    """Serves the model at a base path.
+    """Server of the model at a base path.
 
     labels: default: from models.config. per_version: read batching parameters from each version's folder, and do not
     batch versions without them, like --enable_per_model_batching_parameters.
@@ -317,9 +317,9 @@ def serving(
 
 def main() -> None:
     """Serve until Ctrl-C, and follow models.config."""
-    about = "A stand-in for tensorflow_model_server. Prints its port, or its socket."
+    about = "Stand-in for tensorflow_model_server. Prints its port, or its socket."
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("base", type=Path, help="the model's base path, with one folder per version")
+    parser.add_argument("base", type=Path, help="base path of the model, with one folder per version")
     parser.add_argument("--port", type=int, default=0, help="gRPC port; 0: any free port")
     parser.add_argument("--socket", type=Path, help="Unix socket, instead of a port")
     parser.add_argument("--model-name", default="", help="default: the base path's name")

@@ -19,7 +19,7 @@ Run = Callable[[dict[str, Any], float | None], list[Any]]  # (arrays by tensor n
 
 
 class CallError(Exception):
-    """An error that a caller receives. code: gRPC's status code."""
+    """Error that a caller receives. code: gRPC's status code."""
 
     def __init__(self, code: StatusCode, message: str):
         super().__init__(message)
@@ -28,7 +28,7 @@ class CallError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """The server's batching parameters, with its defaults."""
+    """Batching parameters of the server, with its defaults."""
 
     max_batch_size: int = 1000
     batch_timeout_micros: int = 0
@@ -56,7 +56,7 @@ class Batching:
 
 @dataclasses.dataclass
 class Task:
-    """A call, or a slice of a split call, waiting in a batch."""
+    """Call that waits in a batch, or a slice of a split call."""
 
     inputs: dict[str, Any]
     rows: int
@@ -76,7 +76,7 @@ class Queue:
 
 
 class Batcher:
-    """Merges calls of the same signature into one run of the graph, and splits its outputs among them.
+    """Batcher that merges calls of a signature into one run of the graph, and splits its outputs among them.
 
     A batch without rows never runs: its calls wait, past their deadlines, until the signature receives a row. A batch's
     deadlines are checked when it is taken from the queue.

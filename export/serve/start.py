@@ -29,7 +29,7 @@ STOP_SECONDS = 10
 
 @dataclasses.dataclass(frozen=True)
 class LocalServer:
-    """A started server. target: its gRPC address; rows: per call, at most; seconds: to load the model, at most."""
+    """Local server. target: its gRPC address; rows: per call, at most; seconds: to load the model, at most."""
 
     target: str
     model: str

@@ -1,5 +1,5 @@
-// The worker's side: the model, the texts, and the calls that the page may make. Each call works for a short slice of time, so
-// that the next one never waits long, and the page calls again for more.
+// The worker's side: the model, the texts, and the calls that the page may make. Each call works for a short time, so that the
+// next one never waits long; the page calls again for more.
 
 import { explain } from "./explain.js";
 import { Model } from "./model.js";
@@ -151,7 +151,7 @@ function next(text, sampling) {
 }
 
 /**
- * Fetch a file and check it against the page. A corrupted copy may come from a cache, so it is fetched once more without.
+ * Fetch a file and check it against the page. A corrupted copy may come from a cache, so it is fetched once more without it.
  * @param {File} file
  * @param {RequestCache} cache
  */

@@ -1,4 +1,4 @@
-// Rate-limited drawing: often enough to look smooth, no more, because it competes with the model for the processor.
+// Rate-limited drawing: just often enough to look smooth, because it competes with the model for the processor.
 
 const INTERVAL = 50; // milliseconds between frames
 

@@ -49,7 +49,7 @@ export class How {
   }
 
   /**
-   * Explain another model, or from the same step on another snapshot or precision of this one, which has the same vocabulary.
+   * Explain another model. For another snapshot or precision of the same model, stay at the same step.
    * @param {Vocab} vocab
    * @param {Shape} shape
    */

@@ -8,7 +8,7 @@
  * @typedef {import("./engine.js").Slice} Slice
  */
 
-/** Settings of a slice, read anew for each because the user may change them.
+/** Settings of a slice, read for each slice because the user may change them.
  * @typedef {{sampling: Sampling, seed: number, neuron: Neuron | null}} SliceSettings */
 
 const SLICE = 40; // milliseconds: about one frame, since each slice costs a round trip of messages

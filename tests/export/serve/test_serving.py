@@ -269,7 +269,7 @@ def test_new_version_becomes_canary_once_loaded(tmp_path: Path) -> None:
 
 
 def test_labelling_without_a_model_raises(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="there is no model in"):
+    with pytest.raises(StageError, match="no model in"):
         relabel(tmp_path / "none", ["stable=1"])
     with pytest.raises(StageError, match=r"has no models\.config: export a model to it first$"):
         relabel(tmp_path, ["stable=1"])
