@@ -343,9 +343,9 @@ def front(size: str, length: int, rounds: int, seconds: float, out: Path) -> Non
 @click.option("--length", type=click.IntRange(1), default=200, show_default=True, help="Characters per call.")
 @click.option("--seconds", type=click.FloatRange(0.1), default=10, show_default=True, help="Per number of callers.")
 def load(target: str, model: str, length: int, seconds: float) -> None:
-    """Latency and characters per second through a running server or front, with 1, 8 and 32 callers.
+    """Measure latency and characters per second through a running server or front, with 1, 8 and 32 callers.
 
-    Start a front with --per-minute 1000000, or it limits the callers, who share an address.
+    Start a front with --per-minute 1000000; otherwise it limits the callers, who share an address.
 
     \b
     Example:

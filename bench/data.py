@@ -111,7 +111,7 @@ def corpus(scratch: Path, size: int) -> tuple[Path, str]:
 
 
 class _Head:
-    """A readable view of the first `size` bytes of a file."""
+    """File object over the first `size` bytes of another."""
 
     def __init__(self, file: Any, size: int):
         self.file, self.left = file, size

@@ -1,4 +1,4 @@
-"""The machine's ceiling: the fastest large matrix product over all cores, through one library's public API.
+"""Ceiling of the machine: the fastest large matrix product over all cores, through a library's public API.
 
     python -m bench.gemm tensorflow|torch DEVICE PRECISION...
 

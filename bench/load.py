@@ -17,7 +17,7 @@ TIMEOUT = 60  # seconds
 
 
 class Load(NamedTuple):
-    """Figures of `callers` concurrent callers: seconds per answer, characters per second, calls refused (429, 503)."""
+    """Figures of concurrent callers: seconds per answer, characters per second, calls refused (429, 503)."""
 
     callers: int
     answers: int

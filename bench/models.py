@@ -1,4 +1,4 @@
-"""The trained models in models/: a run as an int8-dynamic .tflite with a card, small enough for the repository.
+"""Trained models in models/: a run as an int8-dynamic .tflite with a card, small enough for the repository.
 
 models/NAME/int8-dynamic.tflite, model.json, report.json, neurons.json     from `export tflite`
 models/NAME/step-N/                                                        snapshots of its training, the same files
@@ -67,7 +67,7 @@ source's licence.
 def export_model(run: Path, out: Path, results: Path, note: str = "") -> None:
     """Export a run whose figures are in `results` to `out`, with its card.
 
-    note: what the text is, if it is not exactly the corpus. Raises StageError for a folder of more than MOST_BYTES.
+    note: description of the text, if it is not exactly the corpus. Raises StageError for a folder above MOST_BYTES.
     """
     kept = load_json(results / f"{run.name}.json")
     export_lite(run, out, LiteSettings((PRECISION,)), None, force=False)

@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.peers import reply
 
-BATCH_BYTES = 1 << 22  # between two looks at the clock
+BATCH_BYTES = 1 << 22  # between two readings of the clock
 
 
 def rate(work: Callable[[], object], size: int, seconds: float) -> float:

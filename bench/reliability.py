@@ -12,16 +12,16 @@ FILE = "faults.json"
 HEADING = """# Reliability
 
 Generated from [results/faults.json](../results/faults.json) by `python -m bench results`; do not
-edit. `make test-faults` tries everything, `make test` a part. The tables have what was tried in the
-recorded session, of {minutes:.0f} minutes; commands that are not listed were not part of it.
+edit. `make test-faults` runs all trials, `make test` some. The tables show those of the recorded
+session of {minutes:.0f} minutes; commands that are not listed were not part of it.
 
 A trial is survived if
 
-- after a kill or a full disk, the old output or the new one is whole, and the same command, run
-  again, ends as if it had never been stopped and leaves nothing else behind;
+- after a kill or a full disk, the old or the new output is whole, and the same command, run again,
+  ends as if it had never been stopped and leaves nothing else behind;
 - a damaged file is reported by name in one line, or restored, or changes no result;
-- hostile input is read, or refused in one line (exit code 1 or 2), within bounds of time and
-  memory, and runs no code and writes no file.
+- hostile input is read or refused in one line (exit code 1 or 2), within limits of time and
+  memory, runs no code and writes no file.
 """
 
 

@@ -76,15 +76,7 @@ def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
             name: {
                 **started[name],
                 "logits_off": off[name],
-                "rows": {
-                    rows: {
-                        "us_a_step": medians[rows][name],
-                        "characters_per_second": rows / medians[rows][name] * 1e6,
-                        "share_of_read": least["read"] / medians[rows][name],
-                        "share_of_copy": least["copy"] / medians[rows][name],
-                    }
-                    for rows in ROWS
-                },
+                "rows": {rows: _figures(rows, medians[rows][name], least) for rows in ROWS},
             }
             for name in names
         },
@@ -180,6 +172,12 @@ def _turns(
             rates = [reader.read() for reader in readers]
             bounds.append({kind: sum(each[kind] for each in rates) for kind in rates[0]})
     return turns, bounds
+
+
+def _figures(rows: int, us: float, least: dict[str, float]) -> dict[str, float]:
+    """Speed of a step of `us` microseconds, and the lower bounds `least` as shares of it."""
+    shares = {f"share_of_{kind}": bound / us for kind, bound in least.items()}
+    return {"us_a_step": us, "characters_per_second": rows / us * 1e6, **shares}
 
 
 def _rates(turns: dict[str, list[float]]) -> dict[str, list[float]]:

@@ -19,7 +19,7 @@ from trainers.sampling.sampler import Sampler
 
 
 class Exported(NamedTuple):
-    """An exported model in the folder that a server loads."""
+    """Model exported to the folder that a server loads."""
 
     base: Path
     seconds: float  # of the export

@@ -64,23 +64,8 @@ def compare(size: Size, device: str, rounds: int, seconds: float, out: Path, com
     workers: dict[str, Worker] = {}
     try:
         with console.err.status("warming up"):
-            _import_once({peer.package for peer in peers.values()})
-            arguments = [device, *map(str, size)]
-            started, failed = {}, {}
-            for name in peers:
-                worker = Worker(name, device, "bench.peers", name, *arguments)
-                try:
-                    started[name] = _start(worker)
-                    workers[name] = worker
-                except StageError as error:
-                    failed[name] = str(error)
-            if not started:
-                raise StageError("; ".join(failed.values()))
-            peers = {name: peers[name] for name in started}
-            precisions = sorted({peer.precision for peer in peers.values()}, reverse=True)
-            for library in sorted({peer.package for peer in peers.values()}):
-                workers[library] = Worker(library, device, "bench.gemm", library, device, *precisions)
-                workers[library].read()
+            started, failed = _warm_up(workers, size, device, peers)
+        peers = {name: peers[name] for name in started}
         turns = _turns(workers, rounds, seconds, size.name)
         peaks = {name: workers[name].peak() for name in peers}
     finally:
@@ -244,6 +229,31 @@ class Worker:
     def peak(self) -> int:
         """Return the process's peak memory in bytes."""
         return memory(self.process.pid, peak=True)
+
+
+def _warm_up(
+    workers: dict[str, Worker], size: Size, device: str, peers: dict[str, Peer]
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Start the peers, and the matrix products of their libraries, in `workers`.
+
+    Returns the start-up times and the errors, by peer. Raises StageError if every peer fails.
+    """
+    _import_once({peer.package for peer in peers.values()})
+    started, failed = {}, {}
+    for name in peers:
+        worker = Worker(name, device, "bench.peers", name, device, *map(str, size))
+        try:
+            started[name] = _start(worker)
+            workers[name] = worker
+        except StageError as error:
+            failed[name] = str(error)
+    if not started:
+        raise StageError("; ".join(failed.values()))
+    precisions = sorted({peers[name].precision for name in started}, reverse=True)
+    for library in sorted({peers[name].package for name in started}):
+        workers[library] = Worker(library, device, "bench.gemm", library, device, *precisions)
+        workers[library].read()
+    return started, failed
 
 
 def _start(worker: Worker) -> dict[str, float]:
