@@ -28,7 +28,7 @@ def locked(name: str) -> dict[str, str]:
 
 
 def licence(component: dict[str, Any]) -> str:
-    """The licence that a package declares."""
+    """Licence that a package declares."""
     entries = [entry.get("license", {}) | entry for entry in component.get("licenses", [])]
     names = [entry.get("expression") or entry.get("id") or entry.get("name", "") for entry in entries]
     # CycloneDX leaves out a licence that is free text.
