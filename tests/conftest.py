@@ -18,7 +18,6 @@ from common.machine import hide_gpus
 from pipeline.manifest import Manifest
 
 console.quiet_libraries()
-
 # Shells start background jobs with SIGINT ignored, and child processes inherit that; some tests send SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -26,7 +25,7 @@ LONGEST = ("tests/conformance/", "tests/web/", "test_processes.py", "test_served
 
 
 class NoTensorFlow(MetaPathFinder):
-    """Skips test modules that import TensorFlow or Beam, for `--fast`."""
+    """Import hook of `--fast` that skips test modules that import TensorFlow or Beam."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         if fullname in ("tensorflow", "keras", "tensorflow_data_validation", "apache_beam"):
@@ -61,12 +60,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("processes"):
                 item.add_marker(pytest.mark.skip("starts TensorFlow, Beam or a browser"))
-    # The longest files first, so that no worker is left with one of them at the end.
+    # Run the longest files first, so that no worker is left with one at the end.
     items.sort(key=lambda item: not any(part in item.nodeid for part in LONGEST))
 
 
 def pytest_collection_finish() -> None:
-    """Give TensorFlow two logical devices of each kind, so that two replicas run on any machine. Must run before its
+    """Give TensorFlow two logical devices of each kind, so that two replicas run on any machine. Call it before the
     first op."""
     tf = sys.modules.get("tensorflow")
     for kind, memory in (("CPU", None), ("GPU", 3072)) if tf else ():
@@ -76,7 +75,7 @@ def pytest_collection_finish() -> None:
 
 
 STARTED = time.monotonic()
-ORIGIN: dict[str, str] = {}  # of what is recorded, at the start: the code may change meanwhile
+ORIGIN: dict[str, str] = {}  # provenance of the record, taken at the start: the code may change meanwhile
 TRIALS: list[dict[str, Any]] = []  # rows of tests/faults, from all workers of pytest-xdist
 
 

@@ -1,5 +1,8 @@
-"""Kills, simulated in process: from the chosen write to the file system on, every one raises, and nothing is cleaned
-up; or the folder is copied before each write, since a kill there leaves just that. Damaged files. Full disks."""
+"""Simulated kills, damaged files and full disks.
+
+A kill is simulated in process: either every write to the file system raises from a chosen one on, and nothing is
+cleaned up; or the folder is copied before each write, in the state that a kill would leave.
+"""
 
 import contextlib
 import itertools
@@ -17,12 +20,11 @@ import pytest
 
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate"}
 
-
-Tree = dict[str, bytes | None]  # the contents of files by path; None for folders
+Tree = dict[str, bytes | None]  # contents of files by path; None for folders
 
 
 class Killed(BaseException):
-    """The process has ended. Not an OSError: no handler of ours may catch it."""
+    """Simulated end of the process. Not an OSError: no handler of ours may catch it."""
 
 
 _left: int | None = None  # writes until the kill
@@ -48,8 +50,8 @@ sys.addaudithook(_hook)  # cannot be removed: idle outside `killed_at_each`
 
 
 def killed_at_each(prepare: Callable[[], None], act: Callable[[], object]) -> Iterator[int]:
-    """Run `act` again and again, killed before each of its writes in turn. Yield their count after each kill,
-    and at the end once more, after a run that was not killed."""
+    """Run `act` repeatedly, killed before each of its writes in turn. Yield the number of writes after each kill, and
+    once more after a run that was not killed."""
     global _left
     for count in itertools.count():
         prepare()
@@ -69,7 +71,7 @@ def states(act: Callable[[], object], folder: Path) -> list[Tree]:
     """Run `act`. Return the contents of a folder before each of its writes, and at the end."""
     global _before_write
     recorded: list[Tree] = []
-    contents: dict[tuple[int, int, int], bytes] = {}  # of unchanged files: the same object in all states
+    contents: dict[tuple[int, int, int], bytes] = {}  # unchanged files are the same object in all states
     lock = threading.Lock()
 
     def content(path: Path) -> bytes | None:
@@ -99,7 +101,7 @@ def states(act: Callable[[], object], folder: Path) -> list[Tree]:
 
 
 def restore(state: Tree, folder: Path) -> None:
-    """Make a folder's contents those of a state."""
+    """Restore a folder's contents to a state."""
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, content in state.items():
@@ -111,7 +113,7 @@ def restore(state: Tree, folder: Path) -> None:
 
 @contextlib.contextmanager
 def disk_of(size: int, folder: Path) -> Iterator[None]:
-    """Mount an empty disk of `size` bytes. Skips the test where that is not permitted."""
+    """Mount an empty disk of `size` bytes. Skips the test if that is not permitted."""
     folder.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={max(size, 4096)}", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -123,7 +125,7 @@ def disk_of(size: int, folder: Path) -> Iterator[None]:
 
 
 def tree(folder: Path) -> Tree:
-    """The contents of all files below a folder, by path; None for folders."""
+    """Read all files below a folder, by path; None for folders."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -131,8 +133,8 @@ def tree(folder: Path) -> Tree:
 
 
 def damaged(folder: Path, *leave_out: str) -> Iterator[Path]:
-    """Damage each file below a folder in turn: a bit flipped, the second half cut off, removed. Yield its path
-    meanwhile."""
+    """Damage each file below a folder in turn, and yield its path meanwhile: a bit flipped, the second half cut off, or
+    removed."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path.relative_to(folder).as_posix() in leave_out:
             continue

@@ -8,7 +8,7 @@ import pytest
 
 
 def pairwise(*axes: Iterable[Any]) -> list[Any]:
-    """All combinations of the axes. Those that together have each pair of values are quick, the others slow."""
+    """Combine all values of the axes. Those that together cover each pair of values are quick, the others slow."""
     combinations = list(itertools.product(*axes))
     pairs = [set(itertools.combinations(enumerate(combination), 2)) for combination in combinations]
     missing, quick = set().union(*pairs), set[int]()

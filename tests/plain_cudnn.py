@@ -1,4 +1,4 @@
-"""tf.raw_ops.CudnnRNNV3 in plain ops, by the equations of cuDNN's manual (cudnnRNNMode_t), for hosts without a GPU."""
+"""Stand-in for tf.raw_ops.CudnnRNNV3 in plain ops, by the equations of cuDNN's manual (cudnnRNNMode_t)."""
 
 from typing import Any
 

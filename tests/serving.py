@@ -1,4 +1,4 @@
-"""The server under test: the one at TF_SERVING_TARGET, a tensorflow_model_server started here, or the stand-in.
+"""Server under test: the one at TF_SERVING_TARGET, a tensorflow_model_server started here, or the stand-in.
 
 TF_SERVING_TARGET=host:port must serve all versions of the model that `python tests/export/fake_model.py BASE` writes,
 under the name `fake`, with version 1 labelled `stable` (CONFIG below). Other models use a server started here.

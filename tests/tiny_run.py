@@ -20,11 +20,11 @@ from trainers.training.devices import Devices
 from trainers.training.loop import Training
 
 TEXT = b"the quick brown fox jumps over the lazy dog.\n" * 4
-EPOCH_STEPS = 15  # steps: TEXT in 4 lanes and windows of 3
+EPOCH_STEPS = 15  # of TEXT in 4 lanes and windows of 3
 
 
 def tiny_config(**train: object) -> RunConfig:
-    """4 lanes x 3 characters, reports every 3 steps, evaluations every 5, no samples."""
+    """Config of 4 lanes x 3 characters, with reports every 3 steps, evaluations every 5, and no samples."""
     settings = {"lanes": 4, "window": 3, "evaluate_every": 5, "report_every": 3, "learning_rate": 0.01}
     settings |= {"precision": "float32", "sample": 0, **train}
     return RunConfig.from_tables({"units": 8, "layers": 2, "dropout": 0.2}, settings, "test")

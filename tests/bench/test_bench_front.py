@@ -1,4 +1,4 @@
-"""The benchmark of the front: medians and the table of made-up loads, and a run with a tiny model."""
+"""Benchmark of the front: medians and the table of made-up loads, and a run with a tiny model."""
 
 import json
 from pathlib import Path

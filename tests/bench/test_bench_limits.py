@@ -1,4 +1,4 @@
-"""The benchmark of the largest calls: which calls they are, and a run with a tiny model."""
+"""Benchmark of the largest calls: which calls they are, and a run with a tiny model."""
 
 import json
 from pathlib import Path

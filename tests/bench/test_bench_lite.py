@@ -1,4 +1,4 @@
-"""The lite benchmark: its ratios, its table, and its check of weights."""
+"""Lite benchmark: its ratios, its table, and its check of weights."""
 
 import json
 from pathlib import Path

@@ -16,7 +16,7 @@ from common.errors import StageError
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Writes 20 characters per call. `codes`: statuses, in turn."""
+    """Server that writes 20 characters per call. `codes`: statuses, in turn."""
 
     codes: ClassVar[Iterator[int]]
     bodies: ClassVar[list[dict[str, object]]]

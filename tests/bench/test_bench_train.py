@@ -1,4 +1,4 @@
-"""The training benchmark: arithmetic on made-up rounds, errors, and one real run of two peers."""
+"""Training benchmark: arithmetic on made-up rounds, errors, and one real run of two peers."""
 
 import importlib.util
 import json
@@ -211,7 +211,7 @@ def test_short_run_of_two_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
 def test_torch_learns_in_all_supported_precisions() -> None:
-    """Uses a separate process, since torch's threads and TensorFlow's conflict."""
+    """Runs in a separate process, since torch's threads and TensorFlow's conflict."""
     code = """
 from bench.peers import Size, torch_lstm
 from common.machine import multiplies_bfloat16

@@ -40,7 +40,7 @@ def test_printed_names_cannot_control_the_terminal(capsys: pytest.CaptureFixture
 
 
 def tensorflow(name: str, message: str = "it\nat op") -> Exception:
-    """An error as TensorFlow raises it."""
+    """Build an error as TensorFlow raises it."""
     error = type(name, (type("OpError", (Exception,), {}),), {})(message)
     error.message = message
     return error

@@ -156,7 +156,7 @@ def test_kill_at_any_operation_leaves_the_old_or_the_new_version(
 
 
 def test_half_deleted_folder_is_not_restored(tmp_path: Path) -> None:
-    """A killed swap leaves the replaced folder half deleted, and the new one is removed later."""
+    """Simulates a swap killed while deleting the replaced folder, whose new folder was removed later."""
     target = tmp_path / "target"
     write_folder(target, "old")
     for _ in killed_at_each(lambda: write_folder(target, "old"), lambda: write_folder(target, "new")):
@@ -167,7 +167,7 @@ def test_half_deleted_folder_is_not_restored(tmp_path: Path) -> None:
 
 
 def test_folder_with_only_leftovers_is_replaceable(tmp_path: Path) -> None:
-    """A run killed right after its start has a lock but no run.json."""
+    """Covers a run killed right after its start, which has a lock but no run.json."""
     run = tmp_path / "run"
     run.mkdir()
     (run / ".lock").touch()
@@ -205,7 +205,7 @@ def test_outputs_are_flushed_once_before_rename(tmp_path: Path, monkeypatch: pyt
 
 
 def test_leftovers_of_killed_processes_are_cleaned_up(tmp_path: Path) -> None:
-    """Partial folders of dead processes are removed, those of live ones kept."""
+    """Removes partial folders of dead processes, and keeps those of live ones."""
     program = (
         "import os, sys; from pathlib import Path; from common.files import whole_folder\n"
         "with whole_folder(Path(sys.argv[1])) as partial:\n    (partial / 'half').touch()\n    os._exit(9)\n"
@@ -226,8 +226,8 @@ def test_leftovers_of_earlier_versions_are_recovered(tmp_path: Path) -> None:
     for name in ("swapped", "stopped"):
         write_folder(tmp_path / f".{name}.old-abcdefgh" / name, "old")
     write_folder(tmp_path / "swapped", "new")
-    (tmp_path / ".stopped.partial-abcdefgh").mkdir()  # which was to replace it
-    (tmp_path / ".a.json.partial-4194305").touch()  # no process has so high a number
+    (tmp_path / ".stopped.partial-abcdefgh").mkdir()  # which would have replaced it
+    (tmp_path / ".a.json.partial-4194305").touch()  # higher than any process number
     (tmp_path / ".stdin-abcdefgh").touch()
     theirs = [f".b.json.partial-{os.getpid()}", ".stdin-notes", ".a.old-abcdefgh/mine.txt"]
     for name in theirs:

@@ -1,4 +1,4 @@
-"""The commands from a small text to its .tflite, as you type them, and the errors for common mistakes."""
+"""Commands from a small text to its .tflite, as users type them, and the errors for common mistakes."""
 
 import contextlib
 import dataclasses
@@ -329,7 +329,7 @@ MISTAKES = [
 
 @pytest.fixture(scope="module")
 def invalid_home(home: Path, outputs: dict[str, Result]) -> Path:
-    """The same folder, with invalid files and data sets added."""
+    """Copy of `home` with invalid files and data sets added."""
     (home / "empty.txt").touch()
     (home / "configs/typo.toml").write_text("[data]\nsources = ['text.py']\n")
     (home / "served/full/1").mkdir(parents=True)

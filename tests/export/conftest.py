@@ -81,7 +81,7 @@ def server(fake: Path) -> Iterator[serving.Endpoint]:
 
 @pytest.fixture(scope="session")
 def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed key and certificate for serving.test, as key.pem and cert.pem."""
+    """Self-signed key and certificate for serving.test, as key.pem and cert.pem."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -1,4 +1,4 @@
-"""A predictable model with the signatures of a real export: python tests/export/fake_model.py BASE
+"""Predictable model with the signatures of a real export: python tests/export/fake_model.py BASE
 
 It repeats BOOK, one byte per character, starting at byte `seed` plus the length of the prompt. Sampling options change
 only log_prob. With a negative seed, lines are documents: the text stops at the end of a line. A carry is
@@ -32,7 +32,7 @@ FURTHER = {**spec(tf.int32, "top_k"), **spec(tf.float32, "top_p", "repetition_pe
 
 
 class Fake(tf.Module):
-    """The predictable model. version: reported by info and stored in carries."""
+    """Predictable model. version: reported by info and stored in carries."""
 
     def __init__(self, version: int):
         super().__init__()

@@ -130,7 +130,7 @@ def random_model(vocab: Vocab, seed: int = 4, **config: Any) -> ServedModel:
 
 
 class ReferenceLoop:
-    """Calls the model for one character at a time."""
+    """Reference that calls the model for one character at a time."""
 
     def __init__(self, model: ServedModel):
         self.net, self.vocab = model.net, model.vocab

@@ -1,4 +1,4 @@
-"""The record of an export's files, and the command that compares the files with it."""
+"""Record of an export's files, and the command that compares the files with it."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Trials of one kind of fault. Each test is one row of docs/reliability.md."""
+"""Trials of one kind of fault per test. Each test is a row of docs/reliability.md."""
 
 import contextlib
 import traceback
@@ -14,7 +14,7 @@ EXPECTED = (StageError, UsageError, Stopped, OSError, click.ClickException)
 
 
 class Trials:
-    """Counts of the trials of a test. All of them run, and the test fails at its end if one did."""
+    """Counts of a test's trials. All of them run; the test fails at its end if any failed."""
 
     def __init__(self) -> None:
         self.tried, self.failures, self.limits = 0, list[str](), Counter[str]()
@@ -36,7 +36,7 @@ class Trials:
 
 @pytest.fixture
 def trials(request: pytest.FixtureRequest) -> Iterator[Trials]:
-    """Trials of the kind and the subject that the marker `faults` names."""
+    """Trials of the kind and subject in the marker `faults`."""
     trials = Trials()
     yield trials
     kind, *rest = request.node.get_closest_marker("faults").args

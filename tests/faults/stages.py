@@ -1,4 +1,4 @@
-"""Every command that writes files, on a tiny text, in process; and the folder before and after each."""
+"""Every command that writes files, run in process on a tiny text, and the folder before and after each."""
 
 import dataclasses
 import hashlib
@@ -37,7 +37,7 @@ precision = "float32"
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A command. inputs: the folders and files that it reads or extends. checks: the commands that read its output."""
+    """Command. inputs: the folders and files that it reads or extends. checks: the commands that read its output."""
 
     command: str
     inputs: tuple[str, ...]
@@ -100,7 +100,7 @@ def run(command: str) -> None:
 
 @contextmanager
 def working_in(folder: Path, devices: Devices) -> Iterator[None]:
-    """Work in a folder, with a corpus named books, an installed page runtime, and without the exports' measurements."""
+    """Work in a folder, with a corpus named books, an installed page runtime, and no measurements in the exports."""
     corpus = Corpus(about="", licence="free", essay="", files=(r"books\.txt$",))
     probed = {"us_a_step": 1.0, "peak_bytes": 1}
     before = Path.cwd()
@@ -161,13 +161,13 @@ def _inputs(before: Tree, stage: Stage) -> Tree:
 
 def _outputs(before: Tree, after: Tree) -> Tree:
     """New and changed files, with their folders."""
-    made = [name for name, content in after.items() if content is not None and before.get(name) != content]
-    folders = {parent.as_posix() for name in made for parent in PurePosixPath(name).parents}
-    return {name: content for name, content in after.items() if name in made or name in folders}
+    changed = [name for name, content in after.items() if content is not None and before.get(name) != content]
+    folders = {parent.as_posix() for name in changed for parent in PurePosixPath(name).parents}
+    return {name: content for name, content in after.items() if name in changed or name in folders}
 
 
 def outcome(root: Path) -> dict[str, Any]:
-    """The files of a folder, without what may differ from run to run: times, dates and logs of TensorBoard."""
+    """Summarize the files of a folder, without what differs from run to run: times, dates and logs of TensorBoard."""
     result: dict[str, Any] = {}
     for name, content in tree(root).items():
         file = name.rpartition("/")[2]
@@ -197,7 +197,7 @@ def _timeless(value: Any) -> Any:
 
 
 def leftovers(state: Tree) -> set[str]:
-    """Names of the scratch folders in a tree, and of what is in them, without their random part."""
+    """Names of the scratch folders in a tree, and of their contents, without the random part."""
     paths = (name.split("/") for name in state)
     return {
         re.sub(r"partial-.{8}", "partial", "/".join(parts[: index + 2]))
@@ -208,7 +208,7 @@ def leftovers(state: Tree) -> set[str]:
 
 
 def situation(state: Tree, root: Path) -> str:
-    """Identify what the next command meets after a kill: the leftovers, and the tree without them."""
+    """Identify the state that the next command finds after a kill: the leftovers, and the tree without them."""
     restore(state, root)
     for name, content in state.items():
         if content is None and ".partial-" not in name:

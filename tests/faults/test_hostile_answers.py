@@ -1,4 +1,4 @@
-"""Answers of a server that is broken, or somebody else's: the commands of `export query` end in one line."""
+"""Answers of a broken or foreign server: the commands of `export query` end in one line."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ Answer = Callable[[grpc.ServicerContext], bytes]
 
 
 class Server(grpc.GenericRpcHandler):
-    """Answers every call of a method with the same bytes."""
+    """Server that answers every call of a method with the same bytes."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
@@ -80,7 +80,7 @@ def predicted(outputs: dict[str, Any]) -> Answer:
 
 
 def changed(outputs: dict[str, Any], name: str) -> Iterator[tuple[str, Answer]]:
-    """The answer with each fault in one of its outputs."""
+    """Yield the answer with each fault in one of its outputs."""
     yield f"{name} is missing", predicted({key: tensor for key, tensor in outputs.items() if key != name})
     for fault, shape in DIMENSIONS.items():
         tensor = type(outputs[name])()
@@ -97,7 +97,7 @@ def changed(outputs: dict[str, Any], name: str) -> Iterator[tuple[str, Answer]]:
 
 
 def answers() -> Iterator[tuple[list[str], str, str, Answer]]:
-    """Command, description, method and answer."""
+    """Yield commands with a faulty answer: command, description, method and answer."""
     for name in GENERATED:
         for fault, answer in changed(GENERATED, name):
             yield ["text", "--no-stream"], fault, "Predict", answer
@@ -118,12 +118,12 @@ def answers() -> Iterator[tuple[list[str], str, str, Answer]]:
     unknown = status.SerializeToString().replace(b"\x08\x01", b"\x08\x01\x10\xe7\x07", 1)
     yield ["status"], "a message with control characters", "GetModelStatus", lambda _: status.SerializeToString()
     yield ["status"], "a version in an unknown state", "GetModelStatus", lambda _: unknown
-    yield ["status"], "a status that is not one", "GetModelStatus", lambda _: b"\xff" * 100
+    yield ["status"], "an invalid status", "GetModelStatus", lambda _: b"\xff" * 100
     signatures = get_model_metadata_pb2.GetModelMetadataResponse()
     signatures.metadata["signature_def"].type_url = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
     signatures.metadata["signature_def"].value = b"\xff" * 100
-    yield ["status"], "signatures that are not ones", "GetModelMetadata", lambda _: signatures.SerializeToString()
-    yield ["text"], "an answer that is not one", "Predict", lambda _: b"\xff" * 100
+    yield ["status"], "invalid signatures", "GetModelMetadata", lambda _: signatures.SerializeToString()
+    yield ["text"], "an invalid answer", "Predict", lambda _: b"\xff" * 100
 
     def fail(code: grpc.StatusCode, details: str) -> Answer:
         return lambda context: context.abort(code, details)  # type: ignore[return-value]

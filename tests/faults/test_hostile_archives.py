@@ -1,4 +1,4 @@
-"""Archives from strangers: each is read, or refused in one line, within seconds, and never writes a file."""
+"""Hostile archives: each is read or refused in one line, within seconds, and never writes a file."""
 
 import bz2
 import contextlib
@@ -56,7 +56,7 @@ def patched(data: bytes, at: int, new: bytes) -> bytes:
 
 
 def header(data: bytes, at: int, new: bytes) -> bytes:
-    """A tar whose first header is changed, with a valid checksum."""
+    """Change the first header of a tar, with a valid checksum."""
     block = bytearray(patched(data[:512], at, new))
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
@@ -64,7 +64,7 @@ def header(data: bytes, at: int, new: bytes) -> bytes:
 
 
 def archives() -> Iterator[tuple[str, bytes]]:
-    """The archives by what is wrong with them."""
+    """Yield archives with a description of their fault."""
     file, plain = ("a.txt", TEXT), tar(("a.txt", TEXT))
     yield "tar, parent folder", tar(("../a.txt", TEXT))
     yield "tar, absolute path", tar(("/tmp/a.txt", TEXT))
@@ -108,13 +108,13 @@ def archives() -> Iterator[tuple[str, bytes]]:
 
 
 def _with_flag(data: bytes) -> bytes:
-    """A zip whose entries claim to be encrypted."""
+    """Mark the entries of a zip as encrypted."""
     local, central = data.index(b"PK\3\4") + 6, data.index(b"PK\1\2") + 8
     return patched(patched(data, local, b"\1"), central, b"\1")
 
 
 def _overlapping(count: int) -> bytes:
-    """A zip whose entries all point to one compressed megabyte."""
+    """Build a zip whose entries all point to one compressed megabyte."""
     data = zipped(("a", bytes(1 << 20)))
     at, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
     entries = data[at:end] * count

@@ -1,4 +1,4 @@
-"""Configs from strangers: each is an error of one line that names the setting, and runs no code."""
+"""Hostile configs: each is an error of one line that names the setting, and runs no code."""
 
 import sys
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from trainers.config import RunConfig
 
 
 def configs() -> Iterator[str]:
-    """Invalid configs, as TOML."""
+    """Yield invalid configs, as TOML."""
     yield from ("[model", "model = 1", "= 1", "[model]\nunits = ", "[model]\nunits = 1\nunits = 2", "\0", "[[model]]")
-    yield from ("a = " + "[" * 10_000, "[" + "a." * 5000 + "b]", "a = " + "{b = " * 3000)  # deep
+    yield from ("a = " + "[" * 10_000, "[" + "a." * 5000 + "b]", "a = " + "{b = " * 3000)  # deeply nested
     yield f"[model]\nunits = {'9' * 5000}"
     yield f"[model]\nunits = {10**15}"
     yield from (f"[model]\nunits = {value}" for value in ("-1", "0", "1.5", "true", '"128"', "[128]", "nan"))

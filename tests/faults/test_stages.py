@@ -16,7 +16,7 @@ from once import once
 
 pytestmark = pytest.mark.slow
 FORCED = [name for name, stage in STAGES.items() if name not in ("train", "neurons", "plot", "label")]
-SIZES = 10  # of full disks, as parts of what a command writes
+SIZES = 10  # sizes of full disks, as fractions of what a command writes
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def devices() -> Any:
 
 @pytest.fixture(scope="session")
 def trees(tmp_path_factory: pytest.TempPathFactory, devices: Any) -> dict[str, tuple[Tree, Tree]]:
-    """The inputs and outputs of each stage."""
+    """Inputs and outputs of each stage."""
     return pickle.loads((once(tmp_path_factory, "stages", lambda to: stages.build(to, devices)) / "trees").read_bytes())
 
 
@@ -41,7 +41,7 @@ def root(tmp_path: Path, devices: Any) -> Any:
 
 
 def finished(command: str, before: Tree, root: Path) -> dict[str, Any]:
-    """The outcome of a command that is not disturbed; twice, so that it is known to be one."""
+    """Run a command without faults, twice, and return its outcome, which must be the same."""
     outcomes = []
     for _ in range(2):
         restore(before, root)
@@ -75,14 +75,14 @@ def test_kill_before_each_write(trials: Trials, stage: str, trees: dict[str, tup
                 raise error
 
 
-# Damage that changes nothing but the file itself, and is not noticed.
+# Damage that goes unnoticed, but changes only the file itself.
 UNNOTICED = {
     r"metrics\.jsonl": "metrics.jsonl: a changed digit is not noticed; curves and `patience` read it, no model does.",
-    r"(report|neurons)\.html|curves\.png": "Pages and pictures: no command reads them, and theirs makes them again.",
+    r"(report|neurons)\.html|curves\.png": "Pages and pictures: no command reads them, and their own rebuilds them.",
     r"schema\.pbtxt": "schema.pbtxt of a validation is yours to edit, so no checksum covers it.",
-    r"state\..*": "An older checkpoint is read, and its damage noticed, only if the last one cannot be.",
+    r"state\..*": "An older checkpoint is read, and its damage noticed, only if the last one is unreadable.",
     r"provenance\.json": "Without provenance.json, a fetched text is read like any file of yours.",
-    r"neurons\.json": "neurons.json of a .tflite is optional: a removed one is not missed, and copied again.",
+    r"neurons\.json": "neurons.json of a .tflite is optional: if it is removed, the next export copies it again.",
     r".*\.stats\.pb": "Statistics of a validation are checked by the command that reads them, `validate --against`.",
 }
 
@@ -121,15 +121,15 @@ def test_damage_of_each_file(
                 capsys.readouterr()
                 with reported() as messages:
                     check()
-                said = [*messages, *"".join(capsys.readouterr()).splitlines()]
-                if not any(_reports(line, name) for line in said):
+                lines = [*messages, *"".join(capsys.readouterr()).splitlines()]
+                if not any(_reports(line, name) for line in lines):
                     assert not messages, messages
                     if outcome(root) != expected:
                         trials.limit(_known_limit(name))
 
 
 def _reports(line: str, name: str) -> bool:
-    """Whether a line of output says that a file, or the folder that has it, is damaged."""
+    """Check whether a line of output reports damage of a file, or of its folder."""
     named = any(part in line for part in (Path(name).name, Path(name).parent.name))
     words = r"corrupted|invalid|is missing|has no|no run in|differs|must have|is not|does not exist|left out|removed"
     words += "|was not written|matches no files"

@@ -1,4 +1,4 @@
-"""What only a GPU can show: cuDNN's op against the graph loop, replicas, and runs that repeat their bits.
+"""Tests that need a GPU: cuDNN's op against the graph loop, replicas, and runs that repeat their bits.
 
 Two logical GPUs share the first card (tests/conftest.py).
 """
@@ -106,7 +106,7 @@ def train(steps: Steps, ids: np.ndarray, reset: np.ndarray | None, T: int) -> li
 
 @pytest.fixture(scope="module")
 def on() -> dict[str, Devices]:
-    """One CPU, one GPU and two GPUs. Strategies over the same devices share collective keys, so build each once."""
+    """Devices: a CPU, a GPU, two GPUs. Strategies over the same devices share collective keys, so build each once."""
     return {
         "cpu": Devices(tf.distribute.MirroredStrategy(["CPU:0"]), 1),
         "gpu": Devices(tf.distribute.MirroredStrategy(["GPU:0"]), 1, gpu=True),

@@ -1,4 +1,4 @@
-"""The notebooks of docs/learn run, and their pages are made from them."""
+"""Notebooks of docs/learn: they run, and their pages are made from them."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_notebook_has_the_outputs_of_one_run_in_order(path: Path) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("path", NOTEBOOKS)
 def test_notebook_runs(path: Path) -> None:
-    """Each asserts its own figures. Without a network, CORPORA names the folder with the corpus."""
+    """Runs the notebook, which asserts its own figures. Without a network, CORPORA names the folder with the corpus."""
     if CORPUS.exists():
         fetch("tinyshakespeare", str(CORPUS), ROOT / RAW / "tinyshakespeare")
     notebooks.execute(nbformat.read(path, as_version=4))

@@ -10,5 +10,5 @@ hypothesis.settings.load_profile("pipeline")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Path for a data set; nothing exists there yet."""
+    """Path for a data set, which does not exist yet."""
     return tmp_path / "data"

@@ -29,7 +29,7 @@ REAL = Path(os.environ.get("CORPORA", Path(__file__).resolve().parents[3] / "sha
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `data` at any path, with the faults set below. requests: (path, Range, If-Range) of all requests."""
+    """Server of `data` at any path, with the faults set below. requests: (path, Range, If-Range) of all requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -37,7 +37,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.breaks: list[int] = []  # bytes after which the next responses break off
         self.statuses: list[int] = []  # of the next responses, which then have no data
         self.ranges = True
-        self.drip = ""  # what to send slowly: headers, data or the line before a chunk
+        self.drip = ""  # part to send slowly: headers, data or the line before a chunk
         self.length: str | None = ""  # Content-Length; "": correct; None: no header
         self.headers = {"ETag": '"1"'}
         self.requests: list[tuple[str, str | None, str | None]] = []

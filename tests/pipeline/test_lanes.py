@@ -176,13 +176,13 @@ def test_plan_reads_long_runs_and_skips_empty_shards() -> None:
         [(0, 0, 5, 5)],
         [(0, 5, 13, 4)],
         [(2, 13, 21, 4)],
-        [(2, 20, 21, 1)],  # no target is left; one token stands in for it
+        [(2, 20, 21, 1)],  # no target is left: one arbitrary token instead
     ]
     assert plan([0, 3, 3, 5], begin=1, stop=4, length=3, blocks=1) == [[(0, 1, 3, 2), (2, 3, 5, 2)]]
 
 
 def test_dataset_has_no_python_ops(folder: Path) -> None:
-    """The data set can be serialised, and run without Python."""
+    """Serialises the data set, which works only without Python ops."""
     manifest = make_data(folder, 10, byte_vocab(end="newline"), train=TEXT)
     dataset = batches(folder, manifest, "train", lanes=3, window=10)
     graph = tf.compat.v1.GraphDef.FromString(tf.raw_ops.DatasetToGraphV2(input_dataset=dataset._variant_tensor).numpy())

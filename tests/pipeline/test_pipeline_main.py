@@ -1,4 +1,4 @@
-"""The command line, run in this process: settings, output and exit codes."""
+"""Command line, run in this process: settings, output and exit codes."""
 
 import json
 import subprocess

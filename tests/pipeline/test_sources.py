@@ -168,7 +168,7 @@ def test_unreadable_folder_raises(pattern: str, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("pattern", ["", "/**", "/*/*"])
-def test_this_projects_own_folders_are_no_sources(
+def test_this_projects_own_folders_are_not_sources(
     pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -186,7 +186,7 @@ def test_this_projects_own_folders_are_no_sources(
 
 
 @pytest.mark.parametrize("kind", ["named", "descriptor", "/dev/stdin"])
-def test_pipes_are_read_as_standard_input_is(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipes_are_read_like_standard_input(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"piped")))
     source, writer = kind, None
     if kind == "named":

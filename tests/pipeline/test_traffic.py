@@ -1,4 +1,4 @@
-"""Recorded requests beside the data set that a model was trained on."""
+"""Recorded requests compared with the data set that a model was trained on."""
 
 import json
 from collections import Counter
@@ -24,7 +24,7 @@ SETTINGS = ValidateSettings()
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A validated data set of English."""
+    """Validated data set of English."""
     folder = tmp_path_factory.mktemp("traffic") / "book"
     make_data(folder, 10_000, train=ENGLISH, val=ENGLISH[:500], test=ENGLISH[:500])
     validate(folder, SETTINGS)

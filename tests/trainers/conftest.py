@@ -25,7 +25,7 @@ def make_model() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def run_keras() -> Callable[..., Any]:
-    """run_keras(model, ids, carry, masks): logits and carry of a model by Keras's own layers."""
+    """run_keras(model, ids, carry, masks): compute logits and carry with Keras's own layers."""
     import tensorflow as tf
 
     from trainers.model.char_rnn import CharRNN, join_carry, split_carry

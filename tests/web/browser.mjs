@@ -1,4 +1,4 @@
-// Chromium for machines without a display, and what tests read from the page.
+// Headless Chromium, and the values that tests read from the page.
 
 import { createRequire } from "node:module";
 
@@ -7,7 +7,7 @@ const { chromium } = require("playwright-core");
 
 export const axe = require.resolve("axe-core/axe.min.js");
 
-const QUIET = ["quic", "gpu", "background-networking", "component-update", "sync"].map((what) => `--disable-${what}`);
+const QUIET = ["quic", "gpu", "background-networking", "component-update", "sync"].map((feature) => `--disable-${feature}`);
 
 /** Launch a browser, without a sandbox for root. */
 export function launch() {
@@ -20,10 +20,10 @@ export function launch() {
  * @param {import("playwright-core").Page} page
  * @param {string} status the expected status
  */
-export async function says(page, status) {
-  const said = page.locator("#status", { hasText: status });
-  await said.waitFor({ timeout: 60_000 }).catch(async () => {
-    throw new Error(`the page says “${await page.textContent("#status")}” and “${await page.textContent("#problem")}”`);
+export async function expectStatus(page, status) {
+  const shown = page.locator("#status", { hasText: status });
+  await shown.waitFor({ timeout: 60_000 }).catch(async () => {
+    throw new Error(`the page shows “${await page.textContent("#status")}” and “${await page.textContent("#problem")}”`);
   });
 }
 
@@ -43,10 +43,10 @@ export async function bars(page) {
 }
 
 /**
- * Tries until it holds what a check says: what was asked of the worker comes when it comes.
+ * Retry a check until it passes: the worker answers asynchronously.
  * @param {() => Promise<unknown>} check
  */
-export async function soon(check) {
+export async function eventually(check) {
   for (const end = performance.now() + 30_000; performance.now() < end; await new Promise((resolve) => setTimeout(resolve, 50))) {
     try {
       return await check();

@@ -1,4 +1,4 @@
-"""A page of two small models, and the expected results from their checkpoints."""
+"""Page of two small models, and the expected results from their checkpoints."""
 
 import codecs
 import contextlib
@@ -53,7 +53,7 @@ def trained(folder: Path, manifest: Manifest, model: dict[str, Any], **train: An
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> dict[str, Path]:
-    """prose: bytes, an LSTM, some characters of several bytes. names: characters and documents, a GRU without c."""
+    """Runs: prose has bytes, some characters of several, and an LSTM; names has characters, documents and a GRU."""
     node()
     if not CHROMIUM:
         pytest.skip("Chromium is missing, the page is not tested (apt install chromium)")
@@ -101,7 +101,7 @@ def serving_page() -> Callable[[Path], contextlib.AbstractContextManager[str]]:
 
 @pytest.fixture(scope="session")
 def served(site: Path) -> Iterator[str]:
-    """The address of the served page."""
+    """Address of the served page."""
     with serving(site) as url:
         yield url
 
@@ -115,7 +115,7 @@ def cases(runs: dict[str, Path], site: Path, served: str, tmp_path_factory: pyte
     from trainers.sampling.sampler import Sampler
 
     def written(name: str, prompt: str, length: int, *starts: tuple[int, float], **options: Any) -> list[str]:
-        """Texts for these seeds and temperatures."""
+        """Draw texts for these seeds and temperatures."""
         run = read_run(runs[name])
         sampler = Sampler(checkpoint.load_model(run), run.vocab, frozen=True)
         texts = draw(sampler, [Start(prompt.encode(), *start) for start in starts], length, **options)

@@ -2,7 +2,7 @@
 
 import { pathToFileURL } from "node:url";
 
-import { launch, says } from "./browser.mjs";
+import { expectStatus, launch } from "./browser.mjs";
 
 /**
  * Write two texts with text, bars and a neuron's colours on display, and time the second, when all code is compiled.
@@ -17,10 +17,10 @@ export async function measure(browser, address, model, precision, length) {
   try {
     const settings = new URLSearchParams({ model, precision, length: String(length), temperature: "1", neuron: "1.1" });
     await page.goto(`${address}#${settings}`);
-    await says(page, "Ready.");
+    await expectStatus(page, "Ready.");
     for (let turn = 0; turn < 2; turn++) {
       await page.click("#write");
-      await says(page, "Done.");
+      await expectStatus(page, "Done.");
     }
     const caption = (await page.textContent(".progress")).match(/([\d,]+) characters, ([\d,]+) per second/);
     const [characters, rate] = caption.slice(1).map((number) => Number(number.replaceAll(",", "")));

@@ -18,20 +18,20 @@ before(async () => {
 after(() => browser.close());
 
 /**
- * Runs a test on the page, at which nothing may go wrong out of sight, and which may ask nobody for anything.
+ * Run a test on the page, and fail on any error, console message or network request.
  * @param {(page: import("playwright-core").Page) => Promise<void>} use
  * @param {object} [context]
  */
 async function on(use, context = {}) {
   const page = await browser.newPage({ viewport: { width: 1280, height: 900 }, ...context });
-  const wrong = [];
-  page.on("pageerror", (error) => wrong.push(error.message));
-  page.on("console", (message) => wrong.push(message.text()));
-  page.on("request", (request) => request.url().startsWith("file:") || wrong.push(request.url()));
+  const errors = [];
+  page.on("pageerror", (error) => errors.push(error.message));
+  page.on("console", (message) => errors.push(message.text()));
+  page.on("request", (request) => request.url().startsWith("file:") || errors.push(request.url()));
   try {
     await page.goto(pathToFileURL(cases.page).href);
     await use(page);
-    assert.deepEqual(wrong, []);
+    assert.deepEqual(errors, []);
   } finally {
     await page.context().close();
   }
@@ -47,13 +47,13 @@ function colours(page) {
   );
 }
 
-/** @param {number[]} found @param {number[]} expected */
-function near(found, expected) {
-  assert.equal(found.length, expected.length);
-  for (const [k, value] of found.entries()) assert.ok(Math.abs(value - expected[k]) < 0.01, `${k}: ${value}, not ${expected[k]}`);
+/** @param {number[]} actual @param {number[]} expected */
+function near(actual, expected) {
+  assert.equal(actual.length, expected.length);
+  for (const [k, value] of actual.entries()) assert.ok(Math.abs(value - expected[k]) < 0.01, `${k}: ${value}, not ${expected[k]}`);
 }
 
-test("the page colours the text by the best unit, and shows what was expected", () =>
+test("the page colours the text by the best unit, and shows the predictions", () =>
   on(async (page) => {
     assert.equal((await page.locator("#text b").allTextContents()).join(""), cases.text);
     assert.deepEqual((await page.locator("#text span").nth(1).locator("i").allTextContents()).join(" "), cases.second.join(" "));
@@ -116,7 +116,7 @@ test("the keyboard moves by character and by line", () =>
  * @param {string} name
  * @param {object} context
  */
-function looked(name, context) {
+function inspect(name, context) {
   return on(
     async (page) => {
       await page.locator("#text span").nth(2).hover();
@@ -130,10 +130,10 @@ function looked(name, context) {
   );
 }
 
-test("axe finds nothing: light", () => looked("light", { colorScheme: "light" }));
-test("axe finds nothing: phone, dark", () => looked("dark", { colorScheme: "dark", viewport: { width: 390, height: 844 } }));
+test("axe finds nothing: light", () => inspect("light", { colorScheme: "light" }));
+test("axe finds nothing: phone, dark", () => inspect("dark", { colorScheme: "dark", viewport: { width: 390, height: 844 } }));
 
-test("the tables are there without scripts", () =>
+test("the tables need no scripts", () =>
   on(
     async (page) => {
       assert.match(await page.locator("noscript").innerText(), /needs JavaScript/);

@@ -1,4 +1,4 @@
-// The page, as a person uses it, in Chromium; its text beside the checkpoint's.
+// The page in Chromium, used as people do; its text is compared with the checkpoint's.
 
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
@@ -7,7 +7,7 @@ import { extname, join } from "node:path";
 import { after, before, test } from "node:test";
 import { pathToFileURL } from "node:url";
 
-import { axe, bars, launch, numbers, says, soon, text } from "./browser.mjs";
+import { axe, bars, eventually, expectStatus, launch, numbers, text } from "./browser.mjs";
 import { measure } from "./measure.mjs";
 
 const cases = JSON.parse(readFileSync(process.env.CASES, "utf8"));
@@ -17,7 +17,7 @@ const PHONE = { viewport: { width: 390, height: 844 }, hasTouch: true };
 
 const DEFAULTS = { ...DESKTOP, serviceWorkers: "block", permissions: ["clipboard-read", "clipboard-write"] };
 
-/** Tests that repeat another under further conditions; `make test-slow` runs them. */
+/** Tests that repeat another under different conditions; `make test-slow` runs them. */
 const slow = process.env.SLOW ? test : test.skip;
 
 /** @type {import("playwright-core").Browser} */
@@ -31,28 +31,28 @@ before(async () => {
 after(() => browser.close());
 
 /**
- * Run a test on a new page, and fail on any error that the page logs. context: options for a context of its own.
+ * Run a test on a new page, and fail on any error that the page logs. context: options for a separate context.
  * @param {(page: import("playwright-core").Page) => Promise<void>} use
  * @param {{hash?: string, address?: string, context?: object, ready?: boolean, prepare?: (page: any) => Promise<unknown>}} [options]
  */
 async function on(use, { hash = "", address = cases.url, context, ready = true, prepare } = {}) {
   const own = context && (await browser.newContext({ ...DEFAULTS, ...context }));
   const page = await (own ?? shared).newPage();
-  const wrong = [];
-  page.on("pageerror", (error) => wrong.push(error.message));
+  const errors = [];
+  page.on("pageerror", (error) => errors.push(error.message));
   page.on("console", (message) => {
     // The runtime logs its progress as errors, so only the browser's own messages count.
-    if (/Content.Security.Policy|Failed to load|Uncaught/.test(message.text())) wrong.push(message.text());
+    if (/Content.Security.Policy|Failed to load|Uncaught/.test(message.text())) errors.push(message.text());
   });
   try {
     await prepare?.(page);
     await page.goto(address + hash);
     if (ready) {
-      await says(page, hash.includes("written") ? "Done." : "Ready.");
-      assert.deepEqual(wrong, []);
+      await expectStatus(page, hash.includes("written") ? "Done." : "Ready.");
+      assert.deepEqual(errors, []);
     }
     await use(page);
-    if (ready) assert.deepEqual(wrong, []);
+    if (ready) assert.deepEqual(errors, []);
   } finally {
     await (own ?? page).close();
   }
@@ -64,7 +64,7 @@ function link(settings) {
 }
 
 /**
- * Moves a slider as a person's fingers do: the value, and that it was changed.
+ * Move a slider.
  * @param {import("playwright-core").Page} page
  * @param {string} id
  * @param {number} value
@@ -74,13 +74,13 @@ async function slide(page, id, value) {
 }
 
 /**
- * Types a text over what was there, and waits until it is read.
+ * Replace the prompt, and wait until it is read.
  * @param {import("playwright-core").Page} page
  * @param {string} typed
  */
 async function type(page, typed) {
   await page.fill("#prompt", typed);
-  await soon(async () => assert.equal(await text(page), typed));
+  await eventually(async () => assert.equal(await text(page), typed));
 }
 
 test("the greedy text is the checkpoint's over 500 characters", () =>
@@ -88,7 +88,7 @@ test("the greedy text is the checkpoint's over 500 characters", () =>
     await page.fill("#prompt", cases.greedy.prompt);
     await slide(page, "temperature", 0);
     await page.click("#write");
-    await says(page, "Done.");
+    await expectStatus(page, "Done.");
     assert.equal(await text(page), cases.greedy.text);
     assert.match(await page.textContent(".progress"), /^500 characters, \d+ per second$/);
   }));
@@ -103,7 +103,7 @@ test("a seed's text is the terminal's, with temperature, top-k and top-p", () =>
     await page.fill("#seed", String(seed));
     await page.fill("#length", "300");
     await page.click("#write");
-    await says(page, "Done.");
+    await expectStatus(page, "Done.");
     assert.equal(await text(page), cases.sampled.text);
     assert.deepEqual(await page.locator(".settings output").allTextContents(), ["1.1", "12", "0.9", "1.2"]);
   }));
@@ -117,11 +117,11 @@ test("a model of characters ends its text where the document does", () =>
   on(
     async (page) => {
       await page.selectOption("#model", cases.odd);
-      await says(page, "Ready.");
+      await expectStatus(page, "Ready.");
       for (const [seed, expected] of cases.names.entries()) {
         await page.fill("#seed", String(seed));
         await page.click("#write");
-        await says(page, "The model ended the text.");
+        await expectStatus(page, "The model ended the text.");
         assert.equal(await text(page), expected);
       }
       const named = { name: "1 · 3 the length of a name: layer 1, neuron 3", exact: true }; // begins as it is seen
@@ -145,14 +145,14 @@ test("neurons colour the text as in NumPy", () =>
       await page.fill("#layer", String(layer + 1));
       await page.fill("#unit", String(unit + 1));
       await page.locator("#unit").press("Enter");
-      await soon(() => coloured(page, layer, unit));
+      await eventually(() => coloured(page, layer, unit));
     }
     await page.check("#neurons input[value='']");
     assert.equal(await page.locator(".text [data-level]").count(), 0);
   }));
 
 /**
- * Compares each character's colour with what the checkpoint's neuron held.
+ * Compare each character's colour with the activity of the checkpoint's neuron.
  * @param {import("playwright-core").Page} page
  * @param {number} layer
  * @param {number} unit
@@ -161,7 +161,7 @@ async function coloured(page, layer, unit) {
   const shown = await page.locator(".text span").evaluateAll((spans) =>
     spans.map((span) => [span.textContent, Number(span.dataset.level ?? 0), getComputedStyle(span).backgroundColor]),
   );
-  let at = -1; // of bytes: what a character is coloured by is its last
+  let at = -1; // in bytes: a character is coloured by its last
   for (const [character, level, colour] of shown) {
     at += Buffer.byteLength(character);
     const exact = 8 * cases.held[at][layer][unit];
@@ -182,14 +182,14 @@ test("the most variable neurons come first", () =>
     const expected = [0, 1]
       .flatMap((layer) => Array.from({ length: 24 }, (_, unit) => [`${layer}.${unit}`, variance(cases.held.map((all) => all[layer][unit]))]))
       .sort((a, b) => b[1] - a[1]);
-    await soon(async () => {
+    await eventually(async () => {
       const listed = await page.locator("#neurons input").evaluateAll((inputs) => inputs.map((input) => input.value));
       assert.deepEqual(listed.slice(0, 11), ["", ...expected.slice(0, 10).map(([name]) => name)]);
     });
   }));
 
 /**
- * What a card must say of the character that ends at byte `at`.
+ * The probabilities on the card of the character that ends at byte `at`.
  * @param {number} at
  */
 function five(at) {
@@ -218,7 +218,7 @@ test("the keyboard shows them too, and a screen reader announces them", () =>
     await type(page, cases.text);
     await page.locator(".text").first().focus();
     for (const key of ["Home", "ArrowRight", "ArrowRight", "ArrowLeft", "ArrowRight", "ArrowRight"]) await page.keyboard.press(key);
-    await soon(async () => assert.match(await page.textContent("#spoken"), /^space; expected: .+ \d+%/));
+    await eventually(async () => assert.match(await page.textContent("#spoken"), /^space; expected: .+ \d+%/));
     assert.equal(await page.locator(".text .here").textContent(), cases.text[3]);
     assert.deepEqual(await page.locator("#card li span").allTextContents(), five(3));
     await page.keyboard.press("End");
@@ -233,7 +233,7 @@ test("everything works by keyboard alone", () =>
     await page.locator("#prompt").focus();
     await page.keyboard.type("The ");
     await page.keyboard.press("Control+Enter");
-    await says(page, "Done.");
+    await expectStatus(page, "Done.");
     const order = [];
     for (let presses = 0; presses < 12; presses++) {
       await page.keyboard.press("Tab");
@@ -241,7 +241,7 @@ test("everything works by keyboard alone", () =>
     }
     assert.deepEqual(order, ["write", "on", "copy", "share", "text", "temperature", "top_k", "top_p", "seed", "length", "compare", ""]);
     await page.keyboard.press("Enter"); // on the first bar: the likeliest character
-    await soon(async () => assert.match(await page.textContent(".progress"), /^501 characters/));
+    await eventually(async () => assert.match(await page.textContent(".progress"), /^501 characters/));
     await page.locator("#neurons input").first().focus();
     await page.keyboard.press("ArrowDown");
     await page.locator(".text [data-level]").first().waitFor();
@@ -259,27 +259,27 @@ test("the steps of a word are the checkpoint's, to three decimals", () =>
       await page.selectOption("#how-layer", String(layer));
       for (const at of [0, 1, 2, 9]) {
         while (!(await page.textContent("#how-status")).startsWith(`Step ${at + 1} of ${cases.ids.length}:`)) {
-          const said = await page.textContent("#how-status");
+          const before = await page.textContent("#how-status");
           await page.locator("#word").press("Enter");
-          await soon(async () => assert.notEqual(await page.textContent("#how-status"), said));
+          await eventually(async () => assert.notEqual(await page.textContent("#how-status"), before));
         }
         await stepped(page, layer, at);
       }
       await page.fill("#word", "");
       await page.fill("#word", cases.text);
-      await soon(async () => assert.match(await page.textContent("#how-status"), /^Step 1 of/));
+      await eventually(async () => assert.match(await page.textContent("#how-status"), /^Step 1 of/));
     }
   }));
 
 /**
- * Compares a step's table of neurons and of scores with the checkpoint's.
+ * Compare a step's tables of neurons and scores with the checkpoint's.
  * @param {import("playwright-core").Page} page
  * @param {number} layer
  * @param {number} at
  */
 async function stepped(page, layer, at) {
   const { h, c, forget, added, output, logits } = cases.steps;
-  const near = (shown, exact, what) => assert.ok(Math.abs(shown - exact) < 6e-4, `${what}: ${shown}, not ${exact}`);
+  const near = (shown, exact, name) => assert.ok(Math.abs(shown - exact) < 6e-4, `${name}: ${shown}, not ${exact}`);
   const rows = await numbers(page, "how-units");
   assert.equal(rows.length, 8);
   const before = (state, unit) => (at ? state[at - 1][layer][unit] : 0);
@@ -308,18 +308,18 @@ test("after its last character a word continues with the likeliest, and back", (
       await page.click("#tab-how");
       await page.fill("#word", "The ");
       for (let step = 0; step < 8; step++) {
-        await soon(async () => assert.match(await page.textContent("#how-status"), new RegExp(`^Step ${step + 1} `)));
+        await eventually(async () => assert.match(await page.textContent("#how-status"), new RegExp(`^Step ${step + 1} `)));
         await page.evaluate(() => [0, 1].forEach(() => document.getElementById("forward").click())); // the second comes too early
       }
-      await soon(async () => assert.match(await page.textContent("#how-status"), /^Step 9 of 9/));
+      await eventually(async () => assert.match(await page.textContent("#how-status"), /^Step 9 of 9/));
       const letters = (await page.locator("#letters li").allTextContents()).join("").replaceAll("␣", " ");
       assert.equal(letters, cases.greedy.text.slice(0, 9).replace("é", "C3"));
       await page.click("#back");
-      await soon(async () => assert.match(await page.textContent("#how-status"), /^Step 8 of 9/));
+      await eventually(async () => assert.match(await page.textContent("#how-status"), /^Step 8 of 9/));
       await page.selectOption("#model", cases.odd);
-      await soon(async () => assert.equal(await page.locator("#how-units thead th").count(), 3)); // a GRU: h before, h
+      await eventually(async () => assert.equal(await page.locator("#how-units thead th").count(), 3)); // a GRU: h before, h
       await page.fill("#word", "");
-      await soon(async () => assert.match(await page.textContent("#how-status"), /^Step 1 of 1: read/));
+      await eventually(async () => assert.match(await page.textContent("#how-status"), /^Step 1 of 1: read/));
     },
     { hash: link({ temperature: 0 }) },
   ));
@@ -332,20 +332,20 @@ test("the slider shows text, guesses and a neuron as they were in training, by k
       const slider = page.getByRole("slider", { name: "Training" });
       for (const [index, snapshot] of cases.training.entries()) {
         await slider.press(index ? "ArrowRight" : "Home");
-        await soon(() => trained(page, snapshot));
+        await eventually(() => trained(page, snapshot));
         assert.match(await slider.getAttribute("aria-valuetext"), new RegExp(`^step ${snapshot.step} of 150, \\d\\.\\d\\d bits$`));
       }
       await slider.press("ArrowLeft");
-      await soon(async () => assert.equal(new URLSearchParams(new URL(page.url()).hash.slice(1)).get("step"), "50"));
+      await eventually(async () => assert.equal(new URLSearchParams(new URL(page.url()).hash.slice(1)).get("step"), "50"));
       await page.click("#tab-how");
       await page.click("#forward");
-      await soon(async () => assert.match(await page.textContent("#how-status"), /^Step 2 of 5/));
+      await eventually(async () => assert.match(await page.textContent("#how-status"), /^Step 2 of 5/));
       const scores = await numbers(page, "how-scores");
       await slider.press("Home");
-      await soon(async () => assert.notDeepEqual(await numbers(page, "how-scores"), scores));
+      await eventually(async () => assert.notDeepEqual(await numbers(page, "how-scores"), scores));
       assert.match(await page.textContent("#how-status"), /^Step 2 of 5/);
       await page.selectOption("#precision", "float32");
-      await soon(async () => assert.equal(await slider.inputValue(), "2"));
+      await eventually(async () => assert.equal(await slider.inputValue(), "2"));
       await page.selectOption("#model", cases.odd);
       await slider.waitFor({ state: "hidden" });
     },
@@ -353,7 +353,7 @@ test("the slider shows text, guesses and a neuron as they were in training, by k
   ));
 
 /**
- * Compares text, bars and colours with those of a snapshot.
+ * Compare text, bars and colours with those of a snapshot.
  * @param {import("playwright-core").Page} page
  * @param {{text: string, held: [string, number][], next: number[]}} snapshot
  */
@@ -377,11 +377,11 @@ test("the bars follow temperature, top-k and top-p", () =>
     await slide(page, "temperature", 1);
     const ranked = cases.expected.at(-1).map((p, id) => [id, p]).sort((a, b) => b[1] - a[1]);
     const first = ranked.slice(0, 10).map(([id, p]) => [id, percent(p)]);
-    await soon(async () => assert.deepEqual(await bars(page), first));
+    await eventually(async () => assert.deepEqual(await bars(page), first));
     await slide(page, "top_k", 3);
-    await soon(async () => assert.equal((await bars(page)).length, 3));
+    await eventually(async () => assert.equal((await bars(page)).length, 3));
     await slide(page, "temperature", 0);
-    await soon(async () => assert.deepEqual(await bars(page), [[ranked[0][0], "100%"]]));
+    await eventually(async () => assert.deepEqual(await bars(page), [[ranked[0][0], "100%"]]));
   }));
 
 test("a chosen bar is written, the text continues from it, and a link repeats it", async () => {
@@ -391,7 +391,7 @@ test("a chosen bar is written, the text continues from it, and a link repeats it
     await page.fill("#prompt", "The ");
     await page.fill("#length", "30");
     await page.click("#write");
-    await says(page, "Done.");
+    await expectStatus(page, "Done.");
     const before = await text(page);
     const label = await page.locator("#bars button").nth(2).evaluate((button) => Number(button.dataset.id));
     await page.locator("#bars button").nth(2).click();
@@ -400,12 +400,12 @@ test("a chosen bar is written, the text continues from it, and a link repeats it
     assert.equal(chosen.charCodeAt(0), label);
     assert.equal(await page.locator(".text .chosen").textContent(), chosen);
     await page.click("#on");
-    await says(page, "Done.");
+    await expectStatus(page, "Done.");
     written = await text(page);
     assert.ok(written.startsWith(before + chosen));
     assert.equal(Array.from(written).length, Array.from(before).length + 31);
     await page.click("#share");
-    await says(page, "Link copied.");
+    await expectStatus(page, "Link copied.");
     shared = await page.evaluate(() => navigator.clipboard.readText());
   });
   await on(
@@ -424,8 +424,8 @@ test("an address's chosen characters are written only by a model that has them",
       assert.equal(await page.locator(".text .chosen").count(), 2);
       assert.equal(written.slice(0, 7), `${cases.greedy.text.slice(0, 5)}\nA`);
       await page.selectOption("#model", cases.odd);
-      await soon(async () => assert.notEqual(await text(page), written));
-      await says(page, /Done|ended/);
+      await eventually(async () => assert.notEqual(await text(page), written));
+      await expectStatus(page, /Done|ended/);
       assert.equal(await page.locator(".text .chosen").count(), 0);
     },
     { hash: link({ prompt: "The ", temperature: 0, length: 20, chosen: "4.256-5.10-6.65", written: 1 }) },
@@ -436,7 +436,7 @@ test("another model keeps prompt, seed and settings, and shows its card", () =>
     async (page) => {
       assert.equal(await page.locator("#about:visible").count(), 0);
       await page.selectOption("#model", cases.odd);
-      await says(page, /Done|ended/);
+      await expectStatus(page, /Done|ended/);
       const values = await page.evaluate((ids) => ids.map((id) => document.getElementById(id).value), ["prompt", "seed", "temperature", "length"]);
       assert.deepEqual(values, ["Ан", "7", "1.1", "20"]);
       assert.ok((await text(page)).startsWith("Ан"));
@@ -444,7 +444,7 @@ test("another model keeps prompt, seed and settings, and shows its card", () =>
       await page.click("#about summary");
       assert.equal(await page.locator("#model-card:visible").innerText(), "licence of the text\npublic domain");
       await page.selectOption("#model", "prose");
-      await says(page, "Done.");
+      await expectStatus(page, "Done.");
       assert.equal(await page.inputValue("#prompt"), "Ан");
     },
     { hash: link({ prompt: "Ан", seed: 7, temperature: 1.1, length: 20, written: 1 }) },
@@ -454,10 +454,10 @@ test("a character chosen while the text streams replaces the next one", () =>
   on(
     async (page) => {
       await page.click("#write");
-      await says(page, /Writing/); // a click before that would choose without writing on
+      await expectStatus(page, /Writing/); // a click before that would choose without writing on
       await page.locator("#bars button").first().waitFor();
       await page.locator("#bars button").first().click();
-      await says(page, "Done.");
+      await expectStatus(page, "Done.");
       assert.ok((await page.locator(".text .chosen").count()) === 1);
       assert.match(await page.textContent(".progress"), /^2,000 characters/);
     },
@@ -478,12 +478,12 @@ test("a link restores all settings and the text", async () => {
     await slide(page, "beside", 0.3);
     await page.locator("#neurons input").nth(3).check();
     await page.click("#write");
-    await says(page, "Done.");
+    await expectStatus(page, "Done.");
     await page.click("#share");
-    await says(page, "Link copied.");
+    await expectStatus(page, "Link copied.");
     shared = await page.evaluate(() => navigator.clipboard.readText());
     [written, colours] = [await text(page), await painted(page)];
-    await soon(async () => assert.equal(page.url(), shared)); // the address follows
+    await eventually(async () => assert.equal(page.url(), shared)); // the address follows
     assert.notEqual(await text(page, 1), written);
   });
   await on(
@@ -503,17 +503,17 @@ test("editing the address of the open page, and going back, restore its settings
   on(
     async (page) => {
       const value = (id) => page.locator(`#${id}`).inputValue();
-      await slide(page, "temperature", 0.5); // and the keyboard stays there
-      await soon(async () => assert.match(page.url(), /temperature=0\.5/));
+      await slide(page, "temperature", 0.5); // keeps the focus
+      await eventually(async () => assert.match(page.url(), /temperature=0\.5/));
       const { options } = cases.sampled;
       await page.evaluate((hash) => location.assign(hash), link({ prompt: "The ", ...options, length: 300, beside: 0, written: 1 }));
-      await soon(async () => assert.equal(await text(page), cases.sampled.text));
-      await soon(async () => assert.equal(await text(page, 1), cases.greedy.text.slice(0, 304)));
+      await eventually(async () => assert.equal(await text(page), cases.sampled.text));
+      await eventually(async () => assert.equal(await text(page, 1), cases.greedy.text.slice(0, 304)));
       assert.deepEqual([await value("temperature"), await value("seed"), await value("prompt")], ["1.1", "77", "The "]);
       await page.goBack();
-      await soon(async () => assert.equal(await text(page), "The cat"));
+      await eventually(async () => assert.equal(await text(page), "The cat"));
       assert.deepEqual([await value("temperature"), await value("seed"), await value("prompt")], ["0.5", "1", "The cat"]);
-      await soon(async () => assert.match(page.url(), /temperature=0\.5/));
+      await eventually(async () => assert.match(page.url(), /temperature=0\.5/));
       assert.equal(await page.locator(".pane:visible").count(), 1);
     },
     { hash: link({ prompt: "The cat" }) },
@@ -525,7 +525,7 @@ test("a browser that blocks address changes stops nothing", () =>
       for (let step = 0; step < 40; step++) await slide(page, "temperature", step / 20);
       await slide(page, "temperature", 0);
       await page.click("#write");
-      await says(page, "Done.");
+      await expectStatus(page, "Done.");
       assert.equal(await text(page), cases.greedy.text);
       await page.waitForFunction(() => window.tries >= 1);
       const tries = await page.evaluate(() => window.tries);
@@ -562,11 +562,11 @@ test("a text added beside another has its length and its prompt", () =>
   on(
     async (page) => {
       await page.check("#compare");
-      await soon(async () => assert.equal(Array.from(await text(page, 1)).length, 34));
+      await eventually(async () => assert.equal(Array.from(await text(page, 1)).length, 34));
       await page.uncheck("#compare");
       await type(page, "The cat");
       await page.check("#compare");
-      await soon(async () => assert.equal(await text(page, 1), "The cat"));
+      await eventually(async () => assert.equal(await text(page, 1), "The cat"));
     },
     { hash: link({ prompt: "The ", temperature: 1, top_k: 2, length: 30, written: 1 }) },
   ));
@@ -577,19 +577,19 @@ test("a stopped text continues as if it had not stopped", () =>
       await page.click("#write");
       await page.evaluate(() => {
         const stop = () => (document.querySelectorAll(".text span").length > 20 ? document.getElementById("write").click() : setTimeout(stop, 5));
-        stop(); // in the page: from outside, a slow machine comes when all is written
+        stop(); // in the page: from outside, on a slow machine, the text would be complete
       });
-      await says(page, "Done.");
+      await expectStatus(page, "Done.");
       const stopped = await text(page);
       assert.ok(stopped.length < 9000);
       await page.fill("#length", "10");
       await page.click("#on");
       await page.waitForFunction((length) => document.querySelector(".text").textContent.length > length, stopped.length);
-      const went = await text(page);
-      await page.fill("#length", String(Array.from(went).length));
+      const continued = await text(page);
+      await page.fill("#length", String(Array.from(continued).length));
       await page.click("#write");
-      await says(page, "Done.");
-      assert.ok((await text(page)).startsWith(went));
+      await expectStatus(page, "Done.");
+      assert.ok((await text(page)).startsWith(continued));
     },
     { hash: link({ prompt: "The ", length: 10000 }) },
   ));
@@ -598,13 +598,13 @@ test("the network reads the prompt while it is typed", () =>
   on(async (page) => {
     await page.locator("#neurons input").nth(1).check();
     await page.locator("#prompt").pressSequentially("The cat");
-    await soon(async () => assert.equal(await text(page), "The cat"));
+    await eventually(async () => assert.equal(await text(page), "The cat"));
     assert.ok(await page.locator(".text [data-level]").count(), "the neuron follows");
     await page.keyboard.press("Backspace");
     await page.keyboard.type("fé");
-    await soon(async () => assert.equal(await text(page), "The café"));
+    await eventually(async () => assert.equal(await text(page), "The café"));
     await type(page, "");
-    await soon(async () => assert.equal((await bars(page)).length, 10)); // an empty text starts after a newline
+    await eventually(async () => assert.equal((await bars(page)).length, 10)); // an empty text starts after a newline
   }));
 
 test("an unknown character is named", () =>
@@ -616,7 +616,7 @@ test("an unknown character is named", () =>
         await route.fulfill({ json: listed });
       });
       await page.reload();
-      await says(page, "Ready.");
+      await expectStatus(page, "Ready.");
       await page.fill("#prompt", "Zoë €");
       assert.equal(await page.textContent("#prompt-note"), "Cannot read this: this model has never seen “ ” (U+0020).");
       assert.equal(await page.getAttribute("#prompt", "aria-invalid"), "true");
@@ -630,28 +630,28 @@ test("the text is copied unchanged", () =>
   on(
     async (page) => {
       await page.click("#copy");
-      await says(page, "Text copied.");
+      await expectStatus(page, "Text copied.");
       assert.equal(await page.evaluate(() => navigator.clipboard.readText()), cases.greedy.text);
     },
     { hash: link({ prompt: "The ", temperature: 0, neuron: "2.3", written: 1 }) },
   ));
 
-test("once opened, the page works offline, and says so", () =>
+test("once opened, the page works offline, and reports it", () =>
   on(
     async (page) => {
-      await soon(async () => assert.equal(await page.textContent("#offline"), "Works offline with the models you have opened."));
-      await page.reload(); // a slow machine had it opened before it could be kept
-      await says(page, "Done.");
+      await eventually(async () => assert.equal(await page.textContent("#offline"), "Works offline with the models you have opened."));
+      await page.reload(); // on a slow machine, the first visit is too early to be cached
+      await expectStatus(page, "Done.");
       const cached = await page.evaluate(async () => (await navigator.serviceWorker.getRegistration()).updateViaCache);
       assert.equal(cached, "none");
       const files = () => page.evaluate(async () => (await (await caches.open((await caches.keys())[0])).keys()).map(({ url }) => url));
-      await soon(async () => assert.equal((await files()).filter((url) => url.includes("/step-")).length, 2));
+      await eventually(async () => assert.equal((await files()).filter((url) => url.includes("/step-")).length, 2));
       await page.context().setOffline(true);
       await page.reload();
-      await says(page, "Done.");
+      await expectStatus(page, "Done.");
       assert.equal(await text(page), cases.greedy.text);
       await page.locator("#snapshot").press("Home");
-      await says(page, "Done.");
+      await expectStatus(page, "Done.");
       assert.notEqual(await text(page), cases.greedy.text);
       await page.selectOption("#model", cases.odd);
       await page.locator("#problem:visible").waitFor();
@@ -673,7 +673,7 @@ test("a corrupted cached file is fetched and cached again", () =>
       const size = await kept(false);
       assert.equal(await kept(true), 7);
       await page.reload();
-      await says(page, "Done.");
+      await expectStatus(page, "Done.");
       assert.equal(await text(page), cases.greedy.text);
       assert.equal(await kept(false), size);
     },
@@ -681,7 +681,7 @@ test("a corrupted cached file is fetched and cached again", () =>
   ));
 
 /**
- * Runs a test on a page that comes from a plain host, at a path of its own, with more behind its service worker's script.
+ * Run a test on a page from a static host, below a path. behind: code appended to its service worker's script.
  * @param {(page: import("playwright-core").Page) => Promise<void>} use
  * @param {string} [behind]
  */
@@ -707,15 +707,15 @@ async function hosted(use, behind = "") {
 test("any static host and any path work", () => hosted(async (page) => assert.equal(await text(page), cases.greedy.text)));
 
 /**
- * Run a page whose service worker begins with `script`.
+ * Run a page with `script` appended to its service worker.
  * @param {string} script
- * @param {string} note what the page then says about offline use
+ * @param {string} note the page's note on offline use
  */
 function failing(script, note) {
   return hosted(async (page) => {
-    await soon(async () => assert.equal(await page.textContent("#offline"), note));
+    await eventually(async () => assert.equal(await page.textContent("#offline"), note));
     await page.reload();
-    await says(page, "Done.");
+    await expectStatus(page, "Done.");
     assert.equal(await text(page), cases.greedy.text);
   }, script);
 }
@@ -730,10 +730,10 @@ slow("the page works when storage cannot be opened later", () => failing(activat
 slow("the page works when storage fills up later", () => failing(activated(PUT), OFFLINE));
 
 /**
- * What the page says where something is wrong.
+ * Return the problem that the page reports.
  * @param {(page: import("playwright-core").Page) => Promise<unknown>} prepare
  */
-async function told(prepare) {
+async function problemOf(prepare) {
   let problem = "";
   await on(
     async (page) => {
@@ -747,7 +747,7 @@ async function told(prepare) {
 }
 
 test("missing WebAssembly is reported", async () => {
-  const problem = await told((page) => page.addInitScript(() => delete window.WebAssembly));
+  const problem = await problemOf((page) => page.addInitScript(() => delete window.WebAssembly));
   assert.match(problem, /^This browser has no WebAssembly, or it is disabled/);
 });
 
@@ -759,13 +759,13 @@ test("a missing, truncated, changed or foreign file is named", async () => {
     bytes[bytes.length >> 1] ^= 1;
     return bytes;
   };
-  assert.match(await told((page) => page.route(file, (route) => route.fulfill({ status: 404 }))), /\.tflite is missing \(the server answered 404\)/);
-  assert.match(await told(answer((bytes) => bytes.subarray(0, 1000))), /\.tflite is corrupted: received 1000 bytes of \d+/);
-  assert.match(await told(answer(flip)), /\.tflite is corrupted or belongs to another model: its checksum does not match/);
+  assert.match(await problemOf((page) => page.route(file, (route) => route.fulfill({ status: 404 }))), /\.tflite is missing \(the server answered 404\)/);
+  assert.match(await problemOf(answer((bytes) => bytes.subarray(0, 1000))), /\.tflite is corrupted: received 1000 bytes of \d+/);
+  assert.match(await problemOf(answer(flip)), /\.tflite is corrupted or belongs to another model: its checksum does not match/);
   const other = readFileSync(join(cases.site, "models", cases.odd, "float32.tflite"));
-  assert.match(await told(answer(() => other)), /\.tflite is corrupted: received \d+ bytes of \d+/);
+  assert.match(await problemOf(answer(() => other)), /\.tflite is corrupted: received \d+ bytes of \d+/);
   const padded = (bytes) => Buffer.concat([other, Buffer.alloc(bytes.length - other.length)]);
-  assert.match(await told(answer(padded)), /\.tflite is corrupted or belongs to another model/);
+  assert.match(await problemOf(answer(padded)), /\.tflite is corrupted or belongs to another model/);
 });
 
 test("after an engine error the page can write again", () =>
@@ -781,7 +781,7 @@ test("after an engine error the page can write again", () =>
       await page.fill("#prompt", "The ");
       await page.fill("#length", "500");
       await page.click("#write");
-      await says(page, "Done.");
+      await expectStatus(page, "Done.");
       assert.equal(await text(page), cases.greedy.text);
       assert.equal(await page.locator("#problem:visible").count(), 0);
     },
@@ -800,7 +800,7 @@ test("after an engine error the page can write again", () =>
   ));
 
 test("the vocabulary of another model is reported", async () => {
-  const problem = await told((page) =>
+  const problem = await problemOf((page) =>
     page.route("**/models.json", async (route) => {
       const listed = await (await route.fetch()).json();
       listed.models[0].vocab = listed.models[1].vocab;
@@ -811,26 +811,26 @@ test("the vocabulary of another model is reported", async () => {
 });
 
 test("a missing list of models, and a runtime that fails to load, are reported", async () => {
-  const gone = (what) => (page) => page.route(what, (route) => route.fulfill({ status: 404 }));
-  assert.match(await told(gone("**/models.json")), /^models\.json is missing \(the server answered 404\)/);
-  assert.match(await told(gone("**/litert/*.wasm")), /^The runtime did not start: /i);
+  const missing = (pattern) => (page) => page.route(pattern, (route) => route.fulfill({ status: 404 }));
+  assert.match(await problemOf(missing("**/models.json")), /^models\.json is missing \(the server answered 404\)/);
+  assert.match(await problemOf(missing("**/litert/*.wasm")), /^The runtime did not start: /i);
 });
 
-test("opened as a file, the page says what to do", async () => {
+test("opened as a file, the page explains how to serve it", async () => {
   const page = await browser.newPage(DESKTOP);
   await page.goto(pathToFileURL(join(cases.site, "index.html")).href);
-  await soon(async () => {
+  await eventually(async () => {
     assert.match(await page.locator("#waiting").innerText(), /do not load JavaScript modules from file:\/\/… .*python3 -m http\.server/s);
   });
   await page.context().close();
 });
 
 /**
- * Looks at every state of the page as a phone or a desktop shows it.
+ * Check the accessibility of every state of the page.
  * @param {string} name
  * @param {object} context
  */
-function looked(name, context) {
+function inspect(name, context) {
   const hash = link({ prompt: "The ", length: 120, temperature: 0.9, neuron: "2.3", written: 1 });
   return on(
     async (page) => {
@@ -838,21 +838,20 @@ function looked(name, context) {
       const clean = async (state) => {
         await page.screenshot({ path: join(process.env.OUT, `${name}-${state}.png`), fullPage: true });
         const { violations } = await page.evaluate(() => window.axe.run());
-        const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(" ")}`);
-        assert.deepEqual(found, [], state);
+        assert.deepEqual(violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(" ")}`), [], state);
       };
       await page.locator(".text span").nth(40).hover();
       await page.locator("#card").waitFor();
       await clean("neuron");
       await page.check("#compare");
-      await soon(async () => assert.match(await page.locator(".progress").nth(1).textContent(), /^120 characters/));
+      await eventually(async () => assert.match(await page.locator(".progress").nth(1).textContent(), /^120 characters/));
       await clean("compared");
       const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
       assert.equal(wide, 0, "nothing to scroll sideways");
       await page.click("#tab-how");
       await page.fill("#word", "The cat");
       for (let step = 0; step < 4; step++) {
-        await soon(async () => assert.match(await page.textContent("#how-status"), new RegExp(`^Step ${step + 1} `)));
+        await eventually(async () => assert.match(await page.textContent("#how-status"), new RegExp(`^Step ${step + 1} `)));
         await page.click("#forward");
       }
       await clean("how");
@@ -866,10 +865,10 @@ function looked(name, context) {
   );
 }
 
-test("axe finds nothing: desktop, light", () => looked("desktop-light", { ...DESKTOP, colorScheme: "light" }));
-slow("axe finds nothing: desktop, dark", () => looked("desktop-dark", { ...DESKTOP, colorScheme: "dark" }));
-slow("axe finds nothing: phone, light", () => looked("phone-light", { ...PHONE, colorScheme: "light" }));
-test("axe finds nothing: phone, dark", () => looked("phone-dark", { ...PHONE, colorScheme: "dark", reducedMotion: "reduce" }));
+test("axe finds nothing: desktop, light", () => inspect("desktop-light", { ...DESKTOP, colorScheme: "light" }));
+slow("axe finds nothing: desktop, dark", () => inspect("desktop-dark", { ...DESKTOP, colorScheme: "dark" }));
+slow("axe finds nothing: phone, light", () => inspect("phone-light", { ...PHONE, colorScheme: "light" }));
+test("axe finds nothing: phone, dark", () => inspect("phone-dark", { ...PHONE, colorScheme: "dark", reducedMotion: "reduce" }));
 
 test("the writing speed is measured", async () => {
   const figures = await measure(browser, cases.url, "prose", "int8-dynamic", 600);

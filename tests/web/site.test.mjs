@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 
-import { axe, launch, numbers, says, soon, text } from "./browser.mjs";
+import { axe, eventually, expectStatus, launch, numbers, text } from "./browser.mjs";
 
 const cases = JSON.parse(readFileSync(process.env.CASES, "utf8"));
 const { prompt, word } = cases;
@@ -25,7 +25,7 @@ after(() => browser.close());
  */
 async function tabTo(page, id) {
   for (let presses = 0; presses < 100; presses++) {
-    if (await page.evaluate((wanted) => document.activeElement?.id === wanted, id)) return;
+    if (await page.evaluate((expected) => document.activeElement?.id === expected, id)) return;
     await page.keyboard.press("Tab");
   }
   assert.fail(`Tab does not reach #${id}`);
@@ -37,13 +37,13 @@ async function tabTo(page, id) {
  * @param {{name: string, texts: string[], steps: number, h: number[], logits: number[]}} model
  */
 async function visit(page, { name, texts, steps, h, logits }) {
-  await soon(async () => assert.equal(await text(page), texts.at(-1), name));
-  await says(page, ENDED);
+  await eventually(async () => assert.equal(await text(page), texts.at(-1), name));
+  await expectStatus(page, ENDED);
   if (texts.length > 1) {
     await tabTo(page, "snapshot");
     for (const [index, expected] of texts.entries()) {
       await page.keyboard.press(index ? "ArrowRight" : "Home");
-      await soon(async () => assert.equal(await text(page), expected, `${name}, snapshot ${index}`));
+      await eventually(async () => assert.equal(await text(page), expected, `${name}, snapshot ${index}`));
     }
   }
   assert.equal(await page.locator("#training:visible").count(), texts.length > 1 ? 1 : 0);
@@ -53,10 +53,10 @@ async function visit(page, { name, texts, steps, h, logits }) {
   await page.keyboard.press("Control+a");
   await page.keyboard.type(word);
   for (let step = 1; step < steps; step++) {
-    await soon(async () => assert.match(await page.textContent("#how-status"), new RegExp(`^Step ${step} of ${steps}:`)));
+    await eventually(async () => assert.match(await page.textContent("#how-status"), new RegExp(`^Step ${step} of ${steps}:`)));
     await page.keyboard.press("Enter");
   }
-  await soon(async () => assert.match(await page.textContent("#how-status"), new RegExp(`^Step ${steps} of ${steps}:`)));
+  await eventually(async () => assert.match(await page.textContent("#how-status"), new RegExp(`^Step ${steps} of ${steps}:`)));
   for (const [neuron, ...cells] of await numbers(page, "how-units")) {
     const unit = Number(neuron.split(" · ")[1]) - 1;
     assert.ok(Math.abs(cells.at(-1) - h[unit]) < 0.01, `${name}, neuron ${neuron}: ${cells.at(-1)}, not ${h[unit]}`);
@@ -91,8 +91,8 @@ async function tour(page, look) {
  */
 async function toured(name, context) {
   const page = await browser.newPage({ ...context, serviceWorkers: "allow", bypassCSP: true });
-  const wrong = [];
-  page.on("pageerror", (error) => wrong.push(error.message));
+  const errors = [];
+  page.on("pageerror", (error) => errors.push(error.message));
   const look = async (state) => {
     await page.screenshot({ path: join(process.env.OUT, `site-${name}-${state}.png`), fullPage: true });
     assert.equal(await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth), 0, "nothing to scroll sideways");
@@ -100,23 +100,23 @@ async function toured(name, context) {
     assert.deepEqual(violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(" ")}`), [], state);
   };
   const open = async () => {
-    await page.goto("about:blank"); // else a new fragment alone would not load the page again
+    await page.goto("about:blank"); // otherwise a new fragment alone would not reload the page
     await page.goto(`${cases.url}#${new URLSearchParams({ ...cases.settings, prompt, written: 1 })}`);
-    await says(page, ENDED);
+    await expectStatus(page, ENDED);
     await page.evaluate(readFileSync(axe, "utf8"));
   };
   await open();
-  await soon(async () => assert.ok(await page.evaluate(() => navigator.serviceWorker.controller !== null)));
-  await open(); // a slow machine had fetched files before the service worker could keep them
+  await eventually(async () => assert.ok(await page.evaluate(() => navigator.serviceWorker.controller !== null)));
+  await open(); // on a slow machine, files are fetched before the service worker can cache them
   await tour(page, look);
   const kept = () => page.evaluate(async () => (await (await caches.open((await caches.keys())[0])).keys()).length);
   const shell = await page.evaluate(async () => (await (await fetch("build.js")).text()).match(/": \[([^\]]+)/)[1].split(",").length);
   const models = cases.models.flatMap(({ texts }) => texts).length;
-  await soon(async () => assert.ok((await kept()) >= shell + models + 2)); // and the runtime's two files
+  await eventually(async () => assert.ok((await kept()) >= shell + models + 2)); // and the runtime's two files
   await page.context().setOffline(true);
   await open();
   await tour(page, async () => {});
-  assert.deepEqual(wrong, []);
+  assert.deepEqual(errors, []);
   await page.context().close();
 }
 

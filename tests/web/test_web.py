@@ -1,4 +1,4 @@
-"""The page in a real browser and its modules in Node.js; each JavaScript test is one pytest test."""
+"""Page in a real browser, and its modules in Node.js; each JavaScript test is one pytest test."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The page of a run's neurons in a real browser; each JavaScript test is one pytest test."""
+"""Page of a run's neurons in a real browser; each JavaScript test is one pytest test."""
 
 import json
 from pathlib import Path

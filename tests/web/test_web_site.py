@@ -1,4 +1,4 @@
-"""The page of models/ in a real browser: each model and snapshot, beside the Python runner."""
+"""Page of models/ in a real browser: each model and snapshot, compared with the Python runner."""
 
 import codecs
 import json

@@ -1,4 +1,4 @@
-// The page's modules that need no browser, against what Python says in the same run.
+// The page's modules that need no browser, compared with Python's results of the same run.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -20,11 +20,11 @@ test("a seed's numbers are those of trainers.draw", () => {
 });
 
 test("temperature, top-k, top-p and the draw are those of trainers.draw", () => {
-  for (const { logits, sampling, uniform: falls, probabilities: expected, id } of cases.draws) {
-    const found = probabilities(Float32Array.from(logits), sampling);
-    for (const [index, p] of found.entries()) assert.ok(Math.abs(p - expected[index]) < 1e-5, JSON.stringify(sampling));
-    assert.deepEqual(Array.from(found, (p) => p > 0), expected.map((p) => p > 0));
-    assert.equal(choose(found, falls), id, JSON.stringify({ sampling, falls }));
+  for (const { logits, sampling, uniform: random, probabilities: expected, id } of cases.draws) {
+    const actual = probabilities(Float32Array.from(logits), sampling);
+    for (const [index, p] of actual.entries()) assert.ok(Math.abs(p - expected[index]) < 1e-5, JSON.stringify(sampling));
+    assert.deepEqual(Array.from(actual, (p) => p > 0), expected.map((p) => p > 0));
+    assert.equal(choose(actual, random), id, JSON.stringify({ sampling, random }));
   }
 });
 
@@ -52,12 +52,12 @@ test("ids become texts, whole characters at a time, for any bytes", () => {
     let behind = 0;
     for (const [index, id] of ids.entries()) {
       shown.push(...decoder.push(id));
-      behind = index + 1 - shown.reduce((sum, one) => sum + one.ids, 0);
-      assert.ok(behind >= 0 && behind <= 3, "no more waits than a character has bytes");
+      behind = index + 1 - shown.reduce((sum, character) => sum + character.ids, 0);
+      assert.ok(behind >= 0 && behind <= 3, "fewer bytes are pending than a character can have");
     }
     shown.push(...decoder.end());
     assert.equal(shown.map(({ text }) => text).join(""), decoded);
-    assert.equal(shown.reduce((sum, one) => sum + one.ids, 0), ids.length, "each id belongs to one character");
+    assert.equal(shown.reduce((sum, character) => sum + character.ids, 0), ids.length, "each id belongs to one character");
     for (const { text } of shown) assert.ok(Array.from(text).length <= 1);
   }
 });
@@ -96,7 +96,7 @@ function counter() {
 
 const GREEDY = { temperature: 0, topK: 0, topP: 1 };
 
-test("a text keeps the carries of what it has read, up to the first change", async () => {
+test("a text keeps its carries up to the first change", async () => {
   const model = counter();
   const text = new Text(model, undefined);
   text.begin([2, 3]);
@@ -114,7 +114,7 @@ test("a text keeps the carries of what it has read, up to the first change", asy
   assert.deepEqual([text.ids, text.steps.length, text.chosen.size], [[2, 3, 3], 3, 0]);
 });
 
-test("a long text keeps its last 1,000 carries: a change before them makes it read from the start", async () => {
+test("a long text keeps its last 1,000 carries: after a change before them, it is read from the start", async () => {
   const model = counter();
   const text = new Text(model, undefined);
   const read = async (prompt) => {
@@ -126,7 +126,7 @@ test("a long text keeps its last 1,000 carries: a change before them makes it re
   const [lively, still] = [Array.from({ length: 500 }, (_, index) => index % 5), Array(1000).fill(2)];
   await read([...lively, ...still]);
   assert.deepEqual([text.steps.length, text.carries.length], [1500, 1000]);
-  assert.deepEqual(text.ranked(1), [{ layer: 0, unit: 0, variance: 0 }], "it ranks over as many");
+  assert.deepEqual(text.ranked(1), [{ layer: 0, unit: 0, variance: 0 }], "only the last 1,000 count");
   assert.deepEqual(await read([...lively, 2, 2]), [502, 2]);
   assert.deepEqual(await read(lively.slice(0, 400)), [0, 0]);
   assert.deepEqual([model.steps, text.steps.length, text.carries.length], [1900, 400, 400]);

@@ -199,7 +199,7 @@ def test_stream_has_growing_pieces_and_no_length_limit(client: Client) -> None:
 
 @pytest.mark.parametrize(("settings", "end"), [({"seed": 1, "stop": "THE END"}, b"THE END"), ({"seed": -9}, b"\n")])
 def test_stream_makes_no_call_after_the_end(fake: Path, settings: dict[str, Any], end: bytes) -> None:
-    """With a negative seed, the text ends at the end of a document."""
+    """A negative seed ends the text at the end of a document."""
     faults = FaultInjector()
     with serving(StandIn(fake), interceptors=[faults]) as target, Client(target, "fake") as client:
         text = b"".join(client.stream_bytes("", 10_000, **settings))
@@ -503,7 +503,7 @@ def test_response_without_expected_outputs_raises() -> None:
 
 
 class FaultInjector(grpc.ServerInterceptor):
-    """Counts calls, fails the first ones with the given codes, and delays the others."""
+    """Interceptor that counts calls, fails the first ones with the given codes, and delays the others."""
 
     def __init__(self, first: tuple[StatusCode, ...] = (), seconds: float = 0, details: str = "injected fault"):
         self.first, self.seconds, self.details, self.calls = first, seconds, details, 0

@@ -39,7 +39,7 @@ TEXT = text_of(3, b"ab", 9).decode()
 
 
 class Site:
-    """A running front, and requests to it. front: the Front object."""
+    """Running front, and requests to it. front: the Front object."""
 
     def __init__(self, front: Front, port: int, scheme: str):
         self.front, self.url = front, f"{scheme}://localhost:{port}"
@@ -81,7 +81,7 @@ def site(server: Endpoint) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def batching(fake: Path) -> Iterator[str]:
-    """A batching server."""
+    """Batching server."""
     rules = Batching(64, batch_timeout_micros=2000, num_batch_threads=1)
     with serving(StandIn(fake, labels={"stable": 1}, batching=rules)) as target:
         yield target
@@ -292,7 +292,7 @@ def test_answers_do_not_wait_for_acknowledgements() -> None:
 
 
 class Slow(StandIn):
-    """Counts Predict calls, and blocks them until `release` is set."""
+    """Interceptor that counts Predict calls, and blocks them until `release` is set."""
 
     def __init__(self, base: Path):
         super().__init__(base, "fake")
@@ -361,7 +361,7 @@ def test_too_large_response_is_rejected(server: Endpoint, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_overload_does_not_delay_health(fake: Path, tmp_path: Path) -> None:
-    """300 callers of 1,500 characters and 128 calls without rows, to a server and a front in their own processes."""
+    """Makes 300 calls of 1,500 characters and 128 calls without rows, to a server and a front in separate processes."""
     (tmp_path / "batching").write_text("max_batch_size { value: 64 }\nnum_batch_threads { value: 1 }")
     with contextlib.ExitStack() as stack:
 

@@ -30,7 +30,7 @@ def link(name: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def url(server: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A front of the server under test, run from the image's files."""
+    """URL of a front of the server under test, run from the image's files."""
     folder = tmp_path_factory.mktemp("image")
     for name, content in front_image.front_files().items():
         (folder / name).write_bytes(content)

@@ -22,7 +22,7 @@ JSON_TYPES = {"string": (str, dict), "int32": int, "int64": int, "float32": (flo
 
 
 def bodies(text: str) -> list[dict[str, Any]]:
-    """Extract the JSON after curl's -d, without the shell's variable; completions have a test of their own."""
+    """Extract the JSON after curl's -d, without the shell's variable; completions are tested separately."""
     parsed = [json.loads(body.replace("'\"$CARRY\"'", "")) for body in BODY.findall(text)]
     return [body for body in parsed if "model" not in body]
 

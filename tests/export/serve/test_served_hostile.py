@@ -179,7 +179,7 @@ def test_carries_and_texts_are_bit_identical_in_any_batch(name: str, rng: np.ran
 
 @pytest.mark.parametrize(("vocab", "rows"), [(FEW, 16_000), (WIDE, 1000)], ids=["13 characters", "400 characters"])
 def test_draw_on_an_edge_is_the_same_in_any_batch(vocab: Vocab, rows: int, rng: np.random.Generator) -> None:
-    """Random numbers exactly on the edge between two characters: about one draw in a million."""
+    """Draws with random numbers exactly on the edge between two characters: about one draw in a million."""
     V = vocab.size + -vocab.size % draw.AT_ONCE
     scaled = np.full((rows, V), draw.NEVER, np.float32)
     scaled[:, : vocab.size] = rng.normal(size=(rows, vocab.size))
@@ -425,7 +425,7 @@ def check_random_requests(model: ExportedModel, signature: str, examples: int) -
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(rows=st.lists(row, max_size=5))
     def check(rows: list[Row]) -> None:
-        answers = model.query(signature, rows)  # raises whatever would fail on a server
+        answers = model.query(signature, rows)  # raises an error that would fail the call on a server
         for result, request in zip(answers, rows, strict=True):
             assert_valid(signature, request, result)
         returned = [result["carry_bytes"] for result in answers if result.get("carry_bytes")]

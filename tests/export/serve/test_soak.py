@@ -1,4 +1,4 @@
-"""A minute of mixed load on a server: all calls are answered correctly, and memory stays constant."""
+"""Mixed load on a server for a minute: all calls are answered correctly, and memory stays constant."""
 
 import itertools
 import random
@@ -81,7 +81,7 @@ def check_call(client: Client, request: Request) -> str:
             return "refused"
         raise
     if expected is None and any(column.ndim > 1 for column in inputs.values()):
-        return "refused"  # the server does not check_call ranks: it answers such a call if alone in its batch
+        return "refused"  # the server does not check ranks: it answers such a call if it is alone in its batch
     if expected is None:
         errors = answer.get("finish_reason", answer.get("error", np.array([b""]))).tolist()
         assert all(error.startswith(b"error: ") for error in errors), errors
@@ -101,7 +101,7 @@ def check_call(client: Client, request: Request) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("batching", [True, False])
 def test_mixed_load_for_a_minute(run: Path, batching: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "check_rows", lambda inputs: None)  # else the client itself rejects some calls
+    monkeypatch.setattr(connection, "check_rows", lambda inputs: None)  # otherwise the client itself rejects some calls
     model = served_models.exported(run)
     command = [sys.executable, "-m", "export.serve.stand_in", str(model.base)]
     command += ["--batching", str(model.base / "batching_params.pbtxt")] if batching else []

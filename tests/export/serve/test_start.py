@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def base(fake: Path, tmp_path: Path) -> Path:
-    """The fake model as an exported folder."""
+    """Exported folder of the fake model."""
     base = tmp_path / "served" / "plays"
     shutil.copytree(fake / "1", base / "1")
     write_json(base / "1" / labels.ORIGIN, ABOUT)
@@ -36,7 +36,7 @@ def base(fake: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on the PATH. Its programs record their arguments in tmp_path/calls."""
+    """Only folder on the PATH. Its programs record their arguments in tmp_path/calls."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -55,7 +55,7 @@ def calls(tmp_path: Path) -> list[list[str]]:
 
 @pytest.fixture
 def serving(base: Path, programs: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """The command, running. On the PATH is a docker without a daemon."""
+    """Running `export serve`. The docker on the PATH has no daemon."""
     program(programs / "docker", "sys.exit(1)")
     (tmp_path / "index.html").write_text("<html>")
     command = [sys.executable, "-m", "export", "serve", str(base), "--port", "0", "--page", str(tmp_path)]

@@ -62,7 +62,7 @@ def test_figures_match_known_loss(
 def run(
     tmp_path: Path, saved_run: Callable[..., Path], on: Callable[..., Devices], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A run on a data set whose train, val and test are the same text."""
+    """Run on a data set whose train, val and test are the same text."""
     monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
     return saved_run(tmp_path, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT)
 

@@ -12,7 +12,7 @@ Symbols = tuple[int, ...]
 
 
 class Reference:
-    """The model by definition: dictionaries and recursion, one symbol at a time."""
+    """Reference by definition: dictionaries and recursion, one symbol at a time."""
 
     def __init__(self, train: list[int], size: int, end_id: int | None, highest: int):
         self.size, self.highest = size, highest

@@ -40,7 +40,7 @@ def test_values_and_gradients_match_the_loop(
     model.use_cudnn = True
     for actual, expected in zip(results(model, ids, carry, masks, reset, weigh), loop, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * (1 + np.abs(expected).max()))
-    assert calls == ([3] if kind == "plain" else [1] * model.config.layers), "one op for what nothing separates"
+    assert calls == ([3] if kind == "plain" else [1] * model.config.layers), "one op for adjacent layers"
 
 
 @pytest.mark.parametrize("reset", [False, True])

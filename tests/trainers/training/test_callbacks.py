@@ -31,7 +31,7 @@ def data(tmp_path: Path, make_data: Callable[..., Manifest]) -> Path:
 
 
 class Recorder(keras.callbacks.Callback):
-    """Records the calls of all hooks."""
+    """Callback that records the calls of all hooks."""
 
     def __init__(self) -> None:
         super().__init__()

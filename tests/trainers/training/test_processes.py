@@ -95,7 +95,7 @@ def weights(home: Path, name: str) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def whole(home: Path) -> str:
-    """An uninterrupted run on one device."""
+    """Uninterrupted run on one device."""
     end(start(home, "whole"))
     return "whole"
 
@@ -174,7 +174,7 @@ def start_workers(home: Path) -> list[subprocess.Popen]:
 
 @pytest.fixture(scope="module")
 def orphaned(home: Path) -> None:
-    """A run of two workers, one of which was killed."""
+    """Run of two workers, one of which was killed."""
     workers = start_workers(home)
     reach(home, "workers", STEPS // 4, *workers)
     workers[1].kill()

@@ -121,7 +121,7 @@ def test_lanes_stay_on_their_replica(rng: np.random.Generator, on: On) -> None:
 
 
 def test_batches_reach_a_gpu_from_the_host(rng: np.random.Generator, on: On) -> None:
-    """Where only the CPU's memory exists, the values must be the same."""
+    """Checks only the values, since hosts without a GPU have one memory."""
     batches = documents(rng, 3)
     steps = build(dataclasses.replace(on(replicas=2), gpu=True))
     for batch, distributed in zip(batches, stream(steps, batches), strict=False):
@@ -130,7 +130,7 @@ def test_batches_reach_a_gpu_from_the_host(rng: np.random.Generator, on: On) -> 
 
 
 def test_a_step_on_a_gpu_runs_all_layers_in_one_op(on: On) -> None:
-    """Traced only: without a GPU the op does not run. Also with documents, whose pieces have unknown sizes."""
+    """Only traces the step, since the op needs a GPU. Also covers documents, whose pieces have unknown sizes."""
     for reset in (None, tf.zeros([B, T], bool)):
         steps = build(on())
         steps.model.use_cudnn = True

@@ -83,7 +83,7 @@ def test_repeated_steps_supersede_earlier_events(tmp_path: Path, data: Path, on:
 
 
 class Terminal:
-    """A terminal of `width` columns, showing a run that is not trained."""
+    """Terminal of `width` columns that shows an untrained run."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, width: int, chief: bool = True, sample: int = 9):
         self.file, self.clock = io.StringIO(), 100.0
