@@ -66,14 +66,44 @@ def served(base: Path, size: Size) -> Loop:
     return Loop(write, start([PROMPT])[0])
 
 
+def draw_ids(model: Any, weights: Any, seed_B: Any, rows: int, length: int) -> tuple[Any, Any]:
+    """Draw ids and their log-probabilities like the sampler, `length` per row, in turns of DRAW_TURN steps."""
+    import tensorflow as tf
+
+    from trainers.model.char_rnn import split_carry
+    from trainers.sampling import draw
+    from trainers.sampling.loop import DRAW_TURN
+    from trainers.sampling.stepper import Stepper
+
+    stepper, turns = Stepper(model, None, weights), -(-length // DRAW_TURN)
+    cumulate = draw.cumulation(stepper.weights.dense_bias_V.shape[0])
+    sharpness_B = draw.sharpness(tf.fill([rows], TEMPERATURE))
+    uniform = draw.uniforms(seed_B, tf.zeros([rows], tf.int64), sharpness_B, turns * DRAW_TURN)
+    uniform_KxTxBx1 = tf.reshape(uniform, [turns, DRAW_TURN, rows, 1])
+
+    def body(index: Any, states: Any, arrays: Any) -> tuple[Any, ...]:
+        logits_TxBxV, ids_TxB = [], []
+        for uniform_Bx1 in tf.unstack(tf.gather(uniform_KxTxBx1, index)):
+            logits_TxBxV.append(stepper.logits(states))
+            ids_TxB.append(draw.choose(logits_TxBxV[-1] * sharpness_B[:, None], uniform_Bx1, cumulate))
+            states = stepper.read(ids_TxB[-1], states)
+        log_prob = draw.log_probability(tf.concat(logits_TxBxV, axis=0), tf.concat(ids_TxB, axis=0))
+        drawn = tf.stack(ids_TxB), tf.reshape(log_prob, [DRAW_TURN, rows])
+        return index + 1, states, [array.write(index, x) for array, x in zip(arrays, drawn, strict=True)]
+
+    arrays = [tf.TensorArray(kind, turns, element_shape=[DRAW_TURN, rows]) for kind in (tf.int32, tf.float32)]
+    states = stepper.read(tf.fill([rows], VOCAB.start_id), split_carry(model.initial_carry(rows)))
+    _, _, arrays = tf.while_loop(lambda index, *_: index < turns, body, (0, states, arrays))
+    ids, log_prob = (tf.reshape(array.stack(), [-1, rows])[:length] for array in arrays)
+    return ids, log_prob
+
+
 def ids(xla: bool) -> Callable[[Path, Size], Loop]:
     """Return a factory of the loop over ids, without strings, optionally compiled by XLA."""
 
     def make(base: Path, size: Size) -> Loop:
         tf = _tensorflow()
         from trainers.model.char_rnn import split_carry
-        from trainers.sampling import draw
-        from trainers.sampling.loop import DRAW_TURN
         from trainers.sampling.stepper import Stepper, pack_weights
 
         model = model_of(size)
@@ -85,33 +115,6 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
             session = tf.compat.v1.Session()
             session.run(tf.compat.v1.global_variables_initializer())
 
-        def initial_states(rows: int) -> Any:
-            return split_carry(model.initial_carry(rows))
-
-        def loop(weights: Any, seed_B: Any, rows: int, length: int) -> tuple[Any, Any]:
-            """Return `length` ids and their log-probabilities, drawn like the sampler in turns of DRAW_TURN steps."""
-            stepper, turns = Stepper(model, None, weights), -(-length // DRAW_TURN)
-            cumulate = draw.cumulation(stepper.weights.dense_bias_V.shape[0])
-            sharpness_B = draw.sharpness(tf.fill([rows], TEMPERATURE))
-            uniform = draw.uniforms(seed_B, tf.zeros([rows], tf.int64), sharpness_B, turns * DRAW_TURN)
-            uniform_KxTxBx1 = tf.reshape(uniform, [turns, DRAW_TURN, rows, 1])
-
-            def body(index: Any, states: Any, arrays: Any) -> tuple[Any, ...]:
-                logits_TxBxV, ids_TxB = [], []
-                for uniform_Bx1 in tf.unstack(tf.gather(uniform_KxTxBx1, index)):
-                    logits_TxBxV.append(stepper.logits(states))
-                    ids_TxB.append(draw.choose(logits_TxBxV[-1] * sharpness_B[:, None], uniform_Bx1, cumulate))
-                    states = stepper.read(ids_TxB[-1], states)
-                log_prob = draw.log_probability(tf.concat(logits_TxBxV, axis=0), tf.concat(ids_TxB, axis=0))
-                drawn = tf.stack(ids_TxB), tf.reshape(log_prob, [DRAW_TURN, rows])
-                return index + 1, states, [array.write(index, x) for array, x in zip(arrays, drawn, strict=True)]
-
-            arrays = [tf.TensorArray(kind, turns, element_shape=[DRAW_TURN, rows]) for kind in (tf.int32, tf.float32)]
-            states = stepper.read(tf.fill([rows], VOCAB.start_id), initial_states(rows))
-            _, _, arrays = tf.while_loop(lambda index, *_: index < turns, body, (0, states, arrays))
-            ids, log_prob = (tf.reshape(array.stack(), [-1, rows])[:length] for array in arrays)
-            return ids, log_prob
-
         def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             return tf.function(function, autograph=False, jit_compile=xla)
 
@@ -119,7 +122,8 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
             with graph.as_default():
                 seed_B = tf.compat.v1.placeholder(tf.int64, [rows])
                 tensors = tf.nest.map_structure(tf.convert_to_tensor, weights)
-                outputs = compiled(lambda weights, seed_B: loop(weights, seed_B, rows, length))(tensors, seed_B)
+                draw = compiled(lambda weights, seed_B: draw_ids(model, weights, seed_B, rows, length))
+                outputs = draw(tensors, seed_B)
             return session.make_callable(list(outputs), [seed_B])
 
         functions = {(rows, length): make_callable(rows, length) for rows in ROWS for length in LENGTHS}
@@ -129,7 +133,7 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
             return [b"".join(row) for row in symbols[ids_NxB.T]]
 
         def prompt_logits(weights: Any) -> Any:
-            stepper, states = Stepper(model, None, weights), initial_states(1)
+            stepper, states = Stepper(model, None, weights), split_carry(model.initial_carry(1))
             for token in VOCAB.encode(PROMPT).tolist():
                 states = stepper.read(tf.constant([token]), states)
             return stepper.logits(states)[:, : VOCAB.size]
