@@ -145,6 +145,34 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
     return make
 
 
+def torch_modules(weights: Path, size: Size, cells: bool, int8: bool) -> tuple[list[Any], Any]:
+    """Load the weights into LSTMCells, or an nn.LSTM, and a dense layer, dynamically quantised with `int8`."""
+    import torch
+    from torch import nn
+
+    *lstm, dense_HxV, bias_V = (torch.from_numpy(w) for w in np.load(weights).values())
+    V, dense = VOCAB.size, nn.Linear(size.units, VOCAB.size)
+    if cells:
+        modules: list[Any] = [nn.LSTMCell(size.units if index else V, size.units) for index in range(size.layers)]
+        owners = [(cell, "") for cell in modules]
+    else:
+        modules = [nn.LSTM(V, size.units, size.layers)]
+        owners = [(modules[0], f"_l{index}") for index in range(size.layers)]
+    with torch.no_grad():
+        # Keras's gate columns i, f, c, o are PyTorch's i, f, g, o; one of PyTorch's two biases stays zero.
+        for (owner, end), kernel, recurrent, bias in zip(owners, lstm[::3], lstm[1::3], lstm[2::3], strict=True):
+            getattr(owner, f"weight_ih{end}").copy_(kernel.T)
+            getattr(owner, f"weight_hh{end}").copy_(recurrent.T)
+            getattr(owner, f"bias_ih{end}").copy_(bias)
+            getattr(owner, f"bias_hh{end}").zero_()
+        dense.weight.copy_(dense_HxV.T)
+        dense.bias.copy_(bias_V)
+    if int8:
+        kinds, all_modules = {nn.LSTM, nn.LSTMCell, nn.Linear}, nn.ModuleList([*modules, dense])
+        *modules, dense = torch.ao.quantization.quantize_dynamic(all_modules, kinds, dtype=torch.qint8)
+    return modules, dense
+
+
 def torch(cells: bool, threads: int | None = None, int8: bool = False) -> Callable[[Path, Size], Loop]:
     """Return a factory of the loop over nn.LSTM, step by step, or over LSTMCells.
 
@@ -153,45 +181,21 @@ def torch(cells: bool, threads: int | None = None, int8: bool = False) -> Callab
 
     def make(base: Path, size: Size) -> Loop:
         import torch
-        from torch import nn
 
         if threads:
             torch.set_num_threads(threads)
-        *lstm, dense_HxV, bias_V = (torch.from_numpy(w) for w in np.load(base.parent / WEIGHTS).values())
-        V = VOCAB.size
-        # Keras's gate columns i, f, c, o are PyTorch's i, f, g, o; one of PyTorch's two biases stays zero.
-        if cells:
-            stack = [nn.LSTMCell(size.units if index else V, size.units) for index in range(size.layers)]
-            owners = [(cell, "") for cell in stack]
-        else:
-            whole = nn.LSTM(V, size.units, size.layers)
-            owners = [(whole, f"_l{index}") for index in range(size.layers)]
-        dense, identity = nn.Linear(size.units, V), torch.eye(V)
-        with torch.no_grad():
-            for (owner, end), kernel, recurrent, bias in zip(owners, lstm[::3], lstm[1::3], lstm[2::3], strict=True):
-                getattr(owner, f"weight_ih{end}").copy_(kernel.T)
-                getattr(owner, f"weight_hh{end}").copy_(recurrent.T)
-                getattr(owner, f"bias_ih{end}").copy_(bias)
-                getattr(owner, f"bias_hh{end}").zero_()
-            dense.weight.copy_(dense_HxV.T)
-            dense.bias.copy_(bias_V)
-
-        if int8:
-            kinds = {nn.LSTM, nn.LSTMCell, nn.Linear}
-            *recurrent, dense = torch.ao.quantization.quantize_dynamic(
-                nn.ModuleList([*(stack if cells else [whole]), dense]), kinds, dtype=torch.qint8
-            )
-            stack, whole = recurrent, recurrent[0]
+        modules, dense = torch_modules(base.parent / WEIGHTS, size, cells, int8)
+        identity = torch.eye(VOCAB.size)
 
         def step_cells(ids_B: Any, state: Any) -> tuple[Any, Any]:
             y, after = identity[ids_B], []
-            for index, cell in enumerate(stack):
+            for index, cell in enumerate(modules):
                 y, c = cell(y, state[index] if state else None)
                 after.append((y, c))
             return dense(y), after
 
         def step_lstm(ids_B: Any, state: Any) -> tuple[Any, Any]:
-            y_1xBxH, state = whole(identity[ids_B][None], state)
+            y_1xBxH, state = modules[0](identity[ids_B][None], state)
             return dense(y_1xBxH[0]), state
 
         step = step_cells if cells else step_lstm
