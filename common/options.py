@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from common.errors import UsageError
-from common.machine import gpus, hide_gpus, share_gpus
+from common.machine import gpus, hide_gpus, use_gpus
 
 SEED = click.IntRange(-(1 << 63), (1 << 63) - 1)
 
@@ -65,7 +65,7 @@ def _choose_device(context: click.Context, option: click.Parameter, device: str)
         return
     if not gpus():
         raise UsageError("--device gpu: nvidia-smi reports no GPU; omit the option, or install NVIDIA's driver")
-    share_gpus()
+    use_gpus()
 
 
 # Takes effect before the command imports TensorFlow.

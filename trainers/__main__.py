@@ -301,6 +301,7 @@ def sample(
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 @click.argument("files", nargs=-1, required=True, type=FOLDER, metavar="FILE...")
 @click.option("--by", type=click.Choice(["file", "line"]), default="file", show_default=True, help="Unit of a text.")
+@options.device
 @CHECKPOINT
 @LINES
 def score(run: Path, files: tuple[Path, ...], by: str, checkpoint: str, out: Path | None) -> None:

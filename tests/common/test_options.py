@@ -18,6 +18,7 @@ HIDDEN = "CUDA_VISIBLE_DEVICES"
     ("cli", "arguments", "hides"),
     [
         *((trainers.__main__.cli, [name, "missing"], True) for name in ("sample", "judge", "neurons", "info")),
+        (trainers.__main__.cli, ["score", "missing", "missing"], True),
         *((trainers.__main__.cli, [name, "missing"], False) for name in ("train", "evaluate")),
         (export.__main__.cli, ["tflite", "missing"], True),
         (pipeline.__main__.cli, ["info", "missing"], True),
@@ -36,15 +37,17 @@ def test_a_gpu_is_used_on_request_where_there_is_one(monkeypatch: pytest.MonkeyP
     @click.command()
     @options.device
     def command() -> None:
-        click.echo(os.environ["TF_FORCE_GPU_ALLOW_GROWTH"])
+        click.echo(" ".join(os.environ[name] for name in settings))
 
+    settings = ("TF_FORCE_GPU_ALLOW_GROWTH", "NVIDIA_TF32_OVERRIDE")
     monkeypatch.delenv(HIDDEN, raising=False)
-    monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", "unset")
-    monkeypatch.delenv("TF_FORCE_GPU_ALLOW_GROWTH")
+    for name in settings:
+        monkeypatch.setenv(name, "unset")
+        monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="--device gpu: nvidia-smi reports no GPU"):
         command.main(["--device", "gpu"], standalone_mode=False)
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA H100, 580.95, 81559 MiB, 1980 MHz, 2619 MHz\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    assert CliRunner().invoke(command, ["--device", "gpu"]).output == "true\n"
+    assert CliRunner().invoke(command, ["--device", "gpu"]).output == "true 0\n"
     assert HIDDEN not in os.environ
