@@ -7,15 +7,15 @@ the characters per second of a turn.
 
 Equal: V = 256, LSTM layers of one width, a dense layer, Adam at one learning rate, gradients clipped by global norm,
 the carry kept between steps, the same ids from memory. Each peer follows its library's documentation with the fastest
-standard settings: model.fit over tf.data for Keras; fused Adam and, for bfloat16, autocast for PyTorch. torch.compile
+standard settings: model.fit over tf.data for Keras; fused Adam and, for 16 bits, autocast for PyTorch. torch.compile
 does not compile nn.LSTM, so it is not used.
 
 Not equal: the first layer's input. Ours is one-hot and gathers rows of the first kernel without a product. nn.LSTM and
 keras.layers.LSTM cannot; one-hot input would cost them V columns, so they use an embedding, as their users do, as wide
 as the layers and at most V. The results record the FLOPs per character of each, and GFLOP/s are based on them.
 
-On a GPU all layers run through cuDNN, where ours has one-hot columns too; TF32 is on for the rows that name it. No GPU
-has been measured so far.
+On a GPU all layers run through cuDNN, where ours has one-hot columns too. TF32 is on for the rows that name it, and in
+ours for bfloat16, which TensorFlow's op for cuDNN computes in float32. No GPU has been measured so far.
 """
 
 import json
@@ -77,8 +77,8 @@ def windows(size: Size) -> tuple[np.ndarray, np.ndarray]:
     return ids[:, :-1], ids[:, 1:]
 
 
-def ours(precision: str) -> Callable[[Size, str], Run]:
-    """Return a factory of this project's training step."""
+def ours(precision: str, deterministic: bool = True) -> Callable[[Size, str], Run]:
+    """Return a factory of this project's training step. deterministic: as `trainers train` runs it on a GPU."""
 
     def make(size: Size, device: str) -> Run:
         from common.machine import keep_freed_memory
@@ -96,7 +96,7 @@ def ours(precision: str) -> Callable[[Size, str], Run]:
 
         train = {"learning_rate": LEARNING_RATE, "clip": CLIP}
         config = RunConfig.from_tables({"units": size.units, "layers": size.layers}, train, "bench")
-        devices = prepare(1, precision=precision)
+        devices = prepare(1, precision=precision, deterministic=deterministic)
         with devices.strategy.scope():
             model = CharRNN(config.model, VOCAB, precision=precision)
             weights, inner = model.trainable_variables, model.inner_kernels
@@ -142,7 +142,8 @@ def _tensorflow() -> tuple[Any, Any]:
 
 
 def torch_lstm(precision: str) -> Callable[[Size, str], Run]:
-    """Return a factory of nn.LSTM over an embedding; bfloat16 uses autocast, as PyTorch documents."""
+    """Return a factory of nn.LSTM over an embedding; 16 bits use autocast, as PyTorch documents, but without the loss
+    scaling that float16 would need, which would only take time."""
 
     def make(size: Size, device: str) -> Run:
         import torch
@@ -150,6 +151,7 @@ def torch_lstm(precision: str) -> Callable[[Size, str], Run]:
 
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
         place = torch.device("cuda" if device == "gpu" else "cpu")
+        half = getattr(torch, precision) if precision.endswith("16") else None
         model = nn.ModuleDict(
             {
                 "embed": nn.Embedding(VOCAB, _embedding(size)),
@@ -163,7 +165,7 @@ def torch_lstm(precision: str) -> Callable[[Size, str], Run]:
 
         def step() -> Any:
             nonlocal carry
-            with torch.autocast(place.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            with torch.autocast(place.type, dtype=half, enabled=half is not None):
                 y, after = model["lstm"](model["embed"](ids), carry)
                 loss = nn.functional.cross_entropy(model["dense"](y).reshape(-1, VOCAB).float(), targets.reshape(-1))
             optimizer.zero_grad()
@@ -186,11 +188,16 @@ def torch_lstm(precision: str) -> Callable[[Size, str], Run]:
 PEERS = {
     "ours, float32": Peer(ours("float32"), "float32", "tensorflow", gathers=True),
     "ours, tf32": Peer(ours("tf32"), "tf32", "tensorflow", gathers=True, devices=("gpu",)),
+    "ours, tf32, not deterministic": Peer(
+        ours("tf32", deterministic=False), "tf32", "tensorflow", gathers=True, devices=("gpu",)
+    ),
+    "ours, float16": Peer(ours("float16"), "float16", "tensorflow", gathers=True, devices=("gpu",)),
     "ours, bfloat16": Peer(ours("bfloat16"), "bfloat16", "tensorflow", gathers=True),
     "keras.layers.LSTM, fit": Peer(keras_fit, "float32", "tensorflow", devices=("cpu",)),
     "keras.layers.LSTM, fit, tf32": Peer(keras_fit, "tf32", "tensorflow", devices=("gpu",)),
     "torch nn.LSTM, float32": Peer(torch_lstm("float32"), "float32", "torch"),
     "torch nn.LSTM, tf32": Peer(torch_lstm("tf32"), "tf32", "torch", devices=("gpu",)),
+    "torch nn.LSTM, float16": Peer(torch_lstm("float16"), "float16", "torch", devices=("gpu",)),
     "torch nn.LSTM, bfloat16": Peer(torch_lstm("bfloat16"), "bfloat16", "torch"),
 }
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
 
 # Distance from the loop in float32, relative in norm.
-TOLERANCE = {"float32": 2e-5, "tf32": 5e-3, "bfloat16": 3e-2}
+TOLERANCE = {"float32": 2e-5, "tf32": 5e-3, "float16": 5e-3, "bfloat16": 1e-2}
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def compare(model: CharRNN, rng: np.random.Generator, B: int, T: int, resets: st
     def run() -> list[np.ndarray]:
         return [x.numpy() for x in tf.function(lambda: results(model, ids, carry, masks, reset, weigh))()]
 
-    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+    tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
     model.matmul_dtype = tf.as_dtype(precision.replace("tf32", "float32"))
     through_cudnn = run()
     tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -133,13 +133,13 @@ units = 32
 lanes = 8
 window = 10
 learning_rate = 0.01
-evaluate_every = 20
+evaluate_every = 25
 report_every = 5
 sample = 0
 """
 
 
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "float16", "bfloat16"])
 def test_resumed_runs_repeat_the_bits(tmp_path: Path, make_data: Callable[..., Manifest], precision: str) -> None:
     text = "".join(np.random.default_rng(1).choice(list("abc \n"), 4001)).encode()
     make_data(tmp_path / "data", 1000, train=text, val=text[:400])

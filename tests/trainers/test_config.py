@@ -40,7 +40,7 @@ def test_settings_are_immutable() -> None:
         (
             "[train]\nprecision = 'half'",
             "",
-            "'precision': input should be 'auto', 'float32', 'tf32' or 'bfloat16', got 'half'",
+            "'precision': input should be 'auto', 'float32', 'tf32', 'float16' or 'bfloat16', got 'half'",
         ),
         (
             "[model]\nlayers = 1\ndropout = 0.1",

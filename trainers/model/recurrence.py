@@ -28,7 +28,7 @@ Recurrent = tuple[tf.Tensor, ...]  # trainers.model.cells.Weights.recurrent
 
 
 def matmul(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Multiply two float32 matrices in `dtype` (float32 or bfloat16), with a result in float32."""
+    """Multiply two float32 matrices in `dtype`, with a result in float32."""
     return tf.cast(_matmul(tf.cast(a, dtype), tf.cast(b, dtype)), tf.float32)
 
 

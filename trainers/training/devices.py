@@ -100,10 +100,14 @@ def plan(lanes: int, replicas: int | None = None, cluster: Cluster | None = None
     return count
 
 
-def prepare(count: int, cluster: Cluster | None = None, precision: str = "float32") -> Devices:
+def prepare(
+    count: int, cluster: Cluster | None = None, precision: str = "float32", deterministic: bool = True
+) -> Devices:
     """Set up a strategy over `count` GPUs, or logical CPUs without GPUs, of each worker. Once per process.
 
-    More replicas than GPUs share them, each with SHARE MiB. precision: on a GPU, tf32 rounds the factors of products.
+    More replicas than GPUs share them, each with SHARE MiB.
+    precision: on a GPU, all but float32 round the factors of float32 products to TF32's 10 bits.
+    deterministic: whether equal steps on a GPU give equal bits, as a resumed run must.
 
     On a CPU the kernels of a step are too small to split over cores. So each core runs a tower, a share of the lanes,
     with single-threaded kernels.
@@ -116,10 +120,11 @@ def prepare(count: int, cluster: Cluster | None = None, precision: str = "float3
         else:
             tf.config.experimental.set_memory_growth(gpu, True)
     if gpus:
-        # A resumed run must repeat its bits. cuBLAS needs its own workspace for that, even in cuDNN's recurrent layers.
-        tf.config.experimental.enable_op_determinism()
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+        if deterministic:
+            tf.config.experimental.enable_op_determinism()
+            # cuBLAS needs its own workspace for that, even in cuDNN's recurrent layers.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
     else:
         if machine.gpus() and "CUDA_VISIBLE_DEVICES" not in os.environ:
             console.note("TensorFlow sees no GPU, nvidia-smi does: install CUDA's libraries with make setup GPU=1")

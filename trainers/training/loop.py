@@ -92,8 +92,8 @@ def train(
     if source:
         source.check(config.model)
     precision = run.config.train.precision
-    if precision == "tf32" and not tf.config.list_physical_devices("GPU"):
-        raise UsageError("precision tf32 is for GPUs: set train.precision=float32 on a CPU")
+    if precision in ("tf32", "float16") and not tf.config.list_physical_devices("GPU"):
+        raise UsageError(f"precision {precision} is for GPUs: set train.precision=float32 on a CPU")
     epoch_steps = windows_per_epoch(tokens, train.lanes, train.window)
     # Round first: 1.1 epochs of 10 windows are 11 steps, not 12 (11.000000000000002).
     total = max(1, math.ceil(round(train.epochs * epoch_steps, 6)))

@@ -13,6 +13,10 @@ from trainers.model.char_rnn import CharRNN, Masks
 from trainers.training.devices import Devices
 from trainers.training.optimizer import clipped
 
+# Multiplies the loss in float16, whose numbers lose bits below 6e-5 and end at 65,504. Divided out of the gradients; a
+# power of two, so exactly.
+LOSS_SCALE = 1024.0
+
 
 class Totals(NamedTuple):
     """Sums over a step: its targets' losses in nats, their number, and the gradient norm before clipping. For several
@@ -227,9 +231,13 @@ class Steps:
     def _tower(
         self, batch: Batch, carry_BxLxSxH: tf.Tensor, masks: Masks, targets_per_step: int
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        scaled = self.model.matmul_dtype == tf.float16
         with tf.GradientTape() as tape:
             logits_BxTxV, carry_BxLxSxH = self.model(batch.ids_BxT, carry_BxLxSxH, masks, batch.reset_BxT)
             nats = total_nats(logits_BxTxV, batch.targets_BxT, batch.count_B)
             # Divide by a full step's targets even in an epoch's short last window, to weigh all targets equally.
             loss = nats / targets_per_step
-        return nats, carry_BxLxSxH, tape.gradient(loss, self.model.trainable_variables)
+            if scaled:
+                loss *= LOSS_SCALE
+        gradients = tape.gradient(loss, self.model.trainable_variables)
+        return nats, carry_BxLxSxH, [g / LOSS_SCALE for g in gradients] if scaled else gradients

@@ -150,6 +150,18 @@ def test_a_step_on_a_gpu_runs_all_layers_in_one_op(on: On) -> None:
         assert (ops["CudnnRNNV3"], ops["CudnnRNNBackpropV3"], ops["While"]) == (1, 1, 0)
 
 
+def test_small_gradients_survive_float16(rng: np.random.Generator, on: On) -> None:
+    """With this many targets per step, most gradients would round to 0 without a scale."""
+    steps, (batch,) = build(on()), documents(rng, 1)
+    exact, halves = [], []
+    for dtype, gradients in ((tf.float32, exact), (tf.float16, halves)):
+        steps.model.matmul_dtype = dtype
+        gradients += steps._tower(batch, steps.model.initial_carry(B), [], 10**5)[2]
+    for half, gradient in zip(halves, exact, strict=True):
+        assert half.dtype == tf.float32
+        assert np.linalg.norm(half - gradient) < 0.02 * np.linalg.norm(gradient)
+
+
 def test_update_is_the_clipped_gradient(rng: np.random.Generator, on: On) -> None:
     steps = build(on(replicas=2), optimizer="sgd", learning_rate=1.0, clip=0.001)
     before = steps.model.get_weights()
