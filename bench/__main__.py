@@ -53,7 +53,7 @@ def model(run: Path, out: Path | None, note: str) -> None:
 
 
 @cli.command()
-@click.option("--size", "sizes", multiple=True, metavar="LxH", help="Layers x units; repeatable. Default: 2x128.")
+@click.option("--size", "sizes", multiple=True, metavar="LxH", help="Layers x units; repeatable.  [default: 2x128]")
 @click.option("--all", "every", is_flag=True, help="Every size of the tables.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns per peer; reports medians.")
@@ -90,7 +90,7 @@ def train(
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path), default=Path("configs/tinyshakespeare-nanogpt.toml"))
-@click.option("--data", type=click.Path(path_type=Path), help="Data set. Default: data/NAME.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data set.  [default: data/NAME]")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
 )
@@ -111,7 +111,7 @@ def clock(config: Path, data: Path | None, out: Path) -> None:
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path), default=Path("configs/tinyshakespeare.toml"))
-@click.option("--data", type=click.Path(path_type=Path), help="Data set. Default: data/NAME.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data set.  [default: data/NAME]")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs per precision.")
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Steps per run.")
 @click.option(
@@ -143,7 +143,7 @@ def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path), default=Path("configs/stdlib.toml"))
-@click.option("--data", type=click.Path(path_type=Path), help="Data set. Default: data/NAME.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data set.  [default: data/NAME]")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each; reports medians.")
 @click.option("--steps", type=click.IntRange(16), default=800, show_default=True, help="Steps per run.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
@@ -165,7 +165,7 @@ def scale(config: Path, data: Path | None, rounds: int, steps: int, overrides: t
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path), default=Path("configs/stdlib.toml"))
-@click.option("--data", type=click.Path(path_type=Path), help="Data set. Default: data/NAME.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data set.  [default: data/NAME]")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; reports medians.")
 @click.option("--steps", type=click.IntRange(1), default=2500, show_default=True, help="Steps per turn.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")

@@ -27,7 +27,7 @@ _OPTIONS = (
         callback=_finite,
         default=0.8,
         show_default=True,
-        help="0 is the most likely text, 1 the model's own distribution.",
+        help="0 always takes the likeliest character, 1 keeps the model's own distribution.",
     ),
     click.option(
         "--top-k",

@@ -209,7 +209,7 @@ def front(
     metavar="PRECISION=BITS",
     help="Accepted loss in bits per character; may be repeated.  [default: 0.0001, 0.001, 0.02]",
 )
-@click.option("--data", type=FOLDER, help="The data set, if it was moved after training.")
+@click.option("--data", type=FOLDER, help="Data set, if it has moved since training.")
 @click.option("--force", is_flag=True, help="Overwrite a different model.")
 def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], data: Path | None, force: bool) -> None:
     """Export .tflite files for devices, one per precision.

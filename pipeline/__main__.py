@@ -32,8 +32,8 @@ def corpora() -> None:
 @cli.command()
 @click.argument("name")
 @click.option("--from", "source", metavar="FILE|FOLDER|URL", help="Use your own copy. Its text is verified as well.")
-@click.option("--to", type=click.Path(path_type=Path), help="The folder to create. Default data/raw/NAME.")
-@click.option("--force", is_flag=True, help="Fetch it again.")
+@click.option("--to", type=click.Path(path_type=Path), help="Folder to create.  [default: data/raw/NAME]")
+@click.option("--force", is_flag=True, help="Fetch again.")
 def fetch(name: str, source: str | None, to: Path | None, force: bool) -> None:
     """Fetch a named corpus: input.txt and provenance.json in data/raw/NAME.
 
@@ -70,7 +70,7 @@ def _choice(*names: str) -> click.Choice[str]:
 
 @cli.command()
 @click.argument("sources", nargs=-1, metavar="[FILE|FOLDER|PATTERN|NAME|-]...")
-@click.option("--out", type=click.Path(path_type=Path), help="The folder to create, such as data/NAME.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to create, such as data/NAME.")
 @click.option("--config", type=click.Path(path_type=Path), help=CONFIG_HELP)
 @click.option("--include", multiple=True, metavar="PATTERN", help="In folders, read only files with such names (*.c).")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="In folders, skip files with such names.")
@@ -78,16 +78,16 @@ def _choice(*names: str) -> click.Choice[str]:
 @click.option("--errors", type=_choice("strict", "replace", "skip"), help="How to handle bytes that cannot be decoded.")
 @click.option("--newlines", type=_choice("keep", "lf"), help="lf converts CR LF and CR to LF.")
 @click.option("--bom", type=_choice("keep", "strip"), help="Whether to keep a byte-order mark.")
-@click.option("--unit", type=_choice("byte", "char"), help="Unit of a token. Default byte.")
+@click.option("--unit", type=_choice("byte", "char"), help="Unit of a token.  [default: byte]")
 @click.option("--max-vocab", type=int, help="For char: the largest vocabulary.")
 @click.option("--min-count", type=int, help="For char: how often a character must occur in train.")
 @click.option("--unknown", type=_choice("error", "replace", "skip"), help="For char: how to handle other characters.")
-@click.option("--documents", type=_choice("none", "line", "file"), help="What counts as a document. Default none.")
-@click.option("--split", type=_choice("contiguous", "document", "char-rnn"), help="How to split. Default contiguous.")
-@click.option("--streams", type=int, help="For split char-rnn: number of streams. Default 50.")
-@click.option("--train", type=Amount(), help="Training split. Default 0.9 of the text.")
-@click.option("--val", type=Amount(), help="Validation split, for progress. Default 0.05.")
-@click.option("--test", type=Amount(), help="Test split, for the finished model. Default 0.05.")
+@click.option("--documents", type=_choice("none", "line", "file"), help="What counts as a document.  [default: none]")
+@click.option("--split", type=_choice("contiguous", "document", "char-rnn"), help="Split rule.  [default: contiguous]")
+@click.option("--streams", type=int, help="For split char-rnn: number of streams.  [default: 50]")
+@click.option("--train", type=Amount(), help="Training split.  [default: 0.9 of the text]")
+@click.option("--val", type=Amount(), help="Validation split, for progress.  [default: 0.05]")
+@click.option("--test", type=Amount(), help="Test split, for the finished model.  [default: 0.05]")
 @click.option("--beam", default="", metavar="OPTIONS", help=BEAM_HELP)
 @click.option("--force", is_flag=True, help="Rebuild, even over a data set made from different input.")
 def ingest(

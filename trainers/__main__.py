@@ -27,12 +27,12 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("config", type=FOLDER, metavar="configs/NAME.toml")
-@click.option("--data", type=FOLDER, help="The data set. Default: data/NAME.")
-@click.option("--out", type=FOLDER, help="The run's folder. Default: runs/NAME.")
+@click.option("--data", type=FOLDER, help="Data set.  [default: data/NAME]")
+@click.option("--out", type=FOLDER, help="Folder of the run.  [default: runs/NAME]")
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
 )
-@click.option("--replicas", type=click.IntRange(1), help="GPUs to use, or logical CPUs. Default: all GPUs, else 1.")
+@click.option("--replicas", type=click.IntRange(1), help="GPUs to use, or logical CPUs.  [default: all GPUs, else 1]")
 @click.option("--share-gpus", is_flag=True, help="Allow more replicas than GPUs, for tests.")
 @click.option("--unvalidated", is_flag=True, help="Train on data that has not passed `pipeline validate`.")
 @VERIFY
@@ -89,7 +89,7 @@ def train(
 @click.option(
     "--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if the data has no test split]"
 )
-@click.option("--data", type=FOLDER, help="The data set, if it has moved since training.")
+@click.option("--data", type=FOLDER, help="Data set, if it has moved since training.")
 @click.option(
     "--ngram/--no-ngram",
     default=None,
@@ -117,7 +117,7 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
 
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--data", type=FOLDER, help="The data set, if it has moved since training.")
+@click.option("--data", type=FOLDER, help="Data set, if it has moved since training.")
 @click.option(
     "--temperatures", default="0.2,0.4,0.6,0.8,1,1.2,1.4", show_default=True, help="Comma-separated temperatures."
 )
@@ -178,7 +178,7 @@ def judge(
     help="Text to read. Its results go to the run's neurons.json, and so to the web page, unless you pass --out."
     "  [default: the run's test split]",
 )
-@click.option("--data", type=FOLDER, help="The data set, if it has moved since training.")
+@click.option("--data", type=FOLDER, help="Data set, if it has moved since training.")
 @click.option(
     "--length",
     type=click.IntRange(1),
@@ -201,7 +201,7 @@ def judge(
     metavar="START LENGTH",
     help="Part of the text to show, from 0.  [default: 3,000 bytes or characters of the second half]",
 )
-@click.option("--out", type=FOLDER, help="The page; a .json is written beside it.  [default: runs/NAME/neurons.html]")
+@click.option("--out", type=FOLDER, help="Page; a .json is written beside it.  [default: runs/NAME/neurons.html]")
 @click.option("--png", type=FOLDER, metavar="FILE", help="Draw the excerpt's first 800 characters: .png, .svg or .pdf.")
 @click.option(
     "--activations", type=FOLDER, metavar="FILE.npz", help="Write the activations of every unit as NumPy arrays."
@@ -245,7 +245,7 @@ def neurons(
 
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--prompt", default="", help="The text to continue; by default, as after a newline.")
+@click.option("--prompt", default="", help="Text to continue.  [default: start as after a newline]")
 @click.option(
     "--prompts",
     type=FOLDER,
