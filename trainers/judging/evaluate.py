@@ -25,7 +25,7 @@ from trainers import checkpoint
 from trainers.judging import breakdown, ngram, report
 from trainers.run import Run, data_of, read_run
 from trainers.training import devices
-from trainers.training.score import losses
+from trainers.training.score import Passes, losses
 from trainers.training.step import Steps
 
 FORMAT_VERSION = 4
@@ -80,9 +80,10 @@ def evaluate_run(
     with replica.strategy.scope():
         model = checkpoint.load_model(run, chosen)
     with console.progress("windows") as bar:
-        nats_N, lanes = losses(Steps(replica, model), data, manifest, split, lanes, run.config.train.window, bar)
+        passes = Passes(Steps(replica, model), data, manifest, split, lanes, run.config.train.window)
+        nats_N = losses(passes, bar)
     evaluation = {"format_version": FORMAT_VERSION, "inputs": inputs}
-    evaluation |= figures_of(nats_N, lanes, data, manifest, split, read if compared else [])
+    evaluation |= figures_of(nats_N, passes.lanes, data, manifest, split, read if compared else [])
     console.out.print(
         f"{folder} at step {chosen.step} on {data}'s {split} split: {evaluation['nats']:.4f} nats = "
         f"{evaluation['bits']:.4f} bits per {unit} over {evaluation['targets']:,} {unit}s",

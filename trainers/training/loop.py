@@ -35,7 +35,7 @@ from trainers.run import Run, hold, open_run
 from trainers.training.callbacks import Driver, make_callbacks
 from trainers.training.devices import Cluster, Devices, plan, prepare
 from trainers.training.optimizer import make_optimizer
-from trainers.training.score import evaluate, lanes_and_window
+from trainers.training.score import Passes, evaluate, lanes_and_window
 from trainers.training.signals import StopRequest, deferred
 from trainers.training.step import Steps, Totals
 from trainers.training.watch import Watch, train_row, val_row
@@ -250,7 +250,6 @@ class Training:
 
     def _evaluate(self, step: int, carry: Any, train: dict[str, Any] | None, bar: Progress) -> None:
         """Validate and save. train: the last train report; None before the first step."""
-        config, run = self.config, self.run
 
         def poll() -> None:
             # Several workers must stop at the same batch, so they finish the pass.
@@ -259,12 +258,12 @@ class Training:
 
         if train:
             self.driver.evaluating(step)
-        score = evaluate(self.steps, run.data, self.manifest, "val", config.lanes, config.window, bar, poll)
+        score = evaluate(self._val, bar, poll)
         row = val_row(step, self.epoch_steps, score.nats)
         self._check_number(step, score.nats)
         self._remember(row)
         self.watch.evaluated(row, best=self.stale == 0)
-        if config.histograms and self.devices.chief:
+        if self.config.histograms and self.devices.chief:
             self.watch.histograms(step, self._internals())
         if train:
             self.driver.evaluated(step, train, row)
@@ -273,6 +272,10 @@ class Training:
     def _internals(self) -> dict[str, tf.Tensor]:
         """Gradients and gates over the first windows of the val split."""
         return self.steps.internals(self._first)
+
+    @functools.cached_property
+    def _val(self) -> Passes:
+        return Passes(self.steps, self.run.data, self.manifest, "val", self.config.lanes, self.config.window)
 
     @functools.cached_property
     def _first(self) -> Batch:

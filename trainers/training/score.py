@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from rich.progress import Progress
 
 from common.types import Array
-from pipeline.lanes import batches as batches_of
-from pipeline.lanes import reading, windows_per_epoch
+from pipeline.lanes import batches, reading, windows_per_epoch
 from pipeline.manifest import Manifest
 from trainers.training.step import Steps
 
@@ -44,64 +44,57 @@ def lanes_and_window(targets: int, lanes: int, window: int, replicas: int) -> tu
     return B, max(1, min(window, targets // B))
 
 
-def _pass(
-    step: Callable[[Any, Any], tuple[Any, Any]],
-    steps: Steps,
-    data: Path,
-    manifest: Manifest,
-    split: str,
-    lanes: int,
-    window: int,
-    bar: Progress,
-) -> Iterator[Any]:
-    """Yield the result of `step` on each window of a split in turn, with its own task on the progress bar.
+class Passes:
+    """A split on devices, for any number of passes, one after another. They share one pipeline, because building it
+    costs half a second of CPU.
 
-    lanes, window: from `lanes_and_window`. Changes no state but its own carry.
+    lanes, window: the most of each; `lanes_and_window` fits them to the split.
     """
-    batches = steps.distribute(lambda rows: batches_of(data, manifest, split, lanes, window, rows=rows), lanes)
-    carry = steps.scatter(steps.model.initial_carry(lanes))
-    windows = windows_per_epoch(manifest.split(split).tokens, lanes, window)
-    task = bar.add_task(f"evaluating {split}", total=windows)
-    for _ in range(windows):
-        with reading(data):
-            result, carry = step(next(batches), carry)
-        bar.advance(task)
-        yield result
-    bar.remove_task(task)
+
+    def __init__(self, steps: Steps, data: Path, manifest: Manifest, split: str, lanes: int, window: int):
+        self.steps, self.data, self.split = steps, data, split
+        tokens = manifest.split(split).tokens
+        self.targets = tokens - 1
+        self.lanes, self.window = lanes_and_window(self.targets, lanes, window, steps.devices.replicas)
+        self.windows = windows_per_epoch(tokens, self.lanes, self.window)
+
+        def repeated(rows: range) -> tf.data.Dataset:
+            return batches(data, manifest, split, self.lanes, self.window, rows=rows).repeat()
+
+        self._batches = steps.distribute(repeated, self.lanes)
+
+    def each(self, step: Callable[[Any, Any], tuple[Any, Any]], bar: Progress) -> Iterator[Any]:
+        """Yield the result of `step` on each window of one pass, which must be read to its end, with its own task on
+        the progress bar. Changes no state but its own carry."""
+        carry = self.steps.scatter(self.steps.model.initial_carry(self.lanes))
+        task = bar.add_task(f"evaluating {self.split}", total=self.windows)
+        for _ in range(self.windows):
+            with reading(self.data):
+                result, carry = step(next(self._batches), carry)
+            bar.advance(task)
+            yield result
+        bar.remove_task(task)
 
 
-def evaluate(
-    steps: Steps,
-    data: Path,
-    manifest: Manifest,
-    split: str,
-    lanes: int,
-    window: int,
-    bar: Progress,
-    poll: Callable[[], object] = lambda: None,
-) -> Score:
-    """Score a split.
+def evaluate(passes: Passes, bar: Progress, poll: Callable[[], object] = lambda: None) -> Score:
+    """Score a split in one pass.
 
     poll: called after each batch; an exception from it ends the evaluation.
     """
-    B, T = lanes_and_window(manifest.split(split).tokens - 1, lanes, window, steps.devices.replicas)
     nats, targets = 0.0, 0
-    for totals in _pass(steps.evaluate, steps, data, manifest, split, B, T, bar):
+    for totals in passes.each(passes.steps.evaluate, bar):
         nats, targets = nats + float(totals.nats), targets + int(totals.targets)
         poll()
     return Score(nats / targets, targets)
 
 
-def losses(
-    steps: Steps, data: Path, manifest: Manifest, split: str, lanes: int, window: int, bar: Progress
-) -> tuple[Array, int]:
-    """Compute the loss of every target of a split in nats (float32), in text order; also return the lanes used."""
-    N = manifest.split(split).tokens - 1
-    B, T = lanes_and_window(N, lanes, window, steps.devices.replicas)
+def losses(passes: Passes, bar: Progress) -> Array:
+    """Compute the loss of every target of a split in nats (float32), in text order."""
+    N, B, T = passes.targets, passes.lanes, passes.window
     nats_N = np.empty(N, np.float32)
     rows = [nats_N[lane * N // B : (lane + 1) * N // B] for lane in range(B)]
-    for k, nats_BxT in enumerate(_pass(steps.losses, steps, data, manifest, split, B, T, bar)):
+    for k, nats_BxT in enumerate(passes.each(passes.steps.losses, bar)):
         for row, nats_T in zip(rows, nats_BxT.numpy(), strict=True):
             part = row[k * T : (k + 1) * T]
             part[:] = nats_T[: len(part)]
-    return nats_N, B
+    return nats_N

@@ -13,6 +13,7 @@ from crash import killed_at_each, tree
 from common import console
 from common.errors import UsageError
 from common.files import write_json
+from common.types import Array
 from pipeline.manifest import Manifest
 from trainers.config import ModelConfig
 from trainers.judging import evaluate as module
@@ -20,7 +21,7 @@ from trainers.judging import ngram
 from trainers.judging.evaluate import evaluate_run, figures_of
 from trainers.model.char_rnn import CharRNN
 from trainers.training.devices import Devices
-from trainers.training.score import losses
+from trainers.training.score import Passes, losses
 from trainers.training.step import Steps
 
 TEXT = b"a bird in the hand is worth two in the bush; " * 4
@@ -40,8 +41,9 @@ def test_figures_match_known_loss(
         p_V = (np.pad(counts_V, (0, 256 - len(counts_V))) + 1) / (len(text) + 256)
         model.dense.bias.assign(np.log(p_V))
     with console.progress() as bar:
-        nats_N, lanes = losses(Steps(on(), model), tmp_path / "data", manifest, "test", 5, 20, bar)
-    report = figures_of(nats_N, lanes, tmp_path / "data", manifest, "test", [range(len(text))])
+        passes = Passes(Steps(on(), model), tmp_path / "data", manifest, "test", 5, 20)
+        nats_N = losses(passes, bar)
+    report = figures_of(nats_N, passes.lanes, tmp_path / "data", manifest, "test", [range(len(text))])
     mean = -float(np.log(p_V[np.frombuffer(text[1:4000], np.uint8)]).mean())
     assert report["nats"] == pytest.approx(mean, rel=1e-6) == report["baselines"][known]["nats"]
     assert report["bits_per_byte"] == pytest.approx(mean / math.log(2), rel=1e-6)
@@ -67,12 +69,18 @@ def run(
     return saved_run(tmp_path, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT)
 
 
+def score(nats_N: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace scoring, which is slow and not under test, by these losses of one lane."""
+    monkeypatch.setattr(module, "Passes", lambda *_: types.SimpleNamespace(lanes=1))
+    monkeypatch.setattr(module, "losses", lambda *_: nats_N)
+
+
 def test_n_gram_is_counted_by_default_only_for_small_data(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run / "evaluation-test.json"
     nats_N = np.linspace(1, 2, len(tiny_run.TEXT) - 1, dtype=np.float32)
-    monkeypatch.setattr(module, "losses", lambda *_: (nats_N, 1))  # scoring is slow and not under test
+    score(nats_N, monkeypatch)
 
     def evaluate_again(count: bool | None) -> bool | None:
         """Evaluate, and return whether an n-gram was counted; None if the evaluation was up to date."""
@@ -109,7 +117,7 @@ def test_n_gram_counts_what_the_checkpoint_has_read(
     monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
     train, val = np.random.default_rng(1).integers(97, 105, 2000, np.uint8), tiny_run.TEXT
     run = saved_run(tmp_path, train=train.tobytes(), val=val)
-    monkeypatch.setattr(module, "losses", lambda *_: (np.ones(len(val) - 1, np.float32), 1))
+    score(np.ones(len(val) - 1, np.float32), monkeypatch)
     counted: list[np.ndarray] = []
 
     def best(ids: np.ndarray, *arguments: Any) -> Any:
@@ -125,9 +133,8 @@ def test_n_gram_counts_what_the_checkpoint_has_read(
 
 def test_an_evaluation_that_was_killed_is_completed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nats_N = np.linspace(1, 2, len(tiny_run.TEXT) - 1, dtype=np.float32)
-    monkeypatch.setattr(module, "losses", lambda *_: (nats_N, 1))
+    score(nats_N, monkeypatch)
     monkeypatch.setattr(module.checkpoint, "load_model", lambda *_: None)
-    monkeypatch.setattr(module, "Steps", lambda *_: None)
 
     def prepare() -> None:
         for name in ("evaluation-test.json", "report.html"):

@@ -11,7 +11,7 @@ from pipeline.vocab import byte_vocab
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
 from trainers.training.devices import Devices
-from trainers.training.score import Score, evaluate, lanes_and_window, losses
+from trainers.training.score import Passes, Score, evaluate, lanes_and_window, losses
 from trainers.training.step import Steps, total_nats
 
 TEXT = b"a bird in the hand is worth two in the bush; " * 4
@@ -22,7 +22,7 @@ def score(on: Callable[..., Devices], folder: Path, manifest: Manifest, lanes: i
     with devices.strategy.scope():
         model = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2)
     with console.progress() as bar:
-        return evaluate(Steps(devices, model), folder, manifest, "val", lanes, window, bar)
+        return evaluate(Passes(Steps(devices, model), folder, manifest, "val", lanes, window), bar)
 
 
 def test_split_is_scored_as_contiguous_text(
@@ -75,15 +75,17 @@ def test_losses_are_in_text_order(
     with devices.strategy.scope():
         model = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2)
     with console.progress() as bar:
-        nats_N, lanes = losses(Steps(devices, model), tmp_path / "data", manifest, "val", 4, 7, bar)
+        passes = Passes(Steps(devices, model), tmp_path / "data", manifest, "val", 4, 7)
+        first_N, second_N = losses(passes, bar), losses(passes, bar)
     reference, expected = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2), []
     for lane in range(4):  # 103 targets in lanes of 25 and 26, each from an empty carry
         ids = np.frombuffer(TEXT[lane * 103 // 4 : (lane + 1) * 103 // 4 + 1], np.uint8)
         logits_TxV = reference(ids[None, :-1], reference.initial_carry(1))[0][0].numpy()
         odds_TxV = np.exp(logits_TxV - logits_TxV[np.arange(len(ids) - 1), ids[1:]][:, None])
         expected.append(np.log(odds_TxV.sum(1)))
-    assert lanes == 4
-    np.testing.assert_allclose(nats_N, np.concatenate(expected), atol=1e-5)
+    assert passes.lanes == 4
+    np.testing.assert_allclose(first_N, np.concatenate(expected), atol=1e-5)
+    np.testing.assert_array_equal(second_N, first_N)
 
 
 @pytest.mark.parametrize(
