@@ -1,7 +1,9 @@
 """The terminal: results go to standard output, everything else (progress, notes, errors) to standard error."""
 
+import atexit
 import codecs
 import contextlib
+import gc
 import itertools
 import os
 import re
@@ -145,6 +147,8 @@ def run(cli: Callable[..., object]) -> None:
 
     The argument --traceback, anywhere, prints the traceback of an error that no stage expects.
     """
+    # Python collects garbage as it ends, which takes seconds once TensorFlow has been used.
+    atexit.register(gc.freeze)
     arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK]
     try:
         code = cli.main(arguments, standalone_mode=False)  # type: ignore[attr-defined]
