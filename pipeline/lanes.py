@@ -142,6 +142,8 @@ def _batches(
     # A multi-worker strategy must shard each batch by rows, not the files.
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    # The thread that tunes a pipeline sleeps for up to a minute, and may miss that its iterator is deleted.
+    options.autotune.enabled = False
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(windows - start)).with_options(options)
     return dataset.prefetch(tf.data.AUTOTUNE)
 

@@ -95,9 +95,7 @@ def train(steps: Steps, ids: np.ndarray, reset: np.ndarray | None, T: int) -> li
     parts = [np.stack([x[:, k * T : (k + 1) * T] for k in range(N)]) for x in (ids, ids[:, 1:])]
     parts += [np.full((N, len(ids)), T, np.int32)]
     parts += [] if reset is None else [np.stack([reset[:, k * T : (k + 1) * T] for k in range(N)])]
-    batches = steps.distribute(
-        lambda rows: tf.data.Dataset.from_tensor_slices(Batch(*(x[:, rows.start : rows.stop] for x in parts))), len(ids)
-    )
+    batches = iter(tf.data.Dataset.from_tensor_slices(Batch(*parts)))
     totals, carry = steps.train(
         batches, steps.scatter(steps.model.initial_carry(len(ids))), tf.constant(0, tf.int64), tf.constant(N)
     )

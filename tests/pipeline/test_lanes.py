@@ -286,3 +286,8 @@ def test_a_shard_cut_while_it_is_read(cut: int | None, message: str, folder: Pat
     with pytest.raises(StageError, match=rf"train-00001-of-00002\.tokens {message}"), reading(folder):
         for _ in rows:
             pass
+
+
+def test_no_tuner_delays_the_end_of_an_iterator(folder: Path) -> None:
+    manifest = make_data(folder, 100, train=TEXT)
+    assert not batches(folder, manifest, "train", 2, 3).options().autotune.enabled

@@ -315,15 +315,13 @@ class Training:
 
     def _batches(self, window: int) -> Any:
         """Iterate over the batches from `window` of an epoch on, epoch after epoch."""
-        run, config = self.run, self.config
+        config = self.config
+        rows = self.devices.rows(config.lanes)
 
-        def make(rows: range) -> tf.data.Dataset:
-            def epoch(start: int) -> tf.data.Dataset:
-                return batches(run.data, self.manifest, "train", config.lanes, config.window, start, rows)
+        def epoch(start: int) -> tf.data.Dataset:
+            return batches(self.run.data, self.manifest, "train", config.lanes, config.window, start, rows)
 
-            return epoch(window).concatenate(epoch(0).repeat()) if window else epoch(0).repeat()
-
-        return self.steps.distribute(make, config.lanes)
+        return iter(epoch(window).concatenate(epoch(0).repeat()) if window else epoch(0).repeat())
 
     def _accumulate(self, totals: Totals, seconds: float) -> None:
         since = self.since

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from rich.progress import Progress
 
 from common.types import Array
@@ -57,11 +56,8 @@ class Passes:
         self.targets = tokens - 1
         self.lanes, self.window = lanes_and_window(self.targets, lanes, window, steps.devices.replicas)
         self.windows = windows_per_epoch(tokens, self.lanes, self.window)
-
-        def repeated(rows: range) -> tf.data.Dataset:
-            return batches(data, manifest, split, self.lanes, self.window, rows=rows).repeat()
-
-        self._batches = steps.distribute(repeated, self.lanes)
+        rows = steps.devices.rows(self.lanes)
+        self._batches = iter(batches(data, manifest, split, self.lanes, self.window, rows=rows).repeat())
 
     def each(self, step: Callable[[Any, Any], tuple[Any, Any]], bar: Progress) -> Iterator[Any]:
         """Yield the result of `step` on each window of one pass, which must be read to its end, with its own task on

@@ -80,8 +80,8 @@ def take(x: Any, rows: slice) -> Any:
 class Steps:
     """Steps of training and evaluation on the given devices.
 
-    A batch is a pipeline.lanes.Batch without its missing parts, as per-replica values; a carry is a per-replica
-    carry_BxLxSxH. They come from `distribute` and `scatter`, and pass from step to step unchanged.
+    A batch has this worker's lanes, `devices.rows`, of which each replica takes an equal share, in order. A carry is a
+    per-replica carry_BxLxSxH, which comes from `scatter` and passes from step to step unchanged.
     """
 
     def __init__(
@@ -94,28 +94,8 @@ class Steps:
         self.devices, self.strategy = devices, devices.strategy
         self.model, self.optimizer, self.config = model, optimizer, config
 
-    @tf.autograph.experimental.do_not_convert
-    def distribute(self, make: Callable[[range], tf.data.Dataset], lanes: int) -> Any:
-        """Iterate over make(rows), the batches of these lanes. Each worker makes its own, and each of its replicas gets
-        an equal share of the rows, in order. Do not read past the end."""
-        local = self.devices.replicas // self.devices.workers
-
-        def split(batch: Batch) -> Any:
-            parts = [x for x in batch if x is not None]  # iterators over several workers do not support None
-            return tuple(parts if local == 1 else [tf.stack(tf.split(x, local)) for x in parts])
-
-        def shares(_: tf.distribute.InputContext) -> tf.data.Dataset:
-            batches = make(self.devices.rows(lanes)).map(split)
-            batches = batches if local == 1 else batches.unbatch()
-            # For a finite data set, the workers would synchronize before each batch.
-            return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-
-        # On a GPU's host the integers of a batch serve there: copied to the GPU, they would have to come back.
-        options = tf.distribute.InputOptions(experimental_fetch_to_device=False) if self.devices.gpu else None
-        return iter(self.strategy.distribute_datasets_from_function(shares, options))
-
     def scatter(self, carry_BxLxSxH: Any) -> Any:
-        """Split the rows of one array over the replicas, in the same order as `distribute`."""
+        """Split the rows of one array over the replicas, in order."""
         shares = tf.split(tf.convert_to_tensor(carry_BxLxSxH), self.devices.replicas)
         carry = self.strategy.experimental_distribute_values_from_function(
             lambda context: shares[context.replica_id_in_sync_group]
@@ -177,16 +157,16 @@ class Steps:
         return Totals(*(self.strategy.experimental_local_results(x)[0] for x in totals))
 
     @tf.autograph.experimental.do_not_convert
-    def _score(self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor) -> tuple[Totals, tf.Tensor]:
+    def _score(self, batch: Batch, carry_BxLxSxH: tf.Tensor) -> tuple[Totals, tf.Tensor]:
         """Return, on one replica, the totals over all replicas and its next carry."""
-        nats_BxT, carry_BxLxSxH = self._losses(parts, carry_BxLxSxH)
-        nats, targets = _all_reduce([tf.reduce_sum(nats_BxT), _real(Batch(*parts))])
+        nats_BxT, carry_BxLxSxH = self._losses(batch, carry_BxLxSxH)
+        nats, targets = _all_reduce([tf.reduce_sum(nats_BxT), _real(self._share(batch))])
         return Totals(nats, targets, tf.zeros([])), carry_BxLxSxH
 
     @tf.autograph.experimental.do_not_convert
-    def _losses(self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _losses(self, batch: Batch, carry_BxLxSxH: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return, on one replica, the loss of each of its targets, nats_BxT, and its next carry."""
-        batch = Batch(*parts)
+        batch = self._share(batch)
         losses, carries = [], []
         for rows in self._towers(batch):
             part = take(batch, rows)
@@ -196,12 +176,10 @@ class Steps:
         return tf.concat(losses, 0), tf.concat(carries, 0)
 
     @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and the search takes seconds
-    def _update(
-        self, parts: tuple[tf.Tensor, ...], carry_BxLxSxH: tf.Tensor, step: tf.Tensor
-    ) -> tuple[Totals, tf.Tensor]:
+    def _update(self, batch: Batch, carry_BxLxSxH: tf.Tensor, step: tf.Tensor) -> tuple[Totals, tf.Tensor]:
         """Update one replica's weights by the gradient over all replicas. Returns the totals over all replicas and its
         next carry."""
-        batch = Batch(*parts)
+        batch = self._share(batch)
         B, T = batch.ids_BxT.shape
         lanes = B * self.devices.replicas
         masks = self.model.dropout_masks(lanes, T, tf.stack([self.config.seed, step]))
@@ -219,6 +197,14 @@ class Steps:
         gradients, norm = clipped(gradients, self.config)
         self.optimizer.apply(gradients, self.model.trainable_variables)
         return Totals(nats, targets, norm), tf.concat(carries, 0)
+
+    def _share(self, batch: Batch) -> Batch:
+        """Take one replica's rows of a batch. Call it inside strategy.run."""
+        local = self.devices.replicas // self.devices.workers
+        if local == 1:
+            return batch
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group % local
+        return Batch(*(None if x is None else tf.reshape(x, [local, -1, *x.shape[1:]])[replica] for x in batch))
 
     def _towers(self, batch: Batch) -> list[slice]:
         """Rows of each tower: shares of a replica's lanes, equal to within one, that run in parallel."""

@@ -1,5 +1,4 @@
 import collections
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -39,14 +38,11 @@ def build(devices: Devices, dropout: float = 0.0, **settings: object) -> Steps:
 
 
 def stream(steps: Steps, batches: list[Batch]) -> Any:
-    """Distribute batches as the training loop does."""
+    """Iterate over a worker's rows of batches, as the training loop does."""
     parts = Batch(*(None if part[0] is None else np.stack(part) for part in zip(*batches, strict=True)))
-
-    def make(rows: range) -> tf.data.Dataset:
-        mine = Batch(*(None if part is None else part[:, rows.start : rows.stop] for part in parts))
-        return tf.data.Dataset.from_tensor_slices(mine)
-
-    return steps.distribute(make, B)
+    rows = steps.devices.rows(B)
+    mine = Batch(*(None if part is None else part[:, rows.start : rows.stop] for part in parts))
+    return iter(tf.data.Dataset.from_tensor_slices(mine))
 
 
 def run(
@@ -115,17 +111,9 @@ def test_steps_per_call_do_not_change_training(rng: np.random.Generator, on: On)
 def test_lanes_stay_on_their_replica(rng: np.random.Generator, on: On) -> None:
     batches = documents(rng, 3)
     steps = build(on(replicas=2))
-    for batch, distributed in zip(batches, stream(steps, batches), strict=False):
-        for part, expected in zip(distributed, batch, strict=True):
-            np.testing.assert_array_equal(tf.concat(steps.strategy.experimental_local_results(part), 0), expected)
-
-
-def test_batches_reach_a_gpu_from_the_host(rng: np.random.Generator, on: On) -> None:
-    """Checks only the values, since hosts without a GPU have one memory."""
-    batches = documents(rng, 3)
-    steps = build(dataclasses.replace(on(replicas=2), gpu=True))
-    for batch, distributed in zip(batches, stream(steps, batches), strict=False):
-        for part, expected in zip(distributed, batch, strict=True):
+    for batch, read in zip(batches, stream(steps, batches), strict=True):
+        shares = steps.strategy.run(steps._share, args=(read,))
+        for part, expected in zip(shares, batch, strict=True):
             np.testing.assert_array_equal(tf.concat(steps.strategy.experimental_local_results(part), 0), expected)
 
 
@@ -134,18 +122,13 @@ def test_a_step_on_a_gpu_runs_all_layers_in_one_op(on: On) -> None:
     for reset in (None, tf.zeros([B, T], bool)):
         steps = build(on())
         steps.model.use_cudnn = True
-        parts = (
-            tf.zeros([B, T], tf.uint8),
-            tf.zeros([B, T], tf.uint8),
-            tf.fill([B], T),
-            *([] if reset is None else [reset]),
-        )
+        batch = Batch(tf.zeros([B, T], tf.uint8), tf.zeros([B, T], tf.uint8), tf.fill([B], T), reset)
 
         @tf.function
-        def step(parts: Any, carry: tf.Tensor, steps: Steps = steps) -> Any:
-            return steps.strategy.run(steps._update, args=(parts, carry, tf.constant(0)))
+        def step(batch: Batch, carry: tf.Tensor, steps: Steps = steps) -> Any:
+            return steps.strategy.run(steps._update, args=(batch, carry, tf.constant(0)))
 
-        graph = step.get_concrete_function(parts, steps.model.initial_carry(B)).graph
+        graph = step.get_concrete_function(batch, steps.model.initial_carry(B)).graph
         ops = collections.Counter(node.op for node in graph.as_graph_def().node)
         assert (ops["CudnnRNNV3"], ops["CudnnRNNBackpropV3"], ops["While"]) == (1, 1, 0)
 
