@@ -6,11 +6,15 @@ from pathlib import Path
 import click
 
 from common import console
+from common.machine import hide_gpus
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Measure speed, memory and quality next to peers in the same run."""
+    if context.invoked_subcommand != "train":  # which has --device
+        hide_gpus()
 
 
 @cli.command()

@@ -5,6 +5,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import bench.__main__
 import export.__main__
 import pipeline.__main__
 import trainers.__main__
@@ -20,6 +21,7 @@ HIDDEN = "CUDA_VISIBLE_DEVICES"
         *((trainers.__main__.cli, [name, "missing"], True) for name in ("sample", "judge", "neurons", "info")),
         (trainers.__main__.cli, ["score", "missing", "missing"], True),
         *((trainers.__main__.cli, [name, "missing"], False) for name in ("train", "evaluate")),
+        (bench.__main__.cli, ["results", "missing"], True),
         (export.__main__.cli, ["tflite", "missing"], True),
         (pipeline.__main__.cli, ["info", "missing"], True),
     ],

@@ -458,6 +458,13 @@ def test_auto_precision_is_resolved_once(tmp_path: Path, data: Path, monkeypatch
     assert open_tiny_run(tmp_path / "run", data, tiny_config(precision="auto")).config.train.precision == "bfloat16"
 
 
+@pytest.mark.parametrize("precision", ["tf32", "float16"])
+def test_precisions_of_gpus_are_rejected_on_a_cpu(tmp_path: Path, data: Path, precision: str) -> None:
+    with pytest.raises(UsageError, match=f"^precision {precision} is for GPUs: set train.precision=float32 on a CPU$"):
+        train_command(tiny_config(precision=precision), data, tmp_path / "run", Options(unvalidated=True))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "json", "gone"])
 def test_corrupted_last_checkpoint_is_skipped_on_restore(
     tmp_path: Path, data: Path, on: On, damage: str, capsys: pytest.CaptureFixture[str], rng: np.random.Generator
