@@ -1,1 +1,1 @@
-"""Benchmarks and results of whole runs. LOG.md records what each change was expected to gain, and what it gained."""
+"""Benchmarks and results of whole runs. LOG.md records the expected and the measured gain of each change."""

@@ -54,7 +54,7 @@ def _table(*columns: str) -> Table:
 
 
 def _files(run: Run, served: Path, lite: list[Path]) -> Table:
-    table = _table("What was made", "", "")
+    table = _table("Files", "", "")
     report = run.folder / "report.html"
     for name, path in (
         ("data", run.data),

@@ -1,4 +1,4 @@
-"""Encode stretches of text into shards: what an ingest worker runs, free of Beam."""
+"""Encode stretches of text into shards: the work of an ingest worker, without Beam."""
 
 import dataclasses
 from collections import Counter

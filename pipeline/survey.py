@@ -1,4 +1,4 @@
-"""Survey a text from end to end for what records cannot show: whole lines, and positions of rare characters.
+"""Survey a whole text for features that records cannot show: whole lines, and positions of rare characters.
 
 N characters of a range   E ends of lines in it   L the lengths of lines that end there
 """

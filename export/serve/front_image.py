@@ -44,7 +44,7 @@ def tag(files: dict[str, bytes]) -> str:
 
 
 def requirements() -> str:
-    """Cut PACKAGES, and what they need, out of requirements.lock."""
+    """Cut PACKAGES, and their dependencies, out of requirements.lock."""
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     entries = {match[2]: match[1] for match in re.finditer(r"^((\S+?)==.*\n(?:[ #].*\n)*)", lock, re.MULTILINE)}
     needed, size = set(PACKAGES), 0

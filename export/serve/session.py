@@ -47,7 +47,7 @@ def encode_output(value: np.ndarray) -> dict[str, Any]:
 
 
 def decode_output(value: dict[str, Any]) -> np.ndarray:
-    """Decode what `encode_output` encoded."""
+    """Undo `encode_output`."""
     if "bytes" in value:
         return np.array([base64.b64decode(row) for row in value["bytes"]] + [None], object)[:-1]
     return np.frombuffer(base64.b64decode(value["data"]), value["dtype"]).reshape(value["shape"])

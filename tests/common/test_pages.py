@@ -1,13 +1,7 @@
-import doctest
-
 import jinja2
 import pytest
 
 from common import pages
-
-
-def test_doctest() -> None:
-    assert doctest.testmod(pages).failed == 0
 
 
 def test_missing_template_value_raises() -> None:

@@ -1,10 +1,4 @@
-import doctest
-
 from common import printable
-
-
-def test_doctest() -> None:
-    assert doctest.testmod(printable).failed == 0
 
 
 def test_visible_hides_bidi_controls_only() -> None:

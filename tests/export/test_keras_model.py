@@ -71,7 +71,7 @@ OLDEST = "keras==3.8.0"
 
 
 def installed(folder: Path, *packages: str, alone: bool = False) -> None:
-    """Install packages in a folder; alone: without what they need."""
+    """Install packages in a folder; alone: without dependencies."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), *packages]
     subprocess.run([*command, *["--no-deps"] * alone], check=True, capture_output=True)
 

@@ -1,4 +1,3 @@
-import doctest
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -10,7 +9,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_data import make_data
 
-from pipeline import records
 from pipeline.records import code_of, cut_at_characters, name_of, read_text, record_batch
 from pipeline.vocab import CODE_POINTS, Vocab, byte_vocab, char_vocab
 
@@ -65,10 +63,6 @@ def test_document_ends_have_no_text(folder: Path, vocab: Vocab, size: int) -> No
     parts = [read_text(folder, manifest, split, start, start + size) for start in range(0, split.tokens, size)]
     assert [part.decode() for part in parts if part]
     assert b"".join(parts) == b"".join(documents)
-
-
-def test_doctest() -> None:
-    assert doctest.testmod(records).failed == 0
 
 
 def test_character_names_are_printable_and_unique() -> None:

@@ -1,5 +1,4 @@
 import dataclasses
-import doctest
 import itertools
 import re
 from html.parser import HTMLParser
@@ -221,7 +220,3 @@ def test_rarest_characters_are_sorted_by_count_then_code() -> None:
 
 def test_equal_counts_are_sorted_by_name() -> None:
     assert counts_of(statistics_of({"b": 1, "c": 2, "a": 1})).most_common() == [("c", 2), ("a", 1), ("b", 1)]
-
-
-def test_doctest() -> None:
-    assert doctest.testmod(module).failed == 0

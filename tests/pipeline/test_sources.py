@@ -172,7 +172,7 @@ def test_this_projects_own_folders_are_not_sources(
     pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write(Path("texts/mine/manifest.json"), '{"format_version": 1}')  # somebody else's
+    write(Path("texts/mine/manifest.json"), '{"format_version": 1}')  # not written by this project
     data = write(Path("texts/data/manifest.json"), '{"format_version": 2, "data_sha256": "", "splits": {}}')
     run = write(Path("texts/run/run.json"), '{"format_version": 3, "data_sha256": "", "config": {}}')
     write(Path("texts/data/train-00000-of-00001.tokens"), "tokens")

@@ -82,7 +82,7 @@ test("settings survive an address, and invalid ones become the defaults", () => 
   assert.deepEqual(fromHash("#step=-1&temperature=hot&top_k=-1&top_p=0&seed=1.5&length=1e9&neuron=0.1&chosen=x&written=yes"), DEFAULTS);
 });
 
-/** A model that counts what it is asked, and expects the id after the one that it read. */
+/** A model that counts its steps, and expects the id after the one that it read. */
 function counter() {
   const model = { layers: 1, states: 2, units: 2, steps: 0, initialCarry: () => new Float32Array(4) };
   model.step = async (id, carry) => {
@@ -106,7 +106,7 @@ test("a text keeps its carries up to the first change", async () => {
   text.begin([2, 3, 3]);
   assert.deepEqual([text.ids, text.read], [[2, 3], false]);
   await text.readNext();
-  assert.equal(model.steps, 6, "only what is new was read");
+  assert.equal(model.steps, 6, "only new ids were read");
   await text.write(GREEDY, 1, 0);
   await text.write(GREEDY, 1);
   assert.deepEqual([text.ids, [...text.chosen]], [[2, 3, 3, 0, 1], [3]]);

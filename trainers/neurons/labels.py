@@ -129,7 +129,7 @@ def labels_of(ids_N: Array, vocab: Vocab, language: str) -> list[Label]:
 
 
 def _lengths(codes_C: Array) -> Array:
-    """UTF-8 bytes per character; 1 for the surrogates that stand for invalid bytes."""
+    """Count the UTF-8 bytes per character; 1 for a surrogate, which represents an invalid byte."""
     lengths_C = 1 + (codes_C >= 0x80).astype(np.intp) + (codes_C >= 0x800) + (codes_C >= 0x10000)
     return np.where((codes_C >= 0xDC80) & (codes_C <= 0xDCFF), 1, lengths_C)
 

@@ -71,7 +71,7 @@ def test_the_requirements_are_those_of_the_lock() -> None:
     cut, lock = front_image.requirements(), (ROOT / "requirements.lock").read_text()
     assert set(PIN.findall(cut)) <= set(PIN.findall(lock))
     names = {name for name, _ in PIN.findall(cut)}
-    assert {*front_image.PACKAGES, "anyio", "h11"} <= names  # and what they need
+    assert {*front_image.PACKAGES, "anyio", "h11"} <= names  # and their dependencies
     assert not names & {"tensorflow", "keras", "tensorflow-serving-api", "requests"}
     for entry in re.split(r"\n(?=\S)", cut)[1:]:
         assert "--hash=sha256:" in entry

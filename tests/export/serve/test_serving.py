@@ -1,6 +1,5 @@
 import contextlib
 import dataclasses
-import doctest
 import http.server
 import json
 import math
@@ -9,7 +8,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,7 +22,6 @@ from common.files import write_json
 from export import checksums
 from export.__main__ import cli
 from export.origin import origin_of
-from export.serve import card as card_module
 from export.serve import front_image, labels, package
 from export.serve.card import cell
 from export.serve.facts import facts_of
@@ -753,9 +750,3 @@ def test_missing_or_changed_data_has_no_facts(run: Path, tmp_path: Path) -> None
     best = checkpoint.best(loaded_run)
     for other in ({"data": tmp_path / "gone"}, {"data_sha256": "0"}):
         assert facts_of(dataclasses.replace(loaded_run, **other), best)["data"] is None
-
-
-@pytest.mark.parametrize("module", [package, card_module])
-def test_doctest(module: ModuleType) -> None:
-    result = doctest.testmod(module)
-    assert result.failed == 0 < result.attempted

@@ -1,4 +1,3 @@
-import doctest
 import math
 from collections import Counter
 
@@ -17,10 +16,6 @@ from trainers.judging.breakdown import (
     mean_interval,
     means,
 )
-
-
-def test_doctest() -> None:
-    assert doctest.testmod(breakdown).failed == 0
 
 
 def test_interval_covers_mean_in_95_percent_of_trials() -> None:

@@ -1,6 +1,5 @@
 """Report page of a run, from files like those that train, evaluate and judge write."""
 
-import doctest
 import json
 import subprocess
 from html.parser import HTMLParser
@@ -65,10 +64,6 @@ SAMPLES = {
         sample_measures(temperature=1.0, text="}", coherence={}),
     ],
 }
-
-
-def test_doctest() -> None:
-    assert doctest.testmod(report).failed == 0
 
 
 class PageText(HTMLParser):

@@ -1,4 +1,3 @@
-import doctest
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -21,10 +20,6 @@ from trainers.run import read_run
 from trainers.sampling.rows import REQUEST_TYPES, Limits, Request
 from trainers.sampling.sampler import Sampler, sample_run
 from trainers.training.step import total_nats
-
-
-def test_doctest() -> None:
-    assert doctest.testmod(samples).failed == 0
 
 
 def test_variety_matches_hand_counts() -> None:
