@@ -8,6 +8,22 @@ import click
 from common import console
 from common.machine import hide_gpus
 
+FOLDER = click.Path(path_type=Path)
+DATA = click.option("--data", type=FOLDER, help="Data set.  [default: data/NAME]")
+OUT = click.option("--out", type=FOLDER, default=Path("results"), show_default=True, help="Output folder.")
+SET = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."
+)
+SIZES_SERVED = click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    default=("2x128", "2x512"),
+    show_default=True,
+    metavar="LxH",
+    help="Layers x units of an LSTM with random weights; repeatable.",
+)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.pass_context
@@ -18,8 +34,8 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[runs/NAME]...")
-@click.option("--root", type=click.Path(path_type=Path), default=Path(), help="Project root.  [default: .]")
+@click.argument("runs", nargs=-1, type=FOLDER, metavar="[runs/NAME]...")
+@click.option("--root", type=FOLDER, default=Path(), help="Project root.  [default: .]")
 def results(runs: tuple[Path, ...], root: Path) -> None:
     """Record finished runs as results/NAME.json and rebuild the tables of README.md and docs/.
 
@@ -41,8 +57,8 @@ def results(runs: tuple[Path, ...], root: Path) -> None:
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path), metavar="runs/NAME")
-@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: models/NAME]")
+@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.option("--out", type=FOLDER, help="Output folder.  [default: models/NAME]")
 @click.option("--note", default="", help="Describe the text, if it is not exactly the corpus.")
 def model(run: Path, out: Path | None, note: str) -> None:
     """Export a recorded run to models/, with a card of its figures.
@@ -63,9 +79,7 @@ def model(run: Path, out: Path | None, note: str) -> None:
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns per peer; reports medians.")
 @click.option("--seconds", type=click.FloatRange(0.1), default=4, show_default=True, help="Seconds per turn.")
 @click.option("--commit", default="", metavar="HASH", help="Commit of the code, where there is no git repository.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
-)
+@OUT
 def train(
     sizes: tuple[str, ...], every: bool, device: str, rounds: int, seconds: float, commit: str, out: Path
 ) -> None:
@@ -93,11 +107,9 @@ def train(
 
 
 @cli.command()
-@click.argument("config", type=click.Path(path_type=Path), default=Path("configs/tinyshakespeare-nanogpt.toml"))
-@click.option("--data", type=click.Path(path_type=Path), help="Data set.  [default: data/NAME]")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
-)
+@click.argument("config", type=FOLDER, default=Path("configs/tinyshakespeare-nanogpt.toml"))
+@DATA
+@OUT
 def clock(config: Path, data: Path | None, out: Path) -> None:
     """Compare the loss with PyTorch's nn.LSTM (Adam, Muon) after equal training time.
 
@@ -114,8 +126,8 @@ def clock(config: Path, data: Path | None, out: Path) -> None:
 
 
 @cli.command()
-@click.argument("config", type=click.Path(path_type=Path), default=Path("configs/tinyshakespeare.toml"))
-@click.option("--data", type=click.Path(path_type=Path), help="Data set.  [default: data/NAME]")
+@click.argument("config", type=FOLDER, default=Path("configs/tinyshakespeare.toml"))
+@DATA
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs per precision.")
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Steps per run.")
 @click.option(
@@ -127,9 +139,7 @@ def clock(config: Path, data: Path | None, out: Path) -> None:
     metavar="SECTION.KEY=VALUE",
     help="Override a setting of the config; repeatable.",
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
-)
+@OUT
 def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
     """Compare the validation loss in bfloat16 and float32 after equal steps, per seed.
 
@@ -146,14 +156,12 @@ def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides
 
 
 @cli.command()
-@click.argument("config", type=click.Path(path_type=Path), default=Path("configs/stdlib.toml"))
-@click.option("--data", type=click.Path(path_type=Path), help="Data set.  [default: data/NAME]")
+@click.argument("config", type=FOLDER, default=Path("configs/stdlib.toml"))
+@DATA
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each; reports medians.")
 @click.option("--steps", type=click.IntRange(16), default=800, show_default=True, help="Steps per run.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
-)
+@SET
+@OUT
 def scale(config: Path, data: Path | None, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
     """Compare training speed of one replica, two replicas and two workers on this machine.
 
@@ -168,14 +176,12 @@ def scale(config: Path, data: Path | None, rounds: int, steps: int, overrides: t
 
 
 @cli.command()
-@click.argument("config", type=click.Path(path_type=Path), default=Path("configs/stdlib.toml"))
-@click.option("--data", type=click.Path(path_type=Path), help="Data set.  [default: data/NAME]")
+@click.argument("config", type=FOLDER, default=Path("configs/stdlib.toml"))
+@DATA
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; reports medians.")
 @click.option("--steps", type=click.IntRange(1), default=2500, show_default=True, help="Steps per turn.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
-)
+@SET
+@OUT
 def watch(config: Path, data: Path | None, rounds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
     """Measure the overhead of progress bar, reports, TensorBoard, histograms, samples and callbacks.
 
@@ -194,12 +200,8 @@ def watch(config: Path, data: Path | None, rounds: int, steps: int, overrides: t
 @cli.command()
 @click.option("--size", type=click.IntRange(1_000_000), default=474_000_000, show_default=True, help="Bytes of text.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each; reports medians.")
-@click.option(
-    "--scratch", type=click.Path(path_type=Path), default=Path("data/bench"), show_default=True, help="Corpus folder."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
-)
+@click.option("--scratch", type=FOLDER, default=Path("data/bench"), show_default=True, help="Corpus folder.")
+@OUT
 def data(size: int, rounds: int, scratch: Path, out: Path) -> None:
     """Measure ingest, validate and lanes at full scale, next to cat | sha256sum and a Python dict.
 
@@ -217,20 +219,6 @@ def data(size: int, rounds: int, scratch: Path, out: Path) -> None:
 @cli.group()
 def serve() -> None:
     """Benchmarks of the exported SavedModel."""
-
-
-SIZES_SERVED = click.option(
-    "--size",
-    "sizes",
-    multiple=True,
-    default=("2x128", "2x512"),
-    show_default=True,
-    metavar="LxH",
-    help="Layers x units of an LSTM with random weights; repeatable.",
-)
-OUT = click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Output folder."
-)
 
 
 @cli.command()
@@ -258,7 +246,7 @@ def lite(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> None
 
 
 @cli.command()
-@click.argument("devices", type=click.Path(path_type=Path), metavar="devices/NAME")
+@click.argument("devices", type=FOLDER, metavar="devices/NAME")
 @click.option("--precision", default="int8-dynamic", show_default=True, help="Which .tflite to measure.")
 @OUT
 def browser(devices: Path, precision: str, out: Path) -> None:
