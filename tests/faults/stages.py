@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 from crash import Tree, restore, tree
+from page_packages import placeholder_packages
 
 from common.errors import StageError
 from common.files import recover
@@ -110,7 +111,7 @@ def working_in(folder: Path, devices: Devices) -> Iterator[None]:
         mock.patch.multiple("export.lite.lite", probe=lambda _: probed, measure=_measure, prove=mock.DEFAULT),
         mock.patch("export.keras_model.prove"),
         mock.patch("export.serve.saved_model.prove"),
-        mock.patch("export.web.build.PACKAGES", _packages(folder.parent / "node_modules")),
+        mock.patch("export.web.build.PACKAGES", placeholder_packages(folder.parent / "node_modules")),
         mock.patch("trainers.training.loop.prepare", return_value=devices),
         mock.patch("trainers.training.devices.prepare", return_value=devices),
     ):
@@ -123,23 +124,6 @@ def working_in(folder: Path, devices: Devices) -> Iterator[None]:
 
 def _measure(model: Any, files: dict[str, Any], text: Any) -> tuple[float, dict[str, Quality]]:
     return 1.0, dict.fromkeys(files, Quality(1, 0, 0, 1))
-
-
-def _packages(folder: Path) -> Path:
-    from export.web import build
-
-    version = json.loads((build.WEB / "package.json").read_text())["dependencies"]["@litertjs/core"]
-    files = {
-        "core/package.json": json.dumps({"version": version}),
-        "core/dist/index.js": 'import { createWasmLib } from "@litertjs/wasm-utils";\n',
-        "wasm-utils/dist/index.js": "export {};\n",
-        **{f"core/wasm/{name}{kind}": name + kind for name in build.RUNTIME for kind in (".js", ".wasm")},
-    }
-    for name, content in files.items():
-        path = folder / "@litertjs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return folder
 
 
 def build(folder: Path, devices: Devices) -> None:

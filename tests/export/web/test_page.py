@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from crash import damaged, killed_at_each, tree
+from page_packages import placeholder_packages
 
 from common.errors import StageError, UsageError
 from common.files import recover
@@ -31,19 +32,8 @@ MODEL = b"a flatbuffer"
 @pytest.fixture(autouse=True)
 def node_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """node_modules with placeholder packages."""
-    packages = tmp_path / "node_modules"
-    version = json.loads((page.WEB / "package.json").read_text())["dependencies"]["@litertjs/core"]
-    files = {
-        "core/package.json": json.dumps({"version": version}),
-        "core/dist/index.js": 'import { createWasmLib } from "@litertjs/wasm-utils";\n',
-        "wasm-utils/dist/index.js": "export {};\n",
-        **{f"core/wasm/{name}{kind}": name + kind for name in page.RUNTIME for kind in (".js", ".wasm")},
-        "core/wasm/litert_wasm_threaded_internal.wasm": "not wanted",
-    }
-    for name, text in files.items():
-        path = packages / "@litertjs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    packages = placeholder_packages(tmp_path / "node_modules")
+    (packages / "@litertjs/core/wasm/litert_wasm_threaded_internal.wasm").write_text("not wanted")
     monkeypatch.setattr(page, "PACKAGES", packages)
     return packages
 
