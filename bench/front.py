@@ -173,7 +173,7 @@ def ready(server: LocalServer) -> Iterator[Client]:
 def fronted(server: LocalServer) -> Iterator[str]:
     """Run a front before a server. Yields its address."""
     command = [sys.executable, "-m", "export", "front", "--target", server.target, "--model", server.model]
-    command += ["--label", "stable", "--port", "0", "--per-minute", "1000000"]
+    command += ["--label", "stable", "--port", "0", "--per-minute", "1000000", "--calls", "64"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr

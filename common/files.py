@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from common.errors import FULL, StageError, tensorflow_cause
 
@@ -256,3 +256,11 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no spaces): equal values have equal hashes."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def open_private(path: Path, option: str) -> TextIO:
+    """Open a file, readable by its owner alone, to append lines. Raises StageError, naming the option."""
+    try:
+        return open(path, "a", buffering=1, encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
+    except OSError as error:
+        raise StageError(f"{path}: {error.strerror}: pass another {option}") from None

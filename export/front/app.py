@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import json
-import os
 import re
 import socket
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import anyio.to_thread
 import uvicorn
@@ -27,15 +27,16 @@ from starlette.types import Message, Receive, Scope, Send
 
 from common import console
 from common.errors import StageError, UsageError
+from common.files import open_private
 from common.headers import page_headers
 from common.settings import settings
 from common.types import Array
 from export.client.client import Client, ServingError, Signature
 from export.front import bodies, completions
 
-BODY_BYTES = 4 << 20
+BODY_BYTES = 2 << 20  # 64 carries of 2 x 512 units take 0.7 MB in base64
 BODY_SECONDS = 10
-ANSWER_BYTES = 8 << 20  # of the server's answer; its JSON takes some ten times as much memory
+ANSWER_BYTES = 2 << 20  # of the server's answer; its conversion to JSON takes some twenty times as much memory
 SIGNATURE_SECONDS = 10  # after which a version's signatures are requested again
 PATH = re.compile(r"([^/:]+)(?:/versions/(\d{1,18})|/labels/([^/:]+))?(:predict|/metadata)?")
 COUNTED = (":predict", "/v1/completions", "/v1/models", "/healthz", "/metrics")  # other paths are counted as /
@@ -57,7 +58,8 @@ AS_DICT = {"always_print_fields_with_no_presence": True, "preserving_proto_field
 class FrontSettings:
     """Limits and files of a front.
 
-    rows, and characters read and written, per call; calls at once; calls per minute and client address.
+    rows, and characters read and written, per call; calls at once, of which one client may make half; calls per minute
+    and client address.
     page: folder of `export web` for /. origins: origins of web pages that may call.
     record: file to which the texts of all answered calls are appended, for `pipeline validate --requests`.
     """
@@ -94,12 +96,12 @@ class Guard:
     """ASGI middleware that limits calls below /v1/, and counts and times all requests. A stream runs until its end."""
 
     def __init__(self, app: Any, limits: FrontSettings):
-        self.app, self.limits, self.running = app, limits, 0
+        self.app, self.limits, self.running = app, limits, list[str]()  # the client of each call
         self.minute, self.calls = 0, Counter[str]()  # by client
         self.count, self.seconds = Counter[str](), defaultdict[str, float](float)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start, status, path = time.monotonic(), 0, scope["path"]
+        start, status, path, client = time.monotonic(), 0, scope["path"], scope["client"][0]
         route, limited = next((name for name in COUNTED if name in path), "/"), path.startswith("/v1/")
 
         async def send_and_record(message: Message) -> None:
@@ -107,10 +109,10 @@ class Guard:
             status = message.get("status", status)
             await send(message)
 
-        app, wait = self.app, self._wait(scope["client"][0]) if limited else 0
+        app, wait = self.app, self._wait(client) if limited else 0
         if wait:
             app = JSONResponse({"error": f"too many calls: try again in {wait} s"}, 429, {"Retry-After": str(wait)})
-        self.running += limited
+        self.running += [client] * limited
         try:
             await app(scope, receive, send_and_record)
         except ClientDisconnect:
@@ -118,7 +120,8 @@ class Guard:
         except Exception as error:  # only its type is logged, because its message may contain a prompt
             console.note(f"{route}: {type(error).__name__}")
         finally:
-            self.running -= limited
+            if limited:
+                self.running.remove(client)
             self.count[f'route="{route}",code="{status}"'] += 1
             self.seconds[route] += time.monotonic() - start
 
@@ -127,7 +130,7 @@ class Guard:
         now = int(time.time())
         if now // 60 != self.minute:
             self.minute, self.calls = now // 60, Counter()
-        if self.running >= self.limits.calls:
+        if len(self.running) >= self.limits.calls or 2 * self.running.count(client) >= self.limits.calls:
             return 1
         self.calls[client] += 1
         return 60 - now % 60 if self.calls[client] > self.limits.per_minute else 0
@@ -140,10 +143,10 @@ class Front:
         self.client = CheckedClient(**{**vars(client.settings), "max_message_bytes": ANSWER_BYTES})
         self.client.front, self.model, self.settings = self, client.settings.model, settings
         self.signatures: dict[Any, tuple[float, dict[str, Signature]]] = {}
-        self.record_file = open_private(settings.record) if settings.record else None
+        self.record_file = open_private(settings.record, "--record") if settings.record else None
         self.unit, self.rows, self.answered = "", 0, 0.0
         self.healthy, self.probed, self.probing = False, 0.0, asyncio.Lock()
-        self.threads = anyio.CapacityLimiter(settings.calls)
+        self.threads, self.converting = anyio.CapacityLimiter(settings.calls), threading.Lock()
         models = [{"id": self.model, "object": "model", "created": 0, "owned_by": "unreasonable-rnn"}]
         routes: list[Any] = [
             Route("/healthz", self.health),
@@ -216,8 +219,10 @@ class Front:
         if action == ":predict":
             content = bodies.parse(body)
             outputs, _ = client.predict(*bodies.read(content, self.signatures_of(client)))
-            answer = bodies.answer(outputs, "predictions" if "instances" in content else "outputs")
-        elif action == "/metadata":
+            with self.converting:  # one at a time, for its memory
+                text = json.dumps(bodies.answer(outputs, "predictions" if "instances" in content else "outputs"))
+            return Response(text, media_type="application/json")
+        if action == "/metadata":
             spec, signatures = (MessageToDict(message, **AS_DICT) for message in client.raw_metadata())
             answer = {"model_spec": spec, "metadata": {"signature_def": signatures}}
         else:
@@ -238,8 +243,8 @@ class Front:
         if not completion.stream:
             return JSONResponse(completion.answer(self.client, self.unit))
         events = completion.events(self.client, self.unit)
-        first = next(events)  # an error before the first piece is not an event
-        return StreamingResponse(self._stream(first, events), media_type="text/event-stream")
+        # An error before the first piece is not an event.
+        return StreamingResponse(self._stream(next(events), events), media_type="text/event-stream")
 
     async def _stream(self, first: bytes, events: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield first
@@ -274,16 +279,8 @@ class Front:
         lines += ["# TYPE front_seconds_total counter"]
         lines += [f'front_seconds_total{{route="{route}"}} {time:.6f}' for route, time in self.guard.seconds.items()]
         lines += ["# TYPE front_rows_total counter", f"front_rows_total {self.rows}"]
-        lines += ["# TYPE front_calls_running gauge", f"front_calls_running {self.guard.running}", ""]
+        lines += ["# TYPE front_calls_running gauge", f"front_calls_running {len(self.guard.running)}", ""]
         return PlainTextResponse("\n".join(lines), media_type="text/plain; version=0.0.4")
-
-
-def open_private(path: Path) -> TextIO:
-    """Open a file, readable by its owner alone, to append lines. Raises StageError."""
-    try:
-        return open(path, "a", buffering=1, encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
-    except OSError as error:
-        raise StageError(f"{path}: {error.strerror}: pass another --record") from None
 
 
 def listen(host: str, port: int) -> socket.socket:

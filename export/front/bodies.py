@@ -37,18 +37,23 @@ TYPES: dict[str, Any] = {
 closed = pydantic.with_config(strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
+def _bounded(kind: Any) -> Any:
+    """Return the type of a list that is checked up to its first error: a body may have a million."""
+    return Annotated[list[kind], pydantic.FailFast(), pydantic.Field(max_length=1 << 16)]
+
+
 @functools.cache
 def _checker(form: str, dtypes: tuple[tuple[str, str], ...]) -> pydantic.TypeAdapter[Any]:
     """Return the checker of a form's content: a list of rows, or an object of columns."""
     by_rows = form == "instances"
-    types = {name: TYPES[dtype] if by_rows else list[TYPES[dtype]] for name, dtype in dtypes}  # type: ignore[valid-type]
+    types = {name: TYPES[dtype] if by_rows else _bounded(TYPES[dtype]) for name, dtype in dtypes}
 
     def named(value: Any) -> Any:  # a single input may be given without its name
         unnamed = len(types) == 1 and (not isinstance(value, dict) or value.keys() == {"b64"})
         return dict.fromkeys(types, value) if unnamed else value
 
     kind: Any = Annotated[closed(TypedDict("kind", types)), pydantic.BeforeValidator(named)]  # type: ignore[operator]
-    return pydantic.TypeAdapter(list[kind] if by_rows else kind)
+    return pydantic.TypeAdapter(_bounded(kind) if by_rows else kind)
 
 
 def parse(body: bytes) -> dict[str, Any]:

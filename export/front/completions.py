@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, FailFast, Field
 
 from common.errors import UsageError
 from common.settings import make, settings
@@ -17,7 +17,7 @@ from export.client.client import Client
 
 # Unsupported fields, which a client may send with their neutral values.
 NEUTRAL = {"best_of": 1, "echo": False, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "suffix": ""}
-Texts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Texts = Annotated[list[str], FailFast(), BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
 @settings

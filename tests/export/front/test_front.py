@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc
 import openai
+import pydantic
 import pytest
 import requests
 from fake_model import text_of
@@ -25,8 +26,10 @@ from serving import Endpoint
 
 from bench.front import overload
 from common.errors import StageError
+from common.files import open_private
 from export.client.client import Client
 from export.front import app as front_app
+from export.front import bodies, completions
 from export.front.app import Front, FrontSettings, listen
 from export.front.app import server as http_server
 from export.serve.stand_in import Batching, StandIn, serving
@@ -66,7 +69,7 @@ def running_front(
         thread = threading.Thread(target=runner.run, args=([listener],))
         thread.start()
         try:
-            yield Site(front, listener.getsockname()[1], "https" if tls else "http")
+            yield Site(front, listener.getsockname()[1], "https" if "ssl_certfile" in tls else "http")
         finally:
             runner.should_exit = True
             thread.join(20)
@@ -198,7 +201,7 @@ MALFORMED: list[tuple[Any, int, str]] = [
     ({"inputs": ["a"] * 65}, 400, "a call must have 1 to 64 rows, got 65"),
     ({"inputs": ["é" * 1000] * 64 + []}, 200, ""),
     ({"inputs": ["é" * 65_537]}, 400, "a call may read and write 65,536 characters in all rows, got 65,537"),
-    (b" " * (4 << 20) + b"x", 413, "the body is larger than 4,194,304 bytes"),
+    (b" " * (2 << 20) + b"x", 413, "the body is larger than 2,097,152 bytes"),
 ]
 
 
@@ -309,7 +312,7 @@ def test_concurrent_calls_are_limited_but_health_is_not(fake: Path) -> None:
     slow = Slow(fake)
     with (
         serving(slow) as target,
-        running_front(target, label=None, calls=2) as site,
+        running_front(target, label=None, calls=4) as site,
         futures.ThreadPoolExecutor(2) as pool,
     ):
         assert site.predict("score", inputs=["a"]).status_code == 200
@@ -327,6 +330,61 @@ def test_concurrent_calls_are_limited_but_health_is_not(fake: Path) -> None:
         slow.release.set()
         assert [call.result().status_code for call in running] == [200, 200]
         assert site.predict("score", inputs=["a"]).status_code == 200
+
+
+def test_one_client_has_at_most_half_of_the_calls(fake: Path) -> None:
+    slow, proxy = Slow(fake), {"forwarded_allow_ips": "*"}
+    with (
+        serving(slow) as target,
+        running_front(target, label=None, tls=proxy, calls=4) as site,
+        futures.ThreadPoolExecutor(4) as pool,
+    ):
+
+        def call(client: str) -> int:
+            body = {"signature_name": "score", "inputs": ["a"]}
+            return site.post(f"{MODEL}:predict", body, headers={"X-Forwarded-For": client}).status_code
+
+        assert call("10.0.0.1") == 200
+        slow.release.clear()
+        running = [pool.submit(call, "10.0.0.1") for _ in range(2)]
+        for _ in range(3):
+            assert slow.waiting.acquire(timeout=10)
+        assert call("10.0.0.1") == 429
+        running.append(pool.submit(call, "10.0.0.2"))
+        assert slow.waiting.acquire(timeout=10)
+        slow.release.set()
+        assert [each.result() for each in running] == [200] * 3
+        assert not site.front.guard.running
+
+
+def test_answers_are_converted_one_at_a_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = [0], [0]
+
+    def answer(*arguments: Any) -> Any:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.05)
+        running[0] -= 1
+        return {"predictions": []}
+
+    monkeypatch.setattr(bodies, "answer", answer)
+    with futures.ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(site.predict, "score", inputs=["a"]) for _ in range(4)]
+    assert [each.result().status_code for each in answers] == [200] * 4
+    assert most == [1]
+
+
+@pytest.mark.parametrize("rows", [[{}] * 1000, [{"text": 1}] * 1000, [{"text": "a"}] * 70_000])
+def test_rows_are_checked_up_to_the_first_error(rows: list[Any]) -> None:
+    """Collecting the errors of a body of two megabytes takes half a minute, in which nobody else is served."""
+    dtypes = (("text", "string"),)
+    for form, content in (("instances", rows), ("inputs", {"text": [row.get("text") for row in rows]})):
+        with pytest.raises(pydantic.ValidationError) as error:
+            bodies._checker(form, dtypes).validate_python(content)
+        assert error.value.error_count() == 1
+    with pytest.raises(pydantic.ValidationError) as error:
+        pydantic.TypeAdapter(completions.Texts).validate_python([1] * 1000)
+    assert error.value.error_count() == 1
 
 
 def test_calls_per_minute_are_limited(server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,7 +542,7 @@ def test_error_in_a_stream_is_its_last_event(fake: Path) -> None:
         stand_in.versions = {}
         rest = [line for line in lines if line]
     assert json.loads(rest[-1][6:])["error"]["message"] == "the server failed"
-    assert site.front.guard.running == 0
+    assert not site.front.guard.running
 
 
 def test_dropped_stream_frees_its_slot(fake: Path) -> None:
@@ -648,4 +706,4 @@ def test_calls_are_answered_while_the_record_cannot_be_written(
         assert site.predict("score", inputs={"text": ["abc"]}).status_code == 200
     assert "/dev/full: No space left on device" in capfd.readouterr().err
     with pytest.raises(StageError, match="nowhere/a: No such file or directory: pass another --record"):
-        front_app.open_private(Path("nowhere/a"))
+        open_private(Path("nowhere/a"), "--record")
