@@ -80,7 +80,7 @@ test-faults: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2 -m faults tests/faults --record results/faults.json
 	$(PY) -m bench results
 
-# Tools in an environment of their own: nothing here imports them.
+# Tools in a separate environment, since nothing here imports them.
 $(VENV)/audit/.installed: requirements-audit.lock $(VENV)/.installed
 	@$(PY) -m venv $(VENV)/audit
 	@$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \

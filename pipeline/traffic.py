@@ -18,7 +18,7 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from common import console
 from common.errors import StageError, UsageError
 from common.files import parse_json
-from common.printable import one_line
+from common.printable import brief, one_line
 from pipeline.beam import run
 from pipeline.config import ValidateSettings
 from pipeline.manifest import read_manifest
@@ -96,7 +96,7 @@ def _lines(path: str) -> Iterator[list[bytes]]:
             try:
                 yield [text.encode(errors="surrogateescape") for text in parse_json(line)["texts"]]
             except (ValueError, TypeError, KeyError, AttributeError):
-                raise StageError(f"{path}: a line has no texts: {one_line(line[:80])}") from None
+                raise StageError(f"{path}: a line has no texts: {brief(one_line(line), 80)}") from None
 
 
 def _calls(path: str) -> Iterator[list[bytes]]:

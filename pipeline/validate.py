@@ -31,7 +31,7 @@ from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatistics
 from common import console
 from common.errors import StageError, UsageError
 from common.files import recover, sha256_file, sha256_json, whole_folder
-from common.printable import one_line
+from common.printable import brief, one_line
 from pipeline.beam import advance, run
 from pipeline.config import ValidateSettings
 from pipeline.manifest import Manifest, Split, check_hashes, read_manifest, write_manifest
@@ -152,7 +152,7 @@ def read_schema(path: Path) -> Schema:
     except OSError as error:
         raise UsageError(f"{rule}; {path}: {error.strerror}") from None
     except (UnicodeDecodeError, text_format.ParseError) as error:
-        raise UsageError(f"{rule}; {path} is invalid: {one_line(str(error))[:200]}") from None
+        raise UsageError(f"{rule}; {path} is invalid: {brief(one_line(str(error)))}") from None
     if "char" not in {feature.name for feature in schema.feature}:
         raise UsageError(f"{rule}; {path} has no feature 'char'")
     char = tfdv.get_feature(schema, "char")

@@ -22,6 +22,7 @@ import tensorflow as tf
 from common import console
 from common.errors import StageError
 from common.files import load_json, recover, remove_folder, sha256_file, whole_folder, write_record
+from common.printable import brief
 from pipeline.vocab import Vocab
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
@@ -284,5 +285,5 @@ def _as_damage(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _damaged(folder: Path, error: Exception) -> DamageError:
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    reason = brief(str(error).splitlines()[0]) if str(error) else type(error).__name__
     return DamageError(f"{folder} is corrupted ({reason}): remove it to use another")

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from common.errors import StageError, UsageError
 from common.files import parse_json
+from common.printable import brief, one_line
 from common.types import Array
 from export.client.connection import Connection, ServingError, Signature, TensorInfo, Tls, VersionStatus
 
@@ -44,7 +45,6 @@ Texts = list[str] | list[bytes] | list[Text] | tuple[Text, ...] | Array  # an ar
 T = TypeVar("T")
 PerRow: TypeAlias = T | list[T] | tuple[T, ...] | Array  # one value for all rows, or one per row
 
-MAX_SHOWN = 100  # characters of a value in an error message
 FIRST_PIECE = 8  # characters: few, so that a stream starts at once
 
 
@@ -318,8 +318,7 @@ def _is_column(value: Any) -> bool:
 
 def _short(value: Any) -> str:
     """Represent a value in one line for an error message."""
-    line = " ".join(repr(value).split())
-    return line if len(line) <= MAX_SHOWN else line[:MAX_SHOWN] + "..."
+    return brief(one_line(repr(value)), 100)
 
 
 # Type and conversion of every signature input, and of a stream's `piece`.

@@ -22,6 +22,7 @@ from grpc import StatusCode
 from pydantic import Field
 
 from common.errors import StageError, UsageError
+from common.printable import brief
 from common.settings import make, settings
 from common.types import Array
 from export.client.protos import (
@@ -320,8 +321,8 @@ class Connection:
                 return method(request, timeout=max(until - time.monotonic(), 0))
         except grpc.RpcError as error:
             code, details = error.code(), " ".join((error.details() or "").split())
-            message = details if len(details) <= MAX_DETAILS else details[:MAX_DETAILS] + "..."
-            raise ServingError(f"{self._explain(code, details, request.model_spec)} ({message})", code) from None
+            message = f"{self._explain(code, details, request.model_spec)} ({brief(details, MAX_DETAILS)})"
+            raise ServingError(message, code) from None
         except ValueError:  # gRPC's, of a closed channel
             raise UsageError(f"the client of {self._where} is closed: create another") from None
 
