@@ -73,7 +73,7 @@ class FakeWorker:
 
 @pytest.mark.slow
 def test_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Covers the check that all peers have the same model: compare() compares their logits before timing."""
+    """Cover the check that all peers have the same model: compare() compares their logits before timing."""
     names = ["ours", "ours, ids", *(["torch nn.LSTM", "torch LSTMCell"] if importlib.util.find_spec("torch") else [])]
     monkeypatch.setattr(sampling, "PEERS", {name: PEERS[name] for name in names})
     monkeypatch.setattr("bench.machine.commit", lambda: "a commit")

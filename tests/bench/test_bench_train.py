@@ -211,7 +211,7 @@ def test_short_run_of_two_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
 def test_torch_learns_in_all_supported_precisions() -> None:
-    """Runs in a separate process, since torch's threads and TensorFlow's conflict."""
+    """Run in a separate process, since torch's threads and TensorFlow's conflict."""
     code = """
 from bench.peers import Size, torch_lstm
 from common.machine import multiplies_bfloat16

@@ -156,7 +156,7 @@ def test_kill_at_any_operation_leaves_the_old_or_the_new_version(
 
 
 def test_half_deleted_folder_is_not_restored(tmp_path: Path) -> None:
-    """Simulates a swap killed while deleting the replaced folder, whose new folder was removed later."""
+    """Simulate a swap killed while deleting the replaced folder, whose new folder was removed later."""
     target = tmp_path / "target"
     write_folder(target, "old")
     for _ in killed_at_each(lambda: write_folder(target, "old"), lambda: write_folder(target, "new")):
@@ -167,7 +167,7 @@ def test_half_deleted_folder_is_not_restored(tmp_path: Path) -> None:
 
 
 def test_folder_with_only_leftovers_is_replaceable(tmp_path: Path) -> None:
-    """Covers a run killed right after its start, which has a lock but no run.json."""
+    """Cover a run killed right after its start, which has a lock but no run.json."""
     run = tmp_path / "run"
     run.mkdir()
     (run / ".lock").touch()
@@ -205,7 +205,7 @@ def test_outputs_are_flushed_once_before_rename(tmp_path: Path, monkeypatch: pyt
 
 
 def test_leftovers_of_killed_processes_are_cleaned_up(tmp_path: Path) -> None:
-    """Removes partial folders of dead processes, and keeps those of live ones."""
+    """Remove partial folders of dead processes, and keep those of live ones."""
     program = (
         "import os, sys; from pathlib import Path; from common.files import whole_folder\n"
         "with whole_folder(Path(sys.argv[1])) as partial:\n    (partial / 'half').touch()\n    os._exit(9)\n"

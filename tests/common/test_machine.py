@@ -35,7 +35,7 @@ def test_gpus_are_described_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_freed_memory_is_reused_without_page_faults() -> None:
-    """Counts page faults: memory returned to the system costs one per page when it is allocated again."""
+    """Count page faults: memory returned to the system costs one per page when it is allocated again."""
     program = """
 import resource, sys
 from common.machine import keep_freed_memory

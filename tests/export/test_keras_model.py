@@ -81,7 +81,7 @@ def installed(folder: Path, *packages: str, alone: bool = False) -> None:
 @pytest.mark.parametrize("version", [OLDEST, "keras"])
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_oldest_and_newest_keras_load_the_file(version: str, backend: str, tmp_path: Path) -> None:
-    """Uses this environment's TensorFlow; JAX, installed beside Keras, replaces it."""
+    """Use this environment's TensorFlow; JAX, installed beside Keras, replaces it."""
     installed(tmp_path / "packages", version, *["jax"] * (backend == "jax"), alone=backend == "tensorflow")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "packages"), "KERAS_BACKEND": backend}
     configs = (

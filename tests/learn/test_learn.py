@@ -35,7 +35,7 @@ def test_notebook_has_the_outputs_of_one_run_in_order(path: Path) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("path", NOTEBOOKS)
 def test_notebook_runs(path: Path) -> None:
-    """Runs the notebook, which asserts its own figures. Without a network, CORPORA names the folder with the corpus."""
+    """Run the notebook, which asserts its own figures. Without a network, CORPORA names the folder with the corpus."""
     if CORPUS.exists():
         fetch("tinyshakespeare", str(CORPUS), ROOT / RAW / "tinyshakespeare")
     notebooks.execute(nbformat.read(path, as_version=4))

@@ -442,7 +442,7 @@ def test_threads_give_the_same_data(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_cluster_gives_the_same_data(tmp_path: Path) -> None:
-    """Uses Beam's Dask runner with two worker processes."""
+    """Use Beam's Dask runner with two worker processes."""
     for index in range(3):
         (tmp_path / f"{index}.txt").write_bytes("né 世\r\n".encode() * 500)
     source = [str(tmp_path / "*.txt")]

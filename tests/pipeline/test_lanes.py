@@ -182,7 +182,7 @@ def test_plan_reads_long_runs_and_skips_empty_shards() -> None:
 
 
 def test_dataset_has_no_python_ops(folder: Path) -> None:
-    """Serialises the data set, which works only without Python ops."""
+    """Serialise the data set, which works only without Python ops."""
     manifest = make_data(folder, 10, byte_vocab(end="newline"), train=TEXT)
     dataset = batches(folder, manifest, "train", lanes=3, window=10)
     graph = tf.compat.v1.GraphDef.FromString(tf.raw_ops.DatasetToGraphV2(input_dataset=dataset._variant_tensor).numpy())

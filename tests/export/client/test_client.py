@@ -199,7 +199,7 @@ def test_stream_has_growing_pieces_and_no_length_limit(client: Client) -> None:
 
 @pytest.mark.parametrize(("settings", "end"), [({"seed": 1, "stop": "THE END"}, b"THE END"), ({"seed": -9}, b"\n")])
 def test_stream_makes_no_call_after_the_end(fake: Path, settings: dict[str, Any], end: bytes) -> None:
-    """A negative seed ends the text at the end of a document."""
+    """End the text with its document, by a negative seed."""
     faults = FaultInjector()
     with serving(StandIn(fake), interceptors=[faults]) as target, Client(target, "fake") as client:
         text = b"".join(client.stream_bytes("", 10_000, **settings))

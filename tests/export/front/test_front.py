@@ -419,7 +419,7 @@ def test_too_large_response_is_rejected(server: Endpoint, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_overload_does_not_delay_health(fake: Path, tmp_path: Path) -> None:
-    """Makes 300 calls of 1,500 characters and 128 calls without rows, to a server and a front in separate processes."""
+    """Make 300 calls of 1,500 characters and 128 calls without rows, to a server and a front in separate processes."""
     (tmp_path / "batching").write_text("max_batch_size { value: 64 }\nnum_batch_threads { value: 1 }")
     with contextlib.ExitStack() as stack:
 

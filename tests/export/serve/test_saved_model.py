@@ -142,7 +142,7 @@ def test_graph_with_unsupported_ops_is_rejected(tiny: ExportedModel, tmp_path: P
 
 
 def test_model_with_cudnn_layers_exports_the_same_graph(run: Path, tiny: ExportedModel, tmp_path: Path) -> None:
-    """Simulates a GPU with use_cudnn: there the model uses cuDNN, which servers without a GPU lack."""
+    """Simulate a GPU with use_cudnn: there the model uses cuDNN, which servers without a GPU lack."""
     save(run, tmp_path, use_cudnn=True)
     plain, with_gpu = (
         sorted(
@@ -231,7 +231,7 @@ def test_version_whose_packaging_was_killed_is_written_again(
 
 @pytest.mark.slow  # as the end-to-end test does it
 def test_fresh_process_matches_the_checkpoint(tiny: ExportedModel) -> None:
-    """Runs the proof in its own process, which the fixture `exported` skips."""
+    """Run the proof in its own process, which the fixture `exported` skips."""
     about = (tiny.base / "1" / saved_model.ORIGIN).read_text(encoding="utf-8")
     served = Served(tiny.sampler, json.dumps(json.loads(about), ensure_ascii=False))  # with the exported info
     saved_model.prove(served, tiny.base / "1")

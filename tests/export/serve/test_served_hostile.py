@@ -179,7 +179,7 @@ def test_carries_and_texts_are_bit_identical_in_any_batch(name: str, rng: np.ran
 
 @pytest.mark.parametrize(("vocab", "rows"), [(FEW, 16_000), (WIDE, 1000)], ids=["13 characters", "400 characters"])
 def test_draw_on_an_edge_is_the_same_in_any_batch(vocab: Vocab, rows: int, rng: np.random.Generator) -> None:
-    """Draws with random numbers exactly on the edge between two characters: about one draw in a million."""
+    """Use random numbers exactly on the edge between two characters, as in about one draw in a million."""
     V = vocab.size + -vocab.size % draw.AT_ONCE
     scaled = np.full((rows, V), draw.NEVER, np.float32)
     scaled[:, : vocab.size] = rng.normal(size=(rows, vocab.size))

@@ -85,7 +85,7 @@ def test_matmul_and_its_gradients_match_float64(rng: np.random.Generator, M: int
 
 
 def test_tanh_matches_float64() -> None:
-    """Reads tanh from the op: with h = 0 and open gates, it returns c = tanh(candidate)."""
+    """Read tanh from the op: with h = 0 and open gates, it returns c = tanh(candidate)."""
     x = np.concatenate([np.linspace(-12, 12, 4001), np.logspace(-30, 0, 100)]).astype(np.float32)[:, None]
     open_gates = np.full((len(x), 1), 20, np.float32)
     z = np.concatenate([open_gates, -open_gates, open_gates, x], axis=1)[None]

@@ -71,7 +71,7 @@ def test_planted_units_are_found_and_scored_on_the_second_half(rng: np.random.Ge
     ("repetitions", "allowed"), [(5, 2), pytest.param(50, 3, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_unrelated_labels_have_no_match(rng: np.random.Generator, repetitions: int, allowed: int) -> None:
-    """Counts matches by chance of units and labels with memory. allowed: about one per hundreds of labels."""
+    """Count matches by chance of units and labels with memory. allowed: about one per hundreds of labels."""
     errors = 0
     for _ in range(repetitions):
         x_NxU = random_units(rng, 3000, 20)
@@ -84,7 +84,7 @@ def test_unrelated_labels_have_no_match(rng: np.random.Generator, repetitions: i
 
 
 def test_shuffled_labels_underestimate_chance(rng: np.random.Generator) -> None:
-    """Shows why the search shifts labels: shuffling destroys their runs."""
+    """Show why the search shifts labels: shuffling destroys their runs."""
     x_NxU, label_N = random_units(rng, 4000, 30, keep=0.99), binary_runs(rng, 4000, 100)
     chance = search(x_NxU, [Label("quotes", label_N)])[0].chance
     shuffled_KxN = np.stack([rng.permutation(label_N[2000:]) for _ in range(100)])

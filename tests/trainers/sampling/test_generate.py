@@ -107,7 +107,7 @@ def test_sampling_stops_when_all_rows_have_ended() -> None:
 
 
 def test_end_of_document_truncates_the_text(sampler: Sampler, generate: Generate) -> None:
-    """Compares with the same model without an end symbol, which writes on after a newline."""
+    """Compare with the same model without an end symbol, which writes on after a newline."""
     prompts, lengths, temperatures, seeds = [b"a", b"", b"abc"] * 20, [60, 20, 300] * 20, [1.0] * 60, list(range(60))
     cut = traced_generate(Sampler(sampler.model, byte_vocab(end="newline")))(prompts, lengths, temperatures, seeds)
     assert cut == [

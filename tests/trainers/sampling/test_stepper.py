@@ -69,7 +69,7 @@ def test_panels_and_lookup_match_window(
     "shape", [(1, 4), (13, 52), (112, 112), (256, 1024), (333, 999), (83, 1329), (512, 2048), (1100, 112), (0, 0)]
 )
 def test_row_product_is_bit_identical_in_any_batch(rng: np.random.Generator, shape: tuple[int, int]) -> None:
-    """Compares products bit by bit, which makes served texts reproducible. Verified with AVX2 and AVX-512."""
+    """Compare products bit by bit, which makes served texts reproducible. Verified with AVX2 and AVX-512."""
     K, G = shape if shape[0] else rng.integers(1, 1100, 2).tolist()
     w, x = rng.normal(size=(K, G)).astype(np.float32), rng.normal(size=(64, K)).astype(np.float32)
     cut = stepper._cut(tf.constant(w))

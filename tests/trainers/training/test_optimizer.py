@@ -36,7 +36,7 @@ def test_schedules_match_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_char_rnn_schedule_matches_train_lua() -> None:
-    """Follows train.lua, which multiplies by 0.97 at the end of each epoch, from the tenth on."""
+    """Follow train.lua, which multiplies by 0.97 at the end of each epoch, from the tenth on."""
     rate, expected = 0.002, []
     for iteration in range(1, 13 * EPOCH + 1):
         expected.append(rate)

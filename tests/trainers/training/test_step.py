@@ -118,7 +118,7 @@ def test_lanes_stay_on_their_replica(rng: np.random.Generator, on: On) -> None:
 
 
 def test_a_step_on_a_gpu_runs_all_layers_in_one_op(on: On) -> None:
-    """Only traces the step, since the op needs a GPU. Also covers documents, whose pieces have unknown sizes."""
+    """Trace the step only, since the op needs a GPU; also with documents, whose pieces have unknown sizes."""
     for reset in (None, tf.zeros([B, T], bool)):
         steps = build(on())
         steps.model.use_cudnn = True
