@@ -30,7 +30,7 @@ from trainers.run import FORMAT_VERSION, Run, read_run
 
 
 class DamageError(StageError):
-    """A checkpoint cannot be read."""
+    """Error of an unreadable checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)

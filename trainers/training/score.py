@@ -44,10 +44,10 @@ def lanes_and_window(targets: int, lanes: int, window: int, replicas: int) -> tu
 
 
 class Passes:
-    """A split on devices, for any number of passes, one after another. They share one pipeline, because building it
-    costs half a second of CPU.
+    """Passes over a split on devices, one after another. They share one pipeline, because building it costs half a
+    second of CPU.
 
-    lanes, window: the most of each; `lanes_and_window` fits them to the split.
+    lanes, window: maximum of each; `lanes_and_window` fits them to the split.
     """
 
     def __init__(self, steps: Steps, data: Path, manifest: Manifest, split: str, lanes: int, window: int):
