@@ -4,6 +4,7 @@ import atexit
 import codecs
 import contextlib
 import gc
+import io
 import itertools
 import os
 import re
@@ -149,6 +150,9 @@ def run(cli: Callable[..., object]) -> None:
     """
     # Python collects garbage as it ends, which takes seconds once TensorFlow has been used.
     atexit.register(gc.freeze)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal in ASCII, and a name that is not
     arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK]
     try:
         code = cli.main(arguments, standalone_mode=False)  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """Terminal output and exit codes."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -101,6 +102,22 @@ def test_the_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("sys.argv", ["program", "--traceback"])
     with pytest.raises(KeyError):
         console.run(click.command(fail_with(KeyError("a"))))
+
+
+def test_non_ascii_names_are_escaped_on_an_ascii_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    monkeypatch.setattr("sys.argv", ["program"])
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+
+    def command() -> None:
+        console.out.print("Gedächtnis")
+        raise StageError("no data in Gedächtnis")
+
+    with pytest.raises(SystemExit, match="1"):
+        console.run(click.command(command))
+    written = {name: stream.buffer.getvalue() for name, stream in streams.items() if not stream.flush()}
+    assert written == {"stdout": b"Ged\\xe4chtnis\n", "stderr": b"error: no data in Ged\\xe4chtnis\n"}
 
 
 def test_quiet_drops_chatter_only(capfd: pytest.CaptureFixture[str]) -> None:
