@@ -37,6 +37,8 @@ out, err = Terminal(), Terminal(stderr=True)
 
 TRACEBACK = "--traceback"
 
+QUOTED = re.compile(r"""(?<!\w)(['"]).*?\1(?!\w)""")  # an apostrophe opens no quote
+
 # Start-up chatter that libraries print whatever their log level, and that users cannot act on.
 CHATTER = re.compile(
     rb"^I\d{4} "  # TensorFlow's C++: the CPU's features, no CUDA driver
@@ -185,6 +187,7 @@ def run(cli: Callable[..., object]) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    words = (brief(word) for word in one_line(message).split(" "))
+    line = QUOTED.sub(lambda quote: brief(quote[0]), one_line(message))
+    words = (brief(word) for word in line.split(" "))
     err.print(f"error: {brief(' '.join(words), most=2000)}", style="red")
     return code

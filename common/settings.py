@@ -49,7 +49,7 @@ def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if first["type"] == "missing":
             raise UsageError(f"{where}: the setting '{name}' is missing") from None
         rule = first["msg"].removeprefix("Value error, ")
-        subject = f"'{name}': " if name else ""
+        subject = f"'{brief(name)}': " if name else ""
         got = f", got {brief(repr(first['input']))}" if name else ""
         raise UsageError(f"{where}: {subject}{rule[0].lower()}{rule[1:]}{got}") from None
 
@@ -102,4 +102,4 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
-    return f"unknown {kind} '{name}'{hint}; choose from: {', '.join(known)}"
+    return f"unknown {kind} '{brief(name)}'{hint}; choose from: {', '.join(known)}"

@@ -164,7 +164,7 @@ def judge(
     try:
         values = tuple(map(float, temperatures.split(",")))
     except ValueError:
-        raise click.BadParameter(f"--temperatures must be comma-separated numbers, got {temperatures}") from None
+        raise click.BadParameter(f"--temperatures must be comma-separated numbers, got '{temperatures}'") from None
     sweep = {"temperatures": values, "texts": texts, "length": length, "seed": seed, "kind": kind}
     sweep_run(run, data, make(Sweep, sweep, "judge"), force, verify)
 

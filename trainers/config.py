@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt
 
 from common.errors import UsageError
+from common.printable import brief
 from common.settings import make, read_config, settings
 
 # Upper limits catch typing errors before the data is read; real settings are far below them.
@@ -99,7 +100,7 @@ class TrainConfig:
             raise ValueError("adamw needs weight_decay above 0, got weight_decay=0.0")
         for callback in self.callbacks:
             if not isinstance(callback.get("name"), str):
-                raise ValueError(f"a callback needs a name, such as name = 'CSVLogger', got {callback}")
+                raise ValueError(f"a callback needs a name, such as name = 'CSVLogger', got {brief(repr(callback))}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from common import console
 from common.errors import StageError, UsageError
+from common.settings import make, read_config, settings
 
 TEXT = "a\x1b[31mb\r\x07\x9bc\td\né\x00".encode() + b"\xff"
 
@@ -96,6 +98,36 @@ def test_errors_print_one_line_and_set_exit_code(
     with pytest.raises(SystemExit) as exit:
         console.run(click.command(fail_with(error)))
     assert (exit.value.code, capsys.readouterr().err) == (code, message)
+
+
+LONG = "it's long, " * 500
+
+
+@settings
+class Wheel:
+    spokes: int = 1
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: make(Wheel, {LONG: 1}, "a.toml"),
+        lambda: make(Wheel, {"spokes": LONG}, "a.toml"),
+        lambda: read_config(Path(os.devnull), [f"{LONG}.spokes=1"]),
+        fail_with(StageError(f"unknown corpus '{LONG}'; the corpora are stdlib, linux")),
+        fail_with(click.BadParameter(f"{LONG!r} is not a number")),
+    ],
+)
+def test_errors_shorten_values_with_spaces(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["program"])
+    with pytest.raises(SystemExit):
+        console.run(click.command(act))
+    message = capsys.readouterr().err
+    assert LONG[:190] in message
+    assert LONG[:201] not in message
+    assert len(message) < 350
 
 
 def test_the_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
