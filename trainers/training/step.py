@@ -3,6 +3,7 @@
 Legend: B lanes (of all replicas, of one replica or of one tower), T time steps, L layers, H units, V vocabulary.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -204,7 +205,9 @@ class Steps:
         if local == 1:
             return batch
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group % local
-        return Batch(*(None if x is None else tf.reshape(x, [local, -1, *x.shape[1:]])[replica] for x in batch))
+        # On a GPU's host: there the batches are, and their integers are needed (see `take`).
+        with tf.device("/CPU:0") if self.devices.gpu else contextlib.nullcontext():
+            return Batch(*(None if x is None else tf.reshape(x, [local, -1, *x.shape[1:]])[replica] for x in batch))
 
     def _towers(self, batch: Batch) -> list[slice]:
         """Rows of each tower: shares of a replica's lanes, equal to within one, that run in parallel."""
