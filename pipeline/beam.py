@@ -17,6 +17,7 @@ from apache_beam.runners.runner import PipelineRunner, create_runner
 from common import console
 from common.errors import StageError, UsageError
 from common.files import load_json, write_json
+from common.processes import last_line
 
 RESULTS = ".results.json"
 
@@ -84,8 +85,7 @@ def each(
 
 def _reason(error: Exception) -> str:
     """Last line of an error, without the step that Beam appends: a worker's error may be a whole traceback."""
-    last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    return re.sub(r" \[while running '[^']*'\]$", "", last)
+    return re.sub(r" \[while running '[^']*'\]$", "", last_line(str(error) or type(error).__name__))
 
 
 @contextlib.contextmanager
@@ -111,6 +111,5 @@ def _parsed(options: str) -> tuple[PipelineOptions, PipelineRunner]:
             name = parsed.view_as(StandardOptions).runner
             return parsed, create_runner(name) if name else FnApiRunner()
     except (AttributeError, ImportError, SystemExit, ValueError) as error:
-        lines = stderr.getvalue().strip().splitlines()
         rule = f"Beam has no runner {name!r}" if name else f"invalid --beam options {options!r}"
-        raise UsageError(f"{rule}: {lines[-1] if lines else error}") from None
+        raise UsageError(f"{rule}: {last_line(stderr.getvalue() or str(error))}") from None

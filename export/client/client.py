@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from common.errors import StageError, UsageError
 from common.files import parse_json
 from common.printable import brief, one_line
-from common.types import Array
+from common.types import Array, Floats
 from export.client.connection import Connection, ServingError, Signature, TensorInfo, Tls, VersionStatus
 
 __all__ = [
@@ -39,7 +38,6 @@ __all__ = [
     "VersionStatus",
 ]
 
-Floats = npt.NDArray[np.float32]
 Text = str | bytes
 Texts = list[str] | list[bytes] | list[Text] | tuple[Text, ...] | Array  # an array of one dimension
 T = TypeVar("T")

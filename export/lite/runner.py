@@ -16,10 +16,10 @@ from ai_edge_litert.interpreter import Interpreter
 
 from common import console
 from common.errors import StageError, UsageError
+from common.types import Floats
 from export.bundle import unpack
 from pipeline.vocab import Vocab
 
-Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 # As in trainers.sampling, which this module cannot import without TensorFlow.

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
+from common.types import Array
 from trainers.neurons import search as module
 from trainers.neurons.labels import Label
 from trainers.neurons.search import LabelResult, Match, RankedHalf, ranks, report_of, search
-
-Array = np.ndarray
 
 
 def binary_runs(rng: np.random.Generator, N: int, mean: int) -> Array:
