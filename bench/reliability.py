@@ -22,6 +22,9 @@ A trial is survived if
 - a damaged file is reported by name in one line, or restored, or changes no result;
 - hostile input is read or refused in one line (exit code 1 or 2), within limits of time and
   memory, runs no code and writes no file.
+
+Kills come before each file operation of Python. TensorFlow writes a checkpoint's and a
+SavedModel's variables itself: those are damaged here, but no kill comes between their bytes.
 """
 
 
