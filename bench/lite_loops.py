@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import loops
-from bench.loops import PROMPT, TEMPERATURE, Loop, Peer
+from bench.loops import PROMPT, TEMPERATURE, Loop, LoopPeer
 from bench.peers import Size, reply
 
 LENGTH = 500
@@ -38,14 +38,14 @@ def lite(precision: str) -> Callable[[Path, Size], Loop]:
 
 
 PEERS = {
-    **{precision: Peer(lite(precision), "ai_edge_litert") for precision in PRECISIONS},
-    "SavedModel": Peer(loops.served, "tensorflow"),
-    "torch nn.LSTM": Peer(loops.torch(cells=False), "torch"),
-    "torch LSTMCell": Peer(loops.torch(cells=True), "torch"),
-    "torch LSTMCell, 1 thread": Peer(loops.torch(cells=True, threads=1), "torch"),
-    "torch int8 nn.LSTM": Peer(loops.torch(cells=False, int8=True), "torch"),
-    "torch int8 LSTMCell": Peer(loops.torch(cells=True, int8=True), "torch"),
-    "torch int8 LSTMCell, 1 thread": Peer(loops.torch(cells=True, threads=1, int8=True), "torch"),
+    **{precision: LoopPeer(lite(precision), "ai_edge_litert") for precision in PRECISIONS},
+    "SavedModel": LoopPeer(loops.served, "tensorflow"),
+    "torch nn.LSTM": LoopPeer(loops.torch(cells=False), "torch"),
+    "torch LSTMCell": LoopPeer(loops.torch(cells=True), "torch"),
+    "torch LSTMCell, 1 thread": LoopPeer(loops.torch(cells=True, threads=1), "torch"),
+    "torch int8 nn.LSTM": LoopPeer(loops.torch(cells=False, int8=True), "torch"),
+    "torch int8 LSTMCell": LoopPeer(loops.torch(cells=True, int8=True), "torch"),
+    "torch int8 LSTMCell, 1 thread": LoopPeer(loops.torch(cells=True, threads=1, int8=True), "torch"),
 }
 
 

@@ -39,7 +39,7 @@ class Loop(NamedTuple):
     logits: np.ndarray  # after PROMPT
 
 
-class Peer(NamedTuple):
+class LoopPeer(NamedTuple):
     make: Callable[[Path, Size], Loop]
     package: str
 
@@ -232,12 +232,12 @@ def _tensorflow() -> Any:
 
 
 PEERS = {
-    "ours": Peer(served, "tensorflow"),
-    "ours, ids": Peer(ids(xla=False), "tensorflow"),
-    "ours, XLA": Peer(ids(xla=True), "tensorflow"),
-    "torch nn.LSTM": Peer(torch(cells=False), "torch"),
-    "torch LSTMCell": Peer(torch(cells=True), "torch"),
-    "torch LSTMCell, 1 thread": Peer(torch(cells=True, threads=1), "torch"),
+    "ours": LoopPeer(served, "tensorflow"),
+    "ours, ids": LoopPeer(ids(xla=False), "tensorflow"),
+    "ours, XLA": LoopPeer(ids(xla=True), "tensorflow"),
+    "torch nn.LSTM": LoopPeer(torch(cells=False), "torch"),
+    "torch LSTMCell": LoopPeer(torch(cells=True), "torch"),
+    "torch LSTMCell, 1 thread": LoopPeer(torch(cells=True, threads=1), "torch"),
 }
 
 

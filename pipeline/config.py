@@ -8,7 +8,7 @@ from common import settings
 from pipeline import splits
 from pipeline.records import FEATURES
 from pipeline.splits import SPLITS
-from pipeline.text import RAW, Rules, check_encoding
+from pipeline.text import RAW, ReadingRules, check_encoding
 from pipeline.vocab import CODE_POINTS
 
 
@@ -21,7 +21,7 @@ class IngestSettings:
     unit: of a token. "byte" covers every text; "char" is a Unicode code point.
     max_vocab, min_count: for char, the largest vocabulary, and how often a character must occur in train to enter it.
     unknown: for char, how to handle a character outside the vocabulary: "error", "replace" (with U+FFFD) or "skip".
-    encoding, errors, newlines, bom: how to read files (pipeline.text.Rules).
+    encoding, errors, newlines, bom: how to read files (pipeline.text.ReadingRules).
     documents: "none"; "line": each line is a document; "file": each file is. A document ends with a token.
     split: "contiguous": beginning, middle and end of the text; "document": each document to a split by its hash;
         "char-rnn": the beginning, middle and end of each of `streams` equal streams (its batch size).
@@ -73,9 +73,9 @@ class IngestSettings:
         """Share or bytes of each split."""
         return {name: getattr(self, name) for name in SPLITS}
 
-    def rules(self) -> Rules:
+    def rules(self) -> ReadingRules:
         """Build the rules for reading files."""
-        return Rules(check_encoding(self.encoding), self.errors, self.newlines, self.bom)
+        return ReadingRules(check_encoding(self.encoding), self.errors, self.newlines, self.bom)
 
     def shaping(self) -> dict[str, Any]:
         """Settings that shape the data, for the manifest. It records the sources by content instead."""

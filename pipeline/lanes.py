@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     reset_BxT: tf.Tensor | None = None
 
 
-class Piece(NamedTuple):
+class ShardPart(NamedTuple):
     """Part of one shard: records of `record` tokens each, from token `first` of the split up to `past`."""
 
     shard: int
@@ -58,7 +58,7 @@ class Piece(NamedTuple):
     record: int
 
 
-Plan = list[list[Piece]]  # the runs of a lane
+Plan = list[list[ShardPart]]  # the runs of a lane
 
 
 def windows_per_epoch(tokens: int, lanes: int, window: int) -> int:
@@ -202,12 +202,12 @@ def plan(shard_edges: list[int], begin: int, stop: int, length: int, blocks: int
         shard = bisect.bisect_right(shard_edges, first) - 1
         whole = (min(shard_edges[shard + 1], stop + 1) - first) // length
         if done and whole:
-            runs.append([Piece(shard, first, first + whole * length, length)])
+            runs.append([ShardPart(shard, first, first + whole * length, length)])
             done += whole
             continue
         last = bisect.bisect_left(shard_edges, past)
         cuts = [first, *shard_edges[shard + 1 : last], past]
         stretches = itertools.pairwise(cuts)
-        runs.append([Piece(shard + i, a, b, b - a) for i, (a, b) in enumerate(stretches) if a < b])
+        runs.append([ShardPart(shard + i, a, b, b - a) for i, (a, b) in enumerate(stretches) if a < b])
         done += 1
     return runs

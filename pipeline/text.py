@@ -34,7 +34,7 @@ EXCLUDE_FIX = "leave the file out with --exclude or --errors skip"
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class ReadingRules:
     """Rules for reading files.
 
     encoding: Python's name; "raw" takes the bytes unchecked.
@@ -73,7 +73,7 @@ class BinaryFileError(Exception):
     """Finding that a file is not text; the message has the evidence and its offset."""
 
 
-def read_text(path: Path, name: str, rules: Rules, scratch: Path, advance: Callable[[int], None]) -> Text:
+def read_text(path: Path, name: str, rules: ReadingRules, scratch: Path, advance: Callable[[int], None]) -> Text:
     """Read and check a whole file; if it is compressed or the rules change it, write its text to `scratch`.
 
     advance: called with the number of bytes of each read. Raises StageError with the file, the offset in bytes (after
@@ -149,7 +149,7 @@ def _limited(file: IO[bytes], name: str, ceiling: int | None, advance: Callable[
         yield piece
 
 
-def _cleaned(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[str]) -> Iterator[bytes]:
+def _cleaned(pieces: Iterator[bytes], name: str, rules: ReadingRules, changes: Counter[str]) -> Iterator[bytes]:
     """Convert to UTF-8, applying the rules for newlines and byte-order marks."""
     newline = io.IncrementalNewlineDecoder(None, translate=True)
     at_start = True
@@ -174,7 +174,9 @@ def _in_utf8(text: str, name: str, encoding: str) -> bytes:
         raise StageError(f"{name}: {encoding} decodes to U+{code:04X}, a lone surrogate: {ENCODING_FIX}") from None
 
 
-def _decoded(pieces: Iterator[bytes], name: str, rules: Rules, changes: Counter[str]) -> Iterator[tuple[bytes, str]]:
+def _decoded(
+    pieces: Iterator[bytes], name: str, rules: ReadingRules, changes: Counter[str]
+) -> Iterator[tuple[bytes, str]]:
     """Pair each piece with its decoded text; a character cut by the end of a piece comes with the next.
 
     Raises StageError for bytes that are invalid in the encoding, BinaryFileError for a binary file.

@@ -5,12 +5,13 @@ import functools
 import graphlib
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("common", "pipeline", "trainers", "export")
+PACKAGES = ("common", "pipeline", "trainers", "export", "bench")
 
 # Modules of other packages that each package may import; a trailing dot allows a whole folder.
 ALLOWED = {
@@ -22,6 +23,7 @@ ALLOWED = {
         *("trainers.config", "trainers.run", "trainers.metrics", "trainers.checkpoint"),
         *("trainers.model.", "trainers.sampling."),
     ),
+    "bench": ("common.", "pipeline.", "trainers.", "export."),
 }
 
 # Modules may import from lower ranks and from their own folder. Top-level modules of trainers/ are listed individually.
@@ -112,6 +114,12 @@ def test_export_folders_do_not_import_each_other() -> None:
 
 def test_imports_have_no_cycle() -> None:
     graphlib.TopologicalSorter({name: project_imports(name) - {name} for name in modules()}).prepare()
+
+
+def test_no_two_classes_share_a_name() -> None:
+    trees = [ast.parse(file.read_text()) for file in modules().values()]
+    names = Counter(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_savedmodel_session_imports_no_project_module() -> None:

@@ -226,7 +226,7 @@ def load_model(run: Run, checkpoint: Checkpoint | None = None) -> CharRNN:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Pretrained:
     """Source of another run's initial weights: a run's best checkpoint."""
 
     run: Run
@@ -234,7 +234,7 @@ class Source:
     name: str  # of the run, with the step and the hash of its weights
 
     @classmethod
-    def read(cls, folder: Path) -> "Source":
+    def read(cls, folder: Path) -> "Pretrained":
         """Find a run's best checkpoint. Raises StageError if the run is missing or has no checkpoint."""
         run = read_run(folder)
         chosen = best(run)

@@ -31,7 +31,7 @@ from common.machine import processor
 from export import checksums
 from export.bundle import NEURONS, pack
 from export.lite.graph import PRECISIONS, RUNTIMES, convert
-from export.lite.quality import LANES, LENGTH, Quality, Text, lanes, measure, reader
+from export.lite.quality import LANES, LENGTH, HeldOutText, Quality, lanes, measure, reader
 from export.lite.runner import LiteModel
 from export.origin import check_logits, is_current, known, origin_of
 from trainers import checkpoint
@@ -126,7 +126,7 @@ def prove(path: Path, model: CharRNN) -> None:
         check_logits(largest, f"the written {path.name}")
 
 
-def judge(folder: Path, model: CharRNN, settings: LiteSettings, text: Text) -> dict[str, Any]:
+def judge(folder: Path, model: CharRNN, settings: LiteSettings, text: HeldOutText) -> dict[str, Any]:
     """Measure the files for report.json. Raises StageError for a file that loses more than its limit."""
     files = {name: folder / f"{name}.tflite" for name in settings.precisions}
     own, qualities = measure(model, {name: LiteModel(path) for name, path in files.items()}, text)

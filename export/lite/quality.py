@@ -48,7 +48,7 @@ class Quality:
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class HeldOutText:
     """Lanes of a split."""
 
     split: str
@@ -60,7 +60,7 @@ class Text:
         return self.ids_BxT[:, 1:].size
 
 
-def lanes(data: Path, manifest: Manifest, split: str, count: int, length: int) -> Text:
+def lanes(data: Path, manifest: Manifest, split: str, count: int, length: int) -> HeldOutText:
     """Read `count` lanes of `length` + 1 characters, or fewer or shorter lanes if the split is too short.
 
     Raises StageError for a split of fewer than two characters.
@@ -72,7 +72,7 @@ def lanes(data: Path, manifest: Manifest, split: str, count: int, length: int) -
     T = min(length + 1, tokens)
     starts = [(tokens - T) * lane // max(B - 1, 1) for lane in range(B)]
     rows = [read_tokens(data, manifest.split(split), manifest.dtype, start, start + T) for start in starts]
-    return Text(split, np.stack(rows).astype(np.int32))
+    return HeldOutText(split, np.stack(rows).astype(np.int32))
 
 
 def reader(model: CharRNN, end_id: int | None, window: int) -> Read:
@@ -85,7 +85,7 @@ def reader(model: CharRNN, end_id: int | None, window: int) -> Read:
     return tf.function(read, autograph=False).get_concrete_function(tf.TensorSpec([None, window], tf.int32), carry)
 
 
-def measure(model: CharRNN, files: dict[str, LiteModel], text: Text) -> tuple[float, dict[str, Quality]]:
+def measure(model: CharRNN, files: dict[str, LiteModel], text: HeldOutText) -> tuple[float, dict[str, Quality]]:
     """Return the checkpoint's bits per character and the quality of each file.
 
     Raises StageError for a file that produces NaN or infinity.
@@ -121,7 +121,7 @@ def measure(model: CharRNN, files: dict[str, LiteModel], text: Text) -> tuple[fl
     return own, qualities
 
 
-def _agreements(model: CharRNN, files: dict[str, LiteModel], text: Text) -> dict[str, float]:
+def _agreements(model: CharRNN, files: dict[str, LiteModel], text: HeldOutText) -> dict[str, float]:
     vocab = next(iter(files.values())).vocab
     flat = text.ids_BxT.ravel()
     starts = [len(flat) * index // PROMPTS for index in range(PROMPTS)]

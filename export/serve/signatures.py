@@ -21,7 +21,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainers.sampling.rows import Generated, Request
+from trainers.sampling.rows import Generation, Request
 from trainers.sampling.sampler import Sampler
 
 DTYPES = {
@@ -116,7 +116,7 @@ class Served(tf.Module):
         return {"info": tf.where(row_B < self.sampler.limits.rows, self.info, "")}
 
 
-def _written(written: Generated) -> Answer:
+def _written(written: Generation) -> Answer:
     # A cut character becomes U+FFFD: a prompt may end within one, and `text` must be valid UTF-8.
     text_B = tf.strings.unicode_transcode(written.text_bytes, "UTF-8", "UTF-8")
     answer = {"text": text_B, **written._asdict()}

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from common.errors import StageError
 from pipeline import text as text_module
-from pipeline.text import Rules, Text, check_encoding, read_text
+from pipeline.text import ReadingRules, Text, check_encoding, read_text
 
 ROOT = Path(__file__).parents[2]
 CORPORA = Path(os.environ.get("CORPORA", ROOT.parent / "shared/corpora"))
 
 
-def rules(encoding: str = "utf-8", errors: str = "strict", newlines: str = "keep", bom: str = "keep") -> Rules:
-    return Rules(encoding, errors, newlines, bom)
+def rules(encoding: str = "utf-8", errors: str = "strict", newlines: str = "keep", bom: str = "keep") -> ReadingRules:
+    return ReadingRules(encoding, errors, newlines, bom)
 
 
-def read(path: Path, conversion_rules: Rules) -> tuple[bytes, Text]:
+def read(path: Path, conversion_rules: ReadingRules) -> tuple[bytes, Text]:
     """Return the text of a file, and its description."""
     with tempfile.TemporaryDirectory() as folder:
         text = read_text(path, path.name, conversion_rules, Path(folder) / "scratch", lambda count: None)
@@ -74,7 +74,7 @@ def small_reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 )
 @pytest.mark.usefixtures("small_reads")
 def test_text_is_converted(
-    tmp_path: Path, data: bytes, conversion: Rules, expected: bytes, changes: dict[str, int]
+    tmp_path: Path, data: bytes, conversion: ReadingRules, expected: bytes, changes: dict[str, int]
 ) -> None:
     text, description = read(write(tmp_path, data), conversion)
     assert (text, description.changes, description.bytes, description.newline_at_end) == (
@@ -116,7 +116,7 @@ LEAVE_OUT = "leave the file out with --exclude or --errors skip"
     ],
 )
 @pytest.mark.usefixtures("small_reads")
-def test_invalid_text_raises(tmp_path: Path, data: bytes, conversion: Rules, message: str) -> None:
+def test_invalid_text_raises(tmp_path: Path, data: bytes, conversion: ReadingRules, message: str) -> None:
     with pytest.raises(StageError) as error:
         read(write(tmp_path, data), conversion)
     assert str(error.value) == message

@@ -339,7 +339,7 @@ def test_init_from_copies_the_weights_of_another_run(
 ) -> None:
     before = tiny_training(tmp_path / "before", data, on(), total=5)
     before.state.save(before.run, 5, 3.0)
-    source = checkpoint.Source.read(tmp_path / "before")
+    source = checkpoint.Pretrained.read(tmp_path / "before")
     assert source.name.startswith("before at step 5 (")
     # A vocabulary with three known symbols at new ids, and a new one.
     vocab = Vocab("char", (b"\n", b"a", b"x", "é".encode()))

@@ -211,7 +211,7 @@ class CharRNN(keras.Model):
     def _run_cudnn(
         self, ids_BxT: tf.Tensor, carry_BxLxSxH: tf.Tensor, masks: Masks, reset_BxT: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        rows, L = cudnn.Rows(ids_BxT.shape, reset_BxT), self.config.layers
+        rows, L = cudnn.CudnnRows(ids_BxT.shape, reset_BxT), self.config.layers
         # TensorFlow's op multiplies bfloat16 in float32: it would convert all inputs to that, and the results back.
         dtype = tf.float32 if self.matmul_dtype == tf.bfloat16 else self.matmul_dtype
         ids, states, after, first = rows.enter(ids_BxT), rows.begin(carry_BxLxSxH), [], 0

@@ -16,7 +16,7 @@ import tensorflow as tf
 from trainers.model.cells import Cell
 
 
-class Rows:
+class CudnnRows:
     """Lanes of a window as cuDNN takes them: time-major and, if there are resets, in pieces."""
 
     def __init__(self, shape: tuple[int, int], reset_BxT: tf.Tensor | None = None):

@@ -42,7 +42,7 @@ class Start(NamedTuple):
     temperature: float
 
 
-class Text(NamedTuple):
+class SampledText(NamedTuple):
     """Drawn text, without the stop or the end of document that ended it.
 
     log_prob: of the text under the model at temperature 1, in nats. finish_reason: length or stop.
@@ -61,7 +61,7 @@ def draw(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     stop: bytes = b"",
-) -> Iterator[Text]:
+) -> Iterator[SampledText]:
     """Draw a text for each start, in order.
 
     Raises StageError for a prompt or a stop that the vocabulary cannot encode.
@@ -77,7 +77,7 @@ def draw(
         reasons = [reason.decode() for reason in generated.finish_reason.numpy()]
         if error := next((reason for reason in reasons if reason.startswith("error: ")), None):
             raise StageError(error.removeprefix("error: "))
-        yield from map(Text, generated.text_bytes.numpy(), generated.log_prob.numpy().tolist(), reasons)
+        yield from map(SampledText, generated.text_bytes.numpy(), generated.log_prob.numpy().tolist(), reasons)
 
 
 def score(sampler: Sampler, ids_of_texts: Sequence[Array]) -> Iterator[tuple[int, float]]:

@@ -50,7 +50,7 @@ REQUEST_TYPES = (tf.string, tf.int32, tf.float32, tf.int64, tf.int32, tf.float32
 NEUTRAL = ("", 0, 1.0, 0, 0, 1.0, 1.0, "")
 
 
-class Generated(NamedTuple):
+class Generation(NamedTuple):
     """Generated text, one entry per row."""
 
     text_bytes: tf.Tensor  # without the stop or the end of document that ended it

@@ -22,7 +22,7 @@ from trainers.run import read_run
 from trainers.sampling import loop
 from trainers.sampling.carry_bytes import MEMORY, CarryBytes, TextState, initial_state, select_rows
 from trainers.sampling.codec import Codec, Ids, first_problem, named
-from trainers.sampling.rows import NEUTRAL, REQUEST_TYPES, Generated, Limits, Request, Rows
+from trainers.sampling.rows import NEUTRAL, REQUEST_TYPES, Generation, Limits, Request, Rows
 from trainers.sampling.stepper import Stepper, pack_weights
 
 PIECE = 1024  # characters per call on the command line
@@ -41,7 +41,7 @@ class Sampler:
         self.weights = tf.nest.map_structure(tf.Variable, pack_weights(model)) if frozen else None
         self._carry_bytes = CarryBytes(model, vocab)
 
-    def generate(self, request: Request) -> Generated:
+    def generate(self, request: Request) -> Generation:
         """Continue each prompt by `length` characters, or up to its stop or the end of its document.
 
         The first n characters do not depend on the length.
@@ -52,7 +52,7 @@ class Sampler:
         generated, problem_R, _ = self._generate(text, fresh_R, request, no_problem_R, keep=False)
         return _unpadded(rows, generated, rows.errors(problem_R))
 
-    def resume(self, carry_B: tf.Tensor, request: Request) -> tuple[Generated, tf.Tensor]:
+    def resume(self, carry_B: tf.Tensor, request: Request) -> tuple[Generation, tf.Tensor]:
         """Continue a text from its carry; also return the carry after it.
 
         carry: from `start` or `resume`; empty: start a new text. With the same seed, the pieces join to the text that
@@ -153,7 +153,7 @@ class Sampler:
 
     def _generate(
         self, text: TextState, fresh_R: tf.Tensor, request: Request, problem_R: tf.Tensor, keep: bool
-    ) -> tuple[Generated, tf.Tensor, TextState]:
+    ) -> tuple[Generation, tf.Tensor, TextState]:
         """Read the prompts and continue them. Returns the generated text, problem_R, and the text states after it.
 
         An invalid row keeps its state. keep: see `loop.draw_ids`.
@@ -174,7 +174,7 @@ class Sampler:
         count_R = tf.maximum(count_R, 0)
         real_RxS = tf.sequence_mask(count_R, tf.shape(drawn.ids_RxS)[1])
         reason_R = tf.where(drawn.stopped_R | drawn.ended_R, "stop", "length")
-        generated = Generated(
+        generated = Generation(
             self.codec.decode(drawn.ids_RxS, count_R),
             count_R,
             tf.reduce_sum(tf.where(real_RxS, drawn.log_prob_RxS, 0), axis=1),
@@ -205,9 +205,9 @@ class Sampler:
         return [tf.where(valid_R, "", tf.strings.join([rule, _as_string(x)])) for valid_R, rule, x in rules]
 
 
-def _unpadded(rows: Rows, generated: Generated, error_B: tf.Tensor) -> Generated:
+def _unpadded(rows: Rows, generated: Generation, error_B: tf.Tensor) -> Generation:
     """Keep the generated text of the requested rows, with their errors."""
-    answer = Generated(*(rows.unpad(x) for x in generated))
+    answer = Generation(*(rows.unpad(x) for x in generated))
     return answer._replace(finish_reason=tf.where(error_B == "", answer.finish_reason, error_B))
 
 

@@ -86,7 +86,7 @@ def train(
     cluster = Cluster.from_environment()
     count = plan(train.lanes, options.replicas, cluster, options.share_gpus)
     callbacks = [*make_callbacks(train, options.allow_code), *callbacks]
-    source = checkpoint.Source.read(options.init_from) if options.init_from else None
+    source = checkpoint.Pretrained.read(options.init_from) if options.init_from else None
     run = Run(folder, config, manifest.vocab, data, manifest.data_sha256, source.name if source else "")
     run = open_run(run, options.allow)
     if source:
@@ -149,7 +149,7 @@ class Training:
         epoch_steps: int,
         total: int,
         callbacks: Sequence[keras.callbacks.Callback] = (),
-        source: checkpoint.Source | None = None,
+        source: checkpoint.Pretrained | None = None,
     ):
         self.run, self.manifest, self.devices = run, manifest, devices
         self.config = run.config.train

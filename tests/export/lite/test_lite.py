@@ -19,7 +19,7 @@ from export.bundle import pack, unpack
 from export.lite import lite
 from export.lite.graph import PRECISIONS, RUNTIMES, check_ops, convert, op_names
 from export.lite.lite import LiteSettings, export_lite, prove
-from export.lite.quality import Quality, Text, lanes, measure, reader
+from export.lite.quality import HeldOutText, Quality, lanes, measure, reader
 from export.lite.runner import LiteModel, Sampling
 from pipeline.manifest import Manifest, read_manifest
 from trainers import checkpoint
@@ -350,7 +350,7 @@ def test_nan_on_held_out_text_is_rejected(run: Path, tmp_path: Path) -> None:
     invalid.dense.bias.assign(np.where(np.arange(256) == 7, np.nan, 0))
     about = {"format_version": 1, "vocab": vocab.to_json()}
     (tmp_path / "a.tflite").write_bytes(pack(convert(invalid, None, "float32"), about))
-    text = Text("val", np.arange(20, dtype=np.int32)[None])
+    text = HeldOutText("val", np.arange(20, dtype=np.int32)[None])
     with pytest.raises(StageError, match=r"the float32 \.tflite produced NaN or infinity"):
         measure(load(run), {"float32": LiteModel(tmp_path / "a.tflite")}, text)
 

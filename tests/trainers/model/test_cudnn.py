@@ -68,7 +68,7 @@ def test_sixteen_bits_stay_near_float32(
 
 def test_short_documents_take_few_steps() -> None:
     reset = np.tile(np.arange(50) % 7 == 3, (4, 1))
-    rows = cudnn.Rows((4, 50), tf.constant(reset))
+    rows = cudnn.CudnnRows((4, 50), tf.constant(reset))
     assert rows.source_QxP.shape == (7, 4 * 8)
     assert sorted(rows.length_P.numpy())[:4] == [3, 3, 3, 3]
     assert int(tf.reduce_sum(rows.length_P)) == 4 * 50

@@ -10,7 +10,7 @@ from common.errors import UsageError
 from pipeline.vocab import Vocab, byte_vocab
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
-from trainers.sampling.rows import REQUEST_TYPES, Generated, Limits, Request
+from trainers.sampling.rows import REQUEST_TYPES, Generation, Limits, Request
 from trainers.sampling.sampler import Sampler
 
 Generate = Callable[..., list[bytes]]
@@ -34,13 +34,13 @@ def traced_generate(sampler: Sampler) -> Generate:
 
 def request_texts(
     sampler: Sampler, prompts: list[bytes], lengths: list[int], warm: float = 1.0, **options: Any
-) -> Generated:
+) -> Generation:
     """Generate texts with seeds 1, 2, ..., as NumPy arrays. options: top_k, top_p, penalty, stop, for all rows."""
     B = len(prompts)
     settings = {"top_k": 0, "top_p": 1.0, "penalty": 1.0, "stop": b"", **options}
     columns = [prompts, lengths, [warm] * B, range(1, B + 1), *([value] * B for value in settings.values())]
     request = Request(*(tf.constant(list(column), kind) for column, kind in zip(columns, REQUEST_TYPES, strict=True)))
-    return Generated(*(column.numpy() for column in sampler.generate(request)))
+    return Generation(*(column.numpy() for column in sampler.generate(request)))
 
 
 @pytest.fixture(scope="module")
