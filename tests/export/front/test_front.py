@@ -332,6 +332,17 @@ def test_concurrent_calls_are_limited_but_health_is_not(fake: Path) -> None:
         assert site.predict("score", inputs=["a"]).status_code == 200
 
 
+def test_a_server_at_its_limits_is_reported_as_busy(fake: Path) -> None:
+    class Busy(StandIn):
+        def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "a queue is full")
+
+    with serving(Busy(fake, "fake")) as target, running_front(target, label=None) as site:
+        answer = site.predict("score", inputs=["a"])
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+    assert answer.json() == {"error": "the server is at its limits: try again later"}
+
+
 def test_one_client_has_at_most_half_of_the_calls(fake: Path) -> None:
     slow, proxy = Slow(fake), {"forwarded_allow_ips": "*"}
     with (

@@ -500,13 +500,18 @@ def test_kubernetes_objects_are_valid_and_consistent(tmp_path: Path) -> None:
         for release in ("1.30", "1.37"):
             kubernetes_validate.validate(each, release, strict=True)
     name = "char-rnn-plays"
-    assert set(objects) == {f"Deployment {name}", f"Service {name}"}
+    assert set(objects) == {f"Deployment {name}", f"Service {name}", f"NetworkPolicy {name}"}
     labels = {"app.kubernetes.io/name": "char-rnn", "app.kubernetes.io/instance": name}
     spec = objects[f"Deployment {name}"]["spec"]
     assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"] == labels
     service = objects[f"Service {name}"]["spec"]
     assert service["selector"] == labels
     assert service["ports"] == [{"name": "http", "port": 8501, "targetPort": "http"}]
+    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    assert objects[f"NetworkPolicy {name}"]["spec"] == {
+        "podSelector": {"matchLabels": labels},
+        "ingress": [{"ports": [{"port": "http"}]}, {"from": [monitoring], "ports": [{"port": "rest"}]}],
+    }
     pod = spec["template"]["spec"]
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": name, "readOnly": True}
     assert pod["securityContext"] == {
