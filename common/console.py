@@ -182,8 +182,20 @@ def run(cli: Callable[..., object]) -> None:
         if cause := tensorflow_cause(error):
             code = _fail(f"TensorFlow failed: {cause} ({TRACEBACK} shows where)", 1)
         else:
-            code = _fail(f"{type(error).__name__}: {brief(str(error))} (this is a bug: run again with {TRACEBACK})", 1)
+            file = f"{path}: " if (path := getattr(error, "filename", "")) else ""
+            bug = f"this is a bug{_command(cli, arguments)}: run again with {TRACEBACK}"
+            code = _fail(f"{file}{type(error).__name__}: {brief(str(error))} ({bug})", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _command(cli: Any, arguments: Iterable[str]) -> str:
+    """Return " in " and the subcommand that the arguments call; empty if there are no subcommands."""
+    names = []
+    for name in arguments:
+        if not (cli := getattr(cli, "commands", {}).get(name)):
+            break
+        names.append(name)
+    return f" in {' '.join(names)}" if names else ""
 
 
 def _fail(message: str, code: int) -> int:

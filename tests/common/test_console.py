@@ -100,6 +100,19 @@ def test_errors_print_one_line_and_set_exit_code(
     assert (exit.value.code, capsys.readouterr().err) == (code, message)
 
 
+def test_unexpected_errors_name_the_command_and_the_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["program", "serve", "load"])
+    for error in (KeyError(1), SyntaxError("invalid", ("code.py", 1, 1, ""))):
+        load = click.Command("load", callback=fail_with(error))
+        with pytest.raises(SystemExit):
+            console.run(click.Group(commands=[click.Group("serve", commands=[load])]))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: KeyError: 1 (this is a bug in serve load: run again with --traceback)"
+    assert second.startswith("error: code.py: SyntaxError: ")
+
+
 LONG = "it's long, " * 500
 
 
