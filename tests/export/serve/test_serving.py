@@ -272,7 +272,7 @@ def test_labelling_without_a_model_raises(tmp_path: Path) -> None:
         relabel(tmp_path, ["stable=1"])
     for invalid in ("model_config_list {", "model_config_list {}", "\xff"):
         (tmp_path / "models.config").write_text(invalid, encoding="latin-1")
-        with pytest.raises(StageError, match=r"models\.config is corrupted \(.+\): remove it, and export again$"):
+        with pytest.raises(StageError, match=r"models\.config is corrupted \(.+\): remove it, export again and set"):
             relabel(tmp_path, ["stable=1"])
 
 
