@@ -40,7 +40,7 @@ Wait = Callable[[str, set[int]], None]  # the model's name, and the versions to 
 TEMPLATES = (BATCHING, "monitoring.config", "compose.yaml", "kubernetes.yaml", "MODEL_CARD.md")
 FACTS = "assets.extra/facts.json"
 
-# The server of the TensorFlow release that wrote the graph. Older releases should read it too, but are not tested.
+# The server of the TensorFlow release that wrote the graph.
 IMAGE = "tensorflow/serving:2.21.0"
 GRPC_PORT, REST_PORT = 8500, 8501
 CPUS = 2
