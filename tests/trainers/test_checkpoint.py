@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from common.files import exclusive, load_json, write_json
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab, byte_vocab
 from trainers import checkpoint, metrics
+from trainers.__main__ import cli
 from trainers.checkpoint import Since, State
 from trainers.config import ModelConfig, RunConfig
 from trainers.model.char_rnn import CharRNN
@@ -531,3 +533,23 @@ def test_damaged_data_is_noticed_at_the_start(tmp_path: Path, data: Path) -> Non
         data_of(run, None)
     with pytest.raises(StageError, match=r"val-00000-of-00001\.tokens is corrupted"):
         train_command(tiny_config(), data, tmp_path / "run", Options(unvalidated=True))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train tiny.toml --data data --out other --unvalidated", "evaluate run", "judge run", "neurons run"],
+)
+def test_verify_reads_shards_that_look_unchanged(
+    tmp_path: Path, saved_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.toml").write_text("[train]\nlanes = 4\nwindow = 3\n")
+    run = read_run(saved_run(tmp_path, train=TEXT, val=TEXT[:101], test=TEXT[:70]))
+    data_of(run, None)
+    shard = Path("data/val-00000-of-00001.tokens")
+    status = shard.stat()
+    shard.write_bytes(shard.read_bytes()[::-1])
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    data_of(run, None)  # trusts the shard's size, time and inode
+    with pytest.raises(StageError, match=r"val-00000-of-00001\.tokens is corrupted: run ingest again with --force"):
+        cli.main([*command.split(), "--verify"], standalone_mode=False)
