@@ -342,6 +342,7 @@ def test_too_short_text_raises(tmp_path: Path) -> None:
         ({"max_vocab": 10}, "max_vocab, min_count and unknown require unit char"),
         ({"split": "document"}, "split document requires documents: line or file"),
         ({"unit": "word"}, "'unit': input should be 'byte' or 'char', got 'word'"),
+        ({"streams": 10**9}, "'streams': input should be less than or equal to 10000, got 1000000000"),
     ],
 )
 def test_invalid_settings_raise(values: dict[str, object], message: str) -> None:
