@@ -33,6 +33,11 @@ class Trials:
         """Count the current trial as a known limit."""
         self.limits[reason] += 1
 
+    def check(self) -> None:
+        """Fail if a trial did, or if there was none."""
+        assert self.tried
+        assert not self.failures, "\n".join(self.failures)
+
 
 @pytest.fixture
 def trials(request: pytest.FixtureRequest) -> Iterator[Trials]:
@@ -44,8 +49,7 @@ def trials(request: pytest.FixtureRequest) -> Iterator[Trials]:
     survived = trials.tried - len(trials.failures)
     row = {"kind": kind, "subject": subject, "tried": trials.tried, "survived": survived, "limits": dict(trials.limits)}
     request.node.user_properties.append(("trials", row))
-    assert trials.tried
-    assert not trials.failures, "\n".join(trials.failures)
+    trials.check()
 
 
 @contextlib.contextmanager

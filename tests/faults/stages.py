@@ -21,6 +21,7 @@ from export.lite.quality import Quality
 from pipeline.corpora import CORPORA, Corpus
 from trainers.training.devices import Devices
 
+BOOKS = Corpus(about="", licence="free", essay="", files=(r"books\.txt$",))
 TEXT = b"".join(b"%d bottles of beer on the wall, %d bottles of beer.\n" % (n, n) for n in range(60, 0, -1))
 CONFIG = """[model]
 units = 8
@@ -102,12 +103,11 @@ def run(command: str) -> None:
 @contextmanager
 def working_in(folder: Path, devices: Devices) -> Iterator[None]:
     """Work in a folder, with a corpus named books, an installed page runtime, and no measurements in the exports."""
-    corpus = Corpus(about="", licence="free", essay="", files=(r"books\.txt$",))
     probed = {"us_a_step": 1.0, "peak_bytes": 1}
     before = Path.cwd()
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        mock.patch.dict(CORPORA, books=corpus),
+        mock.patch.dict(CORPORA, books=BOOKS),
         mock.patch.multiple("export.lite.lite", probe=lambda _: probed, measure=_measure, prove=mock.DEFAULT),
         mock.patch("export.keras_model.prove"),
         mock.patch("export.serve.saved_model.prove"),

@@ -1,9 +1,12 @@
-"""Kills, damaged files and full disks, for every command that writes files."""
+"""Kills, damaged files and full disks, for every command that writes files; a short form for two commands."""
 
+import functools
 import pickle
 import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, chdir
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,16 @@ import pytest
 from crash import Tree, disk_of, restore, states, tree
 from faults import stages
 from faults.conftest import Trials, reported
-from faults.stages import STAGES, leftovers, outcome, resumed, run, situation, working_in
+from faults.stages import STAGES, Stage, leftovers, outcome, resumed, run, situation, working_in
 from once import once
 
-pytestmark = pytest.mark.slow
+from common.files import write_json
+from export import checksums
+from export.serve import labels
+from export.serve.package import write_package
+from pipeline.corpora import CORPORA
+from pipeline.vocab import byte_vocab
+
 FORCED = [name for name, stage in STAGES.items() if name not in ("train", "neurons", "plot", "label")]
 SIZES = 10  # sizes of full disks, as fractions of what a command writes
 
@@ -51,6 +60,7 @@ def finished(command: str, before: Tree, root: Path) -> dict[str, Any]:
     return outcomes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.faults("Killed before each write")
 @pytest.mark.parametrize("stage", [*STAGES, *(f"{name} --force" for name in FORCED)])
 def test_kill_before_each_write(trials: Trials, stage: str, trees: dict[str, tuple[Tree, Tree]], root: Path) -> None:
@@ -58,6 +68,10 @@ def test_kill_before_each_write(trials: Trials, stage: str, trees: dict[str, tup
     command, (before, outputs) = f"{STAGES[name].command} {option}", trees[name]
     if option:
         before = dict(sorted({**before, **outputs}.items()))
+    kill_before_each_write(trials, command, before, root)
+
+
+def kill_before_each_write(trials: Trials, command: str, before: Tree, root: Path) -> None:
     whole = finished(command, before, root)
     restore(before, root)
     recorded = states(lambda: run(command), root)
@@ -93,6 +107,7 @@ def damages(content: bytes) -> dict[str, bytes | None]:
     return {"flipped": bytes(flipped), "cut": content[: len(content) // 2], "removed": None}
 
 
+@pytest.mark.slow
 @pytest.mark.faults("A file with a flipped bit, cut, or removed")
 @pytest.mark.parametrize("stage", STAGES)
 def test_damage_of_each_file(
@@ -102,11 +117,16 @@ def test_damage_of_each_file(
     root: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    inputs, outputs = trees[stage]
+    damage_each_file(trials, STAGES[stage], *trees[stage], root, capsys)
+
+
+def damage_each_file(
+    trials: Trials, stage: Stage, inputs: Tree, outputs: Tree, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = dict(sorted({**inputs, **outputs}.items()))
 
     def check() -> None:
-        for command in STAGES[stage].checks:
+        for command in stage.checks:
             run(command)
 
     restore(whole, root)
@@ -143,20 +163,32 @@ def _known_limit(name: str) -> str:
     raise AssertionError(f"{name} was damaged in silence")
 
 
+@pytest.mark.slow
 @pytest.mark.faults("A full disk")
 @pytest.mark.parametrize("stage", STAGES)
 def test_full_disk(
     trials: Trials, stage: str, trees: dict[str, tuple[Tree, Tree]], tmp_path: Path, devices: Any
 ) -> None:
-    command, (inputs, _), disk = STAGES[stage].command, trees[stage], tmp_path / "disk"
-    with disk_of(1 << 28, disk), working_in(disk, devices):
+    enter = functools.partial(working_in, devices=devices)
+    fill_disk(trials, STAGES[stage].command, trees[stage][0], tmp_path / "disk", enter)
+
+
+def fill_disk(
+    trials: Trials,
+    command: str,
+    inputs: Tree,
+    disk: Path,
+    enter: Callable[[Path], AbstractContextManager[None]],
+    parts: Iterable[int] = range(SIZES),
+) -> None:
+    with disk_of(1 << 28, disk), enter(disk):
         restore(inputs, disk)
         before = shutil.disk_usage(disk).used
         run(command)
         after, whole = shutil.disk_usage(disk).used, outcome(disk)
-    for part in range(SIZES):
+    for part in parts:
         size = before + (after - before) * part // SIZES
-        with trials.trial(f"{size:,} bytes"), disk_of(size, disk), working_in(disk, devices):
+        with trials.trial(f"{size:,} bytes"), disk_of(size, disk), enter(disk):
             restore(inputs, disk)
             with reported() as messages:
                 run(command)
@@ -166,3 +198,45 @@ def test_full_disk(
             subprocess.run(["mount", "-o", f"remount,size={1 << 28}", str(disk)], check=True)
             run(command)
             assert outcome(disk) == whole
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Tree:
+    """Exported folder, with empty files for its graph: made without TensorFlow."""
+    base = tmp_path / "made" / "served" / "tiny"
+    config = {"model": {"units": 8, "layers": 1}, "train": {}}
+    about = {"run": "tiny", "step": 3, "val_nats": 1.5, "config": config, "vocab": byte_vocab().to_json()}
+    for name in labels.VERSION_FILES:
+        (base / "1" / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / "1" / name).touch()
+    write_json(base / "1" / labels.ORIGIN, about | {"weights_sha256": "", "data_sha256": ""})
+    checksums.write(base / "1", labels.VERSION_FILES)
+    write_package(base, 1, {})
+    return tree(tmp_path / "made")
+
+
+def test_fetch_killed_before_each_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CORPORA, "books", stages.BOOKS)
+    trials = Trials()
+    with chdir(tmp_path):
+        kill_before_each_write(trials, STAGES["fetch"].command, {"books.txt": stages.TEXT}, tmp_path)
+    trials.check()
+
+
+def test_damage_after_label(served: Tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trials, root = Trials(), tmp_path / "root"
+    root.mkdir()
+    with chdir(root):
+        restore(served, root)
+        run(STAGES["label"].command)
+        outputs = {name: content for name, content in tree(root).items() if content != served.get(name)}
+        damage_each_file(trials, STAGES["label"], served, outputs, root, capsys)
+    trials.check()
+
+
+def test_fetch_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CORPORA, "books", stages.BOOKS)
+    trials = Trials()
+    books = {"books.txt": stages.TEXT}
+    fill_disk(trials, STAGES["fetch"].command, books, tmp_path / "disk", chdir, parts=(0, SIZES // 2, SIZES - 1))
+    trials.check()
