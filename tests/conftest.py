@@ -20,6 +20,8 @@ from pipeline.manifest import Manifest
 console.quiet_libraries()
 # Shells start background jobs with SIGINT ignored, and child processes inherit that; some tests send SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup; some tests send SIGHUP
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 LONGEST = ("tests/conformance/", "tests/web/", "test_processes.py", "test_served_hostile.py", "test_checkpoint.py")
 

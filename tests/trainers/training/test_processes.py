@@ -150,7 +150,7 @@ def test_run_killed_eight_times_resumes_bit_identically(home: Path, replicas: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_signal_saves_and_stops_the_run(home: Path, whole: str, number: signal.Signals) -> None:
     terminate(home, number.name, number)
     kill(home, number.name)
