@@ -4,8 +4,10 @@ import http.server
 import json
 import math
 import re
+import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from export.serve import front_image, labels, package
 from export.serve.card import cell
 from export.serve.facts import facts_of
 from export.serve.package import batch_sizes, host_name, relabel, write_package
+from export.serve.stand_in import StandIn, serving
+from export.serve.stand_in_batching import CallError
 from pipeline.vocab import byte_vocab
 from trainers import checkpoint
 from trainers.run import read_run
@@ -141,6 +145,38 @@ def test_export_unloads_no_version(tmp_path: Path) -> None:
     assert config(base) == expected_config("plays", {"stable": 2, "canary": 2}, 1, 2, 3, 4)
     relabel(base, ["stable=1"])  # version 1 is still loaded
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2, 3, 4)
+
+
+def test_label_moves_once_the_server_has_loaded_the_version(fake: Path, tmp_path: Path) -> None:
+    base, over, rejected = tmp_path / "plays", threading.Event(), list[CallError]()
+
+    def export(version: int) -> None:
+        write_version(base, version)
+        shutil.copytree(fake / str(version), base / str(version), dirs_exist_ok=True)
+        write_package(base, version, FACTS)
+
+    def poll() -> None:
+        while not over.wait(0.5):
+            try:
+                stand_in.poll()
+            except CallError as error:
+                rejected.append(error)
+
+    export(1)
+    relabel(base, ["canary=1"])
+    stand_in = StandIn(base)
+    with serving(stand_in) as target:
+        server = threading.Thread(target=poll)
+        server.start()
+        export(2)
+        assert cli.main(["label", str(base), "canary=2", "--target", target], standalone_mode=False) is None
+        assert 2 in stand_in.versions
+        while stand_in.labels["canary"] != 2:
+            time.sleep(0.1)
+        over.set()
+        server.join()
+    assert not rejected
+    assert stand_in.labels == {"stable": 1, "canary": 2}
 
 
 def test_repeated_export_keeps_labels(tmp_path: Path) -> None:
