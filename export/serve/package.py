@@ -32,7 +32,7 @@ from common.errors import StageError
 from common.files import exclusive, load_json, read_json, whole_file, write_record
 from export import checksums
 from export.serve import front_image, labels
-from export.serve.card import ServedVersion, cell, row_limit, table
+from export.serve.card import TABLE, ServedVersion, cell, row_limit, table
 from export.serve.labels import CANARY, MODELS, ORIGIN, STABLE, ServingConfig
 
 BATCHING = "batching_params.pbtxt"
@@ -253,7 +253,15 @@ def _version(base: Path, number: int, served: ServingConfig, new_facts: dict[int
     origin = read_json(folder / ORIGIN)
     if not origin:
         raise StageError(f"{folder / ORIGIN} is corrupted: export the version again with --force")
-    return ServedVersion(number, own_labels, origin, new_facts.get(number) or read_facts(base, number))
+    version = ServedVersion(number, own_labels, origin, new_facts.get(number) or read_facts(base, number))
+    try:  # read all that the package uses of both files, which may have any shape
+        startup_seconds([version])
+        for describe in TABLE.values():
+            describe(version)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason, fix = f"{type(error).__name__}: {error}", "export the version again with --force"
+        raise StageError(f"{folder / 'assets.extra'} is corrupted ({reason}): {fix}") from None
+    return version
 
 
 def read_facts(base: Path, version: int) -> dict[str, Any]:

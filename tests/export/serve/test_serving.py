@@ -724,6 +724,23 @@ def test_card_gains_new_facts_and_keeps_old_ones(tmp_path: Path) -> None:
     assert card(tmp_path / "moved")["on test"][1] == "0.721 bits per byte (0.500 nats), over 10"
 
 
+@pytest.mark.parametrize(
+    ("file", "value"),
+    [
+        (labels.ORIGIN, {"run": "plays"}),
+        (labels.ORIGIN, ABOUT | {"vocab": []}),
+        (labels.ORIGIN, ABOUT | {"limits": "many"}),
+        (package.FACTS, {"test": 3}),
+        (package.FACTS, {"warm_up_seconds": "1"}),
+    ],
+)
+def test_files_of_another_shape_are_an_error(tmp_path: Path, file: str, value: dict[str, Any]) -> None:
+    base = export_versions(tmp_path / "plays", 1)
+    write_json(base / "1" / file, value)
+    with pytest.raises(StageError, match=r"1/assets\.extra is corrupted \(\w+Error: .+\): export the version again"):
+        relabel(base, ["canary=1"])
+
+
 def test_corrupted_facts_are_an_error(tmp_path: Path) -> None:
     base = export_versions(tmp_path / "plays", 1)
     facts = base / "1" / "assets.extra" / "facts.json"
