@@ -18,7 +18,7 @@ LIMITS = {"length": 4096, "prompt": 4096, "rows": 64, "pictured": 512}
         ("generate", (8, 4096, 4096), (64, 4096, 4096)),  # 8 x 8,192 characters
         ("continue", (8, 4096, 4096), (64, 4096, 4096)),
         ("score", (16, 4096, 0), (64, 4096, 0)),
-        ("neurons", (15, 512, 0), (64, 512, 0)),  # 16 rows of 512 KB, and the counts, are more than 8 MB
+        ("neurons", (3, 512, 0), (64, 512, 0)),  # 4 rows of 512 KB, and the counts, are more than 2 MB
         ("info", (64, 0, 0), (64, 0, 0)),
     ],
 )
