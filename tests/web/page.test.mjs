@@ -458,7 +458,7 @@ test("a character chosen while the text streams replaces the next one", () =>
       await page.locator("#bars button").first().waitFor();
       await page.locator("#bars button").first().click();
       await expectStatus(page, "Done.");
-      assert.ok((await page.locator(".text .chosen").count()) === 1);
+      await eventually(async () => assert.equal(await page.locator(".text .chosen").count(), 1));
       assert.match(await page.textContent(".progress"), /^2,000 characters/);
     },
     { hash: link({ prompt: "The ", length: 2000 }) },
