@@ -21,14 +21,14 @@ def write(folder: Path, names: Iterable[str] | None = None, leave_out: Collectio
         f"{sha256_file(folder / name)}  {name}\n" for name in sorted(names) if name not in (FILE, *leave_out)
     )
     with whole_file(folder / FILE) as partial:
-        partial.write_text(f"{lines}# {_hash(lines)}\n", encoding="utf-8")
+        partial.write_text(f"{lines}# {sha256_text(lines)}\n", encoding="utf-8")
 
 
 def problems(folder: Path) -> list[str]:
     """Compare an export with its record. Returns one line per file that is missing or corrupted."""
     try:
         lines, _, own = (folder / FILE).read_bytes().decode().rpartition("# ")
-        if own != f"{_hash(lines)}\n":
+        if own != f"{sha256_text(lines)}\n":
             raise ValueError
         listed = [line.split("  ", 1) for line in lines.splitlines()]
     except FileNotFoundError:
@@ -77,5 +77,6 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def _hash(text: str) -> str:
+def sha256_text(text: str) -> str:
+    """SHA-256 of a text in UTF-8, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()

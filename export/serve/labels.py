@@ -1,7 +1,6 @@
 """models.config: the versions of a model that a server loads, and their labels."""
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from common.errors import StageError, UsageError
+from export.checksums import sha256_text
 
 MODELS = "models.config"
 ORIGIN = "assets.extra/export.json"
@@ -49,7 +49,7 @@ def read(base: Path) -> ServingConfig | None:
     try:
         text = path.read_text(encoding="utf-8")
         digest, _, body = text.removeprefix(HEADER).partition("\n")
-        if text.startswith(HEADER) and digest != _hash(body):
+        if text.startswith(HEADER) and digest != sha256_text(body):
             raise ValueError("its content does not match its checksum; if you edited it, remove that line")
         config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
         (model,) = config.model_config_list.config
@@ -67,11 +67,7 @@ def to_text(name: str, labels: dict[str, int], versions: list[int], base: str = 
     )
     model.model_version_policy.specific.versions.extend(versions)
     body = text_format.MessageToString(config)
-    return f"{HEADER}{_hash(body)}\n{body}"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return f"{HEADER}{sha256_text(body)}\n{body}"
 
 
 def parse(changes: Sequence[str]) -> LabelChanges:
