@@ -28,7 +28,6 @@ from export.lite.graph import convert
 from export.lite.lite import probe
 
 TOLERANCE = 1e-4  # largest difference between logits of float32 peers
-REMOVED = "int8-full"  # a precision of earlier versions, in their results
 INT8 = "int8"
 TARGET = 5.0  # speed of int8-dynamic relative to torch's fastest eager loop at TARGET_SIZE
 OWN, TARGET_SIZE = "int8-dynamic", "2x512"
@@ -123,7 +122,7 @@ def table(result: dict[str, Any], in_browser: dict[str, Any] | None) -> Table:
     for column in ("", "us/char", "chars/s", "speedup", "step us", "MB", "peak MB"):
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, peer in result["peers"].items():
-        if name == REMOVED:
+        if name not in PEERS:  # a precision of an earlier version
             continue
         ratio, cost = result["ratios"][OWN].get(name), result["files"].get(name)
         shown.add_row(
