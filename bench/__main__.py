@@ -8,9 +8,9 @@ import click
 from common import console
 from common.machine import hide_gpus
 
-FOLDER = click.Path(path_type=Path)
-DATA = click.option("--data", type=FOLDER, help="Data set.  [default: data/NAME]")
-OUT = click.option("--out", type=FOLDER, default=Path("results"), show_default=True, help="Output folder.")
+PATH = click.Path(path_type=Path)
+DATA = click.option("--data", type=PATH, help="Data set.  [default: data/NAME]")
+OUT = click.option("--out", type=PATH, default=Path("results"), show_default=True, help="Output folder.")
 SET = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."
 )
@@ -34,8 +34,8 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, type=FOLDER, metavar="[runs/NAME]...")
-@click.option("--root", type=FOLDER, default=Path(), help="Project root.  [default: .]")
+@click.argument("runs", nargs=-1, type=PATH, metavar="[runs/NAME]...")
+@click.option("--root", type=PATH, default=Path(), help="Project root.  [default: .]")
 def results(runs: tuple[Path, ...], root: Path) -> None:
     """Record finished runs as results/NAME.json and rebuild the tables of README.md and docs/.
 
@@ -57,8 +57,8 @@ def results(runs: tuple[Path, ...], root: Path) -> None:
 
 
 @cli.command()
-@click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--out", type=FOLDER, help="Output folder.  [default: models/NAME]")
+@click.argument("run", type=PATH, metavar="runs/NAME")
+@click.option("--out", type=PATH, help="Output folder.  [default: models/NAME]")
 @click.option("--note", default="", help="Describe the text, if it is not exactly the corpus.")
 def model(run: Path, out: Path | None, note: str) -> None:
     """Export a recorded run to models/, with a card of its figures.
@@ -107,7 +107,7 @@ def train(
 
 
 @cli.command()
-@click.argument("config", type=FOLDER, default=Path("configs/tinyshakespeare-nanogpt.toml"))
+@click.argument("config", type=PATH, default=Path("configs/tinyshakespeare-nanogpt.toml"))
 @DATA
 @OUT
 def clock(config: Path, data: Path | None, out: Path) -> None:
@@ -126,7 +126,7 @@ def clock(config: Path, data: Path | None, out: Path) -> None:
 
 
 @cli.command()
-@click.argument("config", type=FOLDER, default=Path("configs/tinyshakespeare.toml"))
+@click.argument("config", type=PATH, default=Path("configs/tinyshakespeare.toml"))
 @DATA
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs per precision.")
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Steps per run.")
@@ -156,7 +156,7 @@ def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides
 
 
 @cli.command()
-@click.argument("config", type=FOLDER, default=Path("configs/stdlib.toml"))
+@click.argument("config", type=PATH, default=Path("configs/stdlib.toml"))
 @DATA
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each; reports medians.")
 @click.option("--steps", type=click.IntRange(16), default=800, show_default=True, help="Steps per run.")
@@ -176,7 +176,7 @@ def scale(config: Path, data: Path | None, rounds: int, steps: int, overrides: t
 
 
 @cli.command()
-@click.argument("config", type=FOLDER, default=Path("configs/stdlib.toml"))
+@click.argument("config", type=PATH, default=Path("configs/stdlib.toml"))
 @DATA
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; reports medians.")
 @click.option("--steps", type=click.IntRange(1), default=2500, show_default=True, help="Steps per turn.")
@@ -200,7 +200,7 @@ def watch(config: Path, data: Path | None, rounds: int, steps: int, overrides: t
 @cli.command()
 @click.option("--size", type=click.IntRange(1_000_000), default=474_000_000, show_default=True, help="Bytes of text.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each; reports medians.")
-@click.option("--scratch", type=FOLDER, default=Path("data/bench"), show_default=True, help="Corpus folder.")
+@click.option("--scratch", type=PATH, default=Path("data/bench"), show_default=True, help="Corpus folder.")
 @OUT
 def data(size: int, rounds: int, scratch: Path, out: Path) -> None:
     """Measure ingest, validate and lanes at full scale, next to cat | sha256sum and a Python dict.
@@ -246,7 +246,7 @@ def lite(sizes: tuple[str, ...], rounds: int, seconds: float, out: Path) -> None
 
 
 @cli.command()
-@click.argument("devices", type=FOLDER, metavar="devices/NAME")
+@click.argument("devices", type=PATH, metavar="devices/NAME")
 @click.option("--precision", default="int8-dynamic", show_default=True, help="Which .tflite to measure.")
 @OUT
 def browser(devices: Path, precision: str, out: Path) -> None:
@@ -337,7 +337,7 @@ def front(size: str, length: int, rounds: int, seconds: float, out: Path) -> Non
 def load(target: str, model: str, length: int, seconds: float) -> None:
     """Measure latency and characters per second through a running server or front, with 1, 8 and 32 callers.
 
-    Start a front with --per-minute 1000000; otherwise it limits the callers, who share an address.
+    Start a front with --per-minute 1000000 --calls 64; otherwise it limits the callers, who share an address.
 
     \b
     Example:

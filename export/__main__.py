@@ -159,7 +159,9 @@ def serve(base: Path, port: int, page: Path | None) -> None:
 @click.option("--proxy", metavar="ADDRESS", help="Proxy whose X-Forwarded-For contains the client's address.")
 @click.option("--rows", type=CAP, default=64, show_default=True, help="Rows per call, at most.")
 @click.option("--characters", type=CAP, default=65536, show_default=True, help="Read and written per call, at most.")
-@click.option("--calls", type=click.IntRange(1, 1024), default=32, show_default=True, help="At once; half per client.")
+@click.option(
+    "--calls", type=click.IntRange(1, 1024), default=32, show_default=True, help="Calls at once; half for one client."
+)
 @click.option("--per-minute", type=CAP, default=600, show_default=True, help="Calls per minute and client, at most.")
 def front(
     client: "Client",
