@@ -1,5 +1,6 @@
 """pyproject.toml and the lock files match requirements.txt."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -29,6 +30,13 @@ def test_table_of_dependencies_has_every_package() -> None:
     assert {f"{name}=={version}" for name, version, _ in rows} <= locked
     assert {name for name, _, _ in rows} == {pin.partition("==")[0] for pin in locked} - OTHER_SYSTEMS, "run make audit"
     assert [name for name, _, licence in rows if licence == "not declared"] == ["namex"]
+
+
+def test_table_of_dependencies_has_the_packages_of_the_page() -> None:
+    lock = json.loads((ROOT / "export" / "web" / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    shipped = {name.removeprefix("node_modules/"): entry for name, entry in lock.items() if name and "dev" not in entry}
+    rows = re.findall(r"^\| (\S+) \| (\S+) \| (.+) \| the page \|$", DEPENDENCIES, re.MULTILINE)
+    assert rows == [(name, entry["version"], entry["license"]) for name, entry in sorted(shipped.items())]
 
 
 def test_lock_files_agree_on_versions() -> None:
