@@ -17,6 +17,7 @@ with an error, texts are empty and numbers 0. docs/serving.md documents the inpu
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -54,22 +55,27 @@ INPUTS = {
 Answer = dict[str, tf.Tensor]
 
 
-class Served(tf.Module):
-    """Module to save, with the signatures; the weights are stored in the sampler's layout.
+class Served:
+    """Signatures of a sampler, to run here or to save.
 
     info: the JSON that the signature `info` returns.
     """
 
     def __init__(self, sampler: Sampler, info: str):
-        super().__init__(name="served")
         self.sampler, self.info = sampler, info
-        self.weights = tf.nest.flatten(sampler.weights)  # tracked: the content of variables/
         self.functions = {name: self._traced(name) for name in INPUTS}
 
     def answer(self, signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
         """Run a signature on lists, in this process. Returns NumPy arrays."""
         columns = (tf.constant(inputs[name], DTYPES[name]) for name in INPUTS[signature])
         return {name: value.numpy() for name, value in self.functions[signature](*columns).items()}
+
+    def save(self, folder: Path) -> None:
+        """Write a SavedModel with the signatures. The sampler must be frozen: variables/ has its packed weights."""
+        # `save` would trace tf.functions once more, and write those that are attributes of a module a second time.
+        signatures = {name: function.get_concrete_function() for name, function in self.functions.items()}
+        weights = tf.train.Checkpoint(weights=tf.nest.flatten(self.sampler.weights))
+        tf.saved_model.save(weights, str(folder), signatures=signatures)
 
     def _traced(self, name: str) -> Callable[..., Answer]:
         specs = [tf.TensorSpec([None], DTYPES[column], column) for column in INPUTS[name]]

@@ -69,7 +69,7 @@ def save(run: Path, folder: Path, use_cudnn: bool = False) -> Sampler:
     model = checkpoint.load_model(loaded_run)
     model.use_cudnn = use_cudnn
     served = Served(Sampler(model, loaded_run.vocab, LIMITS, frozen=True), "")
-    tf.saved_model.save(served, str(folder), signatures=served.functions)
+    served.save(folder)
     return Sampler(model, loaded_run.vocab, LIMITS)
 
 
