@@ -65,30 +65,9 @@ def recover(folder: Path, pattern: str = "*") -> None:
 
     pattern: names of the files and folders to clean up after.
     """
-    _recover_old_form(folder, pattern)
     for leftover in folder.glob(f".{pattern}.partial-*"):
         with contextlib.suppress(OSError), _locked(leftover):  # unless a running process holds the lock
             _settle(leftover)
-
-
-def _recover_old_form(folder: Path, pattern: str) -> None:
-    """Clean up after killed processes of earlier versions.
-
-    .NAME.old-XXXXXXXX/NAME     the old folder; put back if the new one, .NAME.partial-XXXXXXXX, was not moved to NAME
-    .NAME.partial-PID           a new file; deleted unless that process runs
-    .stdin-XXXXXXXX             a copy of standard input
-    """
-    for old in folder.glob(f".{pattern}.old-{8 * '?'}"):
-        name = old.name[1:].rpartition(".old-")[0]
-        if {file.name for file in old.iterdir()} <= {name}:
-            if not (folder / name).exists() and any(folder.glob(f".{glob.escape(name)}.partial-*")):
-                with contextlib.suppress(OSError):
-                    os.rename(old / name, folder / name)
-            shutil.rmtree(old, ignore_errors=True)
-    for path in (*folder.glob(f".{pattern}.partial-*"), *folder.glob(f".stdin-{8 * '?'}")):
-        process = path.name.rpartition(".partial-")[2]
-        if path.is_file() and (process == path.name or process.isdigit()) and not Path("/proc", process).exists():
-            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ KINDS = {
     "plain": {"layers": 3},
     "embedding and norms": {"layers": 3, "embedding": 4, "layer_norm": True},
     "dropout": {"layers": 3, "dropout": 0.4, "output_dropout": 0.3},
-    "variational dropout": {"layers": 2, "dropout": 0.4, "variational_dropout": True},
 }
 # Where documents start: nowhere, at random, at each step, and at the first and last step of one lane.
 RESETS: dict[str, Callable[[np.random.Generator, int, int], Any]] = {

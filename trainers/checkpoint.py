@@ -52,7 +52,7 @@ class Checkpoint:
     val_nats: float | None
     since: Since = Since()
     learning_rate: float | None = None  # its value, if it is a variable that callbacks may set
-    files: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 by name; empty in earlier versions
+    files: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 by name
 
 
 def checkpoints(run: Run) -> list[Checkpoint]:
@@ -87,7 +87,7 @@ def _read(folder: Path, run: Run) -> Checkpoint:
             raise ValueError(f"format_version {value['format_version']}, this program reads {FORMAT_VERSION}")
         previous, rate = value["run"]["config"]["train"]["learning_rate"], value["learning_rate"]
         rate = rate if previous == run.config.train.learning_rate else None  # a changed setting overrides it
-        since, files = Since(**value["since"]), value.get("files", {})
+        since, files = Since(**value["since"]), value["files"]
         saved = Checkpoint(folder, value["step"], value["val_nats"], since, rate, files)
         vocab_sha256 = value["vocab_sha256"]
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:

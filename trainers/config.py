@@ -31,7 +31,6 @@ class ModelConfig:
     embedding: int = Field(0, ge=0, le=1 << 16)  # E, units of a learned embedding; 0: one-hot
     dropout: float = Field(0.0, ge=0, lt=1)  # between layers
     output_dropout: float = Field(0.0, ge=0, lt=1)  # between the last layer and the logits; char-rnn: same as dropout
-    variational_dropout: bool = False  # one mask per window (Gal & Ghahramani 2016)
     layer_norm: bool = False  # normalize each layer's output
 
     def __post_init__(self) -> None:
@@ -46,8 +45,6 @@ class ModelConfig:
                 f"dropout applies between layers and needs at least 2, got dropout={self.dropout}, layers=1; "
                 "output_dropout applies after the last"
             )
-        if self.variational_dropout and not (self.dropout or self.output_dropout):
-            raise ValueError("variational_dropout needs dropout or output_dropout above 0, got neither")
 
 
 @settings
@@ -68,8 +65,7 @@ class TrainConfig:
     decay: float = Field(1.0, gt=0, le=1)
     warmup: int = Field(0, ge=0, lt=2**31)  # steps over which the learning rate first rises linearly from 0
     weight_decay: float = Field(0.0, ge=0, le=1e3)  # of the kernels, per step, times the learning rate
-    clip: float = Field(5.0, gt=0, le=1e12)  # maximum of the gradients: of their global norm, or of each value
-    clip_by: Literal["norm", "value"] = "norm"
+    clip: float = Field(5.0, gt=0, le=1e12)  # maximum of the gradients' global norm
 
     patience: int = Field(0, ge=0, le=MOST_STEPS)  # evaluations without improvement that end training; 0: never
     seed: int = Field(1, ge=0, lt=2**31)  # for initial weights and dropout

@@ -22,7 +22,7 @@ from pipeline.vocab import Vocab
 from trainers.config import Precision, RunConfig
 from trainers.model.char_rnn import CharRNN
 
-FORMAT_VERSION = 3  # of run.json and checkpoint.json
+FORMAT_VERSION = 4  # of run.json and checkpoint.json
 
 # Settings that may change on resume: they extend or observe a run without changing what it computes.
 FREE = (
@@ -31,7 +31,7 @@ FREE = (
 )
 # Settings that determine the shapes of weights, optimizer slots and carry. Not even --allow may change them.
 FIXED = ("train.lanes", "train.optimizer", "model.")
-CHANGEABLE = ("model.dropout", "model.output_dropout", "model.variational_dropout")  # exceptions to FIXED
+CHANGEABLE = ("model.dropout", "model.output_dropout")  # exceptions to FIXED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ def read_run(folder: Path) -> Run:
             )
         config = RunConfig.from_tables(value["config"]["model"], value["config"]["train"], str(path))
         vocab, data = Vocab.from_json(value["vocab"]), Path(value["data"])
-        return Run(folder, config, vocab, data, value["data_sha256"], value["init_from"], value.get("machine", ""))
+        return Run(folder, config, vocab, data, value["data_sha256"], value["init_from"], value["machine"])
     except (AttributeError, KeyError, TypeError, UsageError, ValueError) as error:
         raise StageError(f"{path} is corrupted ({type(error).__name__}: {error})") from None
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from pipeline.vocab import Vocab
 
-ROWS = 64  # per call, if export.json has no limit
-
 
 @dataclasses.dataclass(frozen=True)
 class ServedVersion:
@@ -31,7 +29,7 @@ class ServedVersion:
 
 def row_limit(origin: dict[str, Any]) -> int:
     """Row limit of a call, from a version's export.json."""
-    return int((origin.get("limits") or {}).get("rows", ROWS))
+    return int(origin["limits"]["rows"])
 
 
 def _bits(version: ServedVersion, nats: float) -> str:
@@ -45,8 +43,8 @@ def _test(version: ServedVersion) -> str:
 
 def _architecture(version: ServedVersion) -> str:
     model = version.origin["config"]["model"]
-    embedding = f", embedding of {model['embedding']}" if model.get("embedding") else ""
-    return f"{model.get('cell', 'lstm').upper()}, {model['layers']} x {model['units']} units{embedding}"
+    embedding = f", embedding of {model['embedding']}" if model["embedding"] else ""
+    return f"{model['cell'].upper()}, {model['layers']} x {model['units']} units{embedding}"
 
 
 def _data(version: ServedVersion) -> str:
@@ -79,8 +77,7 @@ def _licence(version: ServedVersion) -> str:
 
 
 def _limits(version: ServedVersion) -> str:
-    limits = version.origin.get("limits") or {"rows": version.rows}
-    return ", ".join(f"{name} {value:,}" for name, value in limits.items())
+    return ", ".join(f"{name} {value:,}" for name, value in version.origin["limits"].items())
 
 
 TABLE: dict[str, Callable[[ServedVersion], str]] = {

@@ -222,22 +222,6 @@ def test_leftovers_of_killed_processes_are_cleaned_up(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
-def test_leftovers_of_earlier_versions_are_recovered(tmp_path: Path) -> None:
-    for name in ("swapped", "stopped"):
-        write_folder(tmp_path / f".{name}.old-abcdefgh" / name, "old")
-    write_folder(tmp_path / "swapped", "new")
-    (tmp_path / ".stopped.partial-abcdefgh").mkdir()  # which would have replaced it
-    (tmp_path / ".a.json.partial-4194305").touch()  # higher than any process number
-    (tmp_path / ".stdin-abcdefgh").touch()
-    theirs = [f".b.json.partial-{os.getpid()}", ".stdin-notes", ".a.old-abcdefgh/mine.txt"]
-    for name in theirs:
-        write_json(tmp_path / name, {})
-    recover(tmp_path)
-    assert sorted(path for path, content in tree(tmp_path).items() if content is not None) == sorted(
-        [*theirs, "stopped/old.txt", "stopped/old/more.txt", "swapped/new.txt", "swapped/new/more.txt"]
-    )
-
-
 def test_every_changed_bit_of_a_record_is_noticed(tmp_path: Path) -> None:
     path, value = tmp_path / "a.json", {"b": [1, 2.5, None], "a": "é", "c": float("nan")}
     write_record(path, value)

@@ -232,7 +232,7 @@ def test_corrupted_checkpoint_is_reported(
     with pytest.raises(StageError, match=r"step-00000001 is corrupted"):
         checkpoint.load_model(training.run)
     about = (saved.folder / "checkpoint.json").read_text()
-    for broken in ("", "{}", about.replace('"format_version": 3', '"format_version": 9')):
+    for broken in ("", "{}", about.replace('"format_version": 4', '"format_version": 9')):
         (saved.folder / "checkpoint.json").write_text(broken)
         with pytest.raises(StageError, match=r"step-00000001 is corrupted \(.*\): remove it to use another"):
             checkpoint.best(training.run)

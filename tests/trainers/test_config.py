@@ -50,11 +50,6 @@ def test_settings_are_immutable() -> None:
         ("[model]\ncell = 'tanh'", "", "'cell': input should be 'lstm', 'gru' or 'rnn', got 'tanh'"),
         ("[model]\nembedding = -1", "", "'embedding': input should be greater than or equal to 0, got -1"),
         (
-            "[model]\nvariational_dropout = true",
-            "",
-            "variational_dropout needs dropout or output_dropout above 0, got neither",
-        ),
-        (
             "[train]\ndecay = 0.5",
             "",
             "[train]: a schedule needs a decay below 1, and a constant learning rate a decay of 1, got "

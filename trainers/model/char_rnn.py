@@ -120,16 +120,15 @@ class CharRNN(keras.Model):
     def dropout_masks(self, lanes: int, window: int, seed: tf.Tensor) -> Masks:
         """Draw mask_BxTxH of each layer's output, 0 or 1 / (1 - rate); None for a layer without dropout.
 
-        With variational dropout a mask serves all steps of the window: mask_Bx1xH.
         A pure function of the seed (shape [2], integers), so that a step repeats exactly. Masks are drawn for all lanes
         of a step, and each replica takes its own rows, so they do not depend on the number of replicas.
         """
-        config, steps = self.config, 1 if self.config.variational_dropout else window
+        config = self.config
         rates = [config.dropout] * (config.layers - 1) + [config.output_dropout]
         drawn = [layer for layer, rate in enumerate(rates) if rate]
         masks: list[tf.Tensor | None] = [None] * config.layers
         if drawn:
-            draws_LxBxTxH = tf.random.stateless_uniform([len(drawn), lanes, steps, config.units], seed)
+            draws_LxBxTxH = tf.random.stateless_uniform([len(drawn), lanes, window, config.units], seed)
             for layer, draws_BxTxH in zip(drawn, tf.unstack(draws_LxBxTxH), strict=True):
                 masks[layer] = tf.cast(draws_BxTxH >= rates[layer], tf.float32) / (1 - rates[layer])
         return masks

@@ -144,10 +144,3 @@ def make_optimizer(
     if variables:
         optimizer.build(variables)
     return optimizer
-
-
-def clipped(gradients: list[tf.Tensor], config: TrainConfig) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Clip the gradients; also return their global norm before clipping."""
-    if config.clip_by == "norm":
-        return tf.clip_by_global_norm(gradients, config.clip)
-    return [tf.clip_by_value(g, -config.clip, config.clip) for g in gradients], tf.linalg.global_norm(gradients)

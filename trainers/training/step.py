@@ -12,7 +12,6 @@ import tensorflow as tf
 from pipeline.lanes import Batch
 from trainers.model.char_rnn import CharRNN, Masks
 from trainers.training.devices import Devices
-from trainers.training.optimizer import clipped
 
 # Multiplies the loss in float16, whose numbers lose bits below 6e-5 and end at 65,504. Divided out of the gradients; a
 # power of two, so exactly.
@@ -195,7 +194,7 @@ class Steps:
             carries.append(carry)
         nats, *gradients = [tf.add_n(parts) for parts in zip(*sums, strict=True)]
         nats, targets, *gradients = _all_reduce([nats, _real(batch), *gradients])
-        gradients, norm = clipped(gradients, self.config)
+        gradients, norm = tf.clip_by_global_norm(gradients, self.config.clip)
         self.optimizer.apply(gradients, self.model.trainable_variables)
         return Totals(nats, targets, norm), tf.concat(carries, 0)
 

@@ -684,7 +684,7 @@ def card(base: Path) -> dict[str, list[str]]:
 
 def test_card_describes_served_versions(tmp_path: Path) -> None:
     base = export_versions(tmp_path / "plays", 1)
-    write_version(base, 2, val_nats=2.0, step=7, limits=None)
+    write_version(base, 2, val_nats=2.0, step=7, limits={"rows": 64})
     write_package(base, 2, FACTS | {"test": None, "data": None})
     relabel(base, ["canary=2"])
     assert card(base) == {

@@ -128,18 +128,6 @@ def test_output_dropout_changes_only_the_logits(rng: np.random.Generator, make_m
     np.testing.assert_allclose(logits, (y_BxTxH * masks[-1]) @ kernel_HxV + bias_V, atol=1e-4)
 
 
-def test_variational_dropout_uses_one_mask_for_all_steps(rng: np.random.Generator, make_model: MakeModel) -> None:
-    model = make_model(units=50, layers=3, dropout=0.25, variational_dropout=True)
-    (*masks, _), (*same, _), (*other, _) = (model.dropout_masks(20, 30, tf.constant([1, step])) for step in (7, 7, 8))
-    assert [mask.shape for mask in masks] == [(20, 1, 50)] * 2
-    np.testing.assert_array_equal(masks, same)
-    assert np.any(masks[0] != other[0])
-    assert abs(np.mean(np.array(masks) == 0) - 0.25) < 0.05
-    ids, carry = rng.integers(0, 11, (20, 3)), model.initial_carry(20)
-    masks, spread = [*masks, None], [*(tf.repeat(mask, 3, axis=1) for mask in masks), None]
-    np.testing.assert_allclose(model(ids, carry, masks)[0], model(ids, carry, spread)[0], atol=1e-6)
-
-
 def test_layer_norm_applies_to_outputs_but_not_to_state(rng: np.random.Generator, make_model: MakeModel) -> None:
     model, plain = make_model(layer_norm=True), make_model()
     for layer, same in zip((*model.rnns, model.dense), (*plain.rnns, plain.dense), strict=True):
@@ -210,11 +198,11 @@ def test_gates_reproduce_states_and_logits(
     assert all(gate.shape == (2, 6, 7) for gate in gates.values())
 
 
-@pytest.mark.parametrize("variational", [False, True])
+@pytest.mark.parametrize("layer_norm", [False, True])
 def test_dropout_matches_stock_layers(
-    rng: np.random.Generator, make_model: MakeModel, run_keras: Callable[..., Any], variational: bool
+    rng: np.random.Generator, make_model: MakeModel, run_keras: Callable[..., Any], layer_norm: bool
 ) -> None:
-    model = make_model(dropout=0.5, output_dropout=0.3, variational_dropout=variational, layer_norm=variational)
+    model = make_model(dropout=0.5, output_dropout=0.3, layer_norm=layer_norm)
     ids, carry = rng.integers(0, 11, (2, 13)), model.initial_carry(2)
     masks = model.dropout_masks(2, 13, tf.constant([3, 4]))
     loop, _ = model(ids, carry, masks)

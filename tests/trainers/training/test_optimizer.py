@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from trainers.config import ModelConfig, TrainConfig
 from trainers.model.char_rnn import CharRNN
-from trainers.training.optimizer import LearningRate, clipped, make_optimizer
+from trainers.training.optimizer import LearningRate, make_optimizer
 
 TOTAL, EPOCH = 41, 10
 
@@ -164,16 +164,3 @@ def test_weight_decay_skips_norms_and_embeddings(optimizer: Any) -> None:
     for weight, start in zip(model.trainable_variables, before, strict=True):
         expected = start / 2 if weight.path.endswith("kernel") else start
         np.testing.assert_allclose(weight, expected, rtol=1e-6, err_msg=weight.path)
-
-
-def test_gradients_are_clipped_by_norm_or_value() -> None:
-    gradients = [tf.constant([3.0, 0.0]), tf.constant([[-4.0]])]
-    for clip_by, clip, expected in (
-        ("norm", 1.0, [[0.6, 0.0], [[-0.8]]]),
-        ("norm", 9.0, [[3.0, 0.0], [[-4.0]]]),
-        ("value", 3.5, [[3.0, 0.0], [[-3.5]]]),
-    ):
-        limited, norm = clipped(gradients, TrainConfig(clip=clip, clip_by=clip_by))
-        assert float(norm) == pytest.approx(5)
-        for a, b in zip(limited, expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6)
