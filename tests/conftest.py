@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup; some tests send SIGHUP
     signal.signal(signal.SIGHUP, lambda *_: None)
 
-LONGEST = ("tests/conformance/", "tests/web/", "test_processes.py", "test_served_hostile.py", "test_checkpoint.py")
+LONGEST = ("tests/conformance/", "export/web/", "test_processes.py", "test_served_hostile.py", "test_checkpoint.py")
 
 
 class NoTensorFlow(MetaPathFinder):

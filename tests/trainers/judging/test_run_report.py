@@ -162,7 +162,7 @@ def test_older_formats_are_ignored(folder: Path) -> None:
 
 
 SCRIPT = """
-import { axe, launch } from "./tests/web/browser.mjs";
+import { axe, launch } from "./tests/export/web/browser.mjs";
 const browser = await launch();
 const problems = [];
 for (const colorScheme of ["light", "dark"]) for (const width of [1280, 360]) {

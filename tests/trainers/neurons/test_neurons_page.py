@@ -1,4 +1,4 @@
-"""Data of the neurons page, and its picture. tests/web/test_web_neurons.py tests the page in a browser."""
+"""Data of the neurons page, and its picture. tests/export/web/test_web_neurons.py tests the page in a browser."""
 
 from pathlib import Path
 

@@ -4,12 +4,12 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { explain } from "../../export/web/page/explain.js";
-import { uniform } from "../../export/web/page/random.js";
-import { choose, likeliest, probabilities } from "../../export/web/page/sample.js";
-import { DEFAULTS, fromHash, toHash } from "../../export/web/page/share.js";
-import { Text } from "../../export/web/page/text.js";
-import { Decoder, Vocab } from "../../export/web/page/vocab.js";
+import { explain } from "../../../export/web/page/explain.js";
+import { uniform } from "../../../export/web/page/random.js";
+import { choose, likeliest, probabilities } from "../../../export/web/page/sample.js";
+import { DEFAULTS, fromHash, toHash } from "../../../export/web/page/share.js";
+import { Text } from "../../../export/web/page/text.js";
+import { Decoder, Vocab } from "../../../export/web/page/vocab.js";
 
 const cases = JSON.parse(readFileSync(process.env.CASES, "utf8"));
 
