@@ -6,7 +6,7 @@
 # make run CONFIG=configs/NAME.toml                      every stage of a config; finished stages are skipped
 # make results CONFIG=configs/NAME.toml                  train it and keep its figures: results/NAME.json, docs/results.md
 # make learn          execute the notebooks of docs/learn, and make their pages
-# make site           the trained models of models/ as one page for the browser: site/all
+# make site [SERVE=1] the trained models of models/ as one page for the browser: site/all; needs no set-up, but npm
 # make setup [GPU=1]  create .venv from requirements.lock; GPU=1 adds TensorFlow's CUDA libraries
 # make lock           resolve the requirements again     make clean      remove the demo's output
 # make audit          known vulnerabilities, licences (docs/dependencies.md) and an SBOM (sbom.json)
@@ -57,8 +57,15 @@ results: evaluated
 learn: $(VENV)/.installed-dev
 	$(PY) scripts/notebooks.py
 
-site: setup
-	@$(PY) -m export web models/*/ --out site/all
+# The page's build imports few packages, so it does not wait for the whole set-up.
+site/.venv/.installed: requirements-site.lock
+	@$(or $(PYTHON),python3) -m venv site/.venv
+	@site/.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		--only-binary :all: -r $<
+	@touch $@
+
+site: site/.venv/.installed
+	@site/.venv/bin/python -m export web models/*/ --out site/all $(if $(SERVE),--serve)
 
 demo:
 	@$(MAKE) --no-print-directory run CONFIG=configs/stdlib.toml
@@ -108,7 +115,7 @@ lock: setup
 		-o requirements-audit.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header -c scripts/constraints.txt \
 		--override scripts/overrides.txt requirements.txt -o requirements.lock
-	for extra in dev gpu; do \
+	for extra in site dev gpu; do \
 		$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock \
 			--override scripts/overrides.txt requirements-$$extra.txt -o requirements-$$extra.lock || exit 1; \
 	done

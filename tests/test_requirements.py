@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -45,3 +47,15 @@ def test_lock_files_agree_on_versions() -> None:
     assert {name: dev[name] for name in base.keys() & dev.keys()} == {
         name: base[name] for name in base.keys() & dev.keys()
     }
+    assert set(pins("requirements-site.lock")) < set(pins("requirements.lock"))
+
+
+def test_site_imports_only_its_own_packages() -> None:
+    program = (
+        "import sys; before = set(sys.modules); import export.__main__, export.web.build; "
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names)"
+    )
+    imported = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = re.findall(r"^\w+$", (ROOT / "requirements-site.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    third_party = {name for name in imported.stdout.split() if not (ROOT / name).is_dir()}
+    assert {name for name in third_party if name[0] != "_"} == set(listed)
