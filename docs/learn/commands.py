@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.machine import provenance
+
 ROOT = Path(__file__).parents[2]
 RUNS = Path(__file__).parent / "runs.json"
 TRAIN = "trainers train docs/learn/learn.toml"
@@ -20,15 +22,17 @@ def run(command: str, lines: int = 6) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in COLOURS}
     python = [sys.executable, "-m", *command.split()]
     done = subprocess.run(python, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8")
-    print(*(done.stdout + done.stderr).rstrip().split("\n")[-lines:], sep="\n")
+    output = (done.stdout + done.stderr).rstrip().split("\n")
+    for line in output[max(len(output) - lines, 0) :]:
+        print(line)
     if done.returncode:
-        raise RuntimeError(f"python -m {command} failed")
+        raise RuntimeError(f"python -m {command} failed: {output[-1]}")
 
 
 def kept(settings: str = "", data: str = "data/learn") -> list[dict[str, Any]]:
     """Return the reports of a small run (train_nats or val_nats). settings: SECTION.KEY=VALUE, separated by spaces.
 
-    Trains it with the command that it prints, unless runs.json has its reports.
+    Trains it with the command that it prints, unless runs.json has its reports, with their machine, commit and date.
     """
     name = re.sub(r"(model|train)\.", "", settings).replace(" ", "-") or "base"
     out = f"runs/learn/{name}{data.removeprefix('data/learn')}"
@@ -36,16 +40,18 @@ def kept(settings: str = "", data: str = "data/learn") -> list[dict[str, Any]]:
     print(f"python -m {command}")
     runs = json.loads(RUNS.read_text()) if RUNS.exists() else {}
     if command not in runs:
+        runs[command] = provenance()
         # A run that diverges fails, and has its reports all the same.
         subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True)
         rows = [json.loads(line) for line in (ROOT / out / "metrics.jsonl").read_text().splitlines()]
         fields = ("step", "epoch", "train_nats", "val_nats", "seconds")
-        runs[command] = [{name: round(row[name], 4) for name in fields if name in row} for row in rows if row["step"]]
-        if not runs[command]:
+        reports = [{name: round(row[name], 4) for name in fields if name in row} for row in rows if row["step"]]
+        if not reports:
             raise RuntimeError(f"python -m {command} reported no step")
-        lines = (f"{json.dumps(command)}: {json.dumps(rows)}" for command, rows in runs.items())
+        runs[command]["reports"] = reports
+        lines = (f"{json.dumps(command)}: {json.dumps(record)}" for command, record in runs.items())
         RUNS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    return runs[command]
+    return list(runs[command]["reports"])
 
 
 def plot(runs: Mapping[str, str], axis: Any, bottom: float = 1.45, top: float = 2.5, **data: str) -> None:

@@ -1,5 +1,6 @@
 """Notebooks of docs/learn: they run, and their pages are made from them."""
 
+import json
 import os
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def test_notebook_has_the_outputs_of_one_run_in_order(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
+
+
+def test_kept_runs_name_their_machine_commit_and_date() -> None:
+    for command, record in json.loads((notebooks.LEARN / "runs.json").read_text()).items():
+        assert record.keys() == {"machine", "commit", "date", "reports"}, command
+        assert record["reports"][-1]["val_nats"] > 1, command
 
 
 @pytest.mark.slow
