@@ -7,6 +7,7 @@ The process that owns a scratch folder holds a lock on it, so `recover` recognis
 process, which leaves nothing else. If it holds both a new and an old folder, their swap stopped halfway.
 """
 
+import base64
 import contextlib
 import errno
 import fcntl
@@ -200,6 +201,19 @@ def parse_json(text: str | bytes) -> Any:
     if level or value is ...:
         raise ValueError(f"nested deeper than {MOST_DEPTH} levels")
     return value
+
+
+def bytes_to_json(text: bytes) -> str | dict[str, str]:
+    """Convert a text to JSON: base64 if it is not UTF-8, as in TF Serving's REST API."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(text).decode()}
+
+
+def bytes_from_json(value: Any) -> bytes:
+    """Undo `bytes_to_json`. Raises KeyError, TypeError or ValueError for any other value."""
+    return value.encode() if isinstance(value, str) else base64.b64decode(value["b64"], validate=True)
 
 
 def load_json(path: Path) -> Any:

@@ -12,6 +12,19 @@ from common.machine import gpus, hide_gpus, use_gpus
 
 SEED = click.IntRange(-(1 << 63), (1 << 63) - 1)
 
+count = click.option(
+    "--count",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Texts per prompt, as JSON lines; each adds 1 to the seed.",
+)
+
+
+def later_seed(seed: int, index: int) -> int:
+    """Count up from a seed; the largest is followed by the smallest."""
+    return (seed + index + (1 << 63)) % (1 << 64) - (1 << 63)
+
 
 def _finite(context: click.Context, option: click.Parameter, value: float) -> float:
     if not math.isfinite(value):

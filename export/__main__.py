@@ -1,6 +1,7 @@
 """The command line: python -m export savedmodel | label | serve | query | front | tflite | run-lite | web | keras
 | verify | show."""
 
+import json
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common import console, options
+from common.files import bytes_to_json
 from common.machine import hide_gpus
 from export.client.query import query, target_options
 
@@ -241,6 +243,7 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
 @cli.command()
 @click.argument("file", type=FOLDER, metavar="FILE|devices/NAME")
 @click.option("--prompt", default="", help="Text to continue.  [default: start as after a newline]")
+@options.count
 @options.sampling
 @click.option(
     "--seed",
@@ -250,19 +253,29 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
     help="The same seed writes the same text; in float32, that of `trainers sample`.",
 )
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtime.")
-def run_lite(file: Path, prompt: str, length: int, threads: int, **sampling: Any) -> None:
+def run_lite(file: Path, prompt: str, count: int, length: int, threads: int, seed: int, **sampling: Any) -> None:
     """Write text with a .tflite as a device does, without TensorFlow. In a folder, int8-dynamic.tflite is used.
+
+    With --count, texts are JSON lines: prompt, seed and text. Each equals that of a separate call.
 
     \b
     Examples:
       python -m export run-lite models/shakespeare --prompt "KING "
       python -m export run-lite devices/stdlib/float32.tflite --prompt "def " --temperature 0.5
+      python -m export run-lite models/names --count 1000 --length 40 > names.jsonl
     """
     from export.lite.runner import LiteModel, Sampling
 
     file = file / "int8-dynamic.tflite" if file.is_dir() else file
-    text = os.fsencode(prompt)  # the bytes as typed, in any locale
-    console.write_pieces(LiteModel(file, threads).stream(text, length, Sampling(**sampling)), before=text)
+    model, text = LiteModel(file, threads), os.fsencode(prompt)  # the bytes as typed, in any locale
+    if count == 1:
+        console.write_pieces(model.stream(text, length, Sampling(seed=seed, **sampling)), before=text)
+        return
+    for index in range(count):
+        row_seed = options.later_seed(seed, index)
+        written = bytes_to_json(model.generate(text, length, Sampling(seed=row_seed, **sampling)))
+        row = {"prompt": bytes_to_json(text), "seed": row_seed, "text": written}
+        console.write_text(json.dumps(row, ensure_ascii=False).encode())
 
 
 @cli.command()

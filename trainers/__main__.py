@@ -252,9 +252,7 @@ def neurons(
     metavar="FILE",
     help='A prompt per line or, in a .jsonl file, {"prompt": "...", "seed": 1}.',
 )
-@click.option(
-    "--count", type=click.IntRange(1), default=1, show_default=True, help="Texts per prompt; each adds 1 to the seed."
-)
+@options.count
 @options.sampling
 @options.device
 @click.option("--seed", type=options.SEED, default=1, show_default=True, help="The same seed gives the same text.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common import console, options
+from common.errors import StageError
 
 if TYPE_CHECKING:  # at run time gRPC is imported by the command, so that --help is quick
     from export.client.client import Client
@@ -86,6 +87,7 @@ def query() -> None:
 @query.command()
 @target_options
 @click.option("--prompt", default="", help="Text to continue.")
+@options.count
 @options.sampling
 @click.option(
     "--seed", type=options.SEED, help="The same seed writes the same text.  [default: random, printed on stderr]"
@@ -93,24 +95,33 @@ def query() -> None:
 @click.option("--stream/--no-stream", default=True, help="Print the text as it arrives, or all at once.")
 @AS_JSON
 def text(
-    client: "Client", prompt: str, length: int, seed: int | None, stream: bool, as_json: bool, **sampling: Any
+    client: "Client",
+    prompt: str,
+    count: int,
+    length: int,
+    seed: int | None,
+    stream: bool,
+    as_json: bool,
+    **sampling: Any,
 ) -> None:
     """Write text: the prompt and its continuation.
 
-    The text is printed as it arrives. Each piece is one call.
+    The text is printed as it arrives. Each piece is one call. With --count, each call writes as many texts as the
+    server allows, and each text is a line of JSON, as with --json.
 
     \b
-    Example:
+    Examples:
       python -m export query text --model book --prompt "Once " --length 2000 --stop "THE END"
+      python -m export query text --model names --count 1000 --seed 1 > names.jsonl
     """
     before = os.fsencode(prompt)  # the bytes as typed, in any locale
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
-    sampling["seed"] = drawn
-    if as_json:
-        generated = client.generate(before, length, **sampling)
-        encoded = {"b64": base64.b64encode(generated.text_bytes).decode()}  # as in TF Serving's REST API
-        _print_json({**dataclasses.asdict(generated), "text_bytes": encoded, "seed": drawn})
+    if as_json or count > 1:
+        seeds = [options.later_seed(drawn, index) for index in range(count)]
+        for row in _rows(client, before, length, seeds, sampling):
+            _print_json(row)
         return
+    sampling["seed"] = drawn
     pieces: Iterator[bytes]
     if not stream:
         pieces = iter([client.generate(before, length, **sampling).text_bytes])
@@ -119,6 +130,21 @@ def text(
     else:
         pieces = client.stream_bytes(before, length, **sampling)
     console.write_pieces(pieces if seed is not None else _noting_seed(pieces, drawn), before=before)
+
+
+def _rows(
+    client: "Client", prompt: bytes, length: int, seeds: list[int], sampling: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Write a text per seed, in calls of as many rows as the model's limit. Raises StageError for a rejected row."""
+    most = client.info().get("limits", {}).get("rows", 1) if len(seeds) > 1 else 1
+    for first in range(0, len(seeds), most):
+        batch = seeds[first : first + most]
+        texts = client.generate([prompt] * len(batch), length, seed=batch, **sampling)
+        for seed, generated in zip(batch, texts, strict=True):
+            if generated.error:
+                raise StageError(f"{client.settings.target} rejects the request: {generated.error}")
+            encoded = {"b64": base64.b64encode(generated.text_bytes).decode()}  # as in TF Serving's REST API
+            yield {**dataclasses.asdict(generated), "text_bytes": encoded, "seed": seed}
 
 
 def _noting_seed(pieces: Iterator[bytes], seed: int) -> Iterator[bytes]:

@@ -5,7 +5,6 @@ A row's result does not depend on the other rows: it equals that of a separate c
 Legend: R rows of a batch, padded (`stepper.padded_rows`); P ids of the longest.
 """
 
-import base64
 import contextlib
 import json
 import math
@@ -18,7 +17,8 @@ import tensorflow as tf
 
 from common import console
 from common.errors import StageError
-from common.files import parse_json, whole_file
+from common.files import bytes_from_json, bytes_to_json, parse_json, whole_file
+from common.options import later_seed
 from common.types import Array
 from trainers import checkpoint
 from trainers.model.char_rnn import States
@@ -121,18 +121,14 @@ def sample_lines(
     for number, start in enumerate(starts, 1):
         with _named(f"prompt {number}"):
             run.vocab.encode(start.prompt)
-    starts = [start._replace(seed=_later(start.seed, index)) for start in starts for index in range(count)]
+    starts = [start._replace(seed=later_seed(start.seed, index)) for start in starts for index in range(count)]
     sampler = Sampler(checkpoint.load_model(run, checkpoint.choose(run, choice)), run.vocab, frozen=True)
     with console.progress("texts") as bar:
         task = bar.add_task("sampling", total=len(starts))
         for start, text in zip(starts, draw(sampler, starts, length, **options), strict=True):
-            yield {"prompt": as_json(start.prompt), "seed": start.seed, **text._asdict(), "text": as_json(text.text)}
+            written = {"prompt": bytes_to_json(start.prompt), "seed": start.seed, **text._asdict()}
+            yield written | {"text": bytes_to_json(text.text)}
             bar.advance(task)
-
-
-def _later(seed: int, index: int) -> int:
-    """Count up from a seed; the largest is followed by the smallest."""
-    return (seed + index + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def score_lines(folder: Path, files: list[Path], by_line: bool, choice: str = "best") -> list[dict[str, Any]]:
@@ -169,7 +165,7 @@ def read_prompts(path: Path, seed: int) -> Iterator[tuple[bytes, int]]:
             continue
         try:
             value = parse_json(line)
-            prompt, own = from_json(value["prompt"]), value.get("seed", seed)
+            prompt, own = bytes_from_json(value["prompt"]), value.get("seed", seed)
             if not isinstance(own, int) or not -(1 << 63) <= own < 1 << 63:
                 raise ValueError(f"seed {own}")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -188,19 +184,6 @@ def write_lines(rows: Iterable[dict[str, Any]], out: Path | None) -> None:
     with whole_file(out) as partial, partial.open("wb") as file:
         count = sum(file.write(line + b"\n") > 0 for line in lines)
     console.note(f"{out}: {count:,} rows")
-
-
-def as_json(text: bytes) -> str | dict[str, str]:
-    """Convert a text to JSON: base64 if it is not UTF-8, as in TF Serving's REST API."""
-    try:
-        return text.decode()
-    except UnicodeDecodeError:
-        return {"b64": base64.b64encode(text).decode()}
-
-
-def from_json(value: Any) -> bytes:
-    """Undo `as_json`. Raises KeyError, TypeError or ValueError for any other value."""
-    return value.encode() if isinstance(value, str) else base64.b64decode(value["b64"], validate=True)
 
 
 @contextlib.contextmanager

@@ -717,6 +717,30 @@ def test_query_text_writes_the_text(query: Callable[..., tuple[int, bytes, str]]
     assert (code, err, out.count(b"\n")) == (0, "", 1)
 
 
+def test_query_count_writes_the_text_of_each_seed_in_few_calls(
+    query: Callable[..., tuple[int, bytes, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, calls = Client.generate, list[int]()
+
+    def counting(client: Client, prompt: list[bytes], *arguments: Any, **sampling: Any) -> list[Generated]:
+        calls.append(len(prompt))
+        return generate(client, prompt, *arguments, **sampling)
+
+    monkeypatch.setattr(Client, "generate", counting)
+    monkeypatch.setattr(Client, "info", lambda _: {"limits": {"rows": 3}})
+    last = (1 << 63) - 1
+    arguments = ("text", "--prompt", "ab", "--length", "60", "--stop", "THE", "--top-k", "7")
+    code, out, err = query(*arguments, "--seed", str(last - 2), "--count", "7")
+    assert (code, err, calls) == (0, "", [3, 3, 1])
+    seeds = [last - 2, last - 1, last, *range(-last - 1, -last + 3)]
+    single = [query(*arguments, "--seed", str(seed), "--json") for seed in seeds]
+    assert out.splitlines(keepends=True) == [line for _, line, _ in single]
+    assert [json.loads(line)["seed"] for line in out.splitlines()] == seeds
+    code, out, err = query("text", "--length", "5000", "--count", "2")
+    assert (code, out) == (1, b"")
+    assert "rejects the request: the length must be 0 to 4096, got 5000" in err
+
+
 def test_terminal_output_has_whole_characters(
     query: Callable[..., tuple[int, bytes, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

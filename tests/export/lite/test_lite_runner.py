@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common import console
 from common.errors import StageError, UsageError
+from common.files import bytes_from_json
 from export.__main__ import cli
 from export.bundle import pack, unpack
 from export.lite.runner import LiteModel, Sampling, choose, uniforms
@@ -190,6 +192,21 @@ def test_command_rejects_invalid_files(
         assert (exit.value.code, output.out) == (1, ""), name
         assert f"{name}.tflite" in output.err, name
         assert message in " ".join(output.err.split()), name
+
+
+def test_command_writes_the_text_of_each_seed(path: Path, names: Path) -> None:
+    def written(file: Path, *arguments: str) -> bytes:
+        result = CliRunner().invoke(cli, ["run-lite", str(file), *arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout_bytes
+
+    arguments = ("--length", "20", "--temperature", "1.5")
+    for file, prompt in ((path, "def "), (names, "Zoë")):  # of bytes, most of whose texts are not UTF-8; of characters
+        rows = written(file, *arguments, "--prompt", prompt, "--seed", "5", "--count", "3").splitlines()
+        assert [json.loads(row)["seed"] for row in rows] == [5, 6, 7]
+        for row in map(json.loads, rows):
+            single = written(file, *arguments, "--prompt", prompt, "--seed", str(row["seed"]))
+            assert bytes_from_json(row["prompt"]) + bytes_from_json(row["text"]) + b"\n" == single
 
 
 def _doubling() -> bytes:

@@ -11,6 +11,7 @@ import tiny_run
 from click.testing import CliRunner
 
 from common.errors import StageError
+from common.files import bytes_from_json
 from pipeline.vocab import byte_vocab
 from trainers import checkpoint
 from trainers.__main__ import cli
@@ -36,7 +37,7 @@ def rows_of(*arguments: object) -> list[dict[str, Any]]:
 
 
 def as_bytes(row: dict[str, Any], key: str) -> bytes:
-    return batch.from_json(row[key])
+    return bytes_from_json(row[key])
 
 
 @pytest.mark.parametrize(
