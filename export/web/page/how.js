@@ -60,8 +60,8 @@ export class How {
     const options = Array.from({ length: shape.layers }, (_, layer) => make("option", { value: String(layer) }, `Layer ${layer + 1}`));
     this.layer.replaceChildren(...options);
     find("how-cell", HTMLParagraphElement).textContent = shape.cells
-      ? "Each neuron has a memory c. A step keeps a share of it, adds something, and shows a share of the result to the rest of the network as h: c = forget × c before + added, then h = output × tanh(c)."
-      : "Each neuron has a memory h, which a step replaces.";
+      ? "Each neuron has a memory c. A step keeps a share of it, adds something, and shows a share of the result to the rest of the network as h: c = forget × c before + added, then h = output × tanh(c). What is added is the input gate times a candidate; the model's file reveals only their product."
+      : "Each neuron has a memory h. A plain RNN replaces it at each step; a GRU replaces a share of it, and keeps the rest.";
     this.#begin();
   }
 

@@ -14,14 +14,20 @@ export async function enableOffline(report) {
   const activated = new Promise((resolve) => workers.addEventListener("controllerchange", resolve, { once: true }));
   const registration = await workers.register("sw.js", { updateViaCache: "none" }).catch(() => undefined);
   if (!registration) return report("Not available offline: the browser does not allow it here.");
-  const { installing } = registration;
   if (controlled) {
     activated.then(() => report("A newer version of this page is available: reload it."));
     return report(available);
   }
-  activated.then(() => report(available)); // even after the timeout
-  await Promise.race([activated, new Promise((resolve) => setTimeout(resolve, TIMEOUT))]);
-  if (workers.controller) return;
-  if (installing?.state === "redundant") report("Not available offline: the browser has no room for it.");
-  else report("Works offline from your next visit on.");
+  const { installing } = registration;
+  /** @type {Promise<string>} */
+  const failed = new Promise((resolve) => {
+    installing?.addEventListener("statechange", () => {
+      if (installing.state === "redundant") resolve("Not available offline: the browser has no room for it.");
+    });
+  });
+  /** @type {Promise<string>} */
+  const late = new Promise((resolve) => setTimeout(() => resolve("Works offline from your next visit on."), TIMEOUT));
+  // A later activation changes nothing: the service worker has not seen the files that are opened meanwhile.
+  report(await Promise.race([activated.then(() => available), failed, late]));
+  failed.then(report);
 }

@@ -121,8 +121,9 @@ export class Pane {
       this.open = to;
       const span = make("span", { textContent: at < this.ahead ? "" : text });
       if (text === "\n") span.className = "line";
-      if (this.chosen.has(at)) span.classList.add("chosen");
-      if (from <= this.prompt && this.prompt < to && this.prompt > 0) span.classList.add("first");
+      const contains = (/** @type {number} */ position) => from <= position && position < to;
+      if ([...this.chosen].some(contains)) span.classList.add("chosen"); // any byte of a character may be chosen
+      if (this.prompt > 0 && contains(this.prompt)) span.classList.add("first");
       paint(span, activity);
       this.characters.push({ span, from, to });
       this.fragment.append(span);

@@ -318,6 +318,7 @@ test("after its last character a word continues with the likeliest, and back", (
       await eventually(async () => assert.match(await page.textContent("#how-status"), /^Step 8 of 9/));
       await page.selectOption("#model", cases.odd);
       await eventually(async () => assert.equal(await page.locator("#how-units thead th").count(), 3)); // a GRU: h before, h
+      assert.match(await page.textContent("#how-cell"), /a GRU replaces a share of it, and keeps the rest\.$/);
       await page.fill("#word", "");
       await eventually(async () => assert.match(await page.textContent("#how-status"), /^Step 1 of 1: read/));
     },
@@ -454,14 +455,35 @@ test("a character chosen while the text streams replaces the next one", () =>
   on(
     async (page) => {
       await page.click("#write");
-      await expectStatus(page, /Writing/); // a click before that would choose without writing on
-      await page.locator("#bars button").first().waitFor();
-      await page.locator("#bars button").first().click();
+      const id = await page.evaluate(
+        () =>
+          new Promise((resolve) => {
+            const choose = () => {
+              if (document.querySelectorAll(".text span").length < 20) return setTimeout(choose, 5);
+              const bar = document.querySelector("#bars button");
+              resolve(Number(bar.dataset.id));
+              bar.click();
+            };
+            choose(); // in the page: from outside, on a slow machine, the text would be complete
+          }),
+      );
       await expectStatus(page, "Done.");
-      await eventually(async () => assert.equal(await page.locator(".text .chosen").count(), 1));
+      const chosen = await page.locator(".text .chosen").allTextContents();
+      assert.equal(chosen.length, 1);
+      assert.ok(chosen[0] === "\ufffd" || Buffer.from(chosen[0]).includes(id), `${chosen[0]} for ${id}`);
       assert.match(await page.textContent(".progress"), /^2,000 characters/);
     },
     { hash: link({ prompt: "The ", length: 2000 }) },
+  ));
+
+test("a character is marked as chosen if any of its bytes is", () =>
+  on(
+    async (page) => {
+      const [character] = Array.from((await text(page)).slice(4)); // valid or not: begins with the chosen byte
+      assert.ok(character > "\x7f");
+      assert.deepEqual(await page.locator(".text .chosen").allTextContents(), [character]);
+    },
+    { hash: link({ prompt: "The ", temperature: 0, length: 8, chosen: `4.${0xe2}`, written: 1 }) },
   ));
 
 test("a link restores all settings and the text", async () => {
@@ -639,9 +661,10 @@ test("the text is copied unchanged", () =>
 test("once opened, the page works offline, and reports it", () =>
   on(
     async (page) => {
-      await eventually(async () => assert.equal(await page.textContent("#offline"), "Works offline with the models you have opened."));
+      await page.evaluate(() => navigator.serviceWorker.ready);
       await page.reload(); // on a slow machine, the first visit is too early to be cached
       await expectStatus(page, "Done.");
+      assert.equal(await page.textContent("#offline"), OFFLINE);
       const cached = await page.evaluate(async () => (await navigator.serviceWorker.getRegistration()).updateViaCache);
       assert.equal(cached, "none");
       const files = () => page.evaluate(async () => (await (await caches.open((await caches.keys())[0])).keys()).map(({ url }) => url));
@@ -707,16 +730,17 @@ async function hosted(use, behind = "") {
 test("any static host and any path work", () => hosted(async (page) => assert.equal(await text(page), cases.greedy.text)));
 
 /**
- * Run a page with `script` appended to its service worker.
+ * Visit a page twice with `script` appended to its service worker.
  * @param {string} script
- * @param {string} note the page's note on offline use
+ * @param {string} note the page's note on offline use at the second visit
  */
 function failing(script, note) {
   return hosted(async (page) => {
-    await eventually(async () => assert.equal(await page.textContent("#offline"), note));
+    await eventually(async () => assert.notEqual(await page.textContent("#offline"), ""));
     await page.reload();
     await expectStatus(page, "Done.");
     assert.equal(await text(page), cases.greedy.text);
+    await eventually(async () => assert.equal(await page.textContent("#offline"), note));
   }, script);
 }
 
@@ -724,6 +748,23 @@ const rejecting = (method) => `${method} = () => Promise.reject(new Error("no ro
 const activated = (script) => `scope.addEventListener("activate", () => { ${script} });`;
 const OFFLINE = "Works offline with the models you have opened.";
 const [OPEN, PUT] = ["CacheStorage.prototype.open", "Cache.prototype.put"].map(rejecting);
+const LATE = 'scope.addEventListener("install", (event) => event.waitUntil(new Promise((resolve) => setTimeout(resolve, 2000))));';
+
+test("a model that was opened before the page could cache it works offline from the next visit on", () =>
+  hosted(async (page) => {
+    const note = () => page.textContent("#offline");
+    await eventually(async () => assert.equal(await note(), "Works offline from your next visit on."));
+    await page.waitForFunction(() => navigator.serviceWorker.controller);
+    await page.evaluate(() => new Promise((resolve) => setTimeout(resolve, 100))); // for a note that came too early
+    assert.equal(await note(), "Works offline from your next visit on.");
+    await page.reload();
+    await expectStatus(page, "Done.");
+    assert.equal(await note(), OFFLINE);
+    await page.context().setOffline(true);
+    await page.reload();
+    await expectStatus(page, "Done.");
+    assert.equal(await text(page), cases.greedy.text);
+  }, LATE));
 
 test("the page works without storage", () => failing(OPEN, "Not available offline: the browser has no room for it."));
 slow("the page works when storage cannot be opened later", () => failing(activated(OPEN), OFFLINE));
