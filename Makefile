@@ -21,8 +21,6 @@ PY := $(VENV)/bin/python
 UV := $(VENV)/tools/bin/uv
 CONFIG ?= configs/stdlib.toml
 NAME = $(shell basename "$(CONFIG)" .toml)
-# Keep __pycache__ out of the source folders.
-export PYTHONDONTWRITEBYTECODE := 1
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile

@@ -208,8 +208,9 @@ def prove(served: Served, folder: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "answers.json"
-        command = [sys.executable, "-m", "export.serve.session", str(folder), str(path)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "export.serve.session", str(folder.absolute()), str(path)]
+        home = Path(__file__).parents[2]
+        process = subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         expected = [(signature, served.answer(signature, inputs)) for signature, inputs in requests(served)]
         stderr = process.communicate()[1]
         if process.returncode:

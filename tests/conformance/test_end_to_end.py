@@ -131,9 +131,9 @@ STAGES = [
 ]
 
 
-# One command per package and the one without TensorFlow start as you start them; so do those that configure TensorFlow
-# for the whole process (`trainers.training.devices.prepare`), which would hold for all later tests.
-PROCESSES = ("pipeline ingest", "trainers train", "trainers evaluate", "export savedmodel", "export run-lite")
+# One command per package starts as you start it; so do those that configure TensorFlow for the whole process
+# (`trainers.training.devices.prepare`), which would hold for all later tests.
+PROCESSES = ("pipeline ingest", "trainers train", "trainers evaluate", "export run-lite")
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,21 @@ def load(run: Path) -> checkpoint.CharRNN:
 
 
 @pytest.fixture(scope="module")
-def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder exported like by the command, including the proof in a fresh process."""
+def command(run: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """Result of the command."""
     out = tmp_path_factory.mktemp("exported") / "tiny"
-    export_keras(run, out, BATCH, force=False)
-    return out
+    arguments = [sys.executable, "-m", "export", "keras", str(run), "--out", str(out), "--batch", str(BATCH)]
+    return subprocess.run(arguments, capture_output=True, text=True, check=True)
+
+
+@pytest.fixture(scope="module")
+def exported(command: subprocess.CompletedProcess[str]) -> Path:
+    return Path(command.args[command.args.index("--out") + 1])
+
+
+def test_export_prints_one_line(command: subprocess.CompletedProcess[str]) -> None:
+    assert re.fullmatch(r".*/tiny/model.keras: step 12 of .*, 0\.\d MB, stock layers only.*\n", command.stdout)
+    assert command.stderr == ""
 
 
 def test_file_has_stock_layers_and_matches_the_checkpoint(run: Path, exported: Path) -> None:
@@ -57,14 +67,6 @@ def test_all_cells_are_exported(other_run: Path, tmp_path: Path) -> None:
     expected, _ = model(ids, model.initial_carry(2))
     pieces = [loaded(part) for part in (ids[:, :11], ids[:, 11:])]
     np.testing.assert_allclose(np.concatenate(pieces, 1), expected, atol=1e-5)
-
-
-@pytest.mark.processes
-def test_export_prints_one_line(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "export", "keras", str(run), "--out", str(tmp_path / "tiny")]
-    process = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert re.fullmatch(r".*/tiny/model.keras: step 12 of .*, 0\.\d MB, stock layers only.*\n", process.stdout)
-    assert process.stderr == ""
 
 
 OLDEST = "keras==3.8.0"

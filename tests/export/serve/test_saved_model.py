@@ -141,6 +141,7 @@ def test_graph_with_unsupported_ops_is_rejected(tiny: ExportedModel, tmp_path: P
         saved_model.check_ops(tmp_path)
 
 
+@pytest.mark.slow
 def test_model_with_cudnn_layers_exports_the_same_graph(run: Path, tiny: ExportedModel, tmp_path: Path) -> None:
     """Simulate a GPU with use_cudnn: there the model uses cuDNN, which servers without a GPU lack."""
     save(run, tmp_path, use_cudnn=True)
