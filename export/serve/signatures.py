@@ -16,7 +16,6 @@ with an error, texts are empty and numbers 0. docs/serving.md documents the inpu
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ class Served:
         weights = tf.train.Checkpoint(weights=tf.nest.flatten(self.sampler.weights))
         tf.saved_model.save(weights, str(folder), signatures=signatures)
 
-    def _traced(self, name: str) -> Callable[..., Answer]:
+    def _traced(self, name: str) -> tf.types.experimental.PolymorphicFunction:
         specs = [tf.TensorSpec([None], DTYPES[column], column) for column in INPUTS[name]]
         return tf.function(getattr(self, f"_{name}"), input_signature=specs, autograph=False)
 
