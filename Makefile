@@ -13,7 +13,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo run evaluated results learn site setup lint lock clean
+.PHONY: help demo run evaluated savedmodel tflite results learn site setup lint lock clean
 .PHONY: test test-fast test-slow test-gpu test-faults audit
 
 VENV := .venv
@@ -44,10 +44,17 @@ evaluated: setup
 	@$(PY) -m trainers train "$(CONFIG)"
 	@$(PY) -m trainers evaluate "runs/$(NAME)"
 
+# The two exports side by side: each has one core's work.
 run: evaluated
-	@$(PY) -m export savedmodel "runs/$(NAME)" --out "served/$(NAME)"
-	@$(PY) -m export tflite "runs/$(NAME)" --out "devices/$(NAME)"
+	@echo "exporting to served/$(NAME) and devices/$(NAME)"
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target savedmodel tflite
 	@$(PY) -m export show "runs/$(NAME)" --served "served/$(NAME)" --devices "devices/$(NAME)"
+
+savedmodel:
+	@$(PY) -m export savedmodel "runs/$(NAME)" --out "served/$(NAME)"
+
+tflite:
+	@$(PY) -m export tflite "runs/$(NAME)" --out "devices/$(NAME)"
 
 results: evaluated
 	@$(PY) -m bench results "runs/$(NAME)"
