@@ -3,7 +3,8 @@
 It is not TF Serving, and its speed is not TF Serving's: use it to try things out and for tests, never in production.
 
 Same as TF Serving, after its source and the responses of the real binary: the gRPC API; the graph, loaded from its
-files alone and run in a Session; versions and labels; codes and messages of errors; batching. Different: no REST, no
+files alone and run in a Session; versions and labels; no open port before the first load, with its retries, has ended;
+codes and messages of errors; batching; the flags for all this, while others are ignored. Different: no REST, no
 warm-up, no metrics; one model, with the versions and labels in models.config, or every version below the base path.
 """
 
@@ -85,7 +86,8 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
     """Server of the model at a base path.
 
     labels: default: from models.config. per_version: read batching parameters from each version's folder, and do not
-    batch versions without them, like --enable_per_model_batching_parameters.
+    batch versions without them, like --enable_per_model_batching_parameters. load_retries: of a version that does not
+    load, retry_seconds apart.
     """
 
     def __init__(
@@ -95,8 +97,11 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         labels: dict[str, int] | None = None,
         batching: Batching | None = None,
         per_version: bool = False,
+        load_retries: int = 0,
+        retry_seconds: float = 0,
     ):
         self.base, self.name, self.fixed_labels, self.per_version = base, name or base.name, labels, per_version
+        self.load_retries, self.retry_seconds = load_retries, retry_seconds
         self.batcher = Batcher(batching) if batching else None
         self.versions: dict[int, LoadedVersion] = {}
         self.failed: dict[int, Exception] = {}  # versions that did not load
@@ -106,8 +111,8 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
     def poll(self) -> None:
         """Load new versions, unload removed ones and apply models.config, as the server does every second.
 
-        A version that does not load is not tried again, and the others are served. Raises its error if there are none;
-        raises CallError, and changes nothing, if the config moves a label to a version that is not loaded.
+        A version that does not load after all retries is given up, and the others are served. Raises its error if there
+        are none; raises CallError, and changes nothing, if the config moves a label to a version that is not loaded.
         """
         folders = {int(path.name): path for path in self.base.iterdir() if path.name.isdigit()}
         labels, listed = read_config(self.base / "models.config")
@@ -126,12 +131,19 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer, model_servi
         self.failed = {version: error for version, error in self.failed.items() if version in folders}
         for version in sorted(folders.keys() - kept.keys() - self.failed.keys()):
             try:
-                kept[version] = LoadedVersion(folders[version])
+                kept[version] = self._load(folders[version])
             except Exception as error:
                 self.failed[version] = error
         if self.failed and not kept:
             raise self.failed[max(self.failed)]
         self.versions, self.labels = kept, labels
+
+    def _load(self, folder: Path) -> LoadedVersion:
+        for _ in range(self.load_retries):
+            with contextlib.suppress(Exception):
+                return LoadedVersion(folder)
+            time.sleep(self.retry_seconds)
+        return LoadedVersion(folder)
 
     def close(self) -> None:
         if self.batcher:
@@ -317,21 +329,29 @@ def serving(
 
 def main() -> None:
     """Serve until Ctrl-C, and follow models.config."""
-    about = "Stand-in for tensorflow_model_server. Prints its port, or its socket."
-    parser = argparse.ArgumentParser(description=about)
+    about = "Stand-in for tensorflow_model_server, with its flags. Prints its port, or its socket."
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     parser.add_argument("base", type=Path, help="base path of the model, with one folder per version")
     parser.add_argument("--port", type=int, default=0, help="gRPC port; 0: any free port")
-    parser.add_argument("--socket", type=Path, help="Unix socket, instead of a port")
-    parser.add_argument("--model-name", default="", help="default: the base path's name")
-    parser.add_argument("--batching", nargs="?", const="", metavar="FILE", help="batch calls, with these parameters")
-    parser.add_argument("--per-version", action="store_true", help="batch by the parameters in each version's folder")
-    options = parser.parse_args()
+    parser.add_argument("--grpc_socket_path", type=Path, help="Unix socket, instead of a port")
+    parser.add_argument("--model_name", default="", help="default: the base path's name")
+    parser.add_argument("--max_num_load_retries", type=int, default=5)
+    parser.add_argument("--load_retry_interval_micros", type=int, default=60_000_000)
+    parser.add_argument("--enable_batching", type="true".__eq__)
+    parser.add_argument("--batching_parameters_file", type=Path)
+    parser.add_argument("--enable_per_model_batching_parameters", type="true".__eq__)
+    flags, _ = parser.parse_known_args()
     tf.get_logger().setLevel("ERROR")  # hides the deprecation warning of the Session loader
-    batching = None
-    if options.batching is not None:
-        batching = Batching.read(Path(options.batching)) if options.batching else Batching()
-    stand_in = StandIn(options.base, options.model_name, batching=batching, per_version=options.per_version)
-    with serving(stand_in, options.port, socket=options.socket) as target, contextlib.suppress(KeyboardInterrupt):
+    batching = Batching.read(flags.batching_parameters_file) if flags.batching_parameters_file else Batching()
+    stand_in = StandIn(
+        flags.base,
+        flags.model_name,
+        batching=batching if flags.enable_batching else None,
+        per_version=bool(flags.enable_per_model_batching_parameters),
+        load_retries=flags.max_num_load_retries,
+        retry_seconds=flags.load_retry_interval_micros / 1e6,
+    )
+    with serving(stand_in, flags.port, socket=flags.grpc_socket_path) as target, contextlib.suppress(KeyboardInterrupt):
         print(target.rpartition(":")[2], flush=True)
         while True:
             time.sleep(1)

@@ -6,7 +6,9 @@ It is reachable from this machine only, because servers trust their callers.
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import json
+import os
 import shutil
 import signal
 import socket
@@ -25,6 +27,7 @@ BINARY = "tensorflow_model_server"
 STAND_IN = "no TensorFlow Serving found: answering with the Python stand-in, for trying things out"
 ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 10
+LIBC = ctypes.CDLL(None)  # loaded here, because a child process may not load libraries between fork and exec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,44 +68,63 @@ def started(base: Path) -> Iterator[LocalServer]:
     with tempfile.TemporaryDirectory(prefix="serve-") as folder:
         path, base = Path(folder), base.resolve()
         target, cleanup = f"unix:{path}/grpc", None
+        # Of a repeated flag, the last counts. Without ports, because the server would open them to the network.
+        flags = [*package.flags(name, rows, str(base)), "--port=0", f"--grpc_socket_path={path}/grpc"]
+        flags += ["--rest_api_port=0"]
         if binary := shutil.which(BINARY):
             numbers = [version.number for version in versions]
             config = path / labels.MODELS  # the package's own has the paths of the container
             config.write_text(labels.to_text(name, served.labels, numbers, str(base)), encoding="utf-8")
-            command = [binary, *package.flags(name, rows, str(base))]
-            # Of a repeated flag, the last counts. Without ports, because the server would open them to the network.
-            command += [f"--model_config_file={config}", "--port=0", f"--grpc_socket_path={path}/grpc"]
-            command += ["--rest_api_port=0"]
+            command = [binary, *flags, f"--model_config_file={config}"]
             console.note(f"answering with {binary}")
         elif _docker_runs():
             target, command, cleanup = _compose(base, path)
             console.note("answering with TensorFlow Serving in docker; the first time, its image is downloaded")
         else:
-            command = [sys.executable, "-m", "export.serve.stand_in", str(base), f"--socket={path}/grpc"]
-            command += ["--model-name", name, "--per-version", "--batching", str(base / package.BATCHING)]
+            command = [sys.executable, "-m", "export.serve.stand_in", str(base), f"--model_name={name}", *flags]
             console.note(STAND_IN)
         log = path / "log"
-        with (
-            log.open("wb") as output,
-            # Its own session, so that Ctrl-C does not end it before the calls in progress are answered.
-            subprocess.Popen(
-                command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True, preexec_fn=_end_with_parent
-            ) as process,
-        ):
-            try:
-                yield LocalServer(target, name, rows, process, log, package.startup_seconds(versions))
-            finally:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(STOP_SECONDS)
-                process.kill()
-                if cleanup:
-                    subprocess.run(cleanup, capture_output=True, check=False)
+        with log.open("wb") as output, contextlib.ExitStack() as stack:
+            prepare = functools.partial(_end_with, os.getpid())
+            with _deferred_signals():
+                # Its own session, so that Ctrl-C does not end it before the calls in progress are answered.
+                process = subprocess.Popen(
+                    command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True, preexec_fn=prepare
+                )
+                stack.callback(_stop, process, cleanup)
+            yield LocalServer(target, name, rows, process, log, package.startup_seconds(versions))
 
 
-def _end_with_parent() -> None:
+@contextlib.contextmanager
+def _deferred_signals() -> Iterator[None]:
+    """Defer Ctrl-C and SIGTERM to the end of the block: while a process starts, Python may drop their exceptions."""
+    pending, numbers = list[int](), (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda number, _: pending.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for stop, handler in handlers.items():
+            signal.signal(stop, handler)
+        for number in pending:
+            signal.raise_signal(number)
+
+
+def _end_with(parent: int) -> None:
     """Ask Linux to send this process SIGTERM when its parent ends, killed or not (PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    LIBC.prctl(1, signal.SIGTERM)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
+
+
+def _stop(process: subprocess.Popen[bytes], cleanup: list[str] | None) -> None:
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    process.kill()
+    process.wait()
+    if cleanup:
+        subprocess.run(cleanup, capture_output=True, check=False)
 
 
 def _docker_runs() -> bool:

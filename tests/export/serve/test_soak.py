@@ -1,17 +1,23 @@
-"""Mixed load on a server for a minute: all calls are answered correctly, and memory stays constant."""
+"""Mixed load on a server and its front for a minute: all calls are answered correctly, and memory stays constant."""
 
+import base64
+import functools
 import itertools
+import json
+import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import requests
 import served_models
+import serving
 from grpc import StatusCode
 from served_models import Columns, ExportedModel, Row, columns
 
@@ -22,9 +28,10 @@ from export.client.client import Client, ServingError
 from export.serve.saved_model import compare
 from export.serve.signatures import INPUTS
 
-ROOT = Path(__file__).parents[3]
-SECONDS, WARM_UP, TIMEOUT = 60, 15, 300
-GROWTH = 0.05  # maximum relative memory growth
+SECONDS, TIMEOUT = 60, 300
+WARM_UP = 1000  # calls, in which most sizes of batches and answers have occurred
+GROWTH, SLACK = 0.05, 10e6  # maximum memory growth: relative, and of a small process in bytes
+MORE_THREADS = 8  # than in the first half, at most
 GOOD, HOSTILE = 8, 4  # callers
 REFUSALS = {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION}
 BATCH_MATE = "from different tasks have different shapes"  # TF Serving rejects the whole batch of such a call: retry
@@ -71,7 +78,7 @@ def invalid_requests() -> list[Request]:
     return [(name, inputs, None) for name, inputs in calls]
 
 
-def check_call(client: Client, request: Request) -> str:
+def check_call(client: Any, request: Request) -> str:
     """Make a call, and return its signature or "refused". Raises on a wrong or missing answer."""
     signature, inputs, expected = request
     try:
@@ -98,43 +105,124 @@ def check_call(client: Client, request: Request) -> str:
     return signature
 
 
+class RestClient:
+    """Caller of a front, with `predict` as the client has it."""
+
+    def __init__(self, url: str, model: str):
+        self.url, self.session = f"{url}/v1/models/{model}:predict", requests.Session()
+
+    def predict(self, signature: str, inputs: Columns) -> tuple[Columns, int]:
+        content = {name: column.tolist() for name, column in inputs.items()}
+        body = json.dumps({"signature_name": signature, "inputs": content}, default=in_base64)
+        answer = self.session.post(self.url, body, timeout=TIMEOUT)
+        if not answer.ok:
+            refused = answer.status_code in (400, 413)
+            raise ServingError(answer.text, StatusCode.INVALID_ARGUMENT if refused else StatusCode.UNKNOWN)
+        outputs = answer.json(object_hook=from_base64)["outputs"]
+        outputs = outputs if isinstance(outputs, dict) else {"info": outputs}  # the only output has no name
+        return {name: to_array(column) for name, column in outputs.items()}, 1
+
+
+def in_base64(value: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(value).decode()}
+
+
+def from_base64(value: dict[str, Any]) -> Any:
+    return base64.b64decode(value["b64"]) if "b64" in value else value
+
+
+def to_array(column: list[Any]) -> Any:
+    """Convert a column of an answer in JSON to the array that the server returned."""
+    if isinstance(column[0], str):
+        return np.array([text.encode() for text in column], object)
+    array = np.array(column, object if isinstance(column[0], bytes) else None)
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+
+def for_front(requests: list[Request]) -> list[Request]:
+    """Return the requests whose result through a front is the same, and one without rows.
+
+    JSON has no int32, so an int64 is not an error there; the front rejects a row with NaN together with its call.
+    """
+    name, inputs, _ = requests[0]
+    without_rows = (name, {column: values[:0] for column, values in inputs.items()}, None)
+    return [without_rows] + [
+        (name, inputs, None if np.any(np.isnan(inputs.get("temperature", 0.0))) else expected)
+        for name, inputs, expected in requests
+        if inputs.get("length", np.zeros(0)).dtype != np.int64
+    ]
+
+
+def stream(url: str, model: str, dropped: bool) -> str:
+    """Read a stream of completions to its end, or only its first line."""
+    body = {"model": model, "prompt": "", "max_tokens": 500, "stream": True}
+    with requests.post(f"{url}/v1/completions", json=body, timeout=TIMEOUT, stream=True) as answer:
+        lines = (line for line in answer.iter_lines() if line)
+        last = next(lines) if dropped else [*lines][-1]
+    assert last.startswith(b'data: {"id"') if dropped else last == b"data: [DONE]", last
+    return "stream"
+
+
+def usage(pid: int) -> tuple[int, int]:
+    """Return the memory of a process in bytes, and the number of its threads."""
+    return memory(pid), len(os.listdir(f"/proc/{pid}/task"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("batching", [True, False])
 def test_mixed_load_for_a_minute(run: Path, batching: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call a server directly and through its front, each in a process of its own."""
     monkeypatch.setattr(connection, "check_rows", lambda inputs: None)  # otherwise the client itself rejects some calls
     model = served_models.exported(run)
-    command = [sys.executable, "-m", "export.serve.stand_in", str(model.base)]
-    command += ["--batching", str(model.base / "batching_params.pbtxt")] if batching else []
-    calls, failures, stop, memory_bytes = Counter[str](), list[str](), threading.Event(), list[int]()
-    mixes = [valid_requests(model)] * GOOD + [invalid_requests()] * HOSTILE
+    calls, failures, stop = Counter[str](), list[str](), threading.Event()
+    valid, invalid = valid_requests(model), invalid_requests()
 
-    def caller(target: str, number: int, mix: list[Request]) -> None:
-        with Client(target, model.base.name, timeout=TIMEOUT, retries=0) as client:
-            for request in itertools.cycle(random.Random(number).sample(mix, len(mix))):
-                if stop.is_set():
-                    return
-                try:
-                    calls[check_call(client, request)] += 1
-                except (ServingError, StageError, AssertionError, ValueError) as error:
-                    failures.append(f"{request[0]}: {error!r}")
+    def repeat(kind: str, call: Callable[[Any], str], mix: list[Any]) -> None:
+        for item in itertools.cycle(random.sample(mix, len(mix))):
+            if stop.is_set():
+                return
+            try:
+                calls[f"{kind} {call(item)}"] += 1
+            except (ServingError, StageError, AssertionError, ValueError, requests.RequestException) as error:
+                failures.append(f"{kind}: {error!r}")
 
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        target = f"localhost:{server.stdout.readline().strip()}"
-        threads = [threading.Thread(target=caller, args=(target, *each)) for each in enumerate(mixes)]
+    def direct(mix: list[Request]) -> None:
+        with Client(server.target, server.model, timeout=TIMEOUT, retries=0) as client:
+            repeat("gRPC", functools.partial(check_call, client), mix)
+
+    def through_front(mix: list[Request]) -> None:
+        repeat("REST", functools.partial(check_call, RestClient(url, server.model)), mix)
+
+    def streams(_: Any) -> None:
+        repeat("REST", functools.partial(stream, url, server.model), [False, True])
+
+    callers = [(direct, valid)] * GOOD + [(direct, invalid)] * HOSTILE + [(streams, None)]
+    callers += [(through_front, for_front(valid))] * (GOOD // 2) + [(through_front, for_front(invalid))] * HOSTILE
+    rules = model.base / "batching_params.pbtxt" if batching else None
+    with (
+        serving.process(model.base, model.base.name, rules) as (server, server_pid),
+        serving.front_process(server, f"--timeout={TIMEOUT}") as (url, front_pid),
+    ):
+        threads = [threading.Thread(target=caller, args=(mix,)) for caller, mix in callers]
         for thread in threads:
             thread.start()
-        time.sleep(WARM_UP)
+        while calls.total() < WARM_UP and not failures:
+            time.sleep(1)
+        usages = []
         for _ in range(SECONDS):
-            memory_bytes.append(memory(server.pid))
+            usages.append([usage(pid) for pid in (server_pid, front_pid)])
+            if not (health := requests.get(f"{url}/healthz", timeout=5)).ok:
+                failures.append(f"health: {health.text}")
             time.sleep(1)
         stop.set()
         for thread in threads:
             thread.join()
-        alive = server.poll() is None
-        server.kill()
     assert not failures, (len(failures), failures[:3])
-    assert alive
-    assert calls.keys() == {*INPUTS, "refused"}
-    tenths = np.median(np.reshape(memory_bytes, (10, -1)), axis=1)
-    assert tenths[-1] <= (1 + GROWTH) * tenths.min(), tenths
+    assert calls.keys() == {f"{kind} {name}" for kind in ("gRPC", "REST") for name in (*INPUTS, "refused")} | {
+        "REST stream"
+    }
+    bytes_SxP, threads_SxP = np.moveaxis(np.array(usages), -1, 0)  # seconds, processes
+    tenths = np.median(np.reshape(bytes_SxP, (10, -1, 2)), axis=1)
+    assert np.all(tenths[-1] <= (1 + GROWTH) * tenths.min(axis=0) + SLACK), tenths
+    first, second = (half.max(axis=0) for half in np.split(threads_SxP, 2))
+    assert np.all(second <= first + MORE_THREADS), (first, second)

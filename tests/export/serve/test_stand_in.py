@@ -1,8 +1,6 @@
 """TF Serving's rules. Tests that use the fixture `server` also run against a real server."""
 
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +25,7 @@ from tensorflow_serving.apis import (
 
 from common.errors import StageError
 from export.client.client import Client, TextScore
-from export.serve.stand_in import StandIn, read_config, serving
+from export.serve.stand_in import LoadedVersion, StandIn, read_config, serving
 from export.serve.stand_in_batching import Batcher, Batching, CallError
 
 ROOT = Path(__file__).parents[3]
@@ -194,6 +192,21 @@ def test_damaged_canary_leaves_the_stable_version_answering(fake: Path, tmp_path
     shutil.rmtree(tmp_path / "fake" / "1")
     with pytest.raises(OSError, match="saved_model"):
         StandIn(tmp_path / "fake")
+
+
+def test_failed_load_is_retried(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def load(folder: Path) -> LoadedVersion:
+        tried.append((folder.name, time.monotonic()))
+        if len(tried) < 3:
+            raise OSError("not readable yet")
+        return LoadedVersion(folder)
+
+    monkeypatch.setattr("export.serve.stand_in.LoadedVersion", load)
+    assert not StandIn(fake, load_retries=2, retry_seconds=0.2).failed
+    assert [version for version, _ in tried] == ["1", "1", "1", "2"]
+    assert tried[2][1] - tried[0][1] >= 0.4
 
 
 def test_metadata_field_is_required(stub: Any) -> None:
@@ -428,17 +441,3 @@ def test_batching_parameters_file_is_read(tmp_path: Path) -> None:
     file.write_text("max_batch_sise { value: 64 }")
     with pytest.raises(TypeError, match="max_batch_sise"):
         Batching.read(file)
-
-
-@pytest.mark.slow
-def test_stand_in_runs_as_a_process(fake: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "export.serve.stand_in", str(fake), "--model-name", "book", "--batching"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        with Client(f"localhost:{port}", "book") as client:
-            assert client.generate("ab", 20, seed=3).text_bytes == text_of(3, b"ab", 20)
-    finally:
-        process.terminate()
-        process.wait()
