@@ -119,24 +119,34 @@ def label(base: Path, changes: tuple[str, ...], targets: tuple[str, ...]) -> Non
 
 
 @cli.command()
-@click.argument("base", type=FOLDER, metavar="served/NAME")
+@click.argument("folder", type=FOLDER, metavar="runs/NAME|served/NAME")
 @click.option("--port", type=click.IntRange(0, 65535), default=8501, show_default=True, help="0: any.")
 @click.option("--page", type=FOLDER, metavar="site/NAME", help="Also serve this page of `export web`, at /.")
-def serve(base: Path, port: int, page: Path | None) -> None:
-    """Serve an export on this machine, until Ctrl-C.
+def serve(folder: Path, port: int, page: Path | None) -> None:
+    """Serve a run or an export on this machine, until Ctrl-C.
 
     Starts a server and a front before it (see `front`). The server is tensorflow_model_server if it is on the PATH,
-    else TensorFlow Serving in docker if that runs here, else a stand-in in Python that is for trying things out.
+    else TensorFlow Serving in docker if that runs here, else a stand-in in Python that is for trying things out. A run
+    is first exported to served/NAME, as `savedmodel` does, unless a model is there already.
 
     \b
-    Example:
-      python -m export serve served/stdlib
+    Examples:
+      python -m export serve runs/stdlib
+      python -m export serve served/stdlib --page site/stdlib
     """
     with console.quiet():
+        from export.serve.labels import MODELS
         from export.serve.start import started
     from export.client.client import Client
     from export.front import app
 
+    base = folder
+    if (folder / "run.json").exists():
+        base = Path("served") / folder.name
+        if not (base / MODELS).exists():
+            with console.quiet():
+                from export.serve.saved_model import export_saved_model
+            export_saved_model(folder, base, version=None, force=False)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by default, the server would live on
     with (
         app.listen("127.0.0.1", port) as listener,

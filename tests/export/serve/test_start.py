@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -19,7 +20,9 @@ from test_serving import ABOUT, FACTS
 
 from common.errors import StageError
 from common.files import write_json
-from export.serve import labels, package, start
+from export.__main__ import cli
+from export.client.client import Client
+from export.serve import labels, package, saved_model, start
 
 ROOT = Path(__file__).parents[3]
 
@@ -97,6 +100,25 @@ def test_one_command_leads_to_an_answer(serving: subprocess.Popen[str]) -> None:
     assert (serving.wait(30), ended(server), serving.stderr.read()) == (0, True, "")
 
 
+def test_damaged_canary_keeps_the_port_shut_for_seconds(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default, a server first retries for five minutes."""
+    monkeypatch.setattr(start, "_docker_runs", lambda: False)
+    shutil.copytree(base / "1", base / "2", ignore=shutil.ignore_patterns("facts.json"))
+    package.write_package(base, 2, FACTS)
+    (base / "2" / "saved_model.pb").write_bytes(b"damaged")
+    begin = time.monotonic()
+    with (
+        start.started(base) as server,
+        Client(server.target, server.model, label="stable", timeout=1, retries=0) as client,
+    ):
+        opened = Path(server.target.removeprefix("unix:")).exists
+        assert not opened()
+        server.wait(opened)
+        assert time.monotonic() - begin < 60
+        assert client.score("ab").n_chars == 2
+        assert {status.version: status.state for status in client.status()} == {1: "AVAILABLE", 2: "END"}
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_server_that_is_still_loading_is_stopped_too(
     serving: subprocess.Popen[str], sent: signal.Signals, code: int
@@ -106,6 +128,44 @@ def test_a_server_that_is_still_loading_is_stopped_too(
     server = server_of(serving)
     serving.send_signal(sent)
     assert (serving.wait(30), ended(server)) == (code, True)
+
+
+def test_a_signal_while_the_server_starts_stops_it(base: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **settings: Any):
+            super().__init__(*arguments, **settings)
+            children.append(self.pid)
+            signal.raise_signal(signal.SIGINT)
+
+    program(programs / start.BINARY, "import time\ntime.sleep(60)")
+    monkeypatch.setattr(start.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt), start.started(base):
+        pass
+    assert ended(*children)
+
+
+def test_a_run_is_exported_first(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported, served, run = list[Path](), list[Path](), tmp_path / "runs" / "book"
+    write_json(run / "run.json", {})
+
+    def export(run: Path, out: Path, version: int | None, force: bool) -> None:
+        exported.append(run)
+        shutil.copytree(base, out)
+
+    def started(base: Path) -> None:
+        served.append(base)
+        raise StageError("not started")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(saved_model, "export_saved_model", export)
+    monkeypatch.setattr(start, "started", started)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for folder in (run, run, base):
+        with pytest.raises(StageError, match="not started"):
+            cli.main(["serve", str(folder), "--port", "0"], standalone_mode=False)
+    assert (exported, served) == ([run], [Path("served/book"), Path("served/book"), base])
 
 
 def test_tensorflow_serving_on_the_path_is_preferred(base: Path, programs: Path, tmp_path: Path) -> None:
