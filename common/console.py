@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from common.errors import StageError, Stopped, UsageError, tensorflow_cause
-from common.printable import brief, one_line, visible
+from common.printable import brief, error_line, visible
 
 
 class Terminal(Console):
@@ -36,8 +36,6 @@ class Terminal(Console):
 out, err = Terminal(), Terminal(stderr=True)
 
 TRACEBACK = "--traceback"
-
-QUOTED = re.compile(r"""(?<!\w)(['"]).*?\1(?!\w)""")  # an apostrophe opens no quote
 
 # Start-up chatter that libraries print whatever their log level, and that users cannot act on.
 CHATTER = re.compile(
@@ -199,7 +197,5 @@ def _command(cli: Any, arguments: Iterable[str]) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    line = QUOTED.sub(lambda quote: brief(quote[0]), one_line(message))
-    words = (brief(word) for word in line.split(" "))
-    err.print(f"error: {brief(' '.join(words), most=2000)}", style="red")
+    err.print(f"error: {error_line(message)}", style="red")
     return code

@@ -1,11 +1,13 @@
 """Text made safe to print: on a terminal, in an error, in a table and in a grid of characters."""
 
+import re
 import textwrap
 import unicodedata
 
 REPLACEMENT = "\ufffd"
 # Unicode's Bidi_Control: these reorder the text that follows them.
 DIRECTIONS = {*map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
+QUOTED = re.compile(r"""(?<!\w)(['"]).*?\1(?!\w)""")  # an apostrophe opens no quote
 GLYPHS = {"\n": "↵", "\r": "←", "\t": "⇥", " ": "␣", "": "∎"}
 
 
@@ -35,6 +37,16 @@ def brief(text: str, most: int = 200) -> str:
     'abc…'
     """
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def error_line(message: str) -> str:
+    """Make an error `one_line`, with no value longer than 200 characters, and no more than 2,000 in all.
+
+    >>> error_line(f"unknown name '{'a b ' * 99}'\\nchoose another")[-39:]
+    'a b a b a b a b a b a b… choose another'
+    """
+    line = QUOTED.sub(lambda quote: brief(quote[0]), one_line(message))
+    return brief(" ".join(map(brief, line.split(" "))), most=2000)
 
 
 def wrapped(text: str) -> str:

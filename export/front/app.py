@@ -29,6 +29,7 @@ from common import console
 from common.errors import StageError, UsageError
 from common.files import open_private
 from common.headers import page_headers
+from common.printable import brief, error_line
 from common.settings import settings
 from common.types import Array
 from export.client.client import Client, ServingError, Signature
@@ -168,10 +169,9 @@ class Front:
         elif isinstance(error, ServingError):
             status, known = (400, "") if "is too large" in message else FAILURES.get(error.code, FAILED)
             message = known or message.replace(f" at {self.client.settings.target}", "")
-            console.note(f"{path}: {error.code.name}")
-        message = " ".join(message[:300].split())
-        wrapped = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-        content = {"error": wrapped if path.startswith("/v1/completions") else message}
+            console.note(f"{brief(path)}: {error.code.name}")
+        wrapped = {"message": error_line(message), "type": "invalid_request_error", "param": None, "code": None}
+        content = {"error": wrapped if path.startswith("/v1/completions") else wrapped["message"]}
         return JSONResponse(content, status, {"Retry-After": "1"} if status in (429, 503) else None)
 
     def in_thread(self, endpoint: Callable[[Request, bytes], Response]) -> Callable[[Request], Awaitable[Response]]:

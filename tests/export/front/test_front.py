@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -22,7 +23,7 @@ import pydantic
 import pytest
 import requests
 from fake_model import text_of
-from serving import Endpoint
+from serving import Endpoint, front_process, process, served
 
 from bench.front import overload
 from common.errors import StageError
@@ -32,7 +33,7 @@ from export.front import app as front_app
 from export.front import bodies, completions
 from export.front.app import Front, FrontSettings, listen
 from export.front.app import server as http_server
-from export.serve.stand_in import Batching, StandIn, serving
+from export.serve.stand_in import StandIn, serving
 
 ROOT = Path(__file__).parents[3]
 MODEL = "/v1/models/fake"
@@ -53,6 +54,13 @@ class Site:
     def post(self, path: str, body: Any, **settings: Any) -> requests.Response:
         data = body if isinstance(body, bytes) else json.dumps(body)
         return requests.post(self.url + path, data=data, timeout=30, **settings)
+
+    def ended(self) -> bool:
+        """Wait until no call is counted: a call ends a moment after its answer."""
+        until = time.monotonic() + 10
+        while self.front.guard.running and time.monotonic() < until:
+            time.sleep(0.01)
+        return not self.front.guard.running
 
     def predict(self, signature: str, **form: Any) -> requests.Response:
         return self.post(f"{MODEL}:predict", {"signature_name": signature, **form})
@@ -83,11 +91,20 @@ def site(server: Endpoint) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def batching(fake: Path) -> Iterator[str]:
+def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Batching parameters."""
+    file = tmp_path_factory.mktemp("batching") / "batching_params.pbtxt"
+    file.write_text(
+        "max_batch_size { value: 64 }\nbatch_timeout_micros { value: 2000 }\nnum_batch_threads { value: 1 }\n"
+    )
+    return file
+
+
+@pytest.fixture(scope="module")
+def batching(fake: Path, rules: Path) -> Iterator[str]:
     """Batching server."""
-    rules = Batching(64, batch_timeout_micros=2000, num_batch_threads=1)
-    with serving(StandIn(fake, labels={"stable": 1}, batching=rules)) as target:
-        yield target
+    with served(fake, batching=rules) as server:
+        yield server.target
 
 
 # TF Serving's API.
@@ -268,6 +285,19 @@ def test_unknown_path_version_or_label_is_rejected(site: Site, path: str, code: 
     assert "localhost" not in answer.text  # the server's address is private
 
 
+def test_errors_shorten_values_and_hide_control_characters(site: Site) -> None:
+    name = "\x1b[31m" + "x" * 5000
+    errors = [
+        site.predict("score", inputs={"text": ["a"], name: ["a"]}).json()["error"],
+        site.post(f"{MODEL}/labels/{name}:predict", {"signature_name": "score", "inputs": ["a"]}).json()["error"],
+        site.post("/v1/completions", {"model": "fake", "prompt": "a", name: 1}).json()["error"]["message"],
+    ]
+    for error in errors:
+        assert "\ufffd[31mx" in error
+        assert "\x1b" not in error
+        assert max(map(len, re.findall("x+", error))) <= 200, error
+
+
 def test_empty_calls_do_not_block_others(batching: str) -> None:
     with running_front(batching) as site, futures.ThreadPoolExecutor(32) as pool:
         body = {"signature_name": "score", "inputs": {"text": []}}
@@ -365,7 +395,7 @@ def test_one_client_has_at_most_half_of_the_calls(fake: Path) -> None:
         assert slow.waiting.acquire(timeout=10)
         slow.release.set()
         assert [each.result() for each in running] == [200] * 3
-        assert not site.front.guard.running
+        assert site.ended()
 
 
 def test_answers_are_converted_one_at_a_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,23 +459,9 @@ def test_too_large_response_is_rejected(server: Endpoint, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_overload_does_not_delay_health(fake: Path, tmp_path: Path) -> None:
+def test_overload_does_not_delay_health(fake: Path, rules: Path) -> None:
     """Make 300 calls of 1,500 characters and 128 calls without rows, to a server and a front in separate processes."""
-    (tmp_path / "batching").write_text("max_batch_size { value: 64 }\nnum_batch_threads { value: 1 }")
-    with contextlib.ExitStack() as stack:
-
-        def start(*arguments: str, **settings: Any) -> Any:
-            command = [sys.executable, "-m", *arguments]
-            process = stack.enter_context(subprocess.Popen(command, cwd=ROOT, text=True, **settings))
-            stack.callback(process.terminate)
-            return process
-
-        server = start(
-            *("export.serve.stand_in", str(fake), "--batching", str(tmp_path / "batching")), stdout=subprocess.PIPE
-        )
-        target = ("--target", f"localhost:{server.stdout.readline().strip()}", "--model", "fake", "--port", "0")
-        front = start("export", "front", *target, "--per-minute", "1000000", stderr=subprocess.PIPE)
-        url = front.stderr.readline().split()[3]
+    with process(fake, batching=rules) as (server, _), front_process(server) as (url, _):
         done = overload(url, "fake")
     assert (done["empty"]["codes"], done["long"]["codes"]) == ({"400": 128}, {"200": 300})
     assert done["health_seconds"] < 5  # the timeout of its probes
@@ -553,7 +569,7 @@ def test_error_in_a_stream_is_its_last_event(fake: Path) -> None:
         stand_in.versions = {}
         rest = [line for line in lines if line]
     assert json.loads(rest[-1][6:])["error"]["message"] == "the server failed"
-    assert not site.front.guard.running
+    assert site.ended()
 
 
 def test_dropped_stream_frees_its_slot(fake: Path) -> None:
