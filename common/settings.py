@@ -34,6 +34,13 @@ def settings(cls: type[T]) -> type[T]:
     return pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[return-value]
 
 
+@dataclass_transform(frozen_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass that rejects wrong types at construction: the content of a file of ours."""
+    config = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
+    return pydantic.dataclasses.dataclass(cls, frozen=True, config=config)  # type: ignore[return-value]
+
+
 def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Construct `cls(**values)`. where: the source, for messages ("configs/a.toml [train]").
 

@@ -31,9 +31,10 @@ def show(folder: Path, served: Path, devices: Path) -> None:
     chosen = checkpoint.best(run)
     weights, latest = checkpoint.weights_sha256(chosen), _latest(served)
     for path, about in ((latest, latest / ORIGIN), (devices, devices / "model.json")):
+        if path.exists():
+            checksums.check(path)
         if read_json(about).get("weights_sha256") != weights:
             raise StageError(f"{path} was not exported from {chosen.folder}, now the best of {folder}: export it again")
-        checksums.check(path)
     lite = [path for name in PRECISIONS if (path := devices / f"{name}.tflite").is_file()]
     if not lite:
         raise StageError(f"{devices} has no .tflite: run python -m export tflite {folder} --force")
@@ -75,10 +76,15 @@ def _bits(run: Run) -> Table:
     table.add_row("before training, val", f"{rows[0]['val_bits']:.3f}")
     table.add_row(f"after step {best['step']:,}, val", f"{best['val_bits']:.3f}")
     judged = read_manifest(run.data).judged
-    if score := read_json(run.folder / f"evaluation-{judged}.json"):
-        table.add_row(f"after step {score['inputs']['step']:,}, {judged}", f"{score['bits']:.3f}")
-        if ngram := score["baselines"].get("ngram"):
-            table.add_row(f"an n-gram model, {judged}", f"{ngram['nats'] / math.log(2):.3f}")
+    path = run.folder / f"evaluation-{judged}.json"
+    try:
+        if score := read_json(path):
+            table.add_row(f"after step {score['inputs']['step']:,}, {judged}", f"{score['bits']:.3f}")
+            if ngram := score["baselines"].get("ngram"):
+                table.add_row(f"an n-gram model, {judged}", f"{ngram['nats'] / math.log(2):.3f}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise StageError(f"{path} is corrupted ({reason}): python -m trainers evaluate {run.folder} --force") from None
     return table
 
 

@@ -23,6 +23,7 @@ from common import console
 from common.errors import StageError
 from common.files import load_json, recover, remove_folder, sha256_file, whole_folder, write_record
 from common.printable import brief
+from common.settings import record
 from pipeline.vocab import Vocab
 from trainers.config import ModelConfig
 from trainers.model.char_rnn import CharRNN
@@ -33,7 +34,7 @@ class DamageError(StageError):
     """Error of an unreadable checkpoint."""
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Since:
     """Sums since the last report: losses, targets and time."""
 
@@ -42,7 +43,10 @@ class Since:
     seconds: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
+NOTHING = Since()
+
+
+@record
 class Checkpoint:
     """Content of checkpoint.json. `val_nats` is the mean validation loss in nats per target; None if the checkpoint
     was not written at an evaluation."""
@@ -50,7 +54,7 @@ class Checkpoint:
     folder: Path
     step: int
     val_nats: float | None
-    since: Since = Since()
+    since: Since = NOTHING
     learning_rate: float | None = None  # its value, if it is a variable that callbacks may set
     files: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 by name
 
@@ -153,7 +157,7 @@ class State:
         slots.pop("learning_rate", None)
         self._tracked = _tracked(model, optimizer=slots, carry=self.carry_BxLxSxH)
 
-    def save(self, run: Run, step: int, val_nats: float | None, since: Since = Since()) -> Checkpoint:
+    def save(self, run: Run, step: int, val_nats: float | None, since: Since = NOTHING) -> Checkpoint:
         """Write checkpoint `step`, then `prune`."""
         folder = _folder(run, step)
         with whole_folder(folder) as partial:

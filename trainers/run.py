@@ -17,6 +17,7 @@ from common import console
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, exclusive, load_json, recover, remove_folder, write_record
 from common.machine import multiplies_bfloat16
+from common.settings import record
 from pipeline.manifest import Manifest, check_hashes, read_manifest
 from pipeline.vocab import Vocab
 from trainers.config import Precision, RunConfig
@@ -34,7 +35,7 @@ FIXED = ("train.lanes", "train.optimizer", "model.")
 CHANGEABLE = ("model.dropout", "model.output_dropout")  # exceptions to FIXED
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Run:
     """Content of run.json: everything needed to rebuild the model, and its training data."""
 

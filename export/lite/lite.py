@@ -198,7 +198,8 @@ def _neurons(folder: Path, out: Path, origin: Mapping[str, Any]) -> Path | None:
 
 def _check_precisions(out: Path, settings: LiteSettings) -> None:
     """Raise StageError if `out` holds some of the precisions but not all."""
-    existing = read_json(out / "model.json").get("files", {})
+    files = read_json(out / "model.json").get("files")
+    existing = files if isinstance(files, dict) else {}
     missing = [name for name in settings.precisions if existing and name not in existing]
     if missing:
         raise StageError(

@@ -16,6 +16,7 @@ Only models.config holds state: the labels. The other files are regenerated from
 server rereads it every POLL_SECONDS, so that a label moves without a restart.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -39,6 +40,7 @@ BATCHING = "batching_params.pbtxt"
 Wait = Callable[[str, set[int]], None]  # the model's name, and the versions to wait for
 TEMPLATES = (BATCHING, "monitoring.config", "compose.yaml", "kubernetes.yaml", "MODEL_CARD.md")
 FACTS = "assets.extra/facts.json"
+WRONG_SHAPE = (ArithmeticError, AttributeError, KeyError, TypeError, ValueError)  # errors of reading JSON of any shape
 
 # The server of the TensorFlow release that wrote the graph.
 IMAGE = "tensorflow/serving:2.21.0"
@@ -141,9 +143,8 @@ def _change(base: Path, changes: labels.LabelChanges) -> ServingConfig:
         for version in (*changes.moved.values(), *changes.loaded):
             if (base / str(version) / checksums.FILE).exists():
                 checksums.check(base / str(version), "export it again, or choose another version")
-        served = labels.apply(base, served, changes)
-        _write(base, served, {})
-    return served
+        _write(base, labels.apply(base, served, changes), {})
+        return _read(base)
 
 
 def flags(name: str, rows: int, folder: str = "") -> list[str]:
@@ -236,15 +237,30 @@ def _write(base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any
 def served_versions(
     base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any]] | None = None
 ) -> list[ServedVersion]:
-    """List the complete versions that servers load. new_facts: facts that are not written yet. Raises StageError."""
-    numbers = [version for version in sorted(served.versions) if not labels.missing_file(base, version)]
-    return [_version(base, number, served, new_facts or {}) for number in numbers]
+    """List the complete versions that servers load. new_facts: facts that are not written yet.
+
+    Raises StageError if a version with a label is corrupted. One without is left out, so that a label can be moved back
+    from a corrupted version.
+    """
+    versions = []
+    for number in sorted(served.versions):
+        try:
+            if not labels.missing_file(base, number):
+                versions.append(_version(base, number, served, new_facts or {}))
+        except StageError as error:
+            if number in served.labels.values():
+                raise
+            console.note(f"{error}; servers no longer load it")
+    return versions
 
 
 def largest_batch(base: Path, versions: list[ServedVersion]) -> int:
-    """Largest row limit of all versions below `base`."""
-    origins = [read_json(base / str(number) / ORIGIN) for number in labels.complete_versions(base)]
-    return max(row_limit(origin) for origin in [*origins, *(version.origin for version in versions)])
+    """Largest row limit of all versions below `base`, except for those whose record is corrupted."""
+    rows = [version.rows for version in versions]
+    for number in labels.complete_versions(base):
+        with contextlib.suppress(*WRONG_SHAPE):
+            rows.append(row_limit(read_json(base / str(number) / ORIGIN)))
+    return max(rows)
 
 
 def _version(base: Path, number: int, served: ServingConfig, new_facts: dict[int, dict[str, Any]]) -> ServedVersion:
@@ -256,9 +272,10 @@ def _version(base: Path, number: int, served: ServingConfig, new_facts: dict[int
     version = ServedVersion(number, own_labels, origin, new_facts.get(number) or read_facts(base, number))
     try:  # read all that the package uses of both files, which may have any shape
         startup_seconds([version])
+        row_limit(origin)
         for describe in TABLE.values():
             describe(version)
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except WRONG_SHAPE as error:
         reason, fix = f"{type(error).__name__}: {error}", "export the version again with --force"
         raise StageError(f"{folder / 'assets.extra'} is corrupted ({reason}): {fix}") from None
     return version

@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest import mock
@@ -32,7 +32,7 @@ window = 40
 epochs = 0.4
 evaluate_every = 5
 report_every = 3
-sample = 10
+sample = 0
 precision = "float32"
 """
 
@@ -124,6 +124,25 @@ def working_in(folder: Path, devices: Devices) -> Iterator[None]:
 
 def _measure(model: Any, files: dict[str, Any], text: Any) -> tuple[float, dict[str, Quality]]:
     return 1.0, dict.fromkeys(files, Quality(1, 0, 0, 1))
+
+
+def graph_written_once() -> AbstractContextManager[Any]:
+    """Write a SavedModel's graph in the first export of the block, and copy it in the others: tracing takes seconds.
+
+    For exports of one run that are not stopped themselves.
+    """
+    from export.serve import saved_model
+
+    write, written = saved_model.write_version, list[Tree]()
+
+    def write_or_copy(folder: Path, *arguments: Any) -> None:
+        if written:
+            restore(written[0], folder)
+        else:
+            write(folder, *arguments)
+            written.append(tree(folder))
+
+    return mock.patch.object(saved_model, "write_version", write_or_copy)
 
 
 def build(folder: Path, devices: Devices) -> None:

@@ -1,5 +1,6 @@
 """Kills, damaged files and full disks, for every command that writes files; a short form for two commands."""
 
+import contextlib
 import functools
 import pickle
 import re
@@ -68,25 +69,32 @@ def test_kill_before_each_write(trials: Trials, stage: str, trees: dict[str, tup
     command, (before, outputs) = f"{STAGES[name].command} {option}", trees[name]
     if option:
         before = dict(sorted({**before, **outputs}.items()))
-    kill_before_each_write(trials, command, before, root)
+    kill_before_each_write(trials, command, before, root, stages.graph_written_once)
 
 
-def kill_before_each_write(trials: Trials, command: str, before: Tree, root: Path) -> None:
+def kill_before_each_write(
+    trials: Trials,
+    command: str,
+    before: Tree,
+    root: Path,
+    resuming: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> None:
     whole = finished(command, before, root)
     restore(before, root)
     recorded = states(lambda: run(command), root)
     judged: dict[str, Exception | None] = {}
-    for index, state in enumerate(recorded[:-1]):
-        met = situation(state, root)
-        if met not in judged:
-            try:
-                resumed(lambda: run(command), state, root, whole)
-                judged[met] = None
-            except Exception as error:
-                judged[met] = error
-        with trials.trial(f"before write {index}"):
-            if error := judged[met]:
-                raise error
+    with resuming():
+        for index, state in enumerate(recorded[:-1]):
+            met = situation(state, root)
+            if met not in judged:
+                try:
+                    resumed(lambda: run(command), state, root, whole)
+                    judged[met] = None
+                except Exception as error:
+                    judged[met] = error
+            with trials.trial(f"before write {index}"):
+                if error := judged[met]:
+                    raise error
 
 
 # Damage that goes unnoticed, but changes only the file itself.
@@ -148,6 +156,18 @@ def damage_each_file(
                         trials.limit(_known_limit(name))
 
 
+@pytest.mark.slow
+@pytest.mark.faults("A file with a flipped bit, cut, or removed", "show, of its exports")
+def test_damage_before_show(
+    trials: Trials, trees: dict[str, tuple[Tree, Tree]], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs, exports = {**trees["web"][0], **trees["savedmodel"][0]}, {**trees["savedmodel"][1], **trees["tflite"][1]}
+    read = {name: content for name, content in exports.items() if name.startswith(("served/tiny/1/", "devices/"))}
+    for name in ("assets.extra/facts.json", "batching_params.pbtxt"):  # for servers; `verify` checks them
+        del read[f"served/tiny/1/{name}"]
+    damage_each_file(trials, Stage("", (), ("export show runs/tiny",)), {**inputs, **exports}, read, root, capsys)
+
+
 def _reports(line: str, name: str) -> bool:
     """Check whether a line of output reports damage of a file, or of its folder."""
     named = any(part in line for part in (Path(name).name, Path(name).parent.name))
@@ -170,7 +190,7 @@ def test_full_disk(
     trials: Trials, stage: str, trees: dict[str, tuple[Tree, Tree]], tmp_path: Path, devices: Any
 ) -> None:
     enter = functools.partial(working_in, devices=devices)
-    fill_disk(trials, STAGES[stage].command, trees[stage][0], tmp_path / "disk", enter)
+    fill_disk(trials, STAGES[stage].command, trees[stage][0], tmp_path / "disk", enter, stages.graph_written_once)
 
 
 def fill_disk(
@@ -179,6 +199,7 @@ def fill_disk(
     inputs: Tree,
     disk: Path,
     enter: Callable[[Path], AbstractContextManager[None]],
+    resuming: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     parts: Iterable[int] = range(SIZES),
 ) -> None:
     with disk_of(1 << 28, disk), enter(disk):
@@ -186,6 +207,7 @@ def fill_disk(
         before = shutil.disk_usage(disk).used
         run(command)
         after, whole = shutil.disk_usage(disk).used, outcome(disk)
+    after_it = resuming()
     for part in parts:
         size = before + (after - before) * part // SIZES
         with trials.trial(f"{size:,} bytes"), disk_of(size, disk), enter(disk):
@@ -196,7 +218,8 @@ def fill_disk(
             assert messages or outcome(disk) == whole
             assert not leftovers(tree(disk))
             subprocess.run(["mount", "-o", f"remount,size={1 << 28}", str(disk)], check=True)
-            run(command)
+            with after_it:
+                run(command)
             assert outcome(disk) == whole
 
 
@@ -231,6 +254,26 @@ def test_damage_after_label(served: Tree, tmp_path: Path, capsys: pytest.Capture
         run(STAGES["label"].command)
         outputs = {name: content for name, content in tree(root).items() if content != served.get(name)}
         damage_each_file(trials, STAGES["label"], served, outputs, root, capsys)
+    trials.check()
+
+
+def test_rollback_from_a_damaged_version(served: Tree, tmp_path: Path) -> None:
+    base, trials = tmp_path / "served" / "tiny", Trials()
+    restore(served, tmp_path)
+    shutil.copytree(base / "1", base / "2")
+    write_package(base, 2, {})
+    run(f"export label {base} stable=2")
+    whole = tree(base)
+    for name in [name for name, content in whole.items() if name.startswith("2/") and content is not None]:
+        for damage, damaged in damages(whole[name] or b"").items():
+            restore({**whole, name: damaged or b""}, base)
+            if damaged is None:
+                (base / name).unlink()
+            with trials.trial(f"{name} {damage}"):
+                run(f"export label {base} stable=1")
+                config = labels.read(base)
+                assert config is not None
+                assert config.labels == {"stable": 1}
     trials.check()
 
 
