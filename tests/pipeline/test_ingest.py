@@ -433,10 +433,11 @@ def test_invalid_text_is_a_one_line_error_on_any_worker(tmp_path: Path, options:
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_threads_give_the_same_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["multi_threading", pytest.param("multi_processing", marks=pytest.mark.slow)])
+def test_parallel_workers_give_the_same_data(tmp_path: Path, mode: str) -> None:
     (tmp_path / "a.txt").write_bytes("né 世\n".encode() * 500)
     values = IngestSettings(source=[str(tmp_path / "a.txt")], unit="char", shard_bytes=300)
-    options = "--direct_num_workers=2 --direct_running_mode=multi_threading"
+    options = f"--direct_num_workers=2 --direct_running_mode={mode}"
     manifest = ingest(values, tmp_path / "one")
     assert ingest(values, tmp_path / "two", options=options) == manifest
 

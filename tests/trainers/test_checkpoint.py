@@ -525,6 +525,15 @@ def test_unusable_data_is_rejected_before_creating_the_run(tmp_path: Path, data:
     assert not (tmp_path / "run").exists()
 
 
+def test_text_of_2000_characters_needs_fewer_lanes_than_the_default(
+    tmp_path: Path, make_data: Callable[..., Manifest]
+) -> None:
+    text, default = (TEXT * 20)[:2000], RunConfig.from_tables({}, {}, "test")
+    make_data(tmp_path / "data", 1000, train=text[:1800], val=text[1800:])
+    with pytest.raises(StageError, match=r"needs 2501 tokens, but has 1800; with windows of 50, use at most 35 lanes"):
+        train_command(default, tmp_path / "data", tmp_path / "run", Options(unvalidated=True))
+
+
 def test_damaged_data_is_noticed_at_the_start(tmp_path: Path, data: Path) -> None:
     run = open_tiny_run(tmp_path / "run", data, tiny_config())
     shard = data / "val-00000-of-00001.tokens"

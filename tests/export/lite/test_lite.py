@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from crash import damaged
 
 from common.errors import StageError, UsageError
@@ -125,6 +126,20 @@ def test_files_are_self_contained_with_fixed_shapes(devices: Path) -> None:
         flatbuffer, about = unpack(devices / f"{precision}.tflite")
         assert "FULLY_CONNECTED" in op_names(flatbuffer)
         assert about["precision"] == precision
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rows_of_a_resized_batch_match_single_rows(devices: Path, precision: str) -> None:
+    path, tokens = devices / f"{precision}.tflite", [100, 10, 255]
+    file, batched = LiteModel(path), Interpreter(model_content=unpack(path)[0])
+    carries = [file.step(token, file.initial_carry())[1] for token in (1, 2, 3)]
+    single = [file.step(token, carry) for token, carry in zip(tokens, carries, strict=True)]
+    for detail in batched.get_input_details():
+        batched.resize_tensor_input(detail["index"], [len(tokens), *detail["shape"][1:]])
+    run = batched.get_signature_runner("step")
+    outputs = run(token=np.int32(tokens), carry=np.concatenate(carries))
+    np.testing.assert_allclose(outputs["logits"], [logits_V for logits_V, _ in single], atol=1e-5)
+    np.testing.assert_allclose(outputs["carry"], np.concatenate([carry for _, carry in single]), atol=1e-5)
 
 
 def test_file_stores_weights_once() -> None:

@@ -2,7 +2,11 @@
 
 import io
 import math
+import re
 import shutil
+import subprocess
+import sys
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 import tensorflow as tf
 from rich.console import Console
 from rich.progress import Progress
@@ -66,6 +71,20 @@ def test_tensorboard_matches_metrics(tmp_path: Path, data: Path, on: On) -> None
         lowest = -1 if name.endswith("candidate") or name in weights else 0
         for _, rows in histograms:
             assert (rows[:, 2].sum(), lowest <= rows[0, 0] < rows[-1, 1] <= 1) == (numbers, True), name
+
+
+@pytest.mark.slow
+def test_tensorboard_lists_the_run(tmp_path: Path, data: Path, on: On) -> None:
+    tiny_training(tmp_path / "runs" / "tiny", data, on(), 5).go()
+    program = [str(Path(sys.executable).with_name("tensorboard")), "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen([*program, "--logdir", str(tmp_path / "runs")], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        url = next(re.findall(r"http://[\d.:]+", line)[0] for line in process.stderr if " at http" in line)
+        until = time.monotonic() + 60
+        while not (runs := requests.get(f"{url}/data/runs", timeout=30).json()) and time.monotonic() < until:
+            time.sleep(0.5)
+        process.kill()
+    assert runs == [f"tiny/{BOARD}"]
 
 
 def test_repeated_steps_supersede_earlier_events(tmp_path: Path, data: Path, on: On) -> None:
