@@ -53,7 +53,7 @@ def evaluate_run(
     if split == "train" and count:
         raise UsageError("--ngram cannot be judged on train, which it counts: pass --split val or test")
     lanes = min(LANES, max(1, (manifest.split(split).tokens - 1) // MIN_LANE))
-    read = _read_by(run, manifest, chosen.step)
+    read = read_by(run, manifest, chosen.step)
     tokens = sum(len(part) for part in read) + sum(manifest.split(name).tokens for name in ("val", split))
     compared = split != "train" and (tokens <= COUNTED if count is None else count)
     inputs = {
@@ -102,7 +102,7 @@ def _is_current(saved: dict[str, Any], inputs: dict[str, Any], count: bool | Non
         return False
 
 
-def _read_by(run: Run, manifest: Manifest, step: int) -> list[range]:
+def read_by(run: Run, manifest: Manifest, step: int) -> list[range]:
     """Parts of train that a checkpoint has read, for the n-gram to count the same: during the first epoch the
     beginning of each lane, then all."""
     tokens, B, T = manifest.split("train").tokens, run.config.train.lanes, run.config.train.window
@@ -110,6 +110,12 @@ def _read_by(run: Run, manifest: Manifest, step: int) -> list[range]:
         return [range(tokens)]
     edges = [lane * (tokens - 1) // B for lane in range(B + 1)]
     return [range(start, min(start + step * T, stop) + 1) for start, stop in itertools.pairwise(edges)]
+
+
+def read_parts(data: Path, manifest: Manifest, parts: Sequence[range]) -> Array:
+    """Read parts of train, one after the other."""
+    train = manifest.split("train")
+    return np.concatenate([read_tokens(data, train, manifest.dtype, part.start, part.stop) for part in parts])
 
 
 def figures_of(
@@ -120,10 +126,8 @@ def figures_of(
     counted: the parts of train that an n-gram counts; if there are none, there is no n-gram.
     """
 
-    def read(split: str, parts: Sequence[range] = ()) -> Array:
-        parts = parts or [range(manifest.split(split).tokens)]
-        pieces = [read_tokens(data, manifest.split(split), manifest.dtype, part.start, part.stop) for part in parts]
-        return np.concatenate(pieces)
+    def read(split: str) -> Array:
+        return read_tokens(data, manifest.split(split), manifest.dtype, 0, manifest.split(split).tokens)
 
     vocab, ids = manifest.vocab, read(split)
     targets_N, train_V = ids[1:], _counts(data, manifest)
@@ -136,7 +140,7 @@ def figures_of(
     }
     evaluation = breakdown.figures(nats_N, targets_N, vocab) | {"baselines": baselines}
     if counted:
-        best = ngram.best(read("train", counted), read("val"), ids, vocab.size, vocab.end_id)
+        best = ngram.best(read_parts(data, manifest, counted), read("val"), ids, vocab.size, vocab.end_id)
         nats["ngram_nats"] = best.nats_Q
         baselines["ngram"] = {
             "nats": float(best.nats_Q.mean()),

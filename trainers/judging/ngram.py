@@ -98,16 +98,33 @@ def probabilities(
     contexts, ngrams = _ngrams(positions, 0), _ngrams(positions, 1)
     p_of_text = [np.full(len(text.place_Q), 1 / size) for text in judged]
     for n in range(1, highest + 1):
-        longer, real_G = _ngrams(positions, n + 1), positions.length_M[ngrams.first_G] >= n
-        places_G = np.add.reduceat(positions.train_M, ngrams.first_G, dtype=np.int32) * real_G
-        # Nothing precedes the beginning of a document, so each occurrence there counts as a distinct symbol would.
-        counted = np.logical_or.reduceat(positions.train_M, longer.first_G)
-        after_G = np.bincount(ngrams.which_M[longer.first_G[counted]], minlength=len(real_G)) * real_G
+        longer = _ngrams(positions, n + 1)
+        places_G, after_G = _counts(positions, n, ngrams, longer)
         context_G = contexts.which_M[positions.before_M[ngrams.first_G]]
         here = [(ngrams.which_M[q.place_Q], contexts.which_M[q.before_Q], q.length_Q >= n) for q in judged]
         yield [_smooth(places_G, context_G, *q, p_Q) for q, p_Q in zip(here, p_of_text, strict=True)]
         p_of_text = [_smooth(after_G, context_G, *q, p_Q) for q, p_Q in zip(here, p_of_text, strict=True)]
         contexts, ngrams = ngrams, longer
+
+
+def discounts(train: Array, order: int, end_id: int | None = None) -> list[tuple[float, ...]]:
+    """Discounts of each order from 1 to `order`, the highest, for counts of one, two, and three or more."""
+    positions, _ = _sort([train], end_id, order)
+    levels = [_ngrams(positions, n) for n in range(1, order + 2)]
+    counts = [_counts(positions, n, *pair) for n, pair in enumerate(itertools.pairwise(levels), 1)]
+    return [_discounts(places_G if n == order else after_G) for n, (places_G, after_G) in enumerate(counts, 1)]
+
+
+def _counts(positions: _Positions, n: int, ngrams: _NGrams, longer: _NGrams) -> tuple[Array, Array]:
+    """Count, for each n-gram, its occurrences in train and the distinct symbols that precede it there.
+
+    longer: the (n + 1)-grams.
+    """
+    real_G = positions.length_M[ngrams.first_G] >= n
+    places_G = np.add.reduceat(positions.train_M, ngrams.first_G, dtype=np.int32) * real_G
+    # Nothing precedes the beginning of a document, so each occurrence there counts as a distinct symbol would.
+    counted = np.logical_or.reduceat(positions.train_M, longer.first_G)
+    return places_G, np.bincount(ngrams.which_M[longer.first_G[counted]], minlength=len(real_G)) * real_G
 
 
 def _smooth(counts_G: Array, context_G: Array, ngram_Q: Array, context_Q: Array, real_Q: Array, p_Q: Array) -> Array:
@@ -142,7 +159,7 @@ def _sort(texts: list[Array], end_id: int | None, highest: int) -> tuple[_Positi
     M, length_M = len(ids_M), _lengths(ids_M, edges, end_id, highest)
     # Number the symbols that occur from 1 on; 0 means none. Sort by as many symbols as fit into 64 bits; the next round
     # sorts by the following symbols within equal keys.
-    symbols_M = np.cumsum(np.bincount(ids_M) > 0)[ids_M].astype(np.min_scalar_type(ids_M.max() + 1))
+    symbols_M = np.cumsum(np.bincount(ids_M) > 0)[ids_M].astype(np.min_scalar_type(int(ids_M.max()) + 1))
     bits, done = int(symbols_M.max()).bit_length(), 0
     key_M, common_M = np.zeros(M, np.uint64), np.zeros(M, np.uint8)
     while done < highest:

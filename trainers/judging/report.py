@@ -14,7 +14,7 @@ from common.printable import visible
 from trainers import metrics
 
 FILE, SAMPLES = "report.html", "samples.json"
-SAMPLES_FORMAT = 2  # format_version
+SAMPLES_FORMAT = 3  # format_version
 SERIES = ("model", "n-gram")
 GROUPS = {  # of evaluation-SPLIT.json: title, and title of the axis
     "class": ("by class", ""),
@@ -69,7 +69,7 @@ def _page(folder: Path, run: dict[str, Any], evaluations: dict[str, dict[str, An
         series=SERIES,
         samples=samples,
         measures=measures_of(samples, run["vocab"]["unit"]) if samples else [],
-        columns=columns_of(samples) if samples else [],
+        columns=[label for label, _ in rows_of(samples)] if samples else [],
         progress=list({row["step"]: row for row in metrics.read(folder) if "sample" in row}.values()),
     )
 
@@ -88,21 +88,23 @@ def plots_of(evaluation: dict[str, Any]) -> dict[str, Plot]:
 
 
 class Measure(NamedTuple):
-    """Row of the samples' measures, with one bar and one cell per temperature, and one of each for held-out text."""
+    """Row of the samples' measures, with one bar and one cell per group of texts."""
 
     title: str
     plot: Plot
     cells: list[str]
 
 
-def columns_of(samples: dict[str, Any]) -> list[str]:
-    """Labels of a measure's bars: the temperatures, and held-out text."""
-    return [*(f"{row['temperature']:g}" for row in samples["rows"]), samples["held_out"]["split"]]
+def rows_of(samples: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Groups of texts with their labels: the temperatures, an n-gram if there is one, and held-out text."""
+    rows = [(f"{row['temperature']:g}", row) for row in samples["rows"]]
+    rows += [("n-gram", row) for row in samples["ngram"]]
+    return [*rows, (samples["held_out"]["split"], samples["held_out"])]
 
 
 def measures_of(samples: dict[str, Any], unit: str) -> list[Measure]:
     """Every measure of the samples: likelihood and variety, then coherence, then copies."""
-    rows, columns = [*samples["rows"], samples["held_out"]], columns_of(samples)
+    columns, rows = map(list, zip(*rows_of(samples), strict=True))
     measures = []
     for key, title in MEASURES.items():
         if key not in rows[0]:

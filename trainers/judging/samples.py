@@ -22,6 +22,8 @@ from pipeline.shards import read_tokens
 from pipeline.vocab import Vocab
 from trainers import checkpoint
 from trainers.judging import coherence, copied, report
+from trainers.judging.evaluate import read_by, read_parts
+from trainers.judging.ngram_writer import NGramWriter
 from trainers.run import data_of, read_run
 from trainers.sampling import batch
 from trainers.sampling.sampler import Sampler
@@ -80,13 +82,14 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool, verify
     lines = end == b"\n"  # each line is a text
     sweep = dataclasses.replace(sweep, texts=sweep.texts or (LINES if lines else TEXTS))
     values = {**dataclasses.asdict(sweep), "temperatures": list(sweep.temperatures)}
+    split = next(name for name in ("test", "val", "train") if name in manifest.splits)
     inputs = {"weights_sha256": checkpoint.weights_sha256(chosen), "data_sha256": run.data_sha256, **values}
+    inputs["ngram"] = order = _order(folder, split, inputs["weights_sha256"])
     path, saved = folder / report.SAMPLES, read_json(folder / report.SAMPLES)
     if not force and saved.get("format_version") == report.SAMPLES_FORMAT and saved.get("inputs") == inputs:
         console.note(f"{path} is up to date with checkpoint {chosen.step}")
         report.write(folder)  # an earlier call may have been killed before it wrote the page
         return
-    split = next(name for name in ("test", "val", "train") if name in manifest.splits)
 
     def read(split: str, limit: int) -> Array:
         return read_tokens(data, manifest.split(split), manifest.dtype, 0, limit)
@@ -95,11 +98,17 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool, verify
     train = run.vocab.decode(read("train", copied.SEARCHED))
     sampler = Sampler(checkpoint.load_model(run, chosen), run.vocab, frozen=True)
     with console.progress("texts") as bar:
-        groups = _score(sampler, [*_sample(sampler, sweep, end, bar), held_out], end, bar)
+        drawn = _sample(sampler, sweep, end, bar)
+        if order:
+            counted = read_parts(data, manifest, read_by(run, manifest, chosen.step))
+            writer = NGramWriter(counted, run.vocab.size, order, run.vocab.end_id)
+            drawn.append(_written(writer, run.vocab, sweep, bar))
+        groups = _score(sampler, [*drawn, held_out], end, bar)
     kind = sweep.kind
     if kind == "auto":
         kind = "names" if lines else coherence.kind_of("\n".join(groups[-1].strings))
     *rows, real = _measure(groups, kind, train)
+    counting = [{"order": order, **rows.pop()}] if order else []
     result = {
         "format_version": report.SAMPLES_FORMAT,
         "inputs": inputs,
@@ -109,11 +118,19 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool, verify
         "searched": len(train),
         "held_out": {"split": split, **real},
         "rows": [{"temperature": t, **row} for t, row in zip(sweep.temperatures, rows, strict=True)],
+        "ngram": counting,
     }
     write_record(path, result)
     page = report.write(folder)
     _show(folder, result)
     console.note(f"report: {page}")
+
+
+def _order(folder: Path, split: str, weights_sha256: str) -> int:
+    """Order of the n-gram that `evaluate` compared with these weights on the split; 0 if there is none."""
+    evaluation = read_json(folder / f"evaluation-{split}.json")
+    current = evaluation.get("inputs", {}).get("weights_sha256") == weights_sha256
+    return int(evaluation["baselines"].get("ngram", {}).get("order", 0)) if current else 0
 
 
 def _held_out(ids_N: Array, vocab: Vocab, sweep: Sweep, lines: bool) -> list[bytes]:
@@ -138,6 +155,13 @@ def _sample(sampler: Sampler, sweep: Sweep, end: bytes, bar: Progress) -> list[l
     tracked = bar.track(drawn, len(starts), description="sampling")
     texts = [text + (end if reason == "stop" else b"") for text, _, reason in tracked]
     return [texts[first : first + sweep.texts] for first in range(0, len(texts), sweep.texts)]
+
+
+def _written(writer: NGramWriter, vocab: Vocab, sweep: Sweep, bar: Progress) -> list[bytes]:
+    """Texts of an n-gram, with their ends, from the state that sampling starts in."""
+    seeds = bar.track(range(sweep.seed, sweep.seed + sweep.texts), description="n-gram")
+    start = vocab.prompt_ids(b"").tolist()
+    return [vocab.decode(np.array(writer.write(start, sweep.length, seed))) for seed in seeds]
 
 
 def _score(sampler: Sampler, groups: list[list[bytes]], end: bytes, bar: Progress) -> list[Texts]:
@@ -214,9 +238,8 @@ def _words(text: str) -> list[str]:
 
 
 def _show(folder: Path, result: dict[str, Any]) -> None:
-    """Print one row per temperature, and one for held-out text."""
-    rows = [(f"{row['temperature']:g}", row) for row in result["rows"]]
-    rows.append((result["held_out"]["split"], result["held_out"]))
+    """Print one row per temperature, one for an n-gram, and one for held-out text."""
+    rows = report.rows_of(result)
     measures = [name for name in COLUMNS if any(name in row for _, row in rows)]
     copied = list(dict.fromkeys(name for _, row in rows for name in row["copied"] if name != "longest"))
     console.out.print(f"{folder} at step {result['step']:,}, {result['rows'][0]['texts']:,} texts per temperature")
@@ -231,7 +254,7 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
             table.add_row(name, *(report.share_with_counts(row["coherence"].get(key)) for key in names))
         console.out.print(table)
     if result["kind"] == "names":
-        for name, row in rows[:-1]:
+        for name, row in rows[: len(result["rows"])]:
             if (new := row["coherence"].get("new")) is None:
                 continue  # every sampled name is empty
             low, high = share_interval(new["share"], new["of"])

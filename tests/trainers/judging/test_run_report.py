@@ -63,6 +63,7 @@ SAMPLES = {
         sample_measures(temperature=0.5, text="int <i>x</i>;\x1b"),
         sample_measures(temperature=1.0, text="}", coherence={}),
     ],
+    "ngram": [sample_measures(order=7, text="static &amp;", bits=3.5)],
 }
 
 
@@ -132,10 +133,11 @@ def test_report_shows_all_results(folder: Path) -> None:
         "by both 50.0%, by the model alone 25.0%, by the n-gram alone 12.5%, by neither 12.5%",
         "<b> 99 0.750 0.250",
         "16 texts of up to 2,000 bytes per temperature",
-        "temperature 0.5 1 test Bits per byte under the model 2.000 2.000 2.000",
-        "Functions parsed 0.333 (1 of 3) – 0.333 (1 of 3) Longest copy from train, bytes 42 42 42",
+        "temperature 0.5 1 n-gram test Bits per byte under the model 2.000 2.000 3.500 2.000",
+        "Functions parsed 0.333 (1 of 3) – 0.333 (1 of 3) 0.333 (1 of 3) Longest copy from train, bytes 42 42 42 42",
         "Temperature 0.5 int <i>x</i>;\ufffd",
-        "Functions parsed 0.5: 33.3 %; 1: –; test: 33.3 %",
+        "N-gram of order 7 static &amp;",
+        "Functions parsed 0.5: 33.3 %; 1: –; n-gram: 33.3 %; test: 33.3 %",
         "letters: 1.25 and 2.50",
         "Longest copy from train, bytes",
         "Stretches of 20 bytes copied from train",

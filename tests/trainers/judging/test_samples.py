@@ -10,10 +10,12 @@ import tiny_run
 
 from common import console
 from common.errors import StageError, UsageError
+from common.files import write_record
 from common.settings import make
 from pipeline.vocab import Vocab, byte_vocab
 from trainers import checkpoint
 from trainers.judging import samples
+from trainers.judging.ngram_writer import NGramWriter
 from trainers.judging.samples import Sweep, Texts, share_interval, sweep_run, variety
 from trainers.model.char_rnn import CharRNN
 from trainers.run import read_run
@@ -81,6 +83,11 @@ def test_sweep_samples_and_scores_texts(
     prose = saved_run(tmp_path, train=tiny_run.TEXT, val=tiny_run.TEXT, test=tiny_run.TEXT[:100])
     sweep = Sweep(temperatures=(0.5, 1.5), texts=3, length=30, seed=7)
     sweep_run(prose, None, sweep, force=False)
+    assert json.loads((prose / "samples.json").read_text())["ngram"] == []
+    capsys.readouterr()
+    evaluation = {"inputs": {"weights_sha256": checkpoint.weights_sha256(checkpoint.best(read_run(prose)))}}
+    write_record(prose / "evaluation-test.json", evaluation | {"baselines": {"ngram": {"order": 3}}})
+    sweep_run(prose, None, sweep, force=False)
     result = json.loads((prose / "samples.json").read_text())
     assert [(row["temperature"], row["texts"], row["targets"]) for row in result["rows"]] == [
         (0.5, 3, 90),
@@ -103,7 +110,12 @@ def test_sweep_samples_and_scores_texts(
     out, err = capsys.readouterr()
     assert "samples.json is up to date with checkpoint" in err
     assert out.splitlines()[0] == f"{prose} at step 40, 3 texts per temperature"
-    assert [line.split()[0] for line in out.splitlines()[-3:]] == ["0.5", "1.5", "test"]
+    assert [line.split()[0] for line in out.splitlines()[-4:]] == ["0.5", "1.5", "n-gram", "test"]
+    (counted,) = result["ngram"]
+    assert (counted["order"], counted["texts"], counted["targets"]) == (3, 3, 90)
+    ids = np.frombuffer(tiny_run.TEXT, np.uint8)
+    written = [NGramWriter(ids, 256, 3).write([10], 30, seed) for seed in (7, 8, 9)]
+    assert counted["text"] == "\n".join(bytes(text).decode(errors="replace") for text in written)
 
 
 def test_names_are_judged_as_names(
