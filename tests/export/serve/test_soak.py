@@ -30,7 +30,7 @@ from export.serve.signatures import INPUTS
 
 SECONDS, TIMEOUT = 60, 300
 WARM_UP = 1000  # calls, in which most sizes of batches and answers have occurred
-GROWTH, SLACK = 0.05, 10e6  # maximum memory growth: relative, and of a small process in bytes
+GROWTH, SLACK = 0.05, 30e6  # maximum memory growth: relative, and for bodies of megabytes that come and go, in bytes
 MORE_THREADS = 8  # than in the first half, at most
 GOOD, HOSTILE = 8, 4  # callers
 REFUSALS = {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION}
