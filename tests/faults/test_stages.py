@@ -227,8 +227,9 @@ def fill_disk(
 def served(tmp_path: Path) -> Tree:
     """Exported folder, with empty files for its graph: made without TensorFlow."""
     base = tmp_path / "made" / "served" / "tiny"
-    config = {"model": {"units": 8, "layers": 1}, "train": {}}
+    config = {"model": {"cell": "lstm", "units": 8, "layers": 1, "embedding": 0}, "train": {}}
     about = {"run": "tiny", "step": 3, "val_nats": 1.5, "config": config, "vocab": byte_vocab().to_json()}
+    about |= {"limits": {"rows": 64}}
     for name in labels.VERSION_FILES:
         (base / "1" / name).parent.mkdir(parents=True, exist_ok=True)
         (base / "1" / name).touch()
