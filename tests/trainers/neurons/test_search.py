@@ -84,10 +84,10 @@ def test_unrelated_labels_have_no_match(rng: np.random.Generator, repetitions: i
 
 def test_shuffled_labels_underestimate_chance(rng: np.random.Generator) -> None:
     """Show why the search shifts labels: shuffling destroys their runs."""
-    x_NxU, label_N = random_units(rng, 4000, 30, keep=0.99), binary_runs(rng, 4000, 100)
+    x_NxU, label_N = random_units(rng, 8000, 30, keep=0.99), binary_runs(rng, 8000, 100)
     chance = search(x_NxU, [Label("quotes", label_N)])[0].chance
-    shuffled_KxN = np.stack([rng.permutation(label_N[2000:]) for _ in range(100)])
-    assert chance > 2 * np.abs(RankedHalf(x_NxU[2000:]).strengths(shuffled_KxN)).max()
+    shuffled_KxN = np.stack([rng.permutation(label_N[4000:]) for _ in range(100)])
+    assert chance > 2 * np.abs(RankedHalf(x_NxU[4000:]).strengths(shuffled_KxN)).max()
 
 
 def test_labels_with_few_runs_have_no_matches(rng: np.random.Generator) -> None:
