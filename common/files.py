@@ -27,6 +27,7 @@ from common.errors import FULL, StageError, tensorflow_cause
 LOCK = ".lock"
 CHECKSUM = "checksum"  # in a JSON object: the hash of everything else in it
 # Limits of a JSON file: the manifest of a million source files has 150 MB; a 64-bit integer has 20 characters.
+WRONG_SHAPE = (ArithmeticError, AttributeError, KeyError, TypeError, ValueError)  # errors of reading JSON of any shape
 MOST_BYTES, MOST_DEPTH, MOST_DIGITS = 1 << 28, 50, 20
 _SCRATCH = re.compile(r"\..*\.partial-.{8}")
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -238,6 +239,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+@contextlib.contextmanager
+def reading(path: Path, fix: str) -> Iterator[None]:
+    """Report `path` as corrupted, and how to fix it, if the block fails on the shape of what it holds."""
+    try:
+        yield
+    except WRONG_SHAPE as error:
+        raise StageError(f"{path} is corrupted ({type(error).__name__}: {error}): {fix}") from None
 
 
 def sha256_file(path: Path) -> str:

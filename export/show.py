@@ -9,7 +9,7 @@ from rich.table import Table
 
 from common import console
 from common.errors import StageError
-from common.files import read_json
+from common.files import read_json, reading
 from export import checksums
 from export.lite.graph import PRECISIONS
 from export.lite.runner import LiteModel, Sampling
@@ -77,14 +77,11 @@ def _bits(run: Run) -> Table:
     table.add_row(f"after step {best['step']:,}, val", f"{best['val_bits']:.3f}")
     judged = read_manifest(run.data).judged
     path = run.folder / f"evaluation-{judged}.json"
-    try:
+    with reading(path, f"python -m trainers evaluate {run.folder} --force"):
         if score := read_json(path):
             table.add_row(f"after step {score['inputs']['step']:,}, {judged}", f"{score['bits']:.3f}")
             if ngram := score["baselines"].get("ngram"):
                 table.add_row(f"an n-gram model, {judged}", f"{ngram['nats'] / math.log(2):.3f}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise StageError(f"{path} is corrupted ({reason}): python -m trainers evaluate {run.folder} --force") from None
     return table
 
 

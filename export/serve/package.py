@@ -30,7 +30,7 @@ import jinja2
 
 from common import console
 from common.errors import StageError
-from common.files import exclusive, load_json, read_json, whole_file, write_record
+from common.files import WRONG_SHAPE, exclusive, load_json, read_json, reading, whole_file, write_record
 from export import checksums
 from export.serve import front_image, labels
 from export.serve.card import TABLE, ServedVersion, cell, row_limit, table
@@ -40,7 +40,6 @@ BATCHING = "batching_params.pbtxt"
 Wait = Callable[[str, set[int]], None]  # the model's name, and the versions to wait for
 TEMPLATES = (BATCHING, "monitoring.config", "compose.yaml", "kubernetes.yaml", "MODEL_CARD.md")
 FACTS = "assets.extra/facts.json"
-WRONG_SHAPE = (ArithmeticError, AttributeError, KeyError, TypeError, ValueError)  # errors of reading JSON of any shape
 
 # The server of the TensorFlow release that wrote the graph.
 IMAGE = "tensorflow/serving:2.21.0"
@@ -270,14 +269,12 @@ def _version(base: Path, number: int, served: ServingConfig, new_facts: dict[int
     if not origin:
         raise StageError(f"{folder / ORIGIN} is corrupted: export the version again with --force")
     version = ServedVersion(number, own_labels, origin, new_facts.get(number) or read_facts(base, number))
-    try:  # read all that the package uses of both files, which may have any shape
+    # Read all that the package uses of both files, which may have any shape.
+    with reading(folder / "assets.extra", "export the version again with --force"):
         startup_seconds([version])
         row_limit(origin)
         for describe in TABLE.values():
             describe(version)
-    except WRONG_SHAPE as error:
-        reason, fix = f"{type(error).__name__}: {error}", "export the version again with --force"
-        raise StageError(f"{folder / 'assets.extra'} is corrupted ({reason}): {fix}") from None
     return version
 
 

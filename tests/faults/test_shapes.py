@@ -65,9 +65,11 @@ def read_run(home: Path) -> None:
 def read_evaluation(home: Path) -> None:
     from export import show
     from trainers import checkpoint, run
+    from trainers.judging import samples
 
     opened = run.read_run(home / "run")
     show._bits(opened)
+    samples._order(opened.folder, "val", checkpoint.weights_sha256(checkpoint.best(opened)))
     facts._test(opened, checkpoint.best(opened))
 
 

@@ -42,7 +42,7 @@ class NGramWriter:
 
     def _context(self, ids: list[int]) -> tuple[int, ...]:
         """The last ids that the next one depends on, which begin no earlier than the latest end of a document."""
-        context = ids[len(ids) - min(self.order - 1, len(ids)) :]
+        context = ids[max(len(ids) - self.order + 1, 0) :]
         return tuple(context[next((k for k in reversed(range(len(context))) if context[k] == self.end_id), 0) :])
 
     def _probabilities(self, context: tuple[int, ...]) -> Array:

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from common import console
-from common.files import read_json, write_record
+from common.files import read_json, reading, write_record
 from common.settings import settings
 from common.types import Array
 from pipeline.shards import read_tokens
@@ -128,9 +128,12 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool, verify
 
 def _order(folder: Path, split: str, weights_sha256: str) -> int:
     """Order of the n-gram that `evaluate` compared with these weights on the split; 0 if there is none."""
-    evaluation = read_json(folder / f"evaluation-{split}.json")
-    current = evaluation.get("inputs", {}).get("weights_sha256") == weights_sha256
-    return int(evaluation["baselines"].get("ngram", {}).get("order", 0)) if current else 0
+    path = folder / f"evaluation-{split}.json"
+    with reading(path, f"python -m trainers evaluate {folder} --force"):
+        evaluation = read_json(path)
+        if evaluation and evaluation["inputs"]["weights_sha256"] == weights_sha256:
+            return int(evaluation["baselines"].get("ngram", {}).get("order", 0))
+    return 0
 
 
 def _held_out(ids_N: Array, vocab: Vocab, sweep: Sweep, lines: bool) -> list[bytes]:
