@@ -5,6 +5,7 @@ The .ipynb is the source of text and code. Executing replaces its outputs; rende
 
 import base64
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def page(notebook: Any, name: str) -> dict[str, bytes]:
             if "image/png" in data:
                 picture = f"pictures/{name}-{len(files) + 1}.png"
                 files[picture] = base64.b64decode(data["image/png"])
-                parts.append(f"![{cell.source.partition(chr(10))[0].lstrip('# ')}]({picture})")
+                alt = cell.source.partition("\n")[0].lstrip("# ")
+                parts.append(textwrap.fill(f"![{alt}]({picture})", 100, break_long_words=False))
             elif text := output.get("text") or data.get("text/plain"):
                 parts.append(f"```text\n{text.rstrip()}\n```")
     return {f"{name}.md": ("\n\n".join(parts) + "\n").encode(), **files}
