@@ -143,7 +143,9 @@ def serve(folder: Path, port: int, page: Path | None) -> None:
     base = folder
     if (folder / "run.json").exists():
         base = Path("served") / folder.name
-        if not (base / MODELS).exists():
+        if (base / MODELS).exists():
+            console.note(f"serving {base} as it is; to export {folder} anew: python -m export savedmodel {folder}")
+        else:
             with console.quiet():
                 from export.serve.saved_model import export_saved_model
             export_saved_model(folder, base, version=None, force=False)
