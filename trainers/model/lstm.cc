@@ -9,11 +9,13 @@
 // Legend: T time steps, B lanes, H units, G = 4 H gate columns; K inputs and N columns of a product of M rows.
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <type_traits>
+#include <utility>
 
 #include "tensorflow/c/kernels.h"
 #include "tensorflow/c/ops.h"
@@ -29,8 +31,8 @@ constexpr int W = 8;
 #endif
 constexpr int PANEL = 2 * W;  // columns of a panel: with ROWS rows, their sums fill the registers
 constexpr int ROWS = 6;
-constexpr int DEPTH = 256;  // inputs of a block: DEPTH x PANEL floats stay in the first-level cache
-constexpr int BLOCK = 96;   // rows of a block: BLOCK x DEPTH floats stay in the second-level cache
+constexpr int DEPTH = 256;  // inputs of a block: DEPTH x PANEL numbers stay in the first-level cache
+constexpr int BLOCK = 96;   // rows of a block: BLOCK x DEPTH numbers stay in the second-level cache
 
 typedef float V __attribute__((vector_size(4 * W), aligned(4), may_alias));
 
@@ -44,95 +46,123 @@ Buffer allocate(int64_t count) {
   return Buffer(static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))));
 }
 
-// A matrix b_KxN laid out for `add_product`: blocks of DEPTH rows, in each of them panels of PANEL columns, row by row.
+V load(const float* p) { return *reinterpret_cast<const V*>(p); }
+void store(float* p, V v) { *reinterpret_cast<V*>(p) = v; }
+
+// A matrix b_KxN laid out for `multiply`: blocks of DEPTH rows, in each of them panels of PANEL columns, row by row.
 struct Packed {
   int K, N;
+  int64_t width;  // of all panels
   const float* data;
 
-  // transposed: b is stored as NxK. The thread keeps its buffer: freeing it would cost a page fault per 1,024 floats.
-  Packed(const float* b, int K, int N, bool transposed) : K(K), N(N) {
+  // b has rows of `ldb` numbers. transposed: it is stored as NxK.
+  // The thread keeps its buffer: freeing it would cost a page fault per 1,024 numbers.
+  Packed(const float* b, int64_t ldb, int K, int N, bool transposed)
+      : K(K), N(N), width((N + PANEL - 1) / PANEL * PANEL) {
     thread_local Buffer buffer;
     thread_local int64_t size = 0;
-    const int panels = (N + PANEL - 1) / PANEL;
-    if (size < int64_t(K) * panels * PANEL) buffer = allocate(size = int64_t(K) * panels * PANEL);
+    if (size < K * width) buffer = allocate(size = K * width);
     data = buffer.get();
     for (int k0 = 0; k0 < K; k0 += DEPTH) {
       const int depth = std::min(DEPTH, K - k0);
-      float* block = buffer.get() + int64_t(k0) * panels * PANEL;
+      float* block = buffer.get() + k0 * width;
       if (transposed) {  // reads b row by row, writes within a panel
-        for (int n = 0; n < panels * PANEL; ++n)
+        for (int n = 0; n < width; ++n)
           for (int k = 0; k < depth; ++k)
-            block[(n / PANEL * depth + k) * PANEL + n % PANEL] = n < N ? b[int64_t(n) * K + k0 + k] : 0;
+            block[(n / PANEL * depth + k) * PANEL + n % PANEL] = n < N ? b[n * ldb + k0 + k] : 0;
         continue;
       }
       for (int k = 0; k < depth; ++k)
         for (int n0 = 0; n0 < N; n0 += PANEL) {
+          const float* from = b + (k0 + k) * ldb + n0;
           float* to = block + n0 * depth + k * PANEL;
-          const int columns = std::min(PANEL, N - n0);
-          std::memset(to + columns, 0, 4 * (PANEL - columns));
-          std::memcpy(to, b + int64_t(k0 + k) * N + n0, 4 * columns);
+          if (n0 + PANEL <= N) {
+            store(to, load(from)), store(to + W, load(from + W));
+            continue;
+          }
+          std::memset(to, 0, 4 * PANEL);
+          std::memcpy(to, from, 4 * (N - n0));
         }
     }
   }
 };
 
-// c_MxPANEL += a_MxK b_KxPANEL, for one panel.
-template <int M>
-void add_tile(int K, const float* a, int64_t lda, const float* b, float* c, int64_t ldc) {
+// c_MxPANEL = a_MxK b_KxPANEL for one panel, added to c if ADD. a has rows of `lda` numbers; TURNED: it is stored as KxM.
+// c is read last: it is in no cache yet.
+template <int M, bool TURNED, bool ADD>
+void multiply_tile(int K, const float* a, int64_t lda, const float* b, float* c, int64_t ldc) {
   V sum[M][2];
-  for (int m = 0; m < M; ++m)
-    for (int v = 0; v < 2; ++v) sum[m][v] = *reinterpret_cast<const V*>(c + m * ldc + v * W);
+  for (int m = 0; m < M; ++m) {
+    __builtin_prefetch(c + m * ldc, 1);
+    sum[m][0] = sum[m][1] = V{};
+  }
   for (int k = 0; k < K; ++k, b += PANEL) {
-    const V b0 = *reinterpret_cast<const V*>(b), b1 = *reinterpret_cast<const V*>(b + W);
+    const V b0 = load(b), b1 = load(b + W);
     for (int m = 0; m < M; ++m) {
-      const V x = a[m * lda + k] - V{};  // a broadcast; V{} + x would compile to an addition, since -0 + 0 is 0
+      const V x = (TURNED ? a[k * M + m] : a[m * lda + k]) - V{};  // V{} + a would be an addition, since -0 + 0 is 0
       sum[m][0] += x * b0;
       sum[m][1] += x * b1;
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int v = 0; v < 2; ++v) *reinterpret_cast<V*>(c + m * ldc + v * W) = sum[m][v];
-}
-
-void add_tile(int M, int K, const float* a, int64_t lda, const float* b, float* c, int64_t ldc) {
-  static constexpr decltype(&add_tile<1>) tiles[] = {add_tile<1>, add_tile<2>, add_tile<3>,
-                                                     add_tile<4>, add_tile<5>, add_tile<6>};
-  static_assert(sizeof tiles / sizeof *tiles == ROWS);
-  tiles[M - 1](K, a, lda, b, c, ldc);
-}
-
-// c_MxN += a_MxK b_KxN. transposed: a is stored as KxM. Rows are divided evenly into tiles: 25 make five tiles of five.
-void add_product(int M, const float* a, const Packed& b, float* c, bool transposed = false) {
-  const int panels = (b.N + PANEL - 1) / PANEL;
-  float turned[BLOCK * DEPTH];
-  for (int m0 = 0; m0 < M; m0 += BLOCK) {
-    const int rows = std::min(BLOCK, M - m0), tiles = (rows + ROWS - 1) / ROWS;
-    for (int k0 = 0; k0 < b.K; k0 += DEPTH) {
-      const int K = std::min(DEPTH, b.K - k0), lda = transposed ? K : b.K;
-      const float* panel = b.data + int64_t(k0) * panels * PANEL;
-      const float* from = a + int64_t(m0) * b.K + k0;
-      if (transposed) {
-        for (int k = 0; k < K; ++k)
-          for (int m = 0; m < rows; ++m) turned[m * K + k] = a[int64_t(k0 + k) * M + m0 + m];
-        from = turned;
-      }
-      for (int n0 = 0; n0 < b.N; n0 += PANEL, panel += K * PANEL) {
-        const int columns = std::min(PANEL, b.N - n0);
-        for (int tile = 0; tile < tiles; ++tile) {
-          const int first = tile * rows / tiles, count = (tile + 1) * rows / tiles - first;
-          float* to = c + int64_t(m0 + first) * b.N + n0;
-          if (columns == PANEL) {
-            add_tile(count, K, from + int64_t(first) * lda, lda, panel, to, b.N);
-            continue;
-          }
-          float edge[ROWS * PANEL] = {};
-          for (int m = 0; m < count; ++m) std::memcpy(edge + m * PANEL, to + int64_t(m) * b.N, 4 * columns);
-          add_tile(count, K, from + int64_t(first) * lda, lda, panel, edge, PANEL);
-          for (int m = 0; m < count; ++m) std::memcpy(to + int64_t(m) * b.N, edge + m * PANEL, 4 * columns);
-        }
-      }
+    for (int v = 0; v < 2; ++v) {
+      float* to = c + m * ldc + v * W;
+      store(to, ADD ? load(to) + sum[m][v] : sum[m][v]);
     }
-  }
+}
+
+template <bool TURNED, bool ADD, int... M>
+auto tiles(std::integer_sequence<int, M...>) {
+  return std::array{multiply_tile<M + 1, TURNED, ADD>...};
+}
+
+// Rows first(i) to first(i + 1) form tile i. They are divided evenly: 25 rows make five tiles of five.
+struct Tiles {
+  int rows, count = (rows + ROWS - 1) / ROWS;
+  int first(int tile) const { return tile * rows / count; }
+};
+
+// c_MxN = a_MxK b_KxN for a block, K <= DEPTH, added to c if ADD. TURNED: each tile of a is stored as KxM.
+template <bool TURNED, bool ADD>
+void multiply_block(int M, int K, int N, const float* a, int64_t lda, const float* panel, float* c) {
+  static const auto by_rows = tiles<TURNED, ADD>(std::make_integer_sequence<int, ROWS>());
+  const Tiles tiles{M};
+  for (int n0 = 0; n0 < N; n0 += PANEL, panel += K * PANEL)
+    for (int tile = 0; tile < tiles.count; ++tile) {
+      const int first = tiles.first(tile), rows = tiles.first(tile + 1) - first;
+      const auto multiply = by_rows[rows - 1];
+      const float* from = a + first * (TURNED ? K : lda);
+      float* to = c + int64_t(first) * N + n0;
+      if (n0 + PANEL <= N) {
+        multiply(K, from, lda, panel, to, N);
+        continue;
+      }
+      float edge[ROWS * PANEL] = {};
+      if (ADD)
+        for (int m = 0; m < rows; ++m) std::memcpy(edge + m * PANEL, to + int64_t(m) * N, 4 * (N - n0));
+      multiply(K, from, lda, panel, edge, PANEL);
+      for (int m = 0; m < rows; ++m) std::memcpy(to + int64_t(m) * N, edge + m * PANEL, 4 * (N - n0));
+    }
+}
+
+// Copies a_KxM, with rows of `lda` numbers, tile by tile for `multiply_block`.
+void turn(int M, int K, const float* a, int64_t lda, float* to) {
+  const Tiles tiles{M};
+  for (int k = 0; k < K; ++k, a += lda)
+    for (int tile = 0; tile < tiles.count; ++tile) {
+      const int first = tiles.first(tile), rows = tiles.first(tile + 1) - first;
+      const auto copy = [&](auto rows) {
+        for (int m = 0; m < rows; ++m) to[first * K + k * rows + m] = a[first + m];
+      };
+      rows == ROWS ? copy(std::integral_constant<int, ROWS>()) : copy(rows);  // a constant, for copies without a loop
+    }
+}
+
+// c_MxN = a_MxK b_KxN, for few rows. a has rows of `lda` numbers.
+void multiply(int M, const float* a, int64_t lda, const Packed& b, float* c) {
+  for (int k = 0; k < b.K; k += DEPTH)
+    (k ? multiply_block<false, true> : multiply_block<false, false>)(M, std::min(DEPTH, b.K - k), b.N, a + k, lda,
+                                                                    b.data + k * b.width, c);
 }
 
 V clamp(V x, float most) {
@@ -156,17 +186,17 @@ V tanh(V x) {
 
 V sigmoid(V x) { return tanh(x * 0.5f) * 0.5f + 0.5f; }
 
-// A vector of `count` floats, padded with zeros.
-V load(const float* p, int count = W) {
-  if (count == W) return *reinterpret_cast<const V*>(p);
+// A vector of `count` numbers, padded with zeros.
+V load(const float* p, int count) {
+  if (count == W) return load(p);
   V v = {};
   std::memcpy(&v, p, 4 * count);
   return v;
 }
 
-void store(float* p, V v, int count = W) {
+void store(float* p, V v, int count) {
   if (count == W)
-    *reinterpret_cast<V*>(p) = v;
+    store(p, v);
   else
     std::memcpy(p, &v, 4 * count);
 }
@@ -221,22 +251,22 @@ void forward(void*, TF_OpKernelContext* context) {
   const int64_t BH = int64_t(B) * H, BG = int64_t(B) * G;
   float *h = in.output(0, {T + 1, B, H}), *c = in.output(1, {T, B, H}), *gates = in.output(2, {T, B, G});
   const float *keep = in[4], *c_prev = in[3];
-  const Packed r(in[1], H, G, false);
+  const Packed r(in[1], G, H, G, false);
   const Buffer kept = allocate(BH);
   std::memcpy(h, in[2], 4 * BH);
   for (int t = 0; t < T; ++t, keep += B, h += BH, c_prev = c, c += BH, gates += BG) {
     for (int b = 0; b < B; ++b)
       for (int u = 0; u < H; ++u) kept.get()[b * H + u] = h[b * H + u] * keep[b];
-    std::memcpy(gates, in[0] + t * BG, 4 * BG);
-    add_product(B, kept.get(), r, gates);
+    multiply(B, kept.get(), H, r, gates);
     for (int b = 0; b < B; ++b) {
-      float* z = gates + int64_t(b) * G;
+      const float* z = in[0] + t * BG + int64_t(b) * G;
+      float* a = gates + int64_t(b) * G;
       for_units(H, [&, b](int u, auto n) {
         const int64_t at = int64_t(b) * H + u;
-        const V i = sigmoid(load(z + u, n)), f = sigmoid(load(z + H + u, n));
-        const V o = sigmoid(load(z + 2 * H + u, n)), g = tanh(load(z + 3 * H + u, n));
+        const auto sum = [&](int at) { return load(z + at, n) + load(a + at, n); };
+        const V i = sigmoid(sum(u)), f = sigmoid(sum(H + u)), o = sigmoid(sum(2 * H + u)), g = tanh(sum(3 * H + u));
         const V next = f * (load(c_prev + at, n) * keep[b]) + i * g;
-        store(z + u, i, n), store(z + H + u, f, n), store(z + 2 * H + u, o, n), store(z + 3 * H + u, g, n);
+        store(a + u, i, n), store(a + H + u, f, n), store(a + 2 * H + u, o, n), store(a + 3 * H + u, g, n);
         store(c + at, next, n);
         store(h + BH + at, o * tanh(next), n);
       });
@@ -254,7 +284,7 @@ void backward(void*, TF_OpKernelContext* context) {
     return;
   const int64_t BH = int64_t(B) * H, BG = int64_t(B) * G;
   float *dz = in.output(0, {T, B, G}), *dh = in.output(1, {B, H}), *dc = in.output(2, {B, H});
-  const Packed r(in[0], G, H, true);
+  const Packed r(in[0], G, G, H, true);
   std::memcpy(dh, in[6], 4 * BH);
   std::memcpy(dc, in[7], 4 * BH);
   for (int t = T - 1; t >= 0; --t) {
@@ -276,8 +306,7 @@ void backward(void*, TF_OpKernelContext* context) {
         store(dc + at, dy_c * f * keep[b], n);
       });
     }
-    std::memset(dh, 0, 4 * BH);
-    add_product(B, to, r, dh);
+    multiply(B, to, G, r, dh);
     for (int b = 0; b < B; ++b)
       for (int u = 0; u < H; ++u) dh[b * H + u] *= keep[b];
   }
@@ -290,8 +319,21 @@ void product(void*, TF_OpKernelContext* context) {
   const int M = in.dim(0, A), K = in.dim(0, !A), N = in.dim(1, !B);
   if (!in.has(1, {B ? N : K, B ? K : N})) return;
   float* c = in.output(0, {M, N});
-  std::memset(c, 0, 4 * int64_t(M) * N);
-  add_product(M, in[0], Packed(in[1], K, N, B), c, A);
+  if (K == 0) std::memset(c, 0, 4 * int64_t(M) * N);
+  float turned[BLOCK * DEPTH];
+  for (int k0 = 0; k0 < K; k0 += DEPTH) {
+    const int depth = std::min(DEPTH, K - k0);
+    const Packed b(in[1] + (B ? k0 : int64_t(k0) * N), B ? K : N, depth, N, B);
+    for (int m0 = 0; m0 < M; m0 += BLOCK) {
+      const int rows = std::min(BLOCK, M - m0);
+      const float* a = in[0] + (A ? int64_t(k0) * M + m0 : int64_t(m0) * K + k0);
+      if (A) {
+        turn(rows, depth, a, M, turned);
+        a = turned;
+      }
+      (k0 ? multiply_block<A, true> : multiply_block<A, false>)(rows, depth, N, a, K, b.data, c + int64_t(m0) * N);
+    }
+  }
 }
 
 void define(const char* name, std::initializer_list<const char*> inputs, std::initializer_list<const char*> outputs,

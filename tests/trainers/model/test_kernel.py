@@ -72,7 +72,9 @@ def test_each_optimizer_trains_through_the_ops(name: Any, make_model: Callable[.
         assert np.any(weight.numpy() != value), weight.path
 
 
-@pytest.mark.parametrize(("M", "K", "N"), [(1, 1, 1), (25, 300, 17), (97, 5, 64), (200, 257, 33)])
+@pytest.mark.parametrize(
+    ("M", "K", "N"), [(0, 3, 5), (1, 1, 1), (25, 300, 17), (97, 5, 64), (200, 257, 33), (600, 100, 50)]
+)
 def test_matmul_and_its_gradients_match_float64(rng: np.random.Generator, M: int, K: int, N: int) -> None:
     a, b, w = (rng.normal(size=shape) for shape in ((M, K), (K, N), (M, N)))
     with tf.GradientTape() as tape:
