@@ -87,13 +87,13 @@ struct Packed {
   }
 };
 
-// c_MxPANEL = a_MxK b_KxPANEL for one panel, added to c if ADD. a has rows of `lda` numbers; TURNED: it is stored as KxM.
-// c is read last: it is in no cache yet.
-template <int M, bool TURNED, bool ADD>
-void multiply_tile(int K, const float* a, int64_t lda, const float* b, float* c, int64_t ldc) {
+// c_MxPANEL = a_MxK b_KxPANEL + d_MxPANEL for one panel; d may be c, or null for zeros. a has rows of `lda` numbers, c and d
+// of `ldc`. TURNED: a is stored as KxM. d is read last, since it is in no cache yet.
+template <int M, bool TURNED>
+void multiply_tile(int K, const float* a, int64_t lda, const float* b, const float* d, float* c, int64_t ldc) {
   V sum[M][2];
   for (int m = 0; m < M; ++m) {
-    __builtin_prefetch(c + m * ldc, 1);
+    __builtin_prefetch((d ? d : c) + m * ldc);
     sum[m][0] = sum[m][1] = V{};
   }
   for (int k = 0; k < K; ++k, b += PANEL) {
@@ -106,14 +106,14 @@ void multiply_tile(int K, const float* a, int64_t lda, const float* b, float* c,
   }
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < 2; ++v) {
-      float* to = c + m * ldc + v * W;
-      store(to, ADD ? load(to) + sum[m][v] : sum[m][v]);
+      const int64_t at = m * ldc + v * W;
+      store(c + at, d ? sum[m][v] + load(d + at) : sum[m][v]);
     }
 }
 
-template <bool TURNED, bool ADD, int... M>
+template <bool TURNED, int... M>
 auto tiles(std::integer_sequence<int, M...>) {
-  return std::array{multiply_tile<M + 1, TURNED, ADD>...};
+  return std::array{multiply_tile<M + 1, TURNED>...};
 }
 
 // Rows first(i) to first(i + 1) form tile i. They are divided evenly: 25 rows make five tiles of five.
@@ -122,26 +122,25 @@ struct Tiles {
   int first(int tile) const { return tile * rows / count; }
 };
 
-// c_MxN = a_MxK b_KxN for a block, K <= DEPTH, added to c if ADD. TURNED: each tile of a is stored as KxM.
-template <bool TURNED, bool ADD>
-void multiply_block(int M, int K, int N, const float* a, int64_t lda, const float* panel, float* c) {
-  static const auto by_rows = tiles<TURNED, ADD>(std::make_integer_sequence<int, ROWS>());
+// c_MxN = a_MxK b_KxN + d_MxN, like `multiply_tile`, for a block: K <= DEPTH. TURNED: each tile of a is stored as KxM.
+template <bool TURNED>
+void multiply_block(int M, int K, int N, const float* a, int64_t lda, const float* panel, const float* d, float* c) {
+  static const auto by_rows = tiles<TURNED>(std::make_integer_sequence<int, ROWS>());
   const Tiles tiles{M};
   for (int n0 = 0; n0 < N; n0 += PANEL, panel += K * PANEL)
     for (int tile = 0; tile < tiles.count; ++tile) {
       const int first = tiles.first(tile), rows = tiles.first(tile + 1) - first;
       const auto multiply = by_rows[rows - 1];
       const float* from = a + first * (TURNED ? K : lda);
-      float* to = c + int64_t(first) * N + n0;
+      const int64_t at = int64_t(first) * N + n0;
       if (n0 + PANEL <= N) {
-        multiply(K, from, lda, panel, to, N);
+        multiply(K, from, lda, panel, d ? d + at : nullptr, c + at, N);
         continue;
       }
       float edge[ROWS * PANEL] = {};
-      if (ADD)
-        for (int m = 0; m < rows; ++m) std::memcpy(edge + m * PANEL, to + int64_t(m) * N, 4 * (N - n0));
-      multiply(K, from, lda, panel, edge, PANEL);
-      for (int m = 0; m < rows; ++m) std::memcpy(to + int64_t(m) * N, edge + m * PANEL, 4 * (N - n0));
+      for (int m = 0; d && m < rows; ++m) std::memcpy(edge + m * PANEL, d + at + int64_t(m) * N, 4 * (N - n0));
+      multiply(K, from, lda, panel, edge, edge, PANEL);
+      for (int m = 0; m < rows; ++m) std::memcpy(c + at + int64_t(m) * N, edge + m * PANEL, 4 * (N - n0));
     }
 }
 
@@ -158,11 +157,10 @@ void turn(int M, int K, const float* a, int64_t lda, float* to) {
     }
 }
 
-// c_MxN = a_MxK b_KxN, for few rows. a has rows of `lda` numbers.
-void multiply(int M, const float* a, int64_t lda, const Packed& b, float* c) {
+// c_MxN = a_MxK b_KxN + d_MxN, like `multiply_tile`, for few rows.
+void multiply(int M, const float* a, const Packed& b, const float* d, float* c) {
   for (int k = 0; k < b.K; k += DEPTH)
-    (k ? multiply_block<false, true> : multiply_block<false, false>)(M, std::min(DEPTH, b.K - k), b.N, a + k, lda,
-                                                                    b.data + k * b.width, c);
+    multiply_block<false>(M, std::min(DEPTH, b.K - k), b.N, a + k, b.K, b.data + k * b.width, k ? c : d, c);
 }
 
 V clamp(V x, float most) {
@@ -257,16 +255,15 @@ void forward(void*, TF_OpKernelContext* context) {
   for (int t = 0; t < T; ++t, keep += B, h += BH, c_prev = c, c += BH, gates += BG) {
     for (int b = 0; b < B; ++b)
       for (int u = 0; u < H; ++u) kept.get()[b * H + u] = h[b * H + u] * keep[b];
-    multiply(B, kept.get(), H, r, gates);
+    multiply(B, kept.get(), r, in[0] + t * BG, gates);
     for (int b = 0; b < B; ++b) {
-      const float* z = in[0] + t * BG + int64_t(b) * G;
-      float* a = gates + int64_t(b) * G;
+      float* z = gates + int64_t(b) * G;
       for_units(H, [&, b](int u, auto n) {
         const int64_t at = int64_t(b) * H + u;
-        const auto sum = [&](int at) { return load(z + at, n) + load(a + at, n); };
-        const V i = sigmoid(sum(u)), f = sigmoid(sum(H + u)), o = sigmoid(sum(2 * H + u)), g = tanh(sum(3 * H + u));
+        const V i = sigmoid(load(z + u, n)), f = sigmoid(load(z + H + u, n));
+        const V o = sigmoid(load(z + 2 * H + u, n)), g = tanh(load(z + 3 * H + u, n));
         const V next = f * (load(c_prev + at, n) * keep[b]) + i * g;
-        store(a + u, i, n), store(a + H + u, f, n), store(a + 2 * H + u, o, n), store(a + 3 * H + u, g, n);
+        store(z + u, i, n), store(z + H + u, f, n), store(z + 2 * H + u, o, n), store(z + 3 * H + u, g, n);
         store(c + at, next, n);
         store(h + BH + at, o * tanh(next), n);
       });
@@ -306,7 +303,7 @@ void backward(void*, TF_OpKernelContext* context) {
         store(dc + at, dy_c * f * keep[b], n);
       });
     }
-    multiply(B, to, G, r, dh);
+    multiply(B, to, r, nullptr, dh);
     for (int b = 0; b < B; ++b)
       for (int u = 0; u < H; ++u) dh[b * H + u] *= keep[b];
   }
@@ -331,7 +328,8 @@ void product(void*, TF_OpKernelContext* context) {
         turn(rows, depth, a, M, turned);
         a = turned;
       }
-      (k0 ? multiply_block<A, true> : multiply_block<A, false>)(rows, depth, N, a, K, b.data, c + int64_t(m0) * N);
+      float* to = c + int64_t(m0) * N;
+      multiply_block<A>(rows, depth, N, a, K, b.data, k0 ? to : nullptr, to);
     }
   }
 }
