@@ -85,7 +85,7 @@ def train(
 ) -> None:
     """Compare training speed with Keras, PyTorch and the machine's fastest matrix product.
 
-    Peers take turns, two to three minutes per size. Needs an idle machine; PyTorch's rows need torch (pip install
+    Peers take turns, some two minutes per size. Needs an idle machine; PyTorch's rows need torch (pip install
     torch).
 
     \b

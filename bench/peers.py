@@ -27,8 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 VOCAB, LEARNING_RATE, CLIP = 256, 0.002, 5.0
-WARM_STEPS, WARM_SECONDS = 20, 20.0  # whichever is reached first
-MIN_STEPS = 3  # per turn
+WARM_STEPS, WARM_SECONDS = 20, 10.0  # whichever is reached first
 
 Run = Callable[[int], object]  # trains this many steps before it returns
 
@@ -218,7 +217,7 @@ def main(name: str, device: str, size: Size) -> None:
     step_seconds = timed(run, rest)
     reply({"steps": 3 + rest})
     for line in sys.stdin:
-        step_seconds = timed(run, max(MIN_STEPS, round(float(line) / step_seconds)))
+        step_seconds = timed(run, max(1, round(float(line) / step_seconds)))
         reply({"characters_per_second": size.lanes * size.window / step_seconds})
 
 

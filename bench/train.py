@@ -9,6 +9,7 @@ to trust either.
 A share of the ceiling is the median rate over the fastest product of any round, so that drift can only make it smaller.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -238,7 +239,8 @@ def _warm_up(
 
     Returns the start-up times and the errors, by peer. Raises StageError if every peer fails.
     """
-    _import_once({peer.package for peer in peers.values()})
+    for package in {peer.package for peer in peers.values()}:
+        _import_once(package)
     started, failed = {}, {}
     for name in peers:
         worker = Worker(name, device, "bench.peers", name, device, *map(str, size))
@@ -274,10 +276,10 @@ def _turns(workers: dict[str, Worker], rounds: int, seconds: float, label: str) 
     return turns
 
 
-def _import_once(packages: set[str]) -> None:
-    """Import the libraries once, so that the first peer does not pay for reading them from disk."""
-    for package in packages:
-        subprocess.run([sys.executable, "-c", f"import {package}"], capture_output=True, check=False)
+@functools.cache
+def _import_once(package: str) -> None:
+    """Import a library, so that the first peer does not pay for reading it from disk."""
+    subprocess.run([sys.executable, "-c", f"import {package}"], capture_output=True, check=False)
 
 
 def _usable(name: str, peer: Peer, device: str) -> bool:

@@ -190,7 +190,7 @@ def test_short_run_of_two_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     broken = {"a broken peer": PEERS[names[0]]}  # unknown to bench.peers, so its process fails
     monkeypatch.setattr(train, "PEERS", {name: PEERS[name] for name in names} | broken)
     monkeypatch.setattr("bench.machine.commit", lambda: "a commit")
-    monkeypatch.setattr(train, "_import_once", lambda packages: None)
+    monkeypatch.setattr(train, "_import_once", lambda package: None)
     train.compare(Size(1, 8, lanes=4, window=5), "cpu", rounds=2, seconds=0.1, out=tmp_path)
     result = json.loads(
         (tmp_path / f"bench-train-1x8-{train.default_precision('cpu')}.json").read_text(encoding="utf-8")
