@@ -1,7 +1,7 @@
 // The recurrence of an LSTM over a window, its gradient, and matrix products, as TensorFlow ops on float32.
 //
-// A step multiplies a few rows by one large matrix. General matrix products rearrange ("pack") that matrix on every call,
-// which costs as much as multiplying 25 rows by it. Here it is packed once per window and multiplied T times.
+// A step multiplies a few rows by one large matrix. General matrix products rearrange ("pack") that matrix on every
+// call, which costs as much as multiplying 25 rows by it. Here it is packed once per window and multiplied T times.
 // Products follow Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
 //
 // The tests compare this file with trainers/model/recurrence.py and its Lstm cell. Gate columns are i, f, o, c.
@@ -87,8 +87,8 @@ struct Packed {
   }
 };
 
-// c_MxPANEL = a_MxK b_KxPANEL + d_MxPANEL for one panel; d may be c, or null for zeros. a has rows of `lda` numbers, c and d
-// of `ldc`. TURNED: a is stored as KxM. d is read last, since it is in no cache yet.
+// c_MxPANEL = a_MxK b_KxPANEL + d_MxPANEL for one panel; d may be c, or null for zeros. Rows of a are `lda` numbers
+// apart, those of c and d `ldc`. TURNED: a is stored as KxM. d is read last, since it is in no cache yet.
 template <int M, bool TURNED>
 void multiply_tile(int K, const float* a, int64_t lda, const float* b, const float* d, float* c, int64_t ldc) {
   V sum[M][2];
@@ -111,8 +111,9 @@ void multiply_tile(int K, const float* a, int64_t lda, const float* b, const flo
     }
 }
 
+// `multiply_tile` for 1, 2, … rows.
 template <bool TURNED, int... M>
-auto tiles(std::integer_sequence<int, M...>) {
+auto multiply_tiles(std::integer_sequence<int, M...>) {
   return std::array{multiply_tile<M + 1, TURNED>...};
 }
 
@@ -125,7 +126,7 @@ struct Tiles {
 // c_MxN = a_MxK b_KxN + d_MxN, like `multiply_tile`, for a block: K <= DEPTH. TURNED: each tile of a is stored as KxM.
 template <bool TURNED>
 void multiply_block(int M, int K, int N, const float* a, int64_t lda, const float* panel, const float* d, float* c) {
-  static const auto by_rows = tiles<TURNED>(std::make_integer_sequence<int, ROWS>());
+  static const auto by_rows = multiply_tiles<TURNED>(std::make_integer_sequence<int, ROWS>());
   const Tiles tiles{M};
   for (int n0 = 0; n0 < N; n0 += PANEL, panel += K * PANEL)
     for (int tile = 0; tile < tiles.count; ++tile) {
