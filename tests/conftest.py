@@ -23,7 +23,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup; some tests send SIGHUP
     signal.signal(signal.SIGHUP, lambda *_: None)
 
-LONGEST = ("tests/conformance/", "export/web/", "test_processes.py", "test_served_hostile.py", "test_checkpoint.py")
+EXPORTED = "tests/export/serve/test_saved_model.py", "tests/export/serve/test_served"
+LONGEST = (*EXPORTED, "tests/conformance/", "export/web/", "test_processes.py", "test_lite.py", "test_validate.py")
 
 
 class NoTensorFlow(MetaPathFinder):
@@ -63,7 +64,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("processes"):
                 item.add_marker(pytest.mark.skip("starts TensorFlow, Beam or a browser"))
     # Run the longest files first, so that no worker is left with one at the end.
-    items.sort(key=lambda item: not any(part in item.nodeid for part in LONGEST))
+    items.sort(key=lambda item: next((i for i, part in enumerate(LONGEST) if part in item.nodeid), len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute files, but the tests of an export to one worker: loading it takes longer than most of them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return EXPORTED[0] if nodeid.startswith(EXPORTED) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish() -> None:
