@@ -63,9 +63,9 @@ def each(
     They return through a file in `folder`, which all workers must see: a pipeline has no other output.
     """
 
-    def named(item: Any) -> Any:
+    def named(item: Any) -> tuple[None, Any]:
         try:
-            return work(item)
+            return None, work(item)
         except OSError as error:  # Beam passes on its text alone, which may name no file
             raise StageError(f"{error.filename or folder}: {error.strerror or error}") from None
 
@@ -75,8 +75,8 @@ def each(
             | "Items" >> beam.Create(list(items), reshuffle=False)
             | "Spread" >> beam.Reshuffle()
             | "Work" >> beam.Map(named)
-            | "Gather" >> beam.combiners.ToList()
-            | "Report" >> beam.Map(lambda results: write_json(folder / RESULTS, results))
+            | "Gather" >> beam.GroupByKey()  # combiners.ToList would double Beam's own work
+            | "Report" >> beam.MapTuple(lambda _, results: write_json(folder / RESULTS, list(results)))
         )
     results = load_json(folder / RESULTS)
     (folder / RESULTS).unlink()
