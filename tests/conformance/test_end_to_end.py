@@ -131,18 +131,23 @@ STAGES = [
 ]
 
 
-# One command per package starts as you start it; so do those that configure TensorFlow for the whole process
-# (`trainers.training.devices.prepare`), which would hold for all later tests.
-PROCESSES = ("pipeline ingest", "trainers train", "trainers evaluate", "export run-lite")
+# These start as you start them, as `pipeline validate` does in tests/pipeline; starting each would take minutes.
+PROCESSES = ("trainers train", "export run-lite")
 
 
 @pytest.fixture(scope="module")
 def outputs(home: Path) -> dict[str, Result]:
     """Results by command; each stage runs once for all tests."""
-    results = {}
-    for line, _ in STAGES:
-        results[line] = (run_process if line.startswith(PROCESSES) else run_here)(home, line)
-        assert results[line].status == 0, results[line]
+    import tensorflow as tf
+
+    from trainers.training.devices import Devices
+
+    results, devices = {}, Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
+    # `prepare` would configure TensorFlow for all later tests as well.
+    with mock.patch("trainers.training.devices.prepare", return_value=devices):
+        for line, _ in STAGES:
+            results[line] = (run_process if line.startswith(PROCESSES) else run_here)(home, line)
+            assert results[line].status == 0, results[line]
     return results
 
 

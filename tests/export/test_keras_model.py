@@ -9,10 +9,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from click.testing import CliRunner, Result
 from crash import damaged
 
 from common.errors import StageError
 from export import keras_model
+from export.__main__ import cli
 from export.keras_model import LOAD, export_keras, prove, stock_model
 from trainers import checkpoint
 from trainers.config import ModelConfig
@@ -27,19 +29,23 @@ def load(run: Path) -> checkpoint.CharRNN:
 
 
 @pytest.fixture(scope="module")
-def command(run: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """Result of the command."""
-    out = tmp_path_factory.mktemp("exported") / "tiny"
-    arguments = [sys.executable, "-m", "export", "keras", str(run), "--out", str(out), "--batch", str(BATCH)]
-    return subprocess.run(arguments, capture_output=True, text=True, check=True)
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exported") / "tiny"
 
 
 @pytest.fixture(scope="module")
-def exported(command: subprocess.CompletedProcess[str]) -> Path:
-    return Path(command.args[command.args.index("--out") + 1])
+def command(run: Path, out: Path) -> Result:
+    """Result of the command."""
+    arguments = ["keras", str(run), "--out", str(out), "--batch", str(BATCH)]
+    return CliRunner().invoke(cli, arguments, catch_exceptions=False)
 
 
-def test_export_prints_one_line(command: subprocess.CompletedProcess[str]) -> None:
+@pytest.fixture(scope="module")
+def exported(command: Result, out: Path) -> Path:
+    return out
+
+
+def test_export_prints_one_line(command: Result) -> None:
     assert re.fullmatch(r".*/tiny/model.keras: step 12 of .*, 0\.\d MB, stock layers only.*\n", command.stdout)
     assert command.stderr == ""
 
@@ -117,6 +123,7 @@ def test_proof_cannot_import_this_project(tmp_path: Path) -> None:
     assert process.stderr.strip().endswith("No module named 'trainers'")
 
 
+@pytest.mark.slow
 def test_proof_rejects_file_of_another_model(run: Path, exported: Path) -> None:
     other = load(run)
     other.dense.bias.assign_add(0.001 * tf.one_hot(7, 256))

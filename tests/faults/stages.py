@@ -14,10 +14,10 @@ from unittest import mock
 
 from crash import Tree, restore, tree
 from page_packages import placeholder_packages
+from unmeasured import unmeasured
 
 from common.errors import StageError
 from common.files import recover
-from export.lite.quality import Quality
 from pipeline.corpora import CORPORA, Corpus
 from trainers.training.devices import Devices
 
@@ -103,12 +103,12 @@ def run(command: str) -> None:
 @contextmanager
 def working_in(folder: Path, devices: Devices) -> Iterator[None]:
     """Work in a folder, with a corpus named books, an installed page runtime, and no measurements in the exports."""
-    probed = {"us_a_step": 1.0, "peak_bytes": 1}
     before = Path.cwd()
     folder.mkdir(parents=True, exist_ok=True)
     with (
         mock.patch.dict(CORPORA, books=BOOKS),
-        mock.patch.multiple("export.lite.lite", probe=lambda _: probed, measure=_measure, prove=mock.DEFAULT),
+        unmeasured(),
+        mock.patch("export.lite.lite.prove"),
         mock.patch("export.keras_model.prove"),
         mock.patch("export.serve.saved_model.prove"),
         mock.patch("export.web.build.PACKAGES", placeholder_packages(folder.parent / "node_modules")),
@@ -120,10 +120,6 @@ def working_in(folder: Path, devices: Devices) -> Iterator[None]:
             yield
         finally:
             os.chdir(before)
-
-
-def _measure(model: Any, files: dict[str, Any], text: Any) -> tuple[float, dict[str, Quality]]:
-    return 1.0, dict.fromkeys(files, Quality(1, 0, 0, 1))
 
 
 def graph_written_once() -> AbstractContextManager[Any]:

@@ -196,7 +196,8 @@ def test_unknown_character_raises_by_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("symbols", "dtype"), [(256, "uint8"), (257, "uint16"), pytest.param(65_537, "uint32", marks=slow)]
+    ("symbols", "dtype"),
+    [(257, "uint16"), *(pytest.param(*size, marks=slow) for size in ((256, "uint8"), (65_537, "uint32")))],
 )
 def test_dtype_is_the_smallest_that_fits(tmp_path: Path, symbols: int, dtype: str) -> None:
     text = "".join(chr(code) for code in range(0x20, 0x20 + symbols + 2048) if not 0xD800 <= code < 0xE000)[:symbols]
@@ -226,6 +227,7 @@ def test_lines_are_split_by_hash(tmp_path: Path) -> None:
         assert Counter(text.splitlines()) == Counter(lines[name] * 2)
 
 
+@pytest.mark.slow
 def test_vocabulary_is_built_from_train_only_with_hashed_lines(tmp_path: Path) -> None:
     text = "".join(f"{chr(0x4E00 + number)} {number % 7}\n" for number in range(60)).encode()
     values = {"documents": "line", "split": "document", "unit": "char", "shard_bytes": 90}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from combined import combined
 from tiny_data import make_data
 
 from common.errors import StageError
@@ -14,7 +15,6 @@ from pipeline.lanes import Batch, batches, check_fits, plan, reading, windows_pe
 from pipeline.manifest import Manifest
 from pipeline.vocab import Vocab, byte_vocab
 
-slow = pytest.mark.slow
 TEXT = np.random.default_rng(1).integers(0, 256, 257, dtype=np.uint8).tobytes()
 
 
@@ -66,18 +66,15 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("block_tokens", [1, pytest.param(100, marks=pytest.mark.slow), 1 << 20])
-@pytest.mark.parametrize(("tokens", "shard_tokens", "B", "T"), SIZES)
+@pytest.mark.parametrize(("size", "block_tokens"), combined(SIZES, [1, 100, 1 << 20]))
 def test_epoch_matches_definition(
-    tokens: int,
-    shard_tokens: int,
-    B: int,
-    T: int,
+    size: tuple[int, int, int, int],
     block_tokens: int,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lanes, "BLOCK_TOKENS", block_tokens)
+    tokens, shard_tokens, B, T = size
     text = TEXT[:tokens]
     manifest = make_data(folder, shard_tokens, train=text)
     dataset = batches(folder, manifest, "train", B, T)
@@ -107,11 +104,12 @@ def test_start_does_not_read_earlier_shards(folder: Path) -> None:
     assert_epochs_equal(list(dataset.as_numpy_iterator()), expected(TEXT, 1, 16)[15:])
 
 
-@pytest.mark.parametrize(("stored", "dtype"), [("u1", np.uint8), ("<u2", np.uint16), ("<u4", np.int32)])
-@pytest.mark.parametrize("shard_tokens", [1, pytest.param(2, marks=slow), 3, pytest.param(5, marks=slow), 7])
-def test_ids_of_all_dtypes(
-    stored: str, dtype: type, shard_tokens: int, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+DTYPES = {"u1": np.uint8, "<u2": np.uint16, "<u4": np.int32}
+
+
+@pytest.mark.parametrize(("stored", "shard_tokens"), combined(DTYPES, [1, 2, 3, 5, 7]))
+def test_ids_of_all_dtypes(stored: str, shard_tokens: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtype = DTYPES[stored]
     monkeypatch.setattr(lanes, "BLOCK_TOKENS", 30)
     monkeypatch.setattr(Vocab, "dtype", np.dtype(stored))
     ids = np.random.default_rng(2).integers(0, np.iinfo(dtype).max, 61, endpoint=True, dtype=dtype)
@@ -130,7 +128,7 @@ def test_ends_of_documents_are_resets(folder: Path, monkeypatch: pytest.MonkeyPa
     assert sum(int(batch.reset_BxT.sum()) for batch in epoch) == text[:-1].count(b"\n")
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(3, marks=pytest.mark.slow), 7])
 def test_rows_of_all_workers_form_the_batch(workers: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "BLOCK_TOKENS", 50)
     manifest = make_data(folder, 6, byte_vocab(end="newline"), train=TEXT)

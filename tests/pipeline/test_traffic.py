@@ -26,7 +26,7 @@ SETTINGS = ValidateSettings()
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Validated data set of English."""
     folder = tmp_path_factory.mktemp("traffic") / "book"
-    make_data(folder, 10_000, train=ENGLISH, val=ENGLISH[:500], test=ENGLISH[:500])
+    make_data(folder, 10_000, train=ENGLISH)
     validate(folder, SETTINGS)
     return folder
 
@@ -81,6 +81,7 @@ def test_both_kinds_of_log_count_the_same(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_pattern_reads_several_logs(tmp_path: Path) -> None:
     for index in range(3):
         lines(tmp_path / f"{index}.jsonl", [b"ab"])
@@ -91,9 +92,9 @@ def test_a_pattern_reads_several_logs(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b'{"texts": [""]}\n', "contain no text"),
-        (b"not JSON\n", "a.jsonl: a line has no texts: not JSON"),
+        pytest.param(b"not JSON\n", "a.jsonl: a line has no texts: not JSON", marks=pytest.mark.slow),
         (b'{"prompts": ["a"]}\n', 'a line has no texts: {"prompts"'),
-        (b"[" * 100_000, "a line has no texts"),
+        pytest.param(b"[" * 100_000, "a line has no texts", marks=pytest.mark.slow),
     ],
 )
 def test_an_invalid_log_is_one_line(data: Path, tmp_path: Path, content: bytes, message: str) -> None:

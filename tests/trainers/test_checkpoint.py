@@ -126,6 +126,7 @@ def test_last_and_best_checkpoints_are_kept(tmp_path: Path, data: Path, on: On) 
     assert checkpoint.best(training.run).step == 2
 
 
+@pytest.mark.slow
 def test_snapshots_are_written_and_kept_without_changing_the_run(tmp_path: Path, data: Path, on: On) -> None:
     plain = tiny_training(tmp_path / "plain", data, on(), total=12, keep=1)
     training = tiny_training(tmp_path / "run", data, on(), total=12, keep=1, snapshots=[0, 2, 7, 99])
@@ -416,6 +417,7 @@ def test_allowed_learning_rate_change_takes_effect(tmp_path: Path, data: Path, o
     np.testing.assert_allclose(rates, [0.01, 0.01, 0.25, 0.25])  # after steps 3, 5, 6 and 8
 
 
+@pytest.mark.slow
 def test_run_stopped_before_last_validation_is_not_done(tmp_path: Path, data: Path, on: On) -> None:
     training = tiny_training(tmp_path / "run", data, on(), total=7)
     with pytest.raises(Stopped):

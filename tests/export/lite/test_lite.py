@@ -2,7 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from crash import damaged
+from unmeasured import unmeasured
 
 from common.errors import StageError, UsageError
 from common.files import load_json, write_record
@@ -20,7 +21,7 @@ from export.bundle import pack, unpack
 from export.lite import lite
 from export.lite.graph import PRECISIONS, RUNTIMES, check_ops, convert, op_names
 from export.lite.lite import LiteSettings, export_lite, prove
-from export.lite.quality import HeldOutText, Quality, lanes, measure, reader
+from export.lite.quality import HeldOutText, lanes, measure, reader
 from export.lite.runner import LiteModel, Sampling
 from pipeline.manifest import Manifest, read_manifest
 from trainers import checkpoint
@@ -65,13 +66,13 @@ def steps(file: LiteModel, ids_T: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
-@pytest.fixture
-def unmeasured(monkeypatch: pytest.MonkeyPatch, devices: Path) -> None:
+@pytest.fixture(name="unmeasured")
+def without_measurements(monkeypatch: pytest.MonkeyPatch, devices: Path) -> Iterator[None]:
     """Skip the conversion of an export to float32, which `devices` has, and its measurements, and report no loss."""
     whole = {"float32": unpack(devices / "float32.tflite")[0]}
     monkeypatch.setattr(lite, "convert", lambda model, end_id, name: whole.get(name) or convert(model, end_id, name))
-    monkeypatch.setattr(lite, "probe", lambda path: {"us_a_step": 1.0, "peak_bytes": 1})
-    monkeypatch.setattr(lite, "measure", lambda model, files, text: (1.0, dict.fromkeys(files, Quality(1, 0, 0, 1))))
+    with unmeasured():
+        yield
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -84,6 +85,7 @@ def test_runtime_matches_logits_and_greedy_text_of_the_checkpoint(run: Path, dev
         assert [file.generate(b"def ", 40, GREEDY)] == greedy(run, [b"def "])
 
 
+@pytest.mark.parametrize("other_run", ["gru", "rnn", pytest.param("plain gru", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("precision", ["float32", *QUANTISED])
 def test_all_cells_run_on_the_runtime(other_run: Path, lite_file: Callable[..., Path], precision: str) -> None:
     file, vocab = LiteModel(lite_file(other_run, precision)), read_run(other_run).vocab
@@ -223,7 +225,11 @@ def test_single_nan_is_rejected(run: Path, devices: Path, precision: str, monkey
         prove(devices / f"{precision}.tflite", load(run))
 
 
-def test_loss_above_the_limit_is_rejected_and_leaves_no_folder(run: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("unmeasured")
+def test_loss_above_the_limit_is_rejected_and_leaves_no_folder(
+    run: Path, devices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lite, "convert", lambda model, end_id, name: unpack(devices / f"{name}.tflite")[0])
     strict = LiteSettings(("float32", "int8-dynamic"), {"int8-dynamic": -1.0})
     message = (
         r"^int8-dynamic loses -?0\.\d{4} bits per character on held-out text; the limit is -1: leave it out with "

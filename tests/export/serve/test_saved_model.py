@@ -16,7 +16,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from common.errors import StageError
 from export import checksums
-from export.serve import saved_model, session
+from export.serve import saved_model
 from export.serve.labels import read
 from export.serve.package import FACTS, read_facts, relabel
 from export.serve.saved_model import export_saved_model
@@ -155,16 +155,24 @@ def test_model_with_cudnn_layers_exports_the_same_graph(run: Path, tiny: Exporte
     assert plain == with_gpu
 
 
+def warm_up_requests(model: ExportedModel) -> list[Any]:
+    records = tf.data.TFRecordDataset(str(model.base / "1" / saved_model.WARM_UP))
+    return [prediction_log_pb2.PredictionLog.FromString(r.numpy()).predict_log.request for r in records]
+
+
+def respond(model: ExportedModel, request: Any) -> dict[str, Any]:
+    inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+    return model.run(request.model_spec.signature_name, inputs)
+
+
 def test_warm_up_requests_succeed(tiny: ExportedModel) -> None:
-    records = tf.data.TFRecordDataset(str(tiny.base / "1" / saved_model.WARM_UP))
-    requests = [prediction_log_pb2.PredictionLog.FromString(r.numpy()).predict_log.request for r in records]
+    requests = warm_up_requests(tiny)
     sizes = [1, 2, 4, 8, 16, 32, 64]  # of batches, up to the limit
     rows = [len(tf.make_ndarray(next(iter(r.inputs.values())))) for r in requests]
     assert [(r.model_spec.name, r.model_spec.signature_name) for r in requests] == [("tiny", n) for n in INPUTS] * 7
     assert rows == [size for size in sizes for _ in INPUTS]
     for request, count in zip(requests[-2 * len(INPUTS) :], rows[-2 * len(INPUTS) :], strict=True):
-        inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
-        outputs = tiny.run(request.model_spec.signature_name, inputs)
+        outputs = respond(tiny, request)
         assert {len(value) for value in outputs.values()} == {count}
         for name in {"error", "finish_reason"} & outputs.keys():
             assert not [row for row in outputs[name] if row.startswith(b"error")]
@@ -260,8 +268,10 @@ def test_export_with_different_weights_is_not_kept(
 def test_export_with_different_answers_is_not_kept(
     run: Path, tiny: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.main(str(tiny.base / "1"), str(tmp_path / "answers.json"))
-    answers = json.loads((tmp_path / "answers.json").read_text(encoding="utf-8"))
+    replies = [
+        respond(tiny, request) for request in warm_up_requests(tiny)
+    ]  # like the fresh process, but loaded before
+    answers = [{name: encode_output(value) for name, value in reply.items()} for reply in replies]
     names = [name for _ in range(7) for name in INPUTS]
     expected = [
         (name, {output: decode_output(value) for output, value in answer.items()})

@@ -302,6 +302,7 @@ def test_client_matches_the_files(model: ExportedModel, client: Client, rng: np.
     assert client.info()["weights_sha256"] == json.loads(model.query_row("info")["info"])["weights_sha256"]
 
 
+@pytest.mark.parametrize("model", ["documents", pytest.param("bytes", marks=pytest.mark.slow)], indirect=True)
 def test_stream_joins_to_the_text_of_one_call(model: ExportedModel, client: Client, rng: np.random.Generator) -> None:
     stopped = 0
     for _ in range(12):

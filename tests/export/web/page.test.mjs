@@ -108,7 +108,7 @@ test("a seed's text is the terminal's, with temperature, top-k and top-p", () =>
     assert.deepEqual(await page.locator(".settings output").allTextContents(), ["1.1", "12", "0.9", "1.2"]);
   }));
 
-test("the largest seed is the terminal's as well", () =>
+slow("the largest seed is the terminal's as well", () =>
   on(async (page) => assert.equal(await text(page), cases.long), {
     hash: link({ prompt: "The ", temperature: 1, seed: 2 ** 53 - 1, length: 500, written: 1 }),
   }));
@@ -302,7 +302,7 @@ async function stepped(page, layer, at) {
   assert.match(await page.textContent("#how-status"), new RegExp(`: ${percent(cases.expected[at][next])}, a loss of`));
 }
 
-test("after its last character a word continues with the likeliest, and back", () =>
+slow("after its last character a word continues with the likeliest, and back", () =>
   on(
     async (page) => {
       await page.click("#tab-how");
@@ -418,7 +418,7 @@ test("a chosen bar is written, the text continues from it, and a link repeats it
   );
 });
 
-test("an address's chosen characters are written only by a model that has them", () =>
+slow("an address's chosen characters are written only by a model that has them", () =>
   on(
     async (page) => {
       const written = await text(page);
@@ -476,7 +476,7 @@ test("a character chosen while the text streams replaces the next one", () =>
     { hash: link({ prompt: "The ", length: 2000 }) },
   ));
 
-test("a character is marked as chosen if any of its bytes is", () =>
+slow("a character is marked as chosen if any of its bytes is", () =>
   on(
     async (page) => {
       const [character] = Array.from((await text(page)).slice(4)); // valid or not: begins with the chosen byte
@@ -521,7 +521,7 @@ test("a link restores all settings and the text", async () => {
   );
 });
 
-test("editing the address of the open page, and going back, restore its settings", () =>
+slow("editing the address of the open page, and going back, restore its settings", () =>
   on(
     async (page) => {
       const value = (id) => page.locator(`#${id}`).inputValue();
@@ -541,7 +541,7 @@ test("editing the address of the open page, and going back, restore its settings
     { hash: link({ prompt: "The cat" }) },
   ));
 
-test("a browser that blocks address changes stops nothing", () =>
+slow("a browser that blocks address changes stops nothing", () =>
   on(
     async (page) => {
       for (let step = 0; step < 40; step++) await slide(page, "temperature", step / 20);
@@ -580,7 +580,7 @@ test("two temperatures side by side write their own texts", () =>
     { hash: link({ prompt: "The ", ...cases.sampled.options, length: 300, beside: 0, written: 1 }) },
   ));
 
-test("a text added beside another has its length and its prompt", () =>
+slow("a text added beside another has its length and its prompt", () =>
   on(
     async (page) => {
       await page.check("#compare");
@@ -629,7 +629,7 @@ test("the network reads the prompt while it is typed", () =>
     await eventually(async () => assert.equal((await bars(page)).length, 10)); // an empty text starts after a newline
   }));
 
-test("an unknown character is named", () =>
+slow("an unknown character is named", () =>
   on(
     async (page) => {
       await page.route("**/models.json", async (route) => {
@@ -683,7 +683,7 @@ test("once opened, the page works offline, and reports it", () =>
     { hash: link({ prompt: "The ", temperature: 0, written: 1 }), context: KEPT },
   ));
 
-test("a corrupted cached file is fetched and cached again", () =>
+slow("a corrupted cached file is fetched and cached again", () =>
   on(
     async (page) => {
       const kept = (change) =>
@@ -727,7 +727,7 @@ async function hosted(use, behind = "") {
   }
 }
 
-test("any static host and any path work", () => hosted(async (page) => assert.equal(await text(page), cases.greedy.text)));
+slow("any static host and any path work", () => hosted(async (page) => assert.equal(await text(page), cases.greedy.text)));
 
 /**
  * Visit a page twice with `script` appended to its service worker.
@@ -750,7 +750,7 @@ const OFFLINE = "Works offline with the models you have opened.";
 const [OPEN, PUT] = ["CacheStorage.prototype.open", "Cache.prototype.put"].map(rejecting);
 const LATE = 'scope.addEventListener("install", (event) => event.waitUntil(new Promise((resolve) => setTimeout(resolve, 2000))));';
 
-test("a model that was opened before the page could cache it works offline from the next visit on", () =>
+slow("a model that was opened before the page could cache it works offline from the next visit on", () =>
   hosted(async (page) => {
     const note = () => page.textContent("#offline");
     await eventually(async () => assert.equal(await note(), "Works offline from your next visit on."));
@@ -766,7 +766,7 @@ test("a model that was opened before the page could cache it works offline from 
     assert.equal(await text(page), cases.greedy.text);
   }, LATE));
 
-test("the page works without storage", () => failing(OPEN, "Not available offline: the browser has no room for it."));
+slow("the page works without storage", () => failing(OPEN, "Not available offline: the browser has no room for it."));
 slow("the page works when storage cannot be opened later", () => failing(activated(OPEN), OFFLINE));
 slow("the page works when storage fills up later", () => failing(activated(PUT), OFFLINE));
 
@@ -809,7 +809,7 @@ test("a missing, truncated, changed or foreign file is named", async () => {
   assert.match(await problemOf(answer(padded)), /\.tflite is corrupted or belongs to another model/);
 });
 
-test("after an engine error the page can write again", () =>
+slow("after an engine error the page can write again", () =>
   on(
     async (page) => {
       await page.fill("#length", "900");
@@ -840,7 +840,7 @@ test("after an engine error the page can write again", () =>
     },
   ));
 
-test("the vocabulary of another model is reported", async () => {
+slow("the vocabulary of another model is reported", async () => {
   const problem = await problemOf((page) =>
     page.route("**/models.json", async (route) => {
       const listed = await (await route.fetch()).json();
@@ -851,7 +851,7 @@ test("the vocabulary of another model is reported", async () => {
   assert.match(problem, /^the file has 256 logits for a vocabulary of \d+ symbols: export the page again/i);
 });
 
-test("a missing list of models, and a runtime that fails to load, are reported", async () => {
+slow("a missing list of models, and a runtime that fails to load, are reported", async () => {
   const missing = (pattern) => (page) => page.route(pattern, (route) => route.fulfill({ status: 404 }));
   assert.match(await problemOf(missing("**/models.json")), /^models\.json is missing \(the server answered 404\)/);
   assert.match(await problemOf(missing("**/litert/*.wasm")), /^The runtime did not start: /i);
@@ -906,12 +906,12 @@ function inspect(name, context) {
   );
 }
 
-test("axe finds nothing: desktop, light", () => inspect("desktop-light", { ...DESKTOP, colorScheme: "light" }));
+slow("axe finds nothing: desktop, light", () => inspect("desktop-light", { ...DESKTOP, colorScheme: "light" }));
 slow("axe finds nothing: desktop, dark", () => inspect("desktop-dark", { ...DESKTOP, colorScheme: "dark" }));
 slow("axe finds nothing: phone, light", () => inspect("phone-light", { ...PHONE, colorScheme: "light" }));
 test("axe finds nothing: phone, dark", () => inspect("phone-dark", { ...PHONE, colorScheme: "dark", reducedMotion: "reduce" }));
 
-test("the writing speed is measured", async () => {
+slow("the writing speed is measured", async () => {
   const figures = await measure(browser, cases.url, "prose", "int8-dynamic", 600);
   writeFileSync(join(process.env.OUT, "speed.json"), JSON.stringify(figures));
   assert.equal(figures.characters, 600);

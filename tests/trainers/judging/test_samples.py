@@ -145,6 +145,7 @@ def test_names_are_judged_as_names(
     assert lines[-2].split() == ["val", "0.600", "(3", "of", "5)", "0.600", "(3", "of", "5)"]
 
 
+@pytest.mark.slow
 def test_new_names_are_counted_by_line(
     tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +157,7 @@ def test_new_names_are_counted_by_line(
     assert capsys.readouterr().out.splitlines()[-1].endswith(f" new ({low:.1%} to {high:.1%})")
 
 
+@pytest.mark.slow
 def test_empty_names_have_no_coherence(
     tmp_path: Path, saved_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +170,7 @@ def test_empty_names_have_no_coherence(
     assert "new" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_invalid_utf_8_is_judged_as_bytes(tmp_path: Path, saved_run: Callable[..., Path]) -> None:
     text = b"caf\xe9 and \xc3\xa9t\xc3\xa9: \xff\xfe\n" * 12
     run = saved_run(tmp_path, train=text, val=text)

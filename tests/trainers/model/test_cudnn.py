@@ -7,8 +7,8 @@ import numpy as np
 import plain_cudnn
 import pytest
 import tensorflow as tf
+from combined import combined
 from layer_cases import KINDS, RESETS, V, case, results
-from pairs import pairwise
 
 from trainers.model import cudnn
 from trainers.model.char_rnn import CharRNN
@@ -27,7 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return layers
 
 
-@pytest.mark.parametrize(("cell", "kind", "resets"), pairwise(["lstm", "gru", "rnn"], KINDS, RESETS))
+@pytest.mark.parametrize(("cell", "kind", "resets"), combined(["lstm", "gru", "rnn"], KINDS, RESETS))
 def test_values_and_gradients_match_the_loop(
     rng: np.random.Generator, make_model: Callable[..., CharRNN], calls: list[int], cell: str, kind: str, resets: str
 ) -> None:

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from combined import combined
 
 from trainers.model.char_rnn import CharRNN
 
@@ -41,8 +42,7 @@ def test_lanes_are_independent(rng: np.random.Generator, make_model: MakeModel) 
     np.testing.assert_allclose(together[1:2], alone, atol=1e-6)
 
 
-@kinds
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("precision", "kind"), combined(["float32", "bfloat16"], KINDS))
 def test_reset_makes_documents_independent(
     rng: np.random.Generator, make_model: MakeModel, precision: str, kind: dict[str, Any]
 ) -> None:

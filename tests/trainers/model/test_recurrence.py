@@ -1,14 +1,13 @@
 """Loops of all cells against equations in NumPy, and against Keras's layers, including gradients."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from pairs import pairwise
+from combined import combined
 
 from trainers.model import recurrence
 from trainers.model.cells import CELLS, Weights
@@ -65,15 +64,13 @@ def window(rng: np.random.Generator, cell: str, T: int, B: int, H: int) -> tuple
     return rng.normal(size=(T, B, G)).astype(np.float32), *single, keep
 
 
-def recur(
-    cell: str, z: Any, state: Any, recurrent: Any, dtype: tf.DType, keep: Any, way: Any = recurrence.recur
-) -> Any:
+def recur(cell: str, z: Any, state: Any, recurrent: Any, dtype: tf.DType, keep: Any) -> Any:
     keep = None if keep is None else tf.convert_to_tensor(keep)
     h_TxBxH, after = recurrence.loop(CELLS[cell], z, tuple(state), tuple(recurrent), dtype, keep)
     return [h_TxBxH, *after]
 
 
-@pytest.mark.parametrize(("cell", "size", "resets"), pairwise(CELLS, SIZES, [False, True]))
+@pytest.mark.parametrize(("cell", "size", "resets"), combined(CELLS, SIZES, [False, True]))
 def test_loop_matches_equations(rng: np.random.Generator, cell: str, size: tuple[int, int, int], resets: bool) -> None:
     T, B, H = size
     z, state, recurrent, keep = window(rng, cell, T, B, H)
@@ -84,7 +81,7 @@ def test_loop_matches_equations(rng: np.random.Generator, cell: str, size: tuple
         np.testing.assert_allclose(actual, desired, atol=1e-5)
 
 
-@pytest.mark.parametrize(("cell", "size", "dtype"), pairwise(CELLS, SIZES[1:], [tf.float32, tf.bfloat16]))
+@pytest.mark.parametrize(("cell", "size", "dtype"), combined(CELLS, SIZES[1:], [tf.float32, tf.bfloat16]))
 def test_gradient_stops_at_resets(
     rng: np.random.Generator, cell: str, size: tuple[int, int, int], dtype: tf.DType
 ) -> None:
@@ -130,8 +127,9 @@ def test_inference_with_folded_weights_matches_forward(rng: np.random.Generator,
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("cell", "size"), [*zip(CELLS, itertools.cycle(SIZES[1:]))])
-@pytest.mark.parametrize("settings", [{}, {"embedding": 3, "layer_norm": True}], ids=["plain", "normalised"])
+@pytest.mark.parametrize(
+    ("cell", "size", "settings"), combined(CELLS, SIZES[1:], [{}, {"embedding": 3, "layer_norm": True}])
+)
 def test_loop_matches_keras_layer_in_value_and_gradient(
     rng: np.random.Generator,
     make_model: Callable[..., CharRNN],

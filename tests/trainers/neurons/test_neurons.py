@@ -77,7 +77,10 @@ def equations(model: CharRNN, ids_N: np.ndarray, end_id: int | None) -> tuple[Ac
     )
 
 
-@pytest.mark.parametrize(("settings", "documents"), CELLS)
+@pytest.mark.parametrize(
+    ("settings", "documents"),
+    [pytest.param(*CELLS[i], marks=[pytest.mark.slow] * (i in (0, 2))) for i in range(len(CELLS))],
+)
 def test_read_matches_equations(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], documents: bool
 ) -> None:
@@ -98,7 +101,7 @@ def test_read_matches_equations(
             np.testing.assert_allclose(actual, x_NxH[1:], atol=2e-5, err_msg=f"{name} of layer {layer}")
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("cell", ["lstm", *(pytest.param(cell, marks=pytest.mark.slow) for cell in ("gru", "rnn"))])
 def test_recording_has_searched_prefix_and_gate_saturation(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, cell: str
 ) -> None:
@@ -243,23 +246,18 @@ def test_invalid_options_raise(run: Path, tmp_path: Path) -> None:
     assert not (run / "neurons.html").exists()
 
 
-def test_text_outside_the_vocabulary_raises(
-    tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices]
-) -> None:
+def test_text_outside_the_vocabulary_raises(tmp_path: Path, saved_run: Callable[..., Path]) -> None:
     vocab = char_vocab(dict.fromkeys(tiny_run.TEXT.decode(), 1))  # type: ignore[arg-type]
-    make_data(tmp_path / "data", 1000, vocab, train=tiny_run.TEXT, val=tiny_run.TEXT)
-    tiny_run.tiny_training(tmp_path / "fox", tmp_path / "data", on(), 5).go()
+    run = saved_run(tmp_path, vocab, train=tiny_run.TEXT, val=tiny_run.TEXT)
     (tmp_path / "a.txt").write_text("the é")
     with pytest.raises(
         StageError, match=r"a\.txt: the character 'é' \(U\+00E9\) at offset 4 is not in the vocabulary$"
     ):
-        neurons_run(tmp_path / "fox", NeuronOptions(text=tmp_path / "a.txt"))
+        neurons_run(run, NeuronOptions(text=tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_bytes(b"the \xe9")
     with pytest.raises(StageError, match=r"a\.txt: not UTF-8"):
-        neurons_run(tmp_path / "fox", NeuronOptions(text=tmp_path / "a.txt"))
-    neurons_run(
-        tmp_path / "fox", NeuronOptions(text=tmp_path / "a.txt", length=4)
-    )  # the invalid byte is beyond --length
+        neurons_run(run, NeuronOptions(text=tmp_path / "a.txt"))
+    neurons_run(run, NeuronOptions(text=tmp_path / "a.txt", length=4))  # the invalid byte is beyond --length
 
 
 def test_excerpt_starts_where_the_label_varies_most(monkeypatch: pytest.MonkeyPatch) -> None:

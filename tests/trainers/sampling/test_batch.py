@@ -41,7 +41,7 @@ def as_bytes(row: dict[str, Any], key: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "options", [pytest.param({}, marks=pytest.mark.slow), {"stop": b"o", "top_k": 20}], ids=["plain", "options"]
+    "options", [{}, pytest.param({"stop": b"o", "top_k": 20}, marks=pytest.mark.slow)], ids=["plain", "options"]
 )
 def test_each_row_is_the_text_of_its_own_call(
     run: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]

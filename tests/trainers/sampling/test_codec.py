@@ -23,10 +23,14 @@ TEXT = st.binary(max_size=9) | st.text("\nabéя中😀!\0\ufffd", max_size=9).m
 TEXTS = st.lists(TEXT, min_size=1, max_size=5)
 
 
-@pytest.mark.parametrize("vocab", VOCABS.values(), ids=VOCABS)
+SLOW = ("bytes", "characters", "characters, ended")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in VOCABS])
 @settings(max_examples=60, deadline=None)
 @given(texts=TEXTS)
-def test_codec_matches_vocabulary(vocab: Vocab, texts: list[bytes]) -> None:
+def test_codec_matches_vocabulary(name: str, texts: list[bytes]) -> None:
+    vocab = VOCABS[name]
     codec = Codec(vocab)
     encoded = codec.encode(tf.constant(texts), 9, "prompt")
     begun = codec.begin(encoded, tf.constant([vocab.end_id is not None or not text for text in texts]))

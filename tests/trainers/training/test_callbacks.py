@@ -115,6 +115,7 @@ def test_hooks_are_called_in_order_across_a_stop(tmp_path: Path, data: Path, on:
     assert first.model.optimizer is not None
 
 
+@pytest.mark.slow
 def test_epoch_ends_once_if_stopped_before_validation(tmp_path: Path, data: Path, on: On) -> None:
     first, second = Recorder(), Recorder()
     with pytest.raises(Stopped):

@@ -66,7 +66,7 @@ def test_score_is_independent_of_devices(
     assert [result.nats for result in scores] == pytest.approx([scores[0].nats] * 3, abs=1e-5)
 
 
-@pytest.mark.parametrize("shape", [{}, {"towers": 2}, {"replicas": 2}])
+@pytest.mark.parametrize("shape", [{}, pytest.param({"towers": 2}, marks=pytest.mark.slow), {"replicas": 2}])
 def test_losses_are_in_text_order(
     tmp_path: Path, make_data: Callable[..., Manifest], on: Callable[..., Devices], shape: dict[str, int]
 ) -> None:

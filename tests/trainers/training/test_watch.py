@@ -87,6 +87,7 @@ def test_tensorboard_lists_the_run(tmp_path: Path, data: Path, on: On) -> None:
     assert runs == [f"tiny/{BOARD}"]
 
 
+@pytest.mark.slow
 def test_repeated_steps_supersede_earlier_events(tmp_path: Path, data: Path, on: On) -> None:
     training = tiny_training(tmp_path / "run", data, on(), 10)
     training.go()
