@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup; some tests send SIGHUP
     signal.signal(signal.SIGHUP, lambda *_: None)
 
-EXPORTED = "tests/export/serve/test_saved_model.py", "tests/export/serve/test_served"
+EXPORTED = tuple(f"tests/export/serve/test_{name}" for name in ("saved_model", "served", "rest"))
 LONGEST = (*EXPORTED, "tests/conformance/", "export/web/", "test_processes.py", "test_lite.py", "test_validate.py")
 
 

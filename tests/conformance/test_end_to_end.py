@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -100,6 +101,21 @@ def run_here(home: Path, line: str) -> Result:
     return Result(status, written.getvalue().decode(errors="replace"), err.getvalue())
 
 
+@contextlib.contextmanager
+def prepared() -> Iterator[None]:
+    """Run commands on one device, without the set-up that would hold for all later tests of the process."""
+    import tensorflow as tf
+
+    from trainers.training.devices import Devices
+
+    devices = Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
+    with (
+        mock.patch("trainers.training.loop.prepare", return_value=devices),
+        mock.patch("trainers.training.devices.prepare", return_value=devices),
+    ):
+        yield
+
+
 # Commands in the order of the pipeline, with a pattern of their output.
 STAGES = [
     (
@@ -131,22 +147,14 @@ STAGES = [
 ]
 
 
-# These start as you start them, as `pipeline validate` does in tests/pipeline; starting each would take minutes.
-PROCESSES = ("trainers train", "export run-lite")
-
-
 @pytest.fixture(scope="module")
 def outputs(home: Path) -> dict[str, Result]:
     """Results by command; each stage runs once for all tests."""
-    import tensorflow as tf
-
-    from trainers.training.devices import Devices
-
-    results, devices = {}, Devices(tf.distribute.MirroredStrategy(["CPU:0"]), replicas=1)
-    # `prepare` would configure TensorFlow for all later tests as well.
-    with mock.patch("trainers.training.devices.prepare", return_value=devices):
+    results = {}
+    with prepared():
         for line, _ in STAGES:
-            results[line] = (run_process if line.startswith(PROCESSES) else run_here)(home, line)
+            # One starts as you start it. So do `validate` in tests/pipeline and `train` in tests/trainers/training.
+            results[line] = (run_process if "run-lite" in line else run_here)(home, line)
             assert results[line].status == 0, results[line]
     return results
 

@@ -377,6 +377,7 @@ def test_invalid_schema_raises(tmp_path: Path, folder: Path, data: bytes | None,
     assert str(error.value).isprintable()
 
 
+@pytest.mark.slow
 def test_schema_ignores_record_sizes_in_train(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RECORD_CHARS", 10)
     # In train every record has 10 characters and at most one newline; other records are valid too.

@@ -184,6 +184,7 @@ def assert_weights_equal(a: list[np.ndarray], b: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_learning_rate_set_by_callback_survives_resume(tmp_path: Path, data: Path, on: On) -> None:
     plateau = [{"name": "ReduceLROnPlateau", "factor": 0.5, "patience": 1, "min_delta": 100.0}]
     callbacks = make_callbacks(tiny_config(callbacks=plateau).train)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,7 +97,8 @@ def weights(home: Path, name: str) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def whole(home: Path) -> str:
     """Uninterrupted run on one device."""
-    end(start(home, "whole"))
+    message = end(start(home, "whole"))
+    assert not re.search("WARNING|I0000|E0000|Traceback", message), message
     return "whole"
 
 

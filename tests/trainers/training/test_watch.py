@@ -191,6 +191,7 @@ def test_only_the_chief_shows_and_writes_progress(tmp_path: Path, monkeypatch: p
     assert (terminal.shown(), list(terminal.folder.iterdir())) == ([], [])
 
 
+@pytest.mark.slow
 def test_resumed_run_remembers_its_best_loss(
     tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
 ) -> None:
