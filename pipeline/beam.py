@@ -69,10 +69,13 @@ def each(
         except OSError as error:  # Beam passes on its text alone, which may name no file
             raise StageError(f"{error.filename or folder}: {error.strerror or error}") from None
 
+    items = list(items)
+    if not items:
+        return []
     with run(stage, title, total, options) as pipeline:
         _ = (
             pipeline
-            | "Items" >> beam.Create(list(items), reshuffle=False)
+            | "Items" >> beam.Create(items, reshuffle=False)
             | "Spread" >> beam.Reshuffle()
             | "Work" >> beam.Map(named)
             | "Gather" >> beam.GroupByKey()  # combiners.ToList would double Beam's own work

@@ -329,6 +329,9 @@ def test_too_short_text_raises(tmp_path: Path) -> None:
     make(tmp_path, b"x" * 60)
     with pytest.raises(StageError, match="the test split would get 1 tokens"):
         make(tmp_path, b"ababababxa", unit="char", unknown="skip", train=6, val=2, test=2, out="short")
+    mark = b"\xef\xbb\xbf"
+    with pytest.raises(StageError, match="of its 0 bytes the train split would get 0 tokens"):
+        make(tmp_path, mark, bom="strip", documents="line", split="document", out="mark")
 
 
 @pytest.mark.parametrize(

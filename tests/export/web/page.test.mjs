@@ -454,17 +454,17 @@ test("another model keeps prompt, seed and settings, and shows its card", () =>
 test("a character chosen while the text streams replaces the next one", () =>
   on(
     async (page) => {
-      await page.click("#write");
       const id = await page.evaluate(
         () =>
           new Promise((resolve) => {
+            document.getElementById("write").click();
             const choose = () => {
               if (document.querySelectorAll(".text span").length < 20) return setTimeout(choose, 5);
               const bar = document.querySelector("#bars button");
               resolve(Number(bar.dataset.id));
               bar.click();
             };
-            choose(); // in the page: from outside, on a slow machine, the text would be complete
+            choose(); // start and choose in the page: from outside, on a slow machine, the text would be complete
           }),
       );
       await expectStatus(page, "Done.");
@@ -596,10 +596,11 @@ slow("a text added beside another has its length and its prompt", () =>
 test("a stopped text continues as if it had not stopped", () =>
   on(
     async (page) => {
-      await page.click("#write");
       await page.evaluate(() => {
-        const stop = () => (document.querySelectorAll(".text span").length > 20 ? document.getElementById("write").click() : setTimeout(stop, 5));
-        stop(); // in the page: from outside, on a slow machine, the text would be complete
+        const button = document.getElementById("write");
+        const stop = () => (document.querySelectorAll(".text span").length > 20 ? button.click() : setTimeout(stop, 5));
+        button.click();
+        stop(); // start and stop in the page: from outside, on a slow machine, the text would be complete
       });
       await expectStatus(page, "Done.");
       const stopped = await text(page);
