@@ -1,5 +1,5 @@
 # make demo           the whole path on the source of Python's own standard library, in a few minutes
-# make test           the tests, in ten minutes  make test-fast those that need no TensorFlow, in a minute
+# make test           the tests, in ten minutes          make test-fast  those that need no TensorFlow, in a minute
 # make test-gpu       those that need a GPU              make test-slow  the slow tests only
 # make test-faults    kills, damage, full disks and hostile input, recorded in results/faults.json
 # make lint           ruff, mypy, and tsc for the page
