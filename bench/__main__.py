@@ -126,19 +126,11 @@ def clock(config: Path, data: Path | None, out: Path) -> None:
 
 
 @cli.command()
-@click.argument("config", type=PATH, default=Path("configs/tinyshakespeare.toml"))
+@click.argument("config", type=PATH, default=Path("configs/stdlib.toml"))
 @DATA
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs per precision.")
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Steps per run.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    default=("model.units=128", "train.window=50"),
-    show_default=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Override a setting of the config; repeatable.",
-)
+@SET
 @OUT
 def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides: tuple[str, ...], out: Path) -> None:
     """Compare the validation loss in bfloat16 and float32 after equal steps, per seed.
@@ -147,7 +139,7 @@ def precision(config: Path, data: Path | None, seeds: int, steps: int, overrides
 
     \b
     Example:
-      python -m bench precision configs/tinyshakespeare.toml --seeds 5
+      python -m bench precision --seeds 5
     """
     with console.quiet():
         from bench.precision import compare

@@ -26,8 +26,8 @@ from common.errors import FULL, StageError, tensorflow_cause
 
 LOCK = ".lock"
 CHECKSUM = "checksum"  # in a JSON object: the hash of everything else in it
-# Limits of a JSON file: the manifest of a million source files has 150 MB; a 64-bit integer has 20 characters.
 WRONG_SHAPE = (ArithmeticError, AttributeError, KeyError, TypeError, ValueError)  # errors of reading JSON of any shape
+# Limits of a JSON file: the manifest of a million source files has 150 MB; a 64-bit integer has 20 characters.
 MOST_BYTES, MOST_DEPTH, MOST_DIGITS = 1 << 28, 50, 20
 _SCRATCH = re.compile(r"\..*\.partial-.{8}")
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

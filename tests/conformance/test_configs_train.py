@@ -28,9 +28,9 @@ def test_config_trains_evaluates_and_exports(config: Path, tmp_path: Path) -> No
     command(f"pipeline ingest text.py --config {config} --out data {shares}")
     with prepared():
         command(f"trainers train {config} --data data --out run --unvalidated --set train.epochs=0.5")
-        command("trainers evaluate run")
+        command("trainers evaluate run --split val")
     rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    (evaluation,) = (tmp_path / "run").glob("evaluation-*.json")
+    evaluation = tmp_path / "run" / "evaluation-val.json"
     assert rows[-1]["val_nats"] < rows[0]["val_nats"]
     assert json.loads(evaluation.read_text())["nats"] == pytest.approx(rows[-1]["val_nats"], abs=0.2)
     assert "builtin ops only" in command("export tflite run --out devices --precision float32").out

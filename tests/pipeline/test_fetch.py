@@ -383,6 +383,7 @@ def test_content_length_without_sense(length: str, server: Server) -> None:
     server.length = length
     with contextlib.suppress(StageError):
         fetch("books")
+    assert "books/input.txt" not in raw_files() or fetched_text() == TEXT
 
 
 def test_missing_content_length_resumes(server: Server) -> None:

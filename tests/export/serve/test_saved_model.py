@@ -268,9 +268,8 @@ def test_export_with_different_weights_is_not_kept(
 def test_export_with_different_answers_is_not_kept(
     run: Path, tiny: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replies = [
-        respond(tiny, request) for request in warm_up_requests(tiny)
-    ]  # like the fresh process, but loaded before
+    # As the fresh process answers; this one has loaded the model already.
+    replies = [respond(tiny, request) for request in warm_up_requests(tiny)]
     answers = [{name: encode_output(value) for name, value in reply.items()} for reply in replies]
     names = [name for _ in range(7) for name in INPUTS]
     expected = [
