@@ -172,7 +172,9 @@ def _caption(result: dict[str, Any]) -> str:
         "medians of per-round ratios",
         "GFLOP/s: 6 FLOPs per character and multiplied weight; gathered rows do not count",
         f"share: of the fastest large matrix product, {tops}",
-        "first, warm: from process start to the end of step 1 and of step 20" + (f" ({steps})" if steps else ""),
+        "first, warm: from process start to the end of step 1 and of step 20"
+        + (f" ({steps})" if steps else "")
+        + ("; all processes start at once" if result["work"]["device"] == "gpu" else ""),
         "MB: peak memory of the process",
     ]
     lines += [f"{name} failed: {reason}" for name, reason in result.get("failed", {}).items()]
@@ -242,8 +244,14 @@ def _warm_up(
     for package in {peer.package for peer in peers.values()}:
         _import_once(package)
     started, failed = {}, {}
+
+    def launch(name: str) -> Worker:
+        return Worker(name, device, "bench.peers", name, device, *map(str, size))
+
+    # With a GPU, launch all at once: a start-up is mostly one core compiling. On a CPU it takes all cores.
+    launched = {name: launch(name) for name in peers} if device == "gpu" else {}
     for name in peers:
-        worker = Worker(name, device, "bench.peers", name, device, *map(str, size))
+        worker = launched.get(name) or launch(name)
         try:
             started[name] = _start(worker)
             workers[name] = worker
