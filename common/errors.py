@@ -30,10 +30,20 @@ FULL = "No space left on device"
 
 
 def tensorflow_cause(error: BaseException) -> str:
-    """Cause of a TensorFlow error, with its first line; empty for any other error."""
+    """Cause of a TensorFlow error, with the line that explains it; empty for any other error."""
     names = [cls.__name__ for cls in type(error).__mro__]
     if "OpError" not in names:
         return ""
-    reason = brief((str(getattr(error, "message", "")).splitlines() or [""])[0])
+    reason = brief(_reason(str(getattr(error, "message", ""))))
     cause = FULL if FULL in str(error) else next((_CAUSES[name] for name in names if name in _CAUSES), names[0])
     return cause if cause == FULL else f"{cause}: {reason}"
+
+
+def _reason(message: str) -> str:
+    """Line of a TensorFlow error's message that explains it: a graph's error starts with where the op was defined, and
+    ends with its node in brackets."""
+    lines = [line.strip() for line in message.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("[[")]
+    if not lines or lines[0] != "Graph execution error:":
+        return lines[0] if lines else ""
+    return next((line for line in lines if line.startswith("(0) ")), lines[-1]).removeprefix("(0) ")

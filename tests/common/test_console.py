@@ -49,6 +49,21 @@ def tensorflow(name: str, message: str = "it\nat op") -> Exception:
     return error
 
 
+# A graph's error, as TensorFlow formats it.
+GRAPH_ERROR = """Graph execution error:
+
+Detected at node Loss defined at (most recent call last):
+<stack traces unavailable>
+{}
+\t [[{{{{node Loss}}}}]] [Op:__inference_train_123]"""
+TWO_ERRORS = """2 root error(s) found.
+  (0) UNIMPLEMENTED:  no kernel
+\t [[{{node Loss}}]]
+  (1) CANCELLED:  stopped
+0 successful operations.
+0 derived errors ignored."""
+
+
 def fail_with(error: BaseException) -> Callable[[], None]:
     def fail() -> None:
         raise error
@@ -88,6 +103,16 @@ def fail_with(error: BaseException) -> Callable[[], None]:
             tensorflow("ResourceExhaustedError", "x; No space left on device"),
             1,
             "error: TensorFlow failed: No space left on device (--traceback shows where)\n",
+        ),
+        (
+            tensorflow("UnimplementedError", GRAPH_ERROR.format("not deterministic")),
+            1,
+            "error: TensorFlow failed: UnimplementedError: not deterministic (--traceback shows where)\n",
+        ),
+        (
+            tensorflow("UnimplementedError", GRAPH_ERROR.format(TWO_ERRORS)),
+            1,
+            "error: TensorFlow failed: UnimplementedError: UNIMPLEMENTED: no kernel (--traceback shows where)\n",
         ),
     ],
 )
