@@ -309,6 +309,7 @@ def has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+@functools.cache
 def gpu_of(package: str) -> bool:
     """Return whether a library sees a GPU, checked in a separate process so that this one does not hold it."""
     check = {

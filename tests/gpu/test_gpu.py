@@ -133,7 +133,7 @@ window = 10
 learning_rate = 0.01
 evaluate_every = 25
 report_every = 5
-sample = 0
+sample = 20
 """
 
 

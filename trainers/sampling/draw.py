@@ -72,7 +72,7 @@ def choose(scaled_BxV: tf.Tensor, uniform_Bx1: tf.Tensor, cumulate: Cumulate) ->
 
 def log_probability(logits_BxV: tf.Tensor, ids_B: tf.Tensor) -> tf.Tensor:
     """Compute ln softmax(logits)[id], in nats."""
-    return -tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits_BxV, labels=ids_B)[0]
+    return -tf.nn.sparse_softmax_cross_entropy_with_logits(ids_B, logits_BxV)
 
 
 def penalised(logits_BxV: tf.Tensor, recent_BxM: tf.Tensor, penalty_B: tf.Tensor) -> tf.Tensor:
