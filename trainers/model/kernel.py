@@ -58,9 +58,14 @@ def _build() -> Path:
 
 
 def lstm(
-    z_TxBxG: tf.Tensor, before: State, recurrent_HxG: tf.Tensor, keep_TxBx1: tf.Tensor | None
+    z_TxBxG: tf.Tensor,
+    before: State,
+    recurrent_HxG: tf.Tensor,
+    keep_TxBx1: tf.Tensor | None,
+    dtype: tf.DType = tf.float32,
 ) -> tuple[tf.Tensor, State]:
-    """Run `recurrence.loop` of an LSTM in float32. Arguments and results are the same."""
+    """Run `recurrence.loop` of an LSTM. Arguments and results are the same, but z and h are float32, and so are the
+    products of each step: only that over the whole window, the recurrent kernel's gradient, is in `dtype`."""
     T, B, G = tf.shape(z_TxBxG)[0], tf.shape(z_TxBxG)[1], z_TxBxG.shape[2]
     keep_TxB = tf.ones([T, B]) if keep_TxBx1 is None else keep_TxBx1[..., 0]
 
@@ -74,7 +79,11 @@ def lstm(
             dz_TxBxG, *dbefore = ops().char_rnn_lstm_grad(r_HxG, c_BxH, keep_TxB, c_TxBxH, gates_TxBxG, *dafter)
             h_TxBxH = h_T1xBxH[:-1] if keep_TxBx1 is None else h_T1xBxH[:-1] * keep_TxBx1
             h_NxH, dz_NxG = tf.reshape(h_TxBxH, [-1, G // 4]), tf.reshape(dz_TxBxG, [-1, G])
-            dr_HxG = ops().char_rnn_product_transposed_a(h_NxH, dz_NxG)
+            if dtype == tf.float32:
+                dr_HxG = ops().char_rnn_product_transposed_a(h_NxH, dz_NxG)
+            else:
+                dr_HxG = tf.matmul(tf.cast(h_NxH, dtype), tf.cast(dz_NxG, dtype), transpose_a=True)
+                dr_HxG = tf.cast(dr_HxG, tf.float32)
             return _shaped([dz_TxBxG, *dbefore, dr_HxG], like=[z_TxBxG, h_BxH, c_BxH, r_HxG])
 
         return (h_T1xBxH[1:], h_T1xBxH[-1], c_TxBxH[-1]), grad

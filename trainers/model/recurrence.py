@@ -1,7 +1,7 @@
 """A recurrent layer's weights, in Keras's own layout, run without Keras.
 
     cudnn    on a GPU: trainers.model.cudnn
-    kernel   an LSTM in float32 on a CPU, compiled: trainers.model.kernel
+    kernel   an LSTM on a CPU, compiled, in bfloat16 only below WIDE units: trainers.model.kernel
     loop     a graph loop for everything else, with a hand-written gradient: this file's `loop`
     step     a single time step for sampling and export: trainers.sampling.stepper
 
@@ -22,6 +22,7 @@ from trainers.model import kernel
 from trainers.model.cells import Cell, Lstm, State, Weights
 
 UNROLL = 10  # steps per turn of the loop: fewer do not hide its overhead, more only lengthen the first trace
+WIDE = 320  # units from which a step's products in bfloat16 are faster than the compiled ones, which are in float32
 TABLE = 2048  # largest vocabulary to project once as a whole; beyond, each window projects the rows it reads
 
 Recurrent = tuple[tf.Tensor, ...]  # trainers.model.cells.Weights.recurrent
@@ -67,9 +68,12 @@ def recur(
     dtype: tf.DType,
     keep_TxBx1: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, State]:
-    """Run the recurrence over a window the fastest way: `kernel.lstm` or, with the same results, `loop`."""
-    if isinstance(cell, Lstm) and dtype == tf.float32 and kernel.ops():
-        return kernel.lstm(z_TxBxG, before, recurrent[0], keep_TxBx1)
+    """Run the recurrence over a window the fastest way: `kernel.lstm` or, with the same results (in bfloat16 to its
+    rounding), `loop`."""
+    compiled = dtype == tf.float32 or recurrent[0].shape[0] < WIDE
+    if compiled and isinstance(cell, Lstm) and kernel.ops():
+        h_TxBxH, after = kernel.lstm(tf.cast(z_TxBxG, tf.float32), before, recurrent[0], keep_TxBx1, dtype)
+        return tf.cast(h_TxBxH, z_TxBxG.dtype), after
     return loop(cell, z_TxBxG, before, recurrent, dtype, keep_TxBx1)
 
 

@@ -43,6 +43,7 @@ from trainers.training.watch import Watch, train_row, val_row
 DIVERGED = 3.0  # train loss, as a multiple of its lowest, that ends the run in an error
 PACE = 0.5  # seconds per call to the devices, and so the longest delay of Ctrl-C
 MOST_STEPS = 100  # per call
+MOST_SKIPPED = 100  # steps in a row whose gradients are beyond float16's range
 HISTOGRAM_LANES = 8  # enough values for a histogram
 
 
@@ -165,6 +166,7 @@ class Training:
         self.state = State(model, optimizer, self.config.lanes)
         self.driver = Driver(callbacks, model, total, self.config.evaluate_every)
         self.lowest = math.inf  # the lowest reported train loss
+        self.skipped = 0  # last steps without a gradient
         self.vals: list[float] = []  # all validation losses
         self.stale = 0  # validations since the best one
         self.trained: dict[str, Any] | None = None  # the last train report
@@ -340,6 +342,12 @@ class Training:
         """Raise StageError if a loss or gradient norm is not finite, or the recent loss is far above its lowest."""
         for number in (*losses, *norms):
             self._check_number(step, number)
+        self.skipped = 0 if any(norms) else self.skipped + len(norms)
+        if self.skipped > MOST_SKIPPED:
+            raise StageError(
+                f"{self.run.folder}: the gradients of the last {self.skipped:,} steps were beyond float16's range: use "
+                "train.precision=tf32, in another --out"
+            )
         # Near 0 a multiple means little, so the loss must also have risen by one nat.
         if nats > max(DIVERGED * self.lowest, self.lowest + 1):
             self._fail(step, f"rose to {nats:.3f} nats from {self.lowest:.3f}")

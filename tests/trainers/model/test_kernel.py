@@ -1,5 +1,6 @@
 """Compiled ops against float64 and the graph loop, at sizes that are not multiples of vectors and blocks."""
 
+import functools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,8 @@ def compiled() -> None:
     assert kernel.ops(), "a C++ compiler is a requirement of `make setup`"
 
 
-@pytest.mark.parametrize("resets", [False, True])
-@pytest.mark.parametrize(("T", "B", "H"), SIZES)
-def test_values_and_gradients_match_the_loop(rng: np.random.Generator, T: int, B: int, H: int, resets: bool) -> None:
+def case(rng: np.random.Generator, T: int, B: int, H: int, resets: bool) -> Callable[..., list[np.ndarray]]:
+    """Return a function from a recurrence to its values and gradients, on random inputs."""
     keep = tf.constant(rng.random((T, B, 1)) < 0.7, tf.float32) if resets else None
     shapes = [(T, B, 4 * H), (B, H), (B, H), (H, 4 * H)]
     z, h, c, r = (tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes)
@@ -37,17 +37,43 @@ def test_values_and_gradients_match_the_loop(rng: np.random.Generator, T: int, B
         def values_and_gradients() -> list[tf.Tensor]:
             with tf.GradientTape() as tape:
                 tape.watch([z, h, c, r])
-                h_TxBxH, after = recur(z, (h, c))
+                h_TxBxH, after = recur(z, (h, c), r, keep)
                 values = [h_TxBxH, *after]
                 loss = tf.add_n([tf.reduce_sum(x * w) for x, w in zip(values, weights, strict=True)])
             return [*values, *tape.gradient(loss, [z, h, c, r])]
 
         return [x.numpy() for x in values_and_gradients()]
 
-    compiled = run(lambda z, state: kernel.lstm(z, state, r, keep))
-    loop = run(lambda z, state: recurrence.loop(CELLS["lstm"], z, state, (r,), tf.float32, keep))
-    for actual, expected in zip(compiled, loop, strict=True):
+    return run
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(("T", "B", "H"), SIZES)
+def test_values_and_gradients_match_the_loop(rng: np.random.Generator, T: int, B: int, H: int, resets: bool) -> None:
+    run = case(rng, T, B, H, resets)
+    loop = run(lambda z, state, r, keep: recurrence.loop(CELLS["lstm"], z, state, (r,), tf.float32, keep))
+    for actual, expected in zip(run(kernel.lstm), loop, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * (1 + np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_in_bfloat16_only_the_recurrent_gradient_is_rounded(rng: np.random.Generator, resets: bool) -> None:
+    run = case(rng, 23, 5, 19, resets)
+    *exact, dr = run(kernel.lstm)
+    *rounded, rounded_dr = run(functools.partial(kernel.lstm, dtype=tf.bfloat16))
+    for actual, expected in zip(rounded, exact, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    assert 0 < np.linalg.norm(rounded_dr - dr) < 0.01 * np.linalg.norm(dr)
+
+
+@pytest.mark.parametrize(("units", "compiled"), [(recurrence.WIDE - 1, True), (recurrence.WIDE, False)])
+def test_wide_layers_in_bfloat16_run_in_the_loop(monkeypatch: pytest.MonkeyPatch, units: int, compiled: bool) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(kernel, "lstm", lambda z, state, *_: (calls.append("compiled"), (z[..., :units], state))[1])
+    monkeypatch.setattr(recurrence, "loop", lambda cell, z, state, *_: (calls.append("loop"), (z, state))[1])
+    z, state = tf.zeros([1, 1, 4 * units]), (tf.zeros([1, units]),) * 2
+    recurrence.recur(CELLS["lstm"], z, state, (tf.zeros([units, 4 * units]),), tf.bfloat16)
+    assert calls == ["compiled" if compiled else "loop"]
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon", "rmsprop", "sgd"])

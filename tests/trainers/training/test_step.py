@@ -145,6 +145,21 @@ def test_small_gradients_survive_float16(rng: np.random.Generator, on: On) -> No
         assert np.linalg.norm(half - gradient) < 0.02 * np.linalg.norm(gradient)
 
 
+def test_a_gradient_beyond_float16_changes_no_weight(
+    rng: np.random.Generator, on: On, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, batches = build(on(replicas=2), optimizer="sgd", learning_rate=1.0), text(rng, 2)
+    steps.model.matmul_dtype = tf.float16
+    monkeypatch.setattr("trainers.training.step.LOSS_SCALE", 2.0**40)
+    before = steps.model.get_weights()
+    carry = steps.scatter(steps.model.initial_carry(B))
+    totals, _ = steps.train(stream(steps, batches), carry, tf.constant(0, tf.int64), tf.constant(2))
+    np.testing.assert_array_equal(totals.gradient_norm, [0, 0])
+    assert np.isfinite(totals.nats).all()
+    for after, weight in zip(steps.model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(after, weight)
+
+
 def test_update_is_the_clipped_gradient(rng: np.random.Generator, on: On) -> None:
     steps = build(on(replicas=2), optimizer="sgd", learning_rate=1.0, clip=0.001)
     before = steps.model.get_weights()
