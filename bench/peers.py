@@ -15,7 +15,7 @@ keras.layers.LSTM cannot; one-hot input would cost them V columns, so they use a
 as the layers and at most V. The results record the FLOPs per character of each, and GFLOP/s are based on them.
 
 On a GPU all layers run through cuDNN, where ours has one-hot columns too. TF32 is on for the rows that name it, and in
-ours for bfloat16, which TensorFlow's op for cuDNN computes in float32. No GPU has been measured so far.
+ours for bfloat16, which TensorFlow's op for cuDNN computes in float32.
 """
 
 import json
