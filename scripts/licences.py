@@ -25,15 +25,15 @@ licence.
 
 
 def locked(name: str) -> dict[str, str]:
-    """Versions by name in a lock file."""
+    """Return the versions in a lock file by package name."""
     return dict(re.findall(r"^([a-z0-9.-]+)==([^ ;\\\n]+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def licence(component: dict[str, Any]) -> str:
-    """Licence that a package declares."""
+    """Return the licence that a package declares."""
     entries = [entry.get("license", {}) | entry for entry in component.get("licenses", [])]
     names = [entry.get("expression") or entry.get("id") or entry.get("name", "") for entry in entries]
-    # CycloneDX leaves out a licence that is free text.
+    # CycloneDX omits licences that are free text.
     text = importlib.metadata.metadata(component["name"]).get("License") or "not declared"
     return ", ".join(dict.fromkeys(name.rpartition(":: ")[2] for name in names)) or text.splitlines()[0]
 

@@ -21,8 +21,8 @@ def execute(notebook: Any) -> None:
     settings = {"timeout": TIMEOUT_S, "kernel_name": "python3", "coalesce_streams": True}
     NotebookClient(notebook, resources={"metadata": {"path": LEARN}}, **settings).execute()
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # its times would change the file at every run
-        if cell.cell_type == "code":  # TensorFlow logs to stderr as it starts
+        cell.metadata.pop("execution", None)  # its timestamps would change the file on every run
+        if cell.cell_type == "code":  # TensorFlow's start-up log goes to stderr
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
 
@@ -30,7 +30,7 @@ def execute(notebook: Any) -> None:
 def page(notebook: Any, name: str) -> dict[str, bytes]:
     """Return the contents of the page and its pictures by path in LEARN.
 
-    The comment that opens a cell describes its pictures to those who cannot see them.
+    The comment on the first line of a cell becomes the alternative text of its pictures.
     """
     parts, files = [f"<!-- made from {name}.ipynb by make learn -->"], {}
     for cell in notebook.cells:

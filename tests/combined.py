@@ -8,7 +8,8 @@ import pytest
 
 
 def combined(*axes: Iterable[Any]) -> list[Any]:
-    """Combine all values of the axes. A few combinations that together have each value are quick, the others slow."""
+    """Combine all values of the axes. A few combinations, which together cover each value, are quick; the others are
+    marked slow."""
     values = [list(axis) for axis in axes]
     quick = {tuple(i % len(axis) for axis in values) for i in range(max(map(len, values)))}
     return [

@@ -1,4 +1,4 @@
-"""Shared fixtures and options. Must not import TensorFlow: only the tests that need it do."""
+"""Shared fixtures and options. This file must not import TensorFlow; only the tests that need it do."""
 
 import signal
 import sys
@@ -69,7 +69,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Distribute files, but the tests of an export to one worker: loading it takes longer than most of them."""
+    """Distribute tests by file, but send all tests of an export to one worker: loading it takes longer than most of
+    them."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -80,8 +81,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_finish() -> None:
-    """Give TensorFlow two logical devices of each kind, so that two replicas run on any machine. Call it before the
-    first op."""
+    """Give TensorFlow two logical devices of each kind, so that two replicas run on any machine. TensorFlow allows this
+    only before the first op."""
     tf = sys.modules.get("tensorflow")
     for kind, memory in (("CPU", None), ("GPU", 3072)) if tf else ():
         for device in tf.config.list_physical_devices(kind)[:1]:
@@ -90,7 +91,7 @@ def pytest_collection_finish() -> None:
 
 
 STARTED = time.monotonic()
-ORIGIN: dict[str, str] = {}  # provenance of the record, taken at the start: the code may change meanwhile
+ORIGIN: dict[str, str] = {}  # provenance of the record, from the start, as the code may change during the run
 TRIALS: list[dict[str, Any]] = []  # rows of tests/faults, from all workers of pytest-xdist
 
 

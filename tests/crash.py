@@ -1,7 +1,7 @@
 """Simulated kills, damaged files and full disks.
 
-A kill is simulated in process: either every write to the file system raises from a chosen one on, and nothing is
-cleaned up; or the folder is copied before each write, in the state that a kill would leave.
+A kill is simulated in process: either every write to the file system raises after a given number of writes, so that
+nothing is cleaned up; or the folder is copied before each write, which is the state that a kill would leave.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ Tree = dict[str, bytes | None]  # contents of files by path; None for folders
 
 
 class Killed(BaseException):
-    """Simulated end of the process. Not an OSError: no handler of ours may catch it."""
+    """Simulated end of the process. Not an OSError, so that the code under test cannot catch it."""
 
 
 _left: int | None = None  # writes until the kill
@@ -133,8 +133,8 @@ def tree(folder: Path) -> Tree:
 
 
 def damaged(folder: Path, *leave_out: str) -> Iterator[Path]:
-    """Damage each file below a folder in turn, and yield its path meanwhile: a bit flipped, the second half cut off, or
-    removed."""
+    """Damage each file below a folder in three ways: flip a bit, cut off the second half, remove it. Yield the path
+    after each, and restore the file before damaging the next."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path.relative_to(folder).as_posix() in leave_out:
             continue

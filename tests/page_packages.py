@@ -1,4 +1,4 @@
-"""Placeholders of the npm packages that a page is built from."""
+"""Placeholders for the npm packages that a page is built from."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from export.web import build
 
 
 def placeholder_packages(folder: Path) -> Path:
-    """Fill a folder as `npm ci` would fill node_modules, with files of a line, and return it."""
+    """Fill a folder like `npm ci` fills node_modules, but with one-line files, and return it."""
     version = json.loads((build.WEB / "package.json").read_text())["dependencies"]["@litertjs/core"]
     files = {
         "core/package.json": json.dumps({"version": version}),

@@ -59,7 +59,7 @@ def served(base: Path, name: str = "fake", batching: Path | None = None) -> Iter
 
 @contextlib.contextmanager
 def process(base: Path, name: str = "fake", batching: Path | None = None) -> Iterator[tuple[Endpoint, int]]:
-    """Serve as `served` does, but always in another process, and yield its id. The stand-in then has no labels."""
+    """Serve like `served`, but always in another process, and yield its id too. The stand-in then has no labels."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         endpoint = Endpoint(f"localhost:{probe.getsockname()[1]}", name)

@@ -1,4 +1,4 @@
-"""The configs: known corpora, valid settings, and a comment that says how to run each and what it costs."""
+"""The configs: known corpora, valid settings, and a comment with the command and the cost of each run."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.toml")), ids=lambda path: path.stem)
-def test_config_is_valid_and_says_how_to_run_it(path: Path) -> None:
+def test_config_is_valid_and_explains_how_to_run_it(path: Path) -> None:
     tables = read_config(path)
     (source,) = make(IngestSettings, tables["data"], str(path)).source
     make(ValidateSettings, tables["validate"], str(path))

@@ -23,7 +23,7 @@ def write_shard(path: Path, pieces: Iterable[npt.NDArray[Any]]) -> Shard:
 
 
 def make_config(folder: Path, text: str) -> Path:
-    """Write a config, tiny.toml, and next to it a data set of TEXT, data/."""
+    """Write the config tiny.toml and, next to it, a data set of TEXT in data/."""
     make_data(folder / "data", 1000, train=TEXT, val=TEXT[:200])
     config = folder / "tiny.toml"
     config.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Device exports without the seconds that their measurements take."""
+"""Device exports without their measurements, which take seconds."""
 
 from contextlib import AbstractContextManager
 from typing import Any

@@ -1,4 +1,4 @@
-"""Equal training time: the seconds for each peer, a real run of ours, and one of torch if it is installed."""
+"""Equal training time: the seconds given to each peer, a real run of this project, and one of torch if installed."""
 
 import importlib.util
 import json

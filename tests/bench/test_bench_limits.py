@@ -1,4 +1,4 @@
-"""Benchmark of the largest calls: which calls they are, and a run with a tiny model."""
+"""Benchmark of the largest calls: their sizes, and a run with a tiny model."""
 
 import json
 from pathlib import Path

@@ -16,7 +16,7 @@ from common.errors import StageError
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Server that writes 20 characters per call. `codes`: statuses, in turn."""
+    """Server that writes 20 characters per call and answers with the status codes in `codes` in turn."""
 
     codes: ClassVar[Iterator[int]]
     bodies: ClassVar[list[dict[str, object]]]
@@ -62,7 +62,7 @@ def test_a_row_per_number_of_callers(target: str) -> None:
         assert refused == "0"
     assert {body["path"] for body in Handler.bodies} == {"/v1/models/book/labels/stable:predict"}
     seeds = [tuple(body["seed"]) for body in Handler.bodies]  # type: ignore[arg-type]
-    assert len(set(seeds)) >= len(seeds) / 2  # no cache would answer
+    assert len(set(seeds)) >= len(seeds) / 2  # so a cache could not answer
 
 
 def test_refused_calls_are_counted_and_not_timed(target: str) -> None:

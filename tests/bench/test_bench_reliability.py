@@ -1,4 +1,4 @@
-"""Trials of faults as a results file, and the page made from it."""
+"""Fault trials recorded in a results file, and the page generated from it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Recording of a tiny run as results/NAME.json, and the pages built from such files."""
+"""Results of a tiny run recorded as results/NAME.json, and the pages generated from such files."""
 
 import json
 import math

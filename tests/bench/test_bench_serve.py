@@ -18,7 +18,7 @@ from common.errors import StageError
 TINY = Size(2, 8)
 
 
-def test_weight_bytes_against_a_hand_count() -> None:
+def test_weight_bytes_match_a_hand_count() -> None:
     # Recurrent kernels 3 x 12, the second layer's kernel 3 x 12, the dense layer 3 x 100; 4 bytes per weight.
     assert sampling.weight_bytes(Size(1, 3)) == 4 * (36 + 300)
     assert sampling.weight_bytes(Size(2, 3)) == 4 * (36 + 36 + 36 + 300)

@@ -17,7 +17,7 @@ from common import console
 from common.errors import StageError, UsageError
 
 
-def test_flops_against_a_hand_count() -> None:
+def test_flops_match_a_hand_count() -> None:
     # Two layers of 3 units. Recurrent kernels 3 x 12, the second layer's kernel 3 x 12, the dense layer 3 x 256; with
     # an embedding as wide as the layers, the first layer's kernel is 3 x 12 too.
     size = Size(2, 3)
@@ -141,7 +141,7 @@ def test_each_device_has_its_precisions() -> None:
         assert {f"ours, {precision}", f"torch nn.LSTM, {precision}"} <= set(names["gpu"])
 
 
-def test_a_copy_without_a_repository_names_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_without_a_repository_takes_its_commit_from_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(train, "gpu_of", lambda package: True)
     monkeypatch.setattr(train, "compare", lambda *arguments: calls.append(arguments))
@@ -202,7 +202,7 @@ def test_short_run_of_two_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert peer["characters_per_second"] > 0
         assert 0 < peer["first_step_seconds"] < peer["warm_seconds"]
         assert peer["warm_steps"] <= 20
-        assert peer["peak_bytes"] > 50e6  # in bytes: any of these libraries takes more
+        assert peer["peak_bytes"] > 50e6  # in bytes; each of these libraries alone takes more
         assert len(result["rounds"][name]) == 2
     assert set(result["ratios"]["ours, float32"]) == {names[1]}
     assert all(top["gflops"] > 1 for top in result["ceiling"].values())

@@ -31,8 +31,8 @@ def test_overhead_is_a_ratio_within_a_round(config: Path, monkeypatch: pytest.Mo
 
     def turn(arm: str, *rest: Any) -> watch.Turn:
         calls.append((arm, *rest))
-        each = next(seconds)
-        return {"first": 3 * each, "stretches": [each, 99.0, 0.0]}
+        stretch = next(seconds)
+        return {"first": 3 * stretch, "stretches": [stretch, 99.0, 0.0]}
 
     monkeypatch.setattr(watch, "_turn", turn)
     data, out = config.parent / "data", config.parent / "out"

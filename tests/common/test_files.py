@@ -140,7 +140,7 @@ def test_kill_at_any_operation_leaves_the_old_or_the_new_version(
         states.append(tree(root))
     reached = set()
     for count in killed_at_each(prepare, lambda: act(target, "new")):
-        for _ in killed_at_each(lambda: None, lambda: recover(root)):  # recovery is killed, too
+        for _ in killed_at_each(lambda: None, lambda: recover(root)):  # kill the recovery, too
             pass
         assert tree(root) in states, count
         reached.add(states.index(tree(root)))
@@ -222,7 +222,7 @@ def test_leftovers_of_killed_processes_are_cleaned_up(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
-def test_every_changed_bit_of_a_record_is_noticed(tmp_path: Path) -> None:
+def test_every_changed_bit_of_a_record_is_detected(tmp_path: Path) -> None:
     path, value = tmp_path / "a.json", {"b": [1, 2.5, None], "a": "é", "c": float("nan")}
     write_record(path, value)
     assert str(load_json(path)) == str(value)

@@ -30,7 +30,7 @@ def test_gpus_are_described_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.
     program.chmod(0o755)
     assert gpus() == ["NVIDIA H100 (driver 580.95, 81559 MiB, 1980 MHz, 2619 MHz)"]
     assert describe(gpu=True) == f"{describe()}; {gpus()[0]}"
-    program.write_text("#!/bin/sh\nexit 9\n")  # as without a running driver
+    program.write_text("#!/bin/sh\nexit 9\n")  # fails as without a running driver
     assert gpus() == []
 
 

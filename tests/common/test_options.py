@@ -35,7 +35,7 @@ def test_only_training_and_evaluation_use_gpus(
     assert os.environ.get(HIDDEN) == ("-1" if hides else None)
 
 
-def test_a_gpu_is_used_on_request_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_gpu_is_used_on_request_if_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     @click.command()
     @options.device
     def command() -> None:

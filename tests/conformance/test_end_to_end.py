@@ -103,7 +103,7 @@ def run_here(home: Path, line: str) -> Result:
 
 @contextlib.contextmanager
 def prepared() -> Iterator[None]:
-    """Run commands on one device, without the set-up that would hold for all later tests of the process."""
+    """Run commands on one device, skipping the device set-up, which would affect all later tests in this process."""
     import tensorflow as tf
 
     from trainers.training.devices import Devices
@@ -153,7 +153,8 @@ def outputs(home: Path) -> dict[str, Result]:
     results = {}
     with prepared():
         for line, _ in STAGES:
-            # One starts as you start it. So do `validate` in tests/pipeline and `train` in tests/trainers/training.
+            # Run one command in its own process, as users do. Other tests do so for `validate` (tests/pipeline) and
+            # `train` (tests/trainers/training).
             results[line] = (run_process if "run-lite" in line else run_here)(home, line)
             assert results[line].status == 0, results[line]
     return results
@@ -191,7 +192,7 @@ def test_make_run_runs_the_stages_in_order() -> None:
 def test_training_lowers_the_loss_and_evaluation_counts_all_targets(home: Path, outputs: dict[str, Result]) -> None:
     rows = [json.loads(row) for row in (home / "runs/tiny/metrics.jsonl").read_text().splitlines()]
     before, after = rows[0]["val_bits"], rows[-1]["val_bits"]
-    assert 7.9 < before < 8.1, "untrained, 256 bytes are equally likely"
+    assert 7.9 < before < 8.1, "to an untrained model, all 256 bytes are equally likely"
     assert after < 2
     test = json.loads((home / "runs/tiny/evaluation-test.json").read_text())
     manifest = json.loads((home / "data/tiny/manifest.json").read_text())

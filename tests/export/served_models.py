@@ -54,7 +54,7 @@ def columns(signature: str, rows: list[Row]) -> Columns:
 
 
 class ServedModel:
-    """Signatures that run in this process."""
+    """Model whose signatures run in this process."""
 
     def __init__(self, sampler: Sampler):
         self.sampler, self.vocab, self.net, self.served = sampler, sampler.vocab, sampler.model, Served(sampler, "")

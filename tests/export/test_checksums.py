@@ -1,4 +1,4 @@
-"""Record of an export's files, and the command that compares the files with it."""
+"""Checksums of an export's files, and the command that compares the files with them."""
 
 import shutil
 import subprocess
@@ -24,7 +24,7 @@ def export(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_damage_is_found(export: Path) -> None:
+def test_any_damage_is_detected(export: Path) -> None:
     for path in damaged(export, "neurons.json"):
         (problem,) = checksums.problems(export)
         assert problem.startswith(f"{path} is ")
@@ -35,7 +35,7 @@ def test_every_damage_is_found(export: Path) -> None:
     assert checksums.problems(export) == []
 
 
-def test_every_damage_of_the_record_is_found(export: Path) -> None:
+def test_any_damage_to_the_record_is_detected(export: Path) -> None:
     record = export / checksums.FILE
     whole = record.read_bytes()
     for index in range(len(whole)):

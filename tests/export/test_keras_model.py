@@ -79,7 +79,7 @@ OLDEST = "keras==3.8.0"
 
 
 def installed(folder: Path, *packages: str, alone: bool = False) -> None:
-    """Install packages in a folder; alone: without dependencies."""
+    """Install packages in a folder. alone: omit their dependencies."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), *packages]
     subprocess.run([*command, *["--no-deps"] * alone], check=True, capture_output=True)
 
@@ -89,7 +89,7 @@ def installed(folder: Path, *packages: str, alone: bool = False) -> None:
 @pytest.mark.parametrize("version", [OLDEST, "keras"])
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_oldest_and_newest_keras_load_the_file(version: str, backend: str, tmp_path: Path) -> None:
-    """Use this environment's TensorFlow; JAX, installed beside Keras, replaces it."""
+    """Use this environment's TensorFlow, or JAX, which is installed together with Keras."""
     installed(tmp_path / "packages", version, *["jax"] * (backend == "jax"), alone=backend == "tensorflow")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "packages"), "KERAS_BACKEND": backend}
     configs = (

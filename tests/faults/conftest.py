@@ -34,7 +34,7 @@ class Trials:
         self.limits[reason] += 1
 
     def check(self) -> None:
-        """Fail if a trial did, or if there was none."""
+        """Fail if any trial failed, or if none ran."""
         assert self.tried
         assert not self.failures, "\n".join(self.failures)
 

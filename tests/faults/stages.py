@@ -84,7 +84,7 @@ STAGES = {
     "keras": Stage("export keras runs/tiny", ("runs",), ("export verify exported/tiny",)),
     "web": Stage("export web devices/tiny", ("devices",), ("export verify site/tiny",)),
 }
-# Files whose bytes differ from one run of a command to the next: times, and names that TensorFlow counts per process.
+# Files whose bytes differ between runs of a command: they contain times, or names that TensorFlow numbers per process.
 VOLATILE = re.compile(r"SHA256SUMS|.*\.keras|fingerprint\.pb|saved_model\.pb|.*\.index|state\.data.*|.*\.stats\.pb")
 
 
@@ -125,7 +125,7 @@ def working_in(folder: Path, devices: Devices) -> Iterator[None]:
 def graph_written_once() -> AbstractContextManager[Any]:
     """Write a SavedModel's graph in the first export of the block, and copy it in the others: tracing takes seconds.
 
-    For exports of one run that are not stopped themselves.
+    Only for exports of the same run that are not killed themselves.
     """
     from export.serve import saved_model
 
@@ -159,14 +159,14 @@ def _inputs(before: Tree, stage: Stage) -> Tree:
 
 
 def _outputs(before: Tree, after: Tree) -> Tree:
-    """New and changed files, with their folders."""
+    """Return the new and changed files, with their folders."""
     changed = [name for name, content in after.items() if content is not None and before.get(name) != content]
     folders = {parent.as_posix() for name in changed for parent in PurePosixPath(name).parents}
     return {name: content for name, content in after.items() if name in changed or name in folders}
 
 
 def outcome(root: Path) -> dict[str, Any]:
-    """Summarize the files of a folder, without what differs from run to run: times, dates and logs of TensorBoard."""
+    """Summarize the files of a folder, without times, dates and TensorBoard's logs, which differ from run to run."""
     result: dict[str, Any] = {}
     for name, content in tree(root).items():
         file = name.rpartition("/")[2]
@@ -196,7 +196,7 @@ def _timeless(value: Any) -> Any:
 
 
 def leftovers(state: Tree) -> set[str]:
-    """Names of the scratch folders in a tree, and of their contents, without the random part."""
+    """Return the names of the scratch folders in a tree, and of their contents, without the random part."""
     paths = (name.split("/") for name in state)
     return {
         re.sub(r"partial-.{8}", "partial", "/".join(parts[: index + 2]))
@@ -217,7 +217,7 @@ def situation(state: Tree, root: Path) -> str:
 
 
 def resumed(act: Callable[[], None], state: Tree, root: Path, whole: dict[str, Any]) -> None:
-    """Assert that a command that was stopped in a state ends as if it had not been."""
+    """Assert that a command, run again after a kill in `state`, ends as if it had never been killed."""
     restore(state, root)
     act()
     assert outcome(root) == whole

@@ -1,4 +1,4 @@
-"""Answers of a broken or foreign server: the commands of `export query` end in one line."""
+"""Answers of a broken or foreign server: `export query` prints them, or fails with a one-line error."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Hostile configs: each is an error of one line that names the setting, and runs no code."""
+"""Hostile configs: each is a one-line error, and runs no code."""
 
 import sys
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def load(path: Path) -> None:
 
 
 @pytest.mark.faults("Hostile input", "configs")
-def test_configs_are_errors_of_one_line(trials: Trials, tmp_path: Path) -> None:
+def test_configs_are_one_line_errors(trials: Trials, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     for text in configs():
         path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""JSON files of ours, well-formed but of another shape: each is an error of one line, or changes no result."""
+"""The project's JSON files, well-formed but of another shape: each is a one-line error, or changes no result."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ SHAPES = (None, -1, "x", [], {"x": 1})
 
 
 def reshaped(value: Any, depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Yield copies of a JSON value in which one entry is missing, or of another type, with the names of that entry."""
+    """Yield copies of a JSON value in which one entry is missing or of another type, with the path of that entry."""
     yield from (("", other) for other in SHAPES if type(other) is not type(value))
     for key in value if isinstance(value, dict) and depth else ():
         yield key, {name: item for name, item in value.items() if name != key}
@@ -29,7 +29,7 @@ def reshaped(value: Any, depth: int = 3) -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> Path:
-    """Folder of a run that was evaluated, its export and its device files."""
+    """Folder of an evaluated run, its export and its device files."""
     import tiny_run
 
     home = tmp_path_factory.mktemp("shapes")

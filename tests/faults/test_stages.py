@@ -1,4 +1,4 @@
-"""Kills, damaged files and full disks, for every command that writes files; a short form for two commands."""
+"""Kills, damaged files and full disks, for every command that writes files. The fast tests cover two commands."""
 
 import contextlib
 import functools
@@ -82,22 +82,22 @@ def kill_before_each_write(
     whole = finished(command, before, root)
     restore(before, root)
     recorded = states(lambda: run(command), root)
-    judged: dict[str, Exception | None] = {}
+    outcomes: dict[str, Exception | None] = {}
     with resuming():
         for index, state in enumerate(recorded[:-1]):
-            met = situation(state, root)
-            if met not in judged:
+            key = situation(state, root)
+            if key not in outcomes:  # equal situations need only one trial
                 try:
                     resumed(lambda: run(command), state, root, whole)
-                    judged[met] = None
+                    outcomes[key] = None
                 except Exception as error:
-                    judged[met] = error
+                    outcomes[key] = error
             with trials.trial(f"before write {index}"):
-                if error := judged[met]:
+                if error := outcomes[key]:
                     raise error
 
 
-# Damage that goes unnoticed, but changes only the file itself.
+# Undetected damage that changes nothing but the file itself.
 UNNOTICED = {
     r"metrics\.jsonl": "metrics.jsonl: a changed digit is not noticed; curves and `patience` read it, no model does.",
     r"(report|neurons)\.html|curves\.png": "Pages and pictures: no command reads them, and their own rebuilds them.",
@@ -180,7 +180,7 @@ def _known_limit(name: str) -> str:
     for pattern, reason in UNNOTICED.items():
         if re.fullmatch(pattern, Path(name).name):
             return reason
-    raise AssertionError(f"{name} was damaged in silence")
+    raise AssertionError(f"damage to {name} was not reported")
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def fill_disk(
         before = shutil.disk_usage(disk).used
         run(command)
         after, whole = shutil.disk_usage(disk).used, outcome(disk)
-    after_it = resuming()
+    resuming_context = resuming()
     for part in parts:
         size = before + (after - before) * part // SIZES
         with trials.trial(f"{size:,} bytes"), disk_of(size, disk), enter(disk):
@@ -218,14 +218,14 @@ def fill_disk(
             assert messages or outcome(disk) == whole
             assert not leftovers(tree(disk))
             subprocess.run(["mount", "-o", f"remount,size={1 << 28}", str(disk)], check=True)
-            with after_it:
+            with resuming_context:
                 run(command)
             assert outcome(disk) == whole
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Tree:
-    """Exported folder, with empty files for its graph: made without TensorFlow."""
+    """Exported folder, with empty files for its graph, so that building it does not need TensorFlow."""
     base = tmp_path / "made" / "served" / "tiny"
     config = {"model": {"cell": "lstm", "units": 8, "layers": 1, "embedding": 0}, "train": {}}
     about = {"run": "tiny", "step": 3, "val_nats": 1.5, "config": config, "vocab": byte_vocab().to_json()}

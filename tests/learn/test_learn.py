@@ -1,4 +1,4 @@
-"""Notebooks of docs/learn: they run, and their pages are made from them."""
+"""Notebooks of docs/learn: they run, and their pages are up to date."""
 
 import json
 import os
@@ -17,7 +17,7 @@ NOTEBOOKS = [pytest.param(path, id=path.stem) for path in sorted(notebooks.LEARN
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS)
-def test_page_and_pictures_are_those_of_the_notebook(path: Path) -> None:
+def test_page_and_pictures_match_the_notebook(path: Path) -> None:
     files = notebooks.page(nbformat.read(path, as_version=4), path.stem)
     kept = {path.with_suffix(".md"), *notebooks.LEARN.glob(f"pictures/{path.stem}-*")}
     assert {notebooks.LEARN / name for name in files} == kept
@@ -32,7 +32,7 @@ def test_notebook_has_the_outputs_of_one_run_in_order(path: Path) -> None:
     assert counts == list(range(1, len(counts) + 1))
 
 
-def test_kept_runs_name_their_machine_commit_and_date() -> None:
+def test_recorded_runs_name_their_machine_commit_and_date() -> None:
     for command, record in json.loads((notebooks.LEARN / "runs.json").read_text()).items():
         assert record.keys() == {"machine", "commit", "date", "reports"}, command
         assert record["reports"][-1]["val_nats"] > 1, command

@@ -52,7 +52,7 @@ def text_of(corpus: Corpus, source: Path) -> bytes:
     text = source.parent / "made" / "input.txt"
     text.parent.mkdir(exist_ok=True)
     make_text(corpus, source, text)
-    assert [path.name for path in text.parent.iterdir()] == ["input.txt"], "no spool is left"
+    assert [path.name for path in text.parent.iterdir()] == ["input.txt"], "no temporary file is left"
     return text.read_bytes()
 
 

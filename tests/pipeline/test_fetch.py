@@ -29,13 +29,13 @@ REAL = Path(os.environ.get("CORPORA", Path(__file__).resolve().parents[3] / "sha
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Server of `data` at any path, with the faults set below. requests: (path, Range, If-Range) of all requests."""
+    """Server that sends `data` for any path, with faults. requests: (path, Range, If-Range) of all requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.data = TEXT
         self.breaks: list[int] = []  # bytes after which the next responses break off
-        self.statuses: list[int] = []  # of the next responses, which then have no data
+        self.statuses: list[int] = []  # error statuses of the next responses, which then have no data
         self.ranges = True
         self.drip = ""  # part to send slowly: headers, data or the line before a chunk
         self.length: str | None = ""  # Content-Length; "": correct; None: no header
@@ -86,11 +86,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif self.server.drip:
             self.drip(data[start : start + 10] for start in range(0, len(data), 10))
         else:
-            with contextlib.suppress(OSError):  # the client has gone
+            with contextlib.suppress(OSError):  # the client has disconnected
                 self.wfile.write(data)
 
     def drip(self, pieces: Iterable[bytes]) -> None:
-        """Send a piece every 10 ms, until the client has gone."""
+        """Send a piece every 10 ms until the client disconnects."""
         with contextlib.suppress(OSError):
             for piece in pieces:
                 self.wfile.write(piece)
@@ -359,7 +359,7 @@ def test_a_slow_server_ends_the_attempt(
     assert fetched_text() == TEXT
 
 
-def test_broken_download_says_why(server: Server) -> None:
+def test_broken_download_reports_the_cause(server: Server) -> None:
     server.breaks = [0, 10, 20, 30]
     with pytest.raises(StageError, match=r"in 4 attempts \(the (connection was closed|response ended) "):
         fetch("books")
@@ -379,7 +379,7 @@ def test_a_damaged_state_starts_over(state: str, server: Server) -> None:
 
 
 @pytest.mark.parametrize("length", ["9" * 5000, "-1", "x"])
-def test_content_length_without_sense(length: str, server: Server) -> None:
+def test_meaningless_content_length_is_harmless(length: str, server: Server) -> None:
     server.length = length
     with contextlib.suppress(StageError):
         fetch("books")
@@ -541,7 +541,7 @@ def test_listing_has_all_corpora(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_real_corpora_match_their_hashes(name: str, source: str, tmp_path: Path) -> None:
     if not (REAL / source).exists():
-        pytest.skip(f"{REAL / source} is not there: name the folder of the real corpora in CORPORA")
+        pytest.skip(f"{REAL / source} is missing: set CORPORA to the folder of the real corpora")
     fetch(name, str(REAL / source), tmp_path / name)
     with (tmp_path / name / "input.txt").open("rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == CORPORA[name].text_sha256
@@ -549,6 +549,6 @@ def test_real_corpora_match_their_hashes(name: str, source: str, tmp_path: Path)
 
 def test_shakespeare_copy_of_wrong_size_raises(tmp_path: Path) -> None:
     if not (REAL / "shakespeare/input.txt").exists():
-        pytest.skip(f"{REAL}/shakespeare is not there")
+        pytest.skip(f"{REAL}/shakespeare is missing")
     with pytest.raises(StageError, match=r"expected a text of 4,573,338 bytes, got 4,572,940"):
         fetch("shakespeare", str(REAL / "shakespeare/input.txt"), tmp_path / "x")

@@ -174,7 +174,7 @@ def test_plan_reads_long_runs_and_skips_empty_shards() -> None:
         [(0, 0, 5, 5)],
         [(0, 5, 13, 4)],
         [(2, 13, 21, 4)],
-        [(2, 20, 21, 1)],  # no target is left: one arbitrary token instead
+        [(2, 20, 21, 1)],  # no target is left, so read one arbitrary token
     ]
     assert plan([0, 3, 3, 5], begin=1, stop=4, length=3, blocks=1) == [[(0, 1, 3, 2), (2, 3, 5, 2)]]
 
@@ -273,7 +273,7 @@ def test_start_outside_the_epoch_raises(start: int, folder: Path) -> None:
     ("cut", "message"),
     [(1, "must have 100 bytes, but"), (90, "must have 100 bytes, but"), (None, "is missing")],
 )
-def test_a_shard_cut_while_it_is_read(cut: int | None, message: str, folder: Path) -> None:
+def test_shard_truncated_while_it_is_read(cut: int | None, message: str, folder: Path) -> None:
     manifest = make_data(folder, 100, train=TEXT[:200])
     rows = batches(folder, manifest, "train", lanes=2, window=5)
     shard = folder / "train-00001-of-00002.tokens"
@@ -286,6 +286,7 @@ def test_a_shard_cut_while_it_is_read(cut: int | None, message: str, folder: Pat
             pass
 
 
-def test_no_tuner_delays_the_end_of_an_iterator(folder: Path) -> None:
+def test_autotuning_is_disabled(folder: Path) -> None:
     manifest = make_data(folder, 100, train=TEXT)
+    # The tuner's thread would delay the end of an iterator.
     assert not batches(folder, manifest, "train", 2, 3).options().autotune.enabled

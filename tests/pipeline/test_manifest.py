@@ -177,7 +177,7 @@ def test_shards_are_read_again_only_if_they_changed(folder: Path, monkeypatch: p
             check_hashes(folder, manifest, trust=True)
 
 
-def test_a_data_set_that_cannot_be_written_is_verified_each_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_data_set_is_verified_without_a_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = make_data(folder, 3, train=b"abcdefg")
 
     def write_json(path: Path, value: object) -> None:

@@ -53,7 +53,7 @@ def test_failed_write_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shard_cut_while_it_is_read(folder: Path) -> None:
+def test_shard_truncated_while_it_is_read(folder: Path) -> None:
     split = make_data(folder, 6, train=b"0123456789").splits["train"]
     (folder / "train-00001-of-00002.tokens").write_bytes(b"67")
     assert read_tokens(folder, split, "u1", 0, 8).tobytes() == b"01234567"

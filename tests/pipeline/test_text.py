@@ -186,7 +186,7 @@ def test_unknown_encodings_raise(name: str) -> None:
         check_encoding(name)
 
 
-# Expected results for real malformed files. Read as UTF-8, a file is unchanged or raises.
+# Expected results for real malformed files. Reading one as UTF-8 leaves it unchanged or raises an error.
 UNCHANGED = [
     "kernel/howto.rst", "kernel/sparse.txt", "synthetic/emoji_zwj_combining_rtl.txt", "synthetic/empty.txt",
     "synthetic/many_symbols_20k.txt", "synthetic/mixed_newlines.txt", "synthetic/no_final_newline.txt",

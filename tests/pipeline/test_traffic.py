@@ -32,14 +32,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(path: Path, *calls: list[bytes]) -> str:
-    """Write a log as `export front --record` does."""
+    """Write a log like `export front --record`."""
     rows = [{"texts": [text.decode(errors="surrogateescape") for text in texts]} for texts in calls]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
 def records(path: Path, **inputs: list[bytes]) -> str:
-    """Write a log as TF Serving does: one call with these inputs."""
+    """Write a log like TF Serving, of one call with these inputs."""
     log = PredictionLog()
     for name, texts in inputs.items():
         log.predict_log.request.inputs[name].CopyFrom(tf.make_tensor_proto(texts, tf.string))
@@ -70,7 +70,7 @@ def test_other_requests_are_reported_by_character(
     compare_requests(data, log, ValidateSettings(waive=["requests.char.skew", "requests.char.unknown"]))
 
 
-def test_both_kinds_of_log_count_the_same(tmp_path: Path) -> None:
+def test_both_kinds_of_log_give_the_same_counts(tmp_path: Path) -> None:
     texts = [b"It was", "Ἄνδρα".encode(), b"\xff\x00", b""]
     by_line = count(lines(tmp_path / "a.jsonl", texts[:2], texts[2:]))
     served = records(tmp_path / "a.log", prompt=texts[:2], text=texts[2:], stop=[b"not counted"], length=[b"3"])
@@ -97,7 +97,7 @@ def test_a_pattern_reads_several_logs(tmp_path: Path) -> None:
         pytest.param(b"[" * 100_000, "a line has no texts", marks=pytest.mark.slow),
     ],
 )
-def test_an_invalid_log_is_one_line(data: Path, tmp_path: Path, content: bytes, message: str) -> None:
+def test_an_invalid_log_is_a_one_line_error(data: Path, tmp_path: Path, content: bytes, message: str) -> None:
     log = tmp_path / "a.jsonl"
     log.write_bytes(content)
     with pytest.raises(StageError) as error:
@@ -116,7 +116,7 @@ def test_records_of_another_kind_are_rejected(tmp_path: Path) -> None:
             count(str(tmp_path / name))
 
 
-def test_missing_log_and_data_set_that_was_not_validated(data: Path, tmp_path: Path) -> None:
+def test_missing_log_and_unvalidated_data_set_raise(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no file matches"):
         compare_requests(data, str(tmp_path / "none"), SETTINGS)
     make_data(tmp_path / "raw", 10_000, train=ENGLISH, val=ENGLISH, test=ENGLISH)

@@ -192,7 +192,7 @@ def test_char_vocab_json() -> None:
         ("cafe", "e\u0301", "'\u0301' (U+0301) at offset 1 is not in the vocabulary"),
     ],
 )
-def test_a_letter_in_unicodes_other_form(known: str, text: str, message: str) -> None:
+def test_letter_in_another_unicode_normal_form(known: str, text: str, message: str) -> None:
     with pytest.raises(StageError) as error:
         char_vocab(Counter(known)).encode(text.encode())
     assert str(error.value) == f"the character {message}"

@@ -150,7 +150,7 @@ def test_a_finished_run_is_pruned(tmp_path: Path, data: Path, on: On) -> None:
     old = checkpoint.checkpoints(training.run)[0].folder
     shutil.copytree(old, tmp_path / "old")
     training.state.save(training.run, EPOCH_STEPS, 2.0)
-    shutil.copytree(tmp_path / "old", old)  # as if killed before, and while, it was removed
+    shutil.copytree(tmp_path / "old", old)  # as if killed before removing it; on the next line, while removing it
     shutil.copytree(tmp_path / "old", old.parent / ".step-00000005.partial-abcdefgh" / "step-00000005.old")
     train_command(tiny_config(keep=1), data, tmp_path / "run", Options(unvalidated=True))
     assert [path.name for path in old.parent.iterdir()] == [f"step-{EPOCH_STEPS:08d}"]
@@ -178,7 +178,7 @@ def test_partial_checkpoints_of_a_killed_process_are_removed(tmp_path: Path, dat
         assert [path.name for path in (training.run.folder / "checkpoints").iterdir()] == ["step-00000001"]
 
 
-def test_a_run_that_is_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, data: Path) -> None:
+def test_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, data: Path) -> None:
     folder = tmp_path / "run"
 
     def start() -> None:
@@ -463,7 +463,7 @@ def test_auto_precision_is_resolved_once(tmp_path: Path, data: Path, monkeypatch
 
 
 @pytest.mark.parametrize("precision", ["tf32", "float16"])
-def test_precisions_of_gpus_are_rejected_on_a_cpu(tmp_path: Path, data: Path, precision: str) -> None:
+def test_gpu_precisions_are_rejected_on_a_cpu(tmp_path: Path, data: Path, precision: str) -> None:
     with pytest.raises(UsageError, match=f"^precision {precision} is for GPUs: set train.precision=float32 on a CPU$"):
         train_command(tiny_config(precision=precision), data, tmp_path / "run", Options(unvalidated=True))
     assert not (tmp_path / "run").exists()
@@ -536,7 +536,7 @@ def test_text_of_2000_characters_needs_fewer_lanes_than_the_default(
         train_command(default, tmp_path / "data", tmp_path / "run", Options(unvalidated=True))
 
 
-def test_damaged_data_is_noticed_at_the_start(tmp_path: Path, data: Path) -> None:
+def test_damaged_data_is_detected_at_the_start(tmp_path: Path, data: Path) -> None:
     run = open_tiny_run(tmp_path / "run", data, tiny_config())
     shard = data / "val-00000-of-00001.tokens"
     shard.write_bytes(shard.read_bytes()[::-1])

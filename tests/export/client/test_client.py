@@ -199,7 +199,7 @@ def test_stream_has_growing_pieces_and_no_length_limit(client: Client) -> None:
 
 @pytest.mark.parametrize(("settings", "end"), [({"seed": 1, "stop": "THE END"}, b"THE END"), ({"seed": -9}, b"\n")])
 def test_stream_makes_no_call_after_the_end(fake: Path, settings: dict[str, Any], end: bytes) -> None:
-    """End the text with its document, by a negative seed."""
+    """Cover both ends of a text: a stop string and, with a negative seed, the end of the document."""
     faults = FaultInjector()
     with serving(StandIn(fake), interceptors=[faults]) as target, Client(target, "fake") as client:
         text = b"".join(client.stream_bytes("", 10_000, **settings))
@@ -207,7 +207,7 @@ def test_stream_makes_no_call_after_the_end(fake: Path, settings: dict[str, Any]
     assert faults.calls == next(n for n in range(1, 9) if 8 * (2**n - 1) >= len(text + end))
 
 
-def test_stream_stays_with_its_first_version(fake: Path, tmp_path: Path) -> None:
+def test_stream_stays_on_its_first_version(fake: Path, tmp_path: Path) -> None:
     base = tmp_path / "fake"
     shutil.copytree(fake / "1", base / "1")
     stand_in = StandIn(base)

@@ -42,7 +42,7 @@ TEXT = text_of(3, b"ab", 9).decode()
 
 
 class Site:
-    """Running front, and requests to it. front: the Front object."""
+    """Running front, and methods that send it requests. front: the Front object."""
 
     def __init__(self, front: Front, port: int, scheme: str):
         self.front, self.url = front, f"{scheme}://localhost:{port}"
@@ -55,7 +55,7 @@ class Site:
         return requests.post(self.url + path, data=data, timeout=30, **settings)
 
     def ended(self) -> bool:
-        """Wait until no call is counted: a call ends a moment after its answer."""
+        """Wait until the front counts no running call: a call is counted until shortly after its answer."""
         until = time.monotonic() + 10
         while self.front.guard.running and time.monotonic() < until:
             time.sleep(0.01)
@@ -91,7 +91,7 @@ def site(server: Endpoint) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Batching parameters."""
+    """File of batching parameters."""
     file = tmp_path_factory.mktemp("batching") / "batching_params.pbtxt"
     file.write_text(
         "max_batch_size { value: 64 }\nbatch_timeout_micros { value: 2000 }\nnum_batch_threads { value: 1 }\n"
@@ -101,7 +101,7 @@ def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def batching(fake: Path, rules: Path) -> Iterator[str]:
-    """Batching server."""
+    """Address of a server that batches calls."""
     with served(fake, batching=rules) as server:
         yield server.target
 
@@ -324,7 +324,7 @@ def test_answers_do_not_wait_for_acknowledgements() -> None:
 
 
 class Slow(StandIn):
-    """Interceptor that counts Predict calls, and blocks them until `release` is set."""
+    """Stand-in that counts Predict calls, and blocks them until `release` is set."""
 
     def __init__(self, base: Path):
         super().__init__(base, "fake")
@@ -353,7 +353,7 @@ def test_concurrent_calls_are_limited_but_health_is_not(fake: Path) -> None:
         assert (rejected.status_code, rejected.headers["Retry-After"]) == (429, "1")
         time.sleep(1.1)
         started = time.monotonic()
-        assert site.get("/healthz").status_code == 200  # busy
+        assert site.get("/healthz").status_code == 200  # although the server is busy
         assert time.monotonic() - started < 4
         assert "front_calls_running 2" in site.get("/metrics").text
         slow.release.set()
@@ -416,7 +416,7 @@ def test_answers_are_converted_one_at_a_time(site: Site, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("rows", [[{}] * 1000, [{"text": 1}] * 1000, [{"text": "a"}] * 70_000])
 def test_rows_are_checked_up_to_the_first_error(rows: list[Any]) -> None:
-    """Collecting the errors of a body of two megabytes takes half a minute, in which nobody else is served."""
+    """Collecting all errors of a 2 MB body would take half a minute, in which nobody else is served."""
     dtypes = (("text", "string"),)
     for form, content in (("instances", rows), ("inputs", {"text": [row.get("text") for row in rows]})):
         with pytest.raises(pydantic.ValidationError) as error:
@@ -468,7 +468,7 @@ def test_overload_does_not_delay_health(fake: Path, rules: Path) -> None:
 
 @pytest.fixture
 def client(site: Site) -> Iterator[Any]:
-    import openai  # takes over a second
+    import openai  # here, because importing it takes over a second
 
     with openai.OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0) as client:
         yield client
@@ -522,7 +522,7 @@ INVALID_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": []}, "a call must have 1 to 64 rows, got 0"),
     ({"prompt": "\ud800"}, "the prompt and the stop must be valid Unicode"),
     ({"n": 65}, "a call must have 1 to 64 rows, got 65"),
-    ({"prompt": [""] * 100_000, "n": 1024}, "a call must have 1 to 64 rows, got 102400000"),  # before they are built
+    ({"prompt": [""] * 100_000, "n": 1024}, "a call must have 1 to 64 rows, got 102400000"),  # before building the rows
     ({"max_tokens": -1}, "the request: 'max_tokens': "),
     ({"max_tokens": 65_536}, "a call may read and write 65,536 characters in all rows, got 65,538"),
     ({"max_tokens": 5000}, "the length must be 0 to 4096, got 5000"),
@@ -612,11 +612,11 @@ def test_health_queries_the_model_at_most_once_per_second(fake: Path) -> None:
 def test_health_passes_if_the_calls_of_a_long_batch_end_during_the_probe(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wait_in_vain(*_: Any) -> None:
+    def time_out(*_: Any) -> None:
         site.front.answered = time.monotonic()
         raise StageError("no answer in time")
 
-    monkeypatch.setattr(front_app.CheckedClient, "generate", wait_in_vain)
+    monkeypatch.setattr(front_app.CheckedClient, "generate", time_out)
     site.front.answered = 0.0
     assert site.front.answers()
 
@@ -643,9 +643,9 @@ def test_tls(server: Endpoint, pem: Path, tmp_path: Path) -> None:
             assert answer.read() == b"ok\n"
         with pytest.raises(requests.exceptions.SSLError):
             site.get("/healthz")
-    for wrong, its_key in ((key, cert), (tmp_path / "none", key)):
+    for cert_file, key_file in ((key, cert), (tmp_path / "none", key)):
         with Client(server.target, "fake") as client, pytest.raises(StageError, match="not a certificate and its key"):
-            http_server(Front(client, FrontSettings()), ssl_certfile=wrong, ssl_keyfile=its_key)
+            http_server(Front(client, FrontSettings()), ssl_certfile=cert_file, ssl_keyfile=key_file)
 
 
 def test_cors_is_off_by_default(site: Site, server: Endpoint) -> None:
@@ -709,7 +709,7 @@ def test_command_serves_until_stopped(server: Endpoint) -> None:
     assert process.stderr.read().count("\n") <= 1
 
 
-def test_the_record_holds_the_texts_of_answered_calls(
+def test_the_record_contains_the_texts_of_answered_calls(
     server: Endpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "prompts.jsonl"

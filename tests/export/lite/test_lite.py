@@ -68,7 +68,7 @@ def steps(file: LiteModel, ids_T: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(name="unmeasured")
 def without_measurements(monkeypatch: pytest.MonkeyPatch, devices: Path) -> Iterator[None]:
-    """Skip the conversion of an export to float32, which `devices` has, and its measurements, and report no loss."""
+    """Reuse the float32 file of `devices` instead of converting the model, skip measurements, and report no loss."""
     whole = {"float32": unpack(devices / "float32.tflite")[0]}
     monkeypatch.setattr(lite, "convert", lambda model, end_id, name: whole.get(name) or convert(model, end_id, name))
     with unmeasured():
@@ -184,8 +184,8 @@ def test_bits_match_the_checkpoint(run: Path, devices: Path) -> None:
     for ids_T in text.ids_BxT:
         log_p_TxV = tf.nn.log_softmax(logits(run, ids_T[:-1]).astype(np.float64)).numpy()
         expected.append(-log_p_TxV[np.arange(50), ids_T[1:]] / np.log(2))
-    own, qualities = measure(load(run), {"float32": LiteModel(devices / "float32.tflite")}, text)
-    assert own == pytest.approx(np.mean(expected), abs=1e-6) == pytest.approx(qualities["float32"].bits, abs=1e-6)
+    bits, qualities = measure(load(run), {"float32": LiteModel(devices / "float32.tflite")}, text)
+    assert bits == pytest.approx(np.mean(expected), abs=1e-6) == pytest.approx(qualities["float32"].bits, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_neurons_are_copied_if_they_match_the_weights(run: Path, tmp_path: Path)
     assert exported(newer, force=True) == newer
     assert exported(None, force=True) is None
     (out / "neurons.json").write_text("[]")
-    assert exported(current) == "[]", "your own list is kept"
+    assert exported(current) == "[]", "a list written by the user is kept"
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -300,7 +300,7 @@ def test_snapshots_are_exported_beside_the_best_checkpoint(run: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("unmeasured")
-def test_every_damage_of_the_list_of_neurons_is_found(run: Path, tmp_path: Path) -> None:
+def test_any_damage_to_the_list_of_neurons_is_detected(run: Path, tmp_path: Path) -> None:
     folder, out = shutil.copytree(run, tmp_path / "run"), tmp_path / "out"
     weights = checkpoint.weights_sha256(checkpoint.best(read_run(folder)))
     write_record(

@@ -201,7 +201,8 @@ def test_command_writes_the_text_of_each_seed(path: Path, names: Path) -> None:
         return result.stdout_bytes
 
     arguments = ("--length", "20", "--temperature", "1.5")
-    for file, prompt in ((path, "def "), (names, "Zoë")):  # of bytes, most of whose texts are not UTF-8; of characters
+    # The first model writes bytes, and most of its texts are not UTF-8; the second writes characters.
+    for file, prompt in ((path, "def "), (names, "Zoë")):
         rows = written(file, *arguments, "--prompt", prompt, "--seed", "5", "--count", "3").splitlines()
         assert [json.loads(row)["seed"] for row in rows] == [5, 6, 7]
         for row in map(json.loads, rows):

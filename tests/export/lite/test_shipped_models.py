@@ -1,4 +1,4 @@
-"""The trained models of the repository: whole, small, and writing text without TensorFlow."""
+"""The trained models in the repository: intact, small, and able to generate text without TensorFlow."""
 
 import json
 from pathlib import Path
@@ -24,12 +24,12 @@ def test_models_fit_the_repository() -> None:
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
-def test_model_is_whole_and_writes(folder: Path) -> None:
+def test_model_is_intact_and_generates_text(folder: Path) -> None:
     assert checksums.verify(folder) == []
     about = json.loads((folder / "model.json").read_text())
     card = (folder / "MODEL_CARD.md").read_text()
     kept = json.loads((Path("results") / f"{about['run']}.json").read_text())
-    assert kept["weights_sha256"] == about["weights_sha256"], "the figures are those of other weights"
+    assert kept["weights_sha256"] == about["weights_sha256"], "the recorded results belong to different weights"
     assert f"{kept['nats']:.3f} nats" in card
     assert "| licence of the text |" in card
     model = LiteModel(folder / "int8-dynamic.tflite")

@@ -1,4 +1,4 @@
-"""The front's image: its application runs with the packages of its requirements.txt alone."""
+"""The front's container image: its application runs with only the packages of its requirements.txt."""
 
 import importlib.metadata
 import io
@@ -67,7 +67,7 @@ def test_the_images_health_check_passes(url: str) -> None:
     assert failing.returncode == 1
 
 
-def test_the_requirements_are_those_of_the_lock() -> None:
+def test_the_requirements_match_the_lock() -> None:
     cut, lock = front_image.requirements(), (ROOT / "requirements.lock").read_text()
     assert set(PIN.findall(cut)) <= set(PIN.findall(lock))
     names = {name for name, _ in PIN.findall(cut)}
@@ -77,7 +77,7 @@ def test_the_requirements_are_those_of_the_lock() -> None:
         assert "--hash=sha256:" in entry
 
 
-def test_the_application_holds_the_front_and_little_else() -> None:
+def test_the_application_contains_the_front_and_little_else() -> None:
     names = zipfile.ZipFile(io.BytesIO(front_image.application())).namelist()
     ours = {name for name in names if not name.startswith("tensorflow")}
     assert {"__main__.py", "export/front/app.py", "export/client/protos.py", "common/console.py"} <= ours

@@ -1,4 +1,4 @@
-"""models.config: damage and edits by hand."""
+"""models.config, damaged or edited by hand."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ def base(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_flipped_bit_in_any_byte_is_noticed_or_harmless(base: Path) -> None:
+def test_a_flipped_bit_in_any_byte_is_detected_or_harmless(base: Path) -> None:
     path = base / labels.MODELS
     whole = path.read_bytes()
-    noticed = 0
+    detected = 0
     for index in range(len(whole)):
         damaged = bytearray(whole)
         damaged[index] ^= 1 << index % 8
@@ -27,8 +27,8 @@ def test_a_flipped_bit_in_any_byte_is_noticed_or_harmless(base: Path) -> None:
         try:
             assert labels.read(base) == SERVED, bytes(damaged)
         except StageError:
-            noticed += 1
-    assert noticed > len(whole) // 2
+            detected += 1
+    assert detected > len(whole) // 2
 
 
 def test_an_edit_is_accepted_once_the_checksum_is_removed(base: Path) -> None:

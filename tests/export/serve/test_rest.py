@@ -42,7 +42,7 @@ def columns(body: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def value(encoded: Any) -> Any:
-    """Decode a JSON value: strings and base64 to bytes; numbers stay."""
+    """Decode a JSON value: strings and base64 to bytes, numbers unchanged."""
     if isinstance(encoded, dict):
         assert encoded.keys() == {"b64"}
         return base64.b64decode(encoded["b64"], validate=True)

@@ -238,9 +238,9 @@ def test_version_whose_packaging_was_killed_is_written_again(
     assert read_facts(out, 1).keys() == facts.keys()
 
 
-@pytest.mark.slow  # as the end-to-end test does it
+@pytest.mark.slow  # the end-to-end test covers it as well
 def test_fresh_process_matches_the_checkpoint(tiny: ExportedModel) -> None:
-    """Run the proof in its own process, which the fixture `exported` skips."""
+    """Run the proof in its own process; `served_models.exported` skips it."""
     about = (tiny.base / "1" / saved_model.ORIGIN).read_text(encoding="utf-8")
     served = Served(tiny.sampler, json.dumps(json.loads(about), ensure_ascii=False))  # with the exported info
     saved_model.prove(served, tiny.base / "1")
@@ -268,7 +268,7 @@ def test_export_with_different_weights_is_not_kept(
 def test_export_with_different_answers_is_not_kept(
     run: Path, tiny: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As the fresh process answers; this one has loaded the model already.
+    # Stand in for the fresh process, since this process has already loaded the model.
     replies = [respond(tiny, request) for request in warm_up_requests(tiny)]
     answers = [{name: encode_output(value) for name, value in reply.items()} for reply in replies]
     names = [name for _ in range(7) for name in INPUTS]

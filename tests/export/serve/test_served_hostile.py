@@ -44,7 +44,7 @@ SETTINGS: list[tuple[Row, str]] = [
 ]
 UNITS = {"byte": "bytes", "char": "characters"}
 CARRY_ERROR = "carry_bytes: not a carry of this model; pass one that start or continue returned"
-HEAD = 68  # 32-bit words of a carry ahead of its states: mark (2), count (2), characters (64)
+HEAD = 68  # 32-bit words of a carry before its states: mark (2), count (2), characters (64)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_carries_and_texts_are_bit_identical_in_any_batch(name: str, rng: np.ran
 
 @pytest.mark.parametrize(("vocab", "rows"), [(FEW, 16_000), (WIDE, 1000)], ids=["13 characters", "400 characters"])
 def test_draw_on_an_edge_is_the_same_in_any_batch(vocab: Vocab, rows: int, rng: np.random.Generator) -> None:
-    """Use random numbers exactly on the edge between two characters, as in about one draw in a million."""
+    """Use random numbers exactly on the edge between two characters, which occur in about one draw in a million."""
     V = vocab.size + -vocab.size % draw.AT_ONCE
     scaled = np.full((rows, V), draw.NEVER, np.float32)
     scaled[:, : vocab.size] = rng.normal(size=(rows, vocab.size))
@@ -233,12 +233,12 @@ def test_invalid_rows_report_errors_and_valid_rows_are_unaffected(
         mixed += [(None, {**good[0], **change}, message) for change, message in group]
         mixed = [mixed[i] for i in rng.permutation(len(mixed))]
         answers = model.query(signature, [row for _, row, _ in mixed])
-        for (index, _, message), one in zip(mixed, answers, strict=True):
+        for (index, _, message), result in zip(mixed, answers, strict=True):
             if index is None:
-                assert one["finish_reason"].decode() == f"error: {message}"
-                assert_empty(signature, one)
+                assert result["finish_reason"].decode() == f"error: {message}"
+                assert_empty(signature, result)
             else:
-                assert same(one, expected[index])
+                assert same(result, expected[index])
 
 
 def test_first_of_several_errors_is_reported(model: ExportedModel) -> None:
@@ -332,7 +332,7 @@ def test_columns_of_different_lengths_raise(model: ExportedModel, signature: str
 
 
 def test_extreme_settings_are_valid(model: ExportedModel) -> None:
-    """Some products overflow float32; an infinity would fail the whole call."""
+    """Use settings whose products overflow float32: an infinity would fail the whole call."""
     tiny, huge = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
     prompt_of_all = (
         model.vocab.decode(range(model.vocab.size))[-200:] if model.vocab.unit == "byte" else "ZАЗnaëаĐnоr".encode()
@@ -430,7 +430,7 @@ def check_random_requests(model: ExportedModel, signature: str, examples: int) -
             assert_valid(signature, request, result)
         returned = [result["carry_bytes"] for result in answers if result.get("carry_bytes")]
         for result in model.query("continue", [{"carry_bytes": carry, "length": 1} for carry in returned]):
-            assert result["finish_reason"] in (b"length", b"stop"), "the model accepts its own carry"
+            assert result["finish_reason"] in (b"length", b"stop"), "the model must accept its own carry"
 
     check()
 

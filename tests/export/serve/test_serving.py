@@ -73,7 +73,7 @@ PACKAGE = {labels.MODELS, *package.TEMPLATES}
 
 
 def write_version(base: Path, version: int, **about: object) -> None:
-    """Write a version's files that the package reads."""
+    """Write the files of a version that the package reads."""
     for name in labels.VERSION_FILES:
         (base / str(version) / name).parent.mkdir(parents=True, exist_ok=True)
         (base / str(version) / name).write_bytes(b"")
@@ -262,7 +262,7 @@ def test_label_of_a_deleted_version_can_be_moved(tmp_path: Path) -> None:
 
 
 def test_label_moves_only_after_the_server_has_loaded_the_version(tmp_path: Path) -> None:
-    """Independent of the order of exports and labels, and of when the server polls."""
+    """Check that neither the order of exports and label changes nor the time of the server's polls matters."""
     base = export_versions(tmp_path / "plays", 1, 2)
     write_version(base, 3)
     with pytest.raises(StageError, match="first run"):
@@ -297,7 +297,7 @@ def test_new_version_becomes_canary_once_loaded(tmp_path: Path) -> None:
         write_version(base, version)
         write_package(base, version, FACTS)
         package.label_canary(base, version, lambda model, versions: waits.append(versions))
-    assert waits == [{2}]  # 1 becomes stable, and at 3 there is a canary already
+    assert waits == [{2}]  # 1 becomes stable, and when 3 is exported there is already a canary
     assert config(base) == expected_config("plays", {"stable": 1, "canary": 2}, 1, 2, 3)
 
 
@@ -486,7 +486,7 @@ def test_compose_file(tmp_path: Path) -> None:
                 "build": "front",
                 "pull_policy": "build",
                 "command": ["--target=serving:8500", "--model=plays", "--label=stable", "--rows=64", "--host=0.0.0.0"],
-                "ports": ["127.0.0.1:8501:8080"],  # the only ones: the server is private
+                "ports": ["127.0.0.1:8501:8080"],  # the only published port: the server is private
                 "depends_on": {"serving": {"condition": "service_healthy"}},
                 "user": "65534:65534",
                 "read_only": True,
@@ -734,7 +734,7 @@ def test_card_gains_new_facts_and_keeps_old_ones(tmp_path: Path) -> None:
         (package.FACTS, {"warm_up_seconds": "1"}),
     ],
 )
-def test_files_of_another_shape_are_an_error(tmp_path: Path, file: str, value: dict[str, Any]) -> None:
+def test_malformed_files_are_an_error(tmp_path: Path, file: str, value: dict[str, Any]) -> None:
     base = export_versions(tmp_path / "plays", 1)
     write_json(base / "1" / file, value)
     with pytest.raises(StageError, match=r"1/assets\.extra is corrupted \(\w+Error: .+\): export the version again"):

@@ -29,9 +29,9 @@ from export.serve.saved_model import compare
 from export.serve.signatures import INPUTS
 
 SECONDS, TIMEOUT = 60, 300
-WARM_UP = 1000  # calls, in which most sizes of batches and answers have occurred
-GROWTH, SLACK = 0.05, 30e6  # maximum memory growth: relative, and for bodies of megabytes that come and go, in bytes
-MORE_THREADS = 8  # than in the first half, at most
+WARM_UP = 1000  # calls, after which most sizes of batches and answers have occurred
+GROWTH, SLACK = 0.05, 30e6  # maximum memory growth, relative and in bytes; the slack is for short-lived large bodies
+MORE_THREADS = 8  # at most this many more in the second half than in the first
 GOOD, HOSTILE = 8, 4  # callers
 REFUSALS = {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION}
 BATCH_MATE = "from different tasks have different shapes"  # TF Serving rejects the whole batch of such a call: retry
@@ -106,7 +106,7 @@ def check_call(client: Any, request: Request) -> str:
 
 
 class RestClient:
-    """Caller of a front, with `predict` as the client has it."""
+    """Caller of a front, with the client's `predict` method."""
 
     def __init__(self, url: str, model: str):
         self.url, self.session = f"{url}/v1/models/{model}:predict", requests.Session()
@@ -171,7 +171,7 @@ def usage(pid: int) -> tuple[int, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("batching", [True, False])
 def test_mixed_load_for_a_minute(run: Path, batching: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call a server directly and through its front, each in a process of its own."""
+    """Call a server directly and through its front, each in its own process."""
     monkeypatch.setattr(connection, "check_rows", lambda inputs: None)  # otherwise the client itself rejects some calls
     model = served_models.exported(run)
     calls, failures, stop = Counter[str](), list[str](), threading.Event()

@@ -58,7 +58,7 @@ def calls(tmp_path: Path) -> list[list[str]]:
 
 @pytest.fixture
 def serving(base: Path, programs: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Running `export serve`. The docker on the PATH has no daemon."""
+    """Process that runs `export serve`, with a docker on its PATH that has no daemon."""
     program(programs / "docker", "sys.exit(1)")
     (tmp_path / "index.html").write_text("<html>")
     command = [sys.executable, "-m", "export", "serve", str(base), "--port", "0", "--page", str(tmp_path)]
@@ -84,7 +84,7 @@ def ended(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def test_one_command_leads_to_an_answer(serving: subprocess.Popen[str]) -> None:
+def test_one_command_starts_a_server_that_answers(serving: subprocess.Popen[str]) -> None:
     assert serving.stderr
     assert serving.stderr.readline() == f"{start.STAND_IN}\n"
     match = re.fullmatch(r"serving plays at (http://127.0.0.1:\d+) \(Ctrl-C to stop\)\n", serving.stderr.readline())
@@ -100,8 +100,8 @@ def test_one_command_leads_to_an_answer(serving: subprocess.Popen[str]) -> None:
     assert (serving.wait(30), ended(server), serving.stderr.read()) == (0, True, "")
 
 
-def test_damaged_canary_keeps_the_port_shut_for_seconds(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default, a server first retries for five minutes."""
+def test_damaged_canary_delays_the_port_only_by_seconds(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cover the flags without which a server would retry for five minutes before opening its port."""
     monkeypatch.setattr(start, "_docker_runs", lambda: False)
     shutil.copytree(base / "1", base / "2", ignore=shutil.ignore_patterns("facts.json"))
     package.write_package(base, 2, FACTS)
@@ -180,7 +180,7 @@ def test_tensorflow_serving_on_the_path_is_preferred(base: Path, programs: Path,
     ):
         server.wait(lambda: server.process.poll() is not None and False)
     (flags,) = calls(tmp_path)
-    values = dict(flag.removeprefix("--").split("=", 1) for flag in flags)  # the last counts
+    values = dict(flag.removeprefix("--").split("=", 1) for flag in flags)  # the last value of a repeated flag wins
     socket = values["grpc_socket_path"]
     assert (server.target, values["port"], values["rest_api_port"]) == (f"unix:{socket}", "0", "0")  # no open port
     assert values["batching_parameters_file"] == str(base / "batching_params.pbtxt")

@@ -9,7 +9,7 @@ export const axe = require.resolve("axe-core/axe.min.js");
 
 const QUIET = ["quic", "gpu", "background-networking", "component-update", "sync"].map((feature) => `--disable-${feature}`);
 
-/** Launch a browser, without a sandbox for root. */
+/** Launch a browser; as root, without its sandbox. */
 export function launch() {
   const args = ["--no-first-run", ...QUIET, ...(process.getuid() === 0 ? ["--no-sandbox"] : [])];
   return chromium.launch({ executablePath: process.env.CHROMIUM || "/usr/bin/chromium", args });
@@ -56,7 +56,7 @@ export async function eventually(check) {
 }
 
 /**
- * The numbers of a table's rows, by the first cell.
+ * The rows of a table: the first cell, then the numbers in the others.
  * @param {import("playwright-core").Page} page
  * @param {string} id
  */

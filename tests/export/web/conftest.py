@@ -52,7 +52,7 @@ def trained(folder: Path, manifest: Manifest, model: dict[str, Any], **train: An
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Manifest]) -> dict[str, Path]:
-    """Runs: prose has bytes, some characters of several, and an LSTM; names has characters, documents and a GRU."""
+    """Runs: prose, an LSTM over bytes with some multi-byte characters; names, a GRU over characters with documents."""
     node()
     if not CHROMIUM:
         pytest.skip("Chromium is missing, the page is not tested (apt install chromium)")
@@ -143,8 +143,8 @@ def cases(runs: dict[str, Path], site: Path, served: str, tmp_path_factory: pyte
 
 
 def trained_until(folder: Path) -> dict[str, Any]:
-    """Return the step of an int8 file, and by the Python runner: a text of seed 3 and temperature 0.9, tanh(c) of layer
-    2's third unit at each of its ASCII characters, and the probability of each next id."""
+    """Return the step of an int8 file and, from the Python runner, a text of seed 3 and temperature 0.9, tanh(c) of
+    layer 2's third unit at each of its ASCII characters, and the probability of each next id."""
     from export.lite.runner import LiteModel, Sampling
 
     model, temperature = LiteModel(folder / "int8-dynamic.tflite"), 0.9

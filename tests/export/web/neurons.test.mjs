@@ -74,7 +74,7 @@ test("another unit can be chosen from the list or by number", () =>
     near(await colours(page), cases.colours["2.3"]);
     await page.fill("#unit", "4");
     await page.locator("#unit").blur();
-    near(await colours(page), cases.colours["2.3"]); // there are three
+    near(await colours(page), cases.colours["2.3"]); // there are only three units
   }));
 
 test("a unit of low contrast is scaled to its own range, and any other on request", () =>
@@ -130,8 +130,8 @@ function inspect(name, context) {
   );
 }
 
-test("axe finds nothing: light", () => inspect("light", { colorScheme: "light" }));
-test("axe finds nothing: phone, dark", () => inspect("dark", { colorScheme: "dark", viewport: { width: 390, height: 844 } }));
+test("axe reports no violations: light", () => inspect("light", { colorScheme: "light" }));
+test("axe reports no violations: phone, dark", () => inspect("dark", { colorScheme: "dark", viewport: { width: 390, height: 844 } }));
 
 test("the tables need no scripts", () =>
   on(

@@ -83,7 +83,7 @@ async function type(page, typed) {
   await eventually(async () => assert.equal(await text(page), typed));
 }
 
-test("the greedy text is the checkpoint's over 500 characters", () =>
+test("greedy text matches the checkpoint's over 500 characters", () =>
   on(async (page) => {
     await page.fill("#prompt", cases.greedy.prompt);
     await slide(page, "temperature", 0);
@@ -93,7 +93,7 @@ test("the greedy text is the checkpoint's over 500 characters", () =>
     assert.match(await page.textContent(".progress"), /^500 characters, \d+ per second$/);
   }));
 
-test("a seed's text is the terminal's, with temperature, top-k and top-p", () =>
+test("a seed gives the same text as in the terminal, with temperature, top-k and top-p", () =>
   on(async (page) => {
     const { temperature, seed, top_k: k, top_p: p } = cases.sampled.options;
     await page.fill("#prompt", cases.greedy.prompt);
@@ -108,7 +108,7 @@ test("a seed's text is the terminal's, with temperature, top-k and top-p", () =>
     assert.deepEqual(await page.locator(".settings output").allTextContents(), ["1.1", "12", "0.9", "1.2"]);
   }));
 
-slow("the largest seed is the terminal's as well", () =>
+slow("the largest seed gives the same text as in the terminal", () =>
   on(async (page) => assert.equal(await text(page), cases.long), {
     hash: link({ prompt: "The ", temperature: 1, seed: 2 ** 53 - 1, length: 500, written: 1 }),
   }));
@@ -124,7 +124,7 @@ test("a model of characters ends its text where the document does", () =>
         await expectStatus(page, "The model ended the text.");
         assert.equal(await text(page), expected);
       }
-      const named = { name: "1 · 3 the length of a name: layer 1, neuron 3", exact: true }; // begins as it is seen
+      const named = { name: "1 · 3 the length of a name: layer 1, neuron 3", exact: true }; // starts with the visible label
       await page.getByRole("radio", named).check();
       assert.match(await page.textContent("#neurons-note"), /Colours show h\.$/);
     },
@@ -140,7 +140,7 @@ test("neurons colour the text as in NumPy", () =>
     };
     const all = [0, 1].flatMap((layer) => Array.from({ length: 24 }, (_, unit) => [layer, unit]));
     const [most, more] = all.sort((a, b) => range(b) - range(a));
-    assert.ok(range(more) > 0.5, "they move");
+    assert.ok(range(more) > 0.5, "the neurons vary");
     for (const [layer, unit] of [most, more, [0, 0], [1, 23]]) {
       await page.fill("#layer", String(layer + 1));
       await page.fill("#unit", String(unit + 1));
@@ -161,7 +161,7 @@ async function coloured(page, layer, unit) {
   const shown = await page.locator(".text span").evaluateAll((spans) =>
     spans.map((span) => [span.textContent, Number(span.dataset.level ?? 0), getComputedStyle(span).backgroundColor]),
   );
-  let at = -1; // in bytes: a character is coloured by its last
+  let at = -1; // in bytes: a character has the colour of its last byte
   for (const [character, level, colour] of shown) {
     at += Buffer.byteLength(character);
     const exact = 8 * cases.held[at][layer][unit];
@@ -202,7 +202,7 @@ function percent(p) {
   return p > 0 && p < 0.001 ? "<0.1%" : `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)}%`;
 }
 
-test("hovering over a character shows the five likeliest", () =>
+test("hovering over a character shows the five likeliest ones", () =>
   on(async (page) => {
     await type(page, cases.text);
     await page.locator(".text span").nth(5).hover();
@@ -213,7 +213,7 @@ test("hovering over a character shows the five likeliest", () =>
     await card.waitFor({ state: "hidden" });
   }));
 
-test("the keyboard shows them too, and a screen reader announces them", () =>
+test("the keyboard shows the likeliest characters too, and a screen reader announces them", () =>
   on(async (page) => {
     await type(page, cases.text);
     await page.locator(".text").first().focus();
@@ -249,7 +249,7 @@ test("everything works by keyboard alone", () =>
     assert.equal(await page.textContent("#temperature-value"), "0.85");
   }));
 
-test("the steps of a word are the checkpoint's, to three decimals", () =>
+test("the steps of a word match the checkpoint's to three decimals", () =>
   on(async (page) => {
     await page.locator("#tab-work").focus();
     await page.keyboard.press("ArrowRight");
@@ -302,14 +302,14 @@ async function stepped(page, layer, at) {
   assert.match(await page.textContent("#how-status"), new RegExp(`: ${percent(cases.expected[at][next])}, a loss of`));
 }
 
-slow("after its last character a word continues with the likeliest, and back", () =>
+slow("after its last character, a word continues with the likeliest ones, and can step back", () =>
   on(
     async (page) => {
       await page.click("#tab-how");
       await page.fill("#word", "The ");
       for (let step = 0; step < 8; step++) {
         await eventually(async () => assert.match(await page.textContent("#how-status"), new RegExp(`^Step ${step + 1} `)));
-        await page.evaluate(() => [0, 1].forEach(() => document.getElementById("forward").click())); // the second comes too early
+        await page.evaluate(() => [0, 1].forEach(() => document.getElementById("forward").click())); // the second click comes too early
       }
       await eventually(async () => assert.match(await page.textContent("#how-status"), /^Step 9 of 9/));
       const letters = (await page.locator("#letters li").allTextContents()).join("").replaceAll("␣", " ");
@@ -418,7 +418,7 @@ test("a chosen bar is written, the text continues from it, and a link repeats it
   );
 });
 
-slow("an address's chosen characters are written only by a model that has them", () =>
+slow("the chosen characters of a link are written only by a model that has them", () =>
   on(
     async (page) => {
       const written = await text(page);
@@ -479,7 +479,7 @@ test("a character chosen while the text streams replaces the next one", () =>
 slow("a character is marked as chosen if any of its bytes is", () =>
   on(
     async (page) => {
-      const [character] = Array.from((await text(page)).slice(4)); // valid or not: begins with the chosen byte
+      const [character] = Array.from((await text(page)).slice(4)); // valid or not, it begins with the chosen byte
       assert.ok(character > "\x7f");
       assert.deepEqual(await page.locator(".text .chosen").allTextContents(), [character]);
     },
@@ -505,7 +505,7 @@ test("a link restores all settings and the text", async () => {
     await expectStatus(page, "Link copied.");
     shared = await page.evaluate(() => navigator.clipboard.readText());
     [written, colours] = [await text(page), await painted(page)];
-    await eventually(async () => assert.equal(page.url(), shared)); // the address follows
+    await eventually(async () => assert.equal(page.url(), shared)); // the address bar is updated
     assert.notEqual(await text(page, 1), written);
   });
   await on(
@@ -541,7 +541,7 @@ slow("editing the address of the open page, and going back, restore its settings
     { hash: link({ prompt: "The cat" }) },
   ));
 
-slow("a browser that blocks address changes stops nothing", () =>
+slow("the page works if the browser blocks changes of the address", () =>
   on(
     async (page) => {
       for (let step = 0; step < 40; step++) await slide(page, "temperature", step / 20);
@@ -580,7 +580,7 @@ test("two temperatures side by side write their own texts", () =>
     { hash: link({ prompt: "The ", ...cases.sampled.options, length: 300, beside: 0, written: 1 }) },
   ));
 
-slow("a text added beside another has its length and its prompt", () =>
+slow("a text added for comparison has the same length and prompt", () =>
   on(
     async (page) => {
       await page.check("#compare");
@@ -705,7 +705,7 @@ slow("a corrupted cached file is fetched and cached again", () =>
   ));
 
 /**
- * Run a test on a page from a static host, below a path. behind: code appended to its service worker's script.
+ * Run a test on a page from a static host, below a path. behind: code appended to the script of its service worker.
  * @param {(page: import("playwright-core").Page) => Promise<void>} use
  * @param {string} [behind]
  */
@@ -728,7 +728,7 @@ async function hosted(use, behind = "") {
   }
 }
 
-slow("any static host and any path work", () => hosted(async (page) => assert.equal(await text(page), cases.greedy.text)));
+slow("the page works on any static host and below any path", () => hosted(async (page) => assert.equal(await text(page), cases.greedy.text)));
 
 /**
  * Visit a page twice with `script` appended to its service worker.
@@ -756,7 +756,7 @@ slow("a model that was opened before the page could cache it works offline from 
     const note = () => page.textContent("#offline");
     await eventually(async () => assert.equal(await note(), "Works offline from your next visit on."));
     await page.waitForFunction(() => navigator.serviceWorker.controller);
-    await page.evaluate(() => new Promise((resolve) => setTimeout(resolve, 100))); // for a note that came too early
+    await page.evaluate(() => new Promise((resolve) => setTimeout(resolve, 100))); // so that a premature note would show
     assert.equal(await note(), "Works offline from your next visit on.");
     await page.reload();
     await expectStatus(page, "Done.");
@@ -907,10 +907,10 @@ function inspect(name, context) {
   );
 }
 
-slow("axe finds nothing: desktop, light", () => inspect("desktop-light", { ...DESKTOP, colorScheme: "light" }));
-slow("axe finds nothing: desktop, dark", () => inspect("desktop-dark", { ...DESKTOP, colorScheme: "dark" }));
-slow("axe finds nothing: phone, light", () => inspect("phone-light", { ...PHONE, colorScheme: "light" }));
-test("axe finds nothing: phone, dark", () => inspect("phone-dark", { ...PHONE, colorScheme: "dark", reducedMotion: "reduce" }));
+slow("axe reports no violations: desktop, light", () => inspect("desktop-light", { ...DESKTOP, colorScheme: "light" }));
+slow("axe reports no violations: desktop, dark", () => inspect("desktop-dark", { ...DESKTOP, colorScheme: "dark" }));
+slow("axe reports no violations: phone, light", () => inspect("phone-light", { ...PHONE, colorScheme: "light" }));
+test("axe reports no violations: phone, dark", () => inspect("phone-dark", { ...PHONE, colorScheme: "dark", reducedMotion: "reduce" }));
 
 slow("the writing speed is measured", async () => {
   const figures = await measure(browser, cases.url, "prose", "int8-dynamic", 600);

@@ -51,7 +51,7 @@ async function visit(page, { name, texts, steps, h, logits }) {
   await page.keyboard.press("ArrowRight");
   await tabTo(page, "word");
   await page.keyboard.press("Control+a");
-  await page.evaluate(() => document.getElementById("how-status").replaceChildren()); // the same word's, before it is read again
+  await page.evaluate(() => document.getElementById("how-status").replaceChildren()); // otherwise the status of the previous reading of the same word would match
   await page.keyboard.type(word);
   for (let step = 1; step < steps; step++) {
     await eventually(async () => assert.match(await page.textContent("#how-status"), new RegExp(`^Step ${step} of ${steps}:`)));

@@ -122,7 +122,7 @@ def test_same_page_is_kept_and_different_page_is_rejected(tmp_path: Path, capsys
         export_page([model], out, force=False)
     assert (out / "build.js").read_bytes() == first
     export_page([model], out, force=True)
-    assert (out / "build.js").read_bytes() != first, "browsers detect the new build"
+    assert (out / "build.js").read_bytes() != first, "browsers must detect the new build"
     (foreign := tmp_path / "foreign").mkdir()
     (foreign / "letters.txt").write_text("not ours")
     with pytest.raises(StageError, match="exists and is not a page"):
@@ -231,7 +231,7 @@ def test_aborted_downloads_print_nothing(tmp_path: Path, capfd: pytest.CaptureFi
     export_page([device(tmp_path / "one", "float32")], out := tmp_path / "site", force=False)
     (out / "large").write_bytes(bytes(1 << 25))
     with page.server(out, 0) as serving:
-        serving.daemon_threads = False  # server_close() then waits for them
+        serving.daemon_threads = False  # so that server_close() waits for the handlers
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         for sent in (b"GET /large HTTP/1.0\r\n\r\n", b"GET /lar"):
             with socket.create_connection((page.HOST, serving.server_port)) as browser:

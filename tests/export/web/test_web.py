@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 def uniforms() -> list[dict[str, Any]]:
-    """Random numbers from several positions."""
+    """Return random numbers from several positions."""
     seeds, firsts = np.meshgrid([0, 1, 77, 2**32 + 5, 2**53 - 1], [0, 1, 6, 10_001])
     seeds, firsts = seeds.ravel(), firsts.ravel()
     numbers = draw.uniforms(tf.constant(seeds), tf.constant(firsts), tf.ones(len(seeds)), tf.constant(5)).numpy().T
@@ -26,7 +26,7 @@ def uniforms() -> list[dict[str, Any]]:
 
 
 def draws() -> list[dict[str, Any]]:
-    """Draws from logits under varied settings."""
+    """Return draws from logits under varied settings."""
     chance, cases = np.random.default_rng(), []
     for _ in range(300):
         V = int(chance.integers(1, 90))
@@ -49,7 +49,7 @@ def draws() -> list[dict[str, Any]]:
 
 
 def vocabs() -> list[dict[str, Any]]:
-    """Texts and invalid bytes, to ids and back."""
+    """Return texts and invalid bytes, encoded to ids and decoded again."""
     chance, cases = np.random.default_rng(), []
     text = "naïve “café” 那是猫 \U0001f431\ufffd\n"
     known = char_vocab(Counter("nave cfé\n"), replace=True)

@@ -20,13 +20,13 @@ UNITS = 3
 def browsed(tmp_path_factory: pytest.TempPathFactory, out: Path, request: pytest.FixtureRequest) -> dict[str, str]:
     node()
     if not CHROMIUM:
-        pytest.skip("there is no Chromium, the page is not tested (apt install chromium)")
+        pytest.skip("Chromium is missing, the page is not tested (apt install chromium)")
     rng, vocab, folder = np.random.default_rng(), byte_vocab(), tmp_path_factory.mktemp("neurons")
     data = TEXT.encode().replace(b"\xc3\xbf", b"\xff")  # a byte that is not UTF-8
     E = len(data)
     colour_ExU = rng.uniform(-1, 1, (E, 2 * UNITS)).astype(np.float32)
     colour_ExU[:, 1] = np.abs(colour_ExU[:, 1])
-    colour_ExU[:2] = np.array([[-0.9], [0.9]])  # only one is flat
+    colour_ExU[:2] = np.array([[-0.9], [0.9]])  # so that only unit 4, set below, has low contrast
     values_ExU = np.arctanh(colour_ExU)
     values_ExU[:, 4] = np.arange(5, 5 + E)
     ids_ExK = rng.permuted(np.tile(np.arange(256), (E, 1)), axis=1)[:, :5]
@@ -49,7 +49,7 @@ def browsed(tmp_path_factory: pytest.TempPathFactory, out: Path, request: pytest
     page = Page("a <run>", "byte", 2, UNITS, colour_ExU.var(0), report)
     excerpt = Excerpt.of(vocab.encode(data), vocab, 7, values_ExU, ids_ExK, p_ExK, cells=True)
     write_page(folder / "neurons.html", page, excerpt, page.first)
-    last = [k for k in range(E) if k + 1 == E or data[k + 1] & 0xC0 != 0x80]  # of each character
+    last = [k for k in range(E) if k + 1 == E or data[k + 1] & 0xC0 != 0x80]  # last byte of each character
     cases = {
         "page": str(folder / "neurons.html"),
         "text": data.decode(errors="replace").replace("\n", "↵"),

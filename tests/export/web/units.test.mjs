@@ -1,4 +1,4 @@
-// The page's modules that need no browser, compared with Python's results of the same run.
+// The page's modules that need no browser, compared with Python's results from the same test run.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -13,13 +13,13 @@ import { Decoder, Vocab } from "../../../export/web/page/vocab.js";
 
 const cases = JSON.parse(readFileSync(process.env.CASES, "utf8"));
 
-test("a seed's numbers are those of trainers.draw", () => {
+test("a seed's random numbers match trainers.draw", () => {
   for (const { seed, first, numbers } of cases.uniforms) {
     assert.deepEqual(numbers.map((_, index) => uniform(seed, first + index)), numbers, `seed ${seed} from ${first}`);
   }
 });
 
-test("temperature, top-k, top-p and the draw are those of trainers.draw", () => {
+test("temperature, top-k, top-p and the draw match trainers.draw", () => {
   for (const { logits, sampling, uniform: random, probabilities: expected, id } of cases.draws) {
     const actual = probabilities(Float32Array.from(logits), sampling);
     for (const [index, p] of actual.entries()) assert.ok(Math.abs(p - expected[index]) < 1e-5, JSON.stringify(sampling));
@@ -34,7 +34,7 @@ test("characters of probability 0 are never drawn, and the likeliest come first"
   assert.deepEqual(likeliest(Float64Array.of(0.2, 0.3, 0.2, 0.3), 3).map(({ id }) => id), [1, 3, 0]);
 });
 
-test("texts become the ids of pipeline.vocab", () => {
+test("texts are encoded as by pipeline.vocab", () => {
   for (const { vocab: json, text, prompt, empty } of cases.vocabs) {
     const vocab = new Vocab(json);
     const { ids, ahead } = vocab.promptIds(text);
@@ -44,7 +44,7 @@ test("texts become the ids of pipeline.vocab", () => {
   }
 });
 
-test("ids become texts, whole characters at a time, for any bytes", () => {
+test("ids are decoded into whole characters, whatever the bytes", () => {
   for (const { vocab: json, ids, decoded } of cases.vocabs) {
     const vocab = new Vocab(json);
     const decoder = new Decoder(vocab);
@@ -72,7 +72,7 @@ test("an invalid vocabulary and an unknown character are named", () => {
   assert.deepEqual([0, 1, 2, 3].map((id) => bytes.spoken(id)), ["new line", "space", "a", "E9"]);
 });
 
-test("settings survive an address, and invalid ones become the defaults", () => {
+test("settings survive a round trip through an address, and invalid ones become the defaults", () => {
   assert.equal(toHash({ ...DEFAULTS }), "");
   const settings = {
     model: "a b", precision: "int8-dynamic", step: 0, prompt: "“naïve”\n+&=#%", temperature: 0, top_k: 7, top_p: 0.35, seed: 2 ** 53 - 1,
@@ -183,7 +183,7 @@ function lstm() {
   return model;
 }
 
-test("the gates measured from a model's steps are those that it computed", async () => {
+test("the gates measured from a model's steps match those that it computed", async () => {
   const model = lstm();
   const { before, after, logits, gates } = await explain(model, [1, 3, 0, 2]);
   let read = model.initialCarry();

@@ -111,7 +111,7 @@ def test_n_gram_is_counted_by_default_only_for_small_data(
     assert "ngram" not in json.loads((run / "evaluation-train.json").read_text())["baselines"]
 
 
-def test_n_gram_counts_what_the_checkpoint_has_read(
+def test_n_gram_counts_only_text_that_the_checkpoint_has_read(
     tmp_path: Path, saved_run: Callable[..., Path], on: Callable[..., Devices], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.devices, "prepare", lambda replicas: on())
@@ -131,7 +131,7 @@ def test_n_gram_counts_what_the_checkpoint_has_read(
     np.testing.assert_array_equal(counted[0], np.concatenate([train[start : start + 121] for start in starts]))
 
 
-def test_an_evaluation_that_was_killed_is_completed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_evaluation_is_completed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nats_N = np.linspace(1, 2, len(tiny_run.TEXT) - 1, dtype=np.float32)
     score(nats_N, monkeypatch)
     monkeypatch.setattr(module.checkpoint, "load_model", lambda *_: None)

@@ -1,4 +1,4 @@
-"""An n-gram that writes, against the n-gram that scores."""
+"""N-gram that generates text, compared with the n-gram that scores."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from trainers.judging.ngram_writer import NGramWriter
 @pytest.mark.parametrize(
     ("size", "length", "order"), [(3, 300, 1), (4, 60, 2), (5, 900, 5), (256, 3000, 7), (300, 900, 3)]
 )
-def test_probabilities_are_those_that_score(
+def test_probabilities_match_the_scoring_ngram(
     rng: np.random.Generator, size: int, length: int, order: int, end_id: int | None
 ) -> None:
     train = rng.integers(0, size, length).astype(np.min_scalar_type(size - 1))
@@ -24,7 +24,7 @@ def test_probabilities_are_those_that_score(
     np.testing.assert_allclose([p_V[symbol] for p_V, symbol in zip(after, text[1:], strict=True)], expected, rtol=1e-12)
 
 
-def test_symbols_are_drawn_as_often_as_they_are_likely(rng: np.random.Generator) -> None:
+def test_symbols_are_drawn_with_their_probabilities(rng: np.random.Generator) -> None:
     train = rng.choice(4, 500, p=[0.5, 0.3, 0.2, 0.0]).astype(np.uint8)
     writer = NGramWriter(train, 4, 3)
     drawn = [writer.write([0, 1], 1, seed)[0] for seed in range(4000)]

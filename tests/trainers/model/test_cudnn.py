@@ -1,4 +1,4 @@
-"""The layers through cuDNN against the graph loop, on a stand-in for cuDNN's op; tests/gpu runs the op itself."""
+"""Layers run by cuDNN against the graph loop, with a stand-in for cuDNN's op; tests/gpu runs the op itself."""
 
 from collections.abc import Callable
 from typing import Any

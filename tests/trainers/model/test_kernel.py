@@ -21,7 +21,7 @@ SIZES = [(1, 1, 1), (3, 2, 5), (2, 25, 16), (4, 7, 33), (2, 13, 300)]  # T, B, H
 
 @pytest.fixture(autouse=True)
 def compiled() -> None:
-    assert kernel.ops(), "a C++ compiler is a requirement of `make setup`"
+    assert kernel.ops(), "the ops need a C++ compiler, which `make setup` requires"
 
 
 def case(rng: np.random.Generator, T: int, B: int, H: int, resets: bool) -> Callable[..., list[np.ndarray]]:

@@ -1,5 +1,5 @@
-"""Labels of texts against hand-written ones. Below each character: ^ inside a binary label, or the last digit of a
-numeric one. In the texts, $ is a newline."""
+"""Labels of texts against hand-written ones. Below each character: ^ where a binary label is true, or the last digit of
+a numeric label. In the texts, $ is a newline."""
 
 from collections import Counter
 

@@ -214,7 +214,7 @@ def test_language_follows_the_file_name(
     assert passages[-1].language == "python"
 
 
-def test_foreign_file_is_not_overwritten(run: Path, tmp_path: Path) -> None:
+def test_unrelated_file_is_not_overwritten(run: Path, tmp_path: Path) -> None:
     (tmp_path / "package.json").write_text('{"format_version": 1, "name": "mine"}')
     with pytest.raises(StageError, match=r"package\.json exists and was not written by `trainers neurons`: move it"):
         neurons_run(run, NeuronOptions(out=tmp_path / "package.html"))
@@ -265,6 +265,6 @@ def test_excerpt_starts_where_the_label_varies_most(monkeypatch: pytest.MonkeyPa
     vocab = byte_vocab()
     ids_S = vocab.encode(b"012345678\n" * 12)
     values_S = np.zeros(120, bool)
-    values_S[30:40] = values_S[95:105] = True  # a picture from 90 is half label
+    values_S[30:40] = values_S[95:105] = True  # half of a picture from 90 has the label
     assert module._most_varied(ids_S, vocab, Label("", values_S)) == 90
     assert module._most_varied(ids_S[:15], vocab, Label("", values_S[:15])) == 7  # too short to choose

@@ -50,7 +50,7 @@ def test_planted_units_are_found_and_scored_on_the_second_half(rng: np.random.Ge
     N, U = 4000, 12
     x_NxU, label_N = random_units(rng, N, U), binary_runs(rng, N, 40)
     depth_N = np.cumsum(rng.integers(-1, 2, N)).astype(np.float32)
-    x_NxU[:, 7] = 2 - 4 * label_N + rng.normal(size=N)  # low inside
+    x_NxU[:, 7] = 2 - 4 * label_N + rng.normal(size=N)  # low inside the label
     x_NxU[:, 3] = depth_N + rng.normal(size=N)
     absent_N = np.zeros(N, bool)
     # Degrade the unit in the second half, so that the halves' scores differ.
@@ -70,7 +70,7 @@ def test_planted_units_are_found_and_scored_on_the_second_half(rng: np.random.Ge
     ("repetitions", "allowed"), [(5, 2), pytest.param(50, 3, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_unrelated_labels_have_no_match(rng: np.random.Generator, repetitions: int, allowed: int) -> None:
-    """Count matches by chance of units and labels with memory. allowed: about one per hundreds of labels."""
+    """Count chance matches of units and labels that both have memory. allowed: about one per hundreds of labels."""
     errors = 0
     for _ in range(repetitions):
         x_NxU = random_units(rng, 3000, 20)

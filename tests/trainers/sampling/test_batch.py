@@ -43,9 +43,7 @@ def as_bytes(row: dict[str, Any], key: str) -> bytes:
 @pytest.mark.parametrize(
     "options", [{}, pytest.param({"stop": b"o", "top_k": 20}, marks=pytest.mark.slow)], ids=["plain", "options"]
 )
-def test_each_row_is_the_text_of_its_own_call(
-    run: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
-) -> None:
+def test_each_row_matches_a_separate_call(run: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     monkeypatch.setattr(batch, "BATCH", 5)
     starts = [batch.Start(prompt, seed, 1.0) for prompt, seed in ((b"", 0), (b"the", 5), (b"dog.\n" * 9, 2**63 - 1))]
     rows = list(batch.sample_lines(run, starts, 2, 40, **options))  # in batches of 5 and 1
@@ -76,7 +74,7 @@ def test_names_end_at_their_newline(tmp_path: Path, saved_run: Callable[..., Pat
     assert not any("\n" in str(row["text"]) for row in rows)
 
 
-def test_output_is_a_file_of_prompts_that_writes_itself(run: Path, tmp_path: Path) -> None:
+def test_output_used_as_prompts_reproduces_itself(run: Path, tmp_path: Path) -> None:
     out, prompts = tmp_path / "samples.jsonl", tmp_path / "prompts.txt"
     prompts.write_bytes(b"the dog\n\n\xff\xfe\n")  # an empty prompt, and one that is not UTF-8
     assert rows_of("sample", run, "--prompts", prompts, "--count", 2, "--length", 9, "--out", out, *STOP) == []
@@ -95,7 +93,7 @@ def test_output_is_a_file_of_prompts_that_writes_itself(run: Path, tmp_path: Pat
         ("the", "JSONDecodeError"),
     ],
 )
-def test_invalid_prompts_are_named(tmp_path: Path, line: str, message: str) -> None:
+def test_invalid_prompts_are_reported_with_their_line(tmp_path: Path, line: str, message: str) -> None:
     (file := tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n' + line)
     with pytest.raises(StageError, match=r"prompts.jsonl:2: expected an object such as .*" + message):
         list(batch.read_prompts(file, 1))

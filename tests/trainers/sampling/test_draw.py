@@ -66,7 +66,7 @@ def test_cumulation_by_product_matches_cumsum(rng: np.random.Generator, monkeypa
     np.testing.assert_allclose(product, np.cumsum(x.astype(np.float64), 1), rtol=1e-5)
 
 
-def test_uniforms_continue_each_row_s_own_sequence() -> None:
+def test_uniforms_continue_the_sequence_of_each_row() -> None:
     seeds, sharpness = tf.constant([7, 8, -1, 2**62], tf.int64), tf.constant([1.0, 1.0, 1.0, draw.SHARPEST])
     zeros = tf.zeros([4], tf.int64)
     whole = draw.uniforms(seeds, zeros, sharpness, tf.constant(50)).numpy()

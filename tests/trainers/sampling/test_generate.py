@@ -58,7 +58,7 @@ def generate(sampler: Sampler) -> Generate:
 
 @pytest.fixture(scope="module")
 def traced(sampler: Sampler) -> Sampler:
-    """The same sampler, whose `generate` is traced once: step by step, a text takes a second."""
+    """The same sampler with `generate` traced once; without tracing, each text takes a second."""
     traced = Sampler(sampler.model, sampler.vocab)
     request = Request(*(tf.TensorSpec([None], kind) for kind in REQUEST_TYPES))
     traced.generate = tf.function(sampler.generate, [request], autograph=False)  # type: ignore[method-assign]
@@ -116,7 +116,7 @@ def test_sampling_stops_when_all_rows_have_ended() -> None:
 
 
 def test_end_of_document_truncates_the_text(sampler: Sampler, generate: Generate) -> None:
-    """Compare with the same model without an end symbol, which writes on after a newline."""
+    """Compare with the same model without an end symbol, which keeps writing after a newline."""
     prompts, lengths, temperatures, seeds = [b"a", b"", b"abc"] * 20, [60, 20, 300] * 20, [1.0] * 60, list(range(60))
     cut = traced_generate(Sampler(sampler.model, byte_vocab(end="newline")))(prompts, lengths, temperatures, seeds)
     assert cut == [

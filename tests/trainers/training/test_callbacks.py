@@ -1,4 +1,4 @@
-"""Keras callbacks in the training loop: called like by `fit`, with the metrics of the run."""
+"""Keras callbacks in the training loop: called in the same way as by `fit`, with the metrics of the run."""
 
 import csv
 from collections.abc import Callable
@@ -39,10 +39,10 @@ class Recorder(keras.callbacks.Callback):
 
 
 def _recording_hook(hook: str) -> Callable[..., None]:
-    def keep(self: Recorder, *arguments: Any, **named: Any) -> None:
+    def record(self: Recorder, *arguments: Any, **named: Any) -> None:
         self.calls.append((hook, *arguments, *named.values()))
 
-    return keep
+    return record
 
 
 for hook in dir(keras.callbacks.Callback):

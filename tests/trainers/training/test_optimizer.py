@@ -150,7 +150,7 @@ def test_fused_optimizers_match_keras(name: Any, rng: np.random.Generator) -> No
     for keras_value, fused_value in zip(*after, strict=True):
         np.testing.assert_allclose(fused_value, keras_value, rtol=1e-4, atol=1e-5)
     names = [[variable.path.partition("/")[2] for variable in optimizer.variables] for optimizer in pair]
-    assert names[0] == names[1], "a run must resume on a GPU, and on a CPU again"
+    assert names[0] == names[1], "a run must be able to move from a CPU to a GPU and back"
     assert type(keras.optimizers.deserialize(keras.optimizers.serialize(pair[1]))) is type(pair[1])
 
 
@@ -158,9 +158,9 @@ def test_fused_optimizers_match_keras(name: Any, rng: np.random.Generator) -> No
 def test_weight_decay_skips_norms_and_embeddings(optimizer: Any) -> None:
     model = CharRNN(ModelConfig(units=3, layers=2, embedding=2, layer_norm=True), 5)
     config = TrainConfig(learning_rate=0.5, optimizer=optimizer, weight_decay=1.0)
-    made = make_optimizer(config, TOTAL, EPOCH, model.trainable_variables, model.inner_kernels)
+    instance = make_optimizer(config, TOTAL, EPOCH, model.trainable_variables, model.inner_kernels)
     before = [w.numpy() for w in model.trainable_variables]
-    made.apply([tf.zeros(w.shape) for w in before], model.trainable_variables)
+    instance.apply([tf.zeros(w.shape) for w in before], model.trainable_variables)
     for weight, start in zip(model.trainable_variables, before, strict=True):
         expected = start / 2 if weight.path.endswith("kernel") else start
         np.testing.assert_allclose(weight, expected, rtol=1e-6, err_msg=weight.path)

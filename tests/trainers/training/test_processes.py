@@ -161,7 +161,7 @@ def test_signal_saves_and_stops_the_run(home: Path, whole: str, number: signal.S
 
 
 def check_close(home: Path, name: str, whole: str) -> None:
-    """Check that losses and final weights of two runs agree to 1e-5."""
+    """Check that the losses and final weights of two runs agree to within 1e-5."""
     for a, b in zip(curve(home, name), curve(home, whole), strict=True):
         assert a[:2] == b[:2]
         assert a[2] == pytest.approx(b[2], abs=1e-5)

@@ -48,7 +48,7 @@ def test_documents_are_scored_independently(
     manifest = make_data(tmp_path / "data", 50, byte_vocab(end="newline"), train=text, val=text)
     model = CharRNN(ModelConfig(units=6, layers=2), 256, seed=2)
     nats = 0.0
-    for index, line in enumerate(lines):  # each is preceded by the previous line's newline
+    for index, line in enumerate(lines):  # the newline of the previous line precedes each
         ids = np.frombuffer((b"\n" if index else b"") + line + b"\n", np.uint8)[None]
         logits, _ = model(ids[:, :-1], model.initial_carry(1))
         nats += float(total_nats(logits, ids[:, 1:], np.array([ids.shape[1] - 1])))

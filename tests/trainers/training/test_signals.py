@@ -54,12 +54,12 @@ def test_nohup_is_respected() -> None:
 
 
 def test_a_closed_terminal_does_not_end_the_block(tmp_path: Path) -> None:
-    terminal, its_end = pty.openpty()
+    terminal, child_end = pty.openpty()
     saved = tmp_path / "saved"
     command = [sys.executable, "-c", f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n{LOOP}", str(saved)]
-    streams = {"stdin": its_end, "stdout": its_end, "stderr": its_end}
+    streams = {"stdin": child_end, "stdout": child_end, "stderr": child_end}
     process = subprocess.Popen(command, start_new_session=True, **streams)
-    os.close(its_end)
+    os.close(child_end)
     output = b""
     with contextlib.suppress(OSError):
         while b"ready" not in output:
