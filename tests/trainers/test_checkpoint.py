@@ -321,6 +321,23 @@ def test_diverging_loss_stops_the_run(tmp_path: Path, data: Path, on: On) -> Non
     assert checkpoint.best(training.run).val_nats < 6, "the kept checkpoint predates the divergence"
 
 
+def test_gradients_that_stay_beyond_float16_stop_the_run(
+    tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.training.loop.MOST_SKIPPED", 5)
+    training = untrained(tiny_training(tmp_path / "run", data, on(), total=20))
+    used, nonzero = training.steps.train, iter([False, True])
+
+    def train(*arguments: object) -> tuple[Totals, object]:
+        totals, carry = used(*arguments)
+        return totals._replace(gradient_norm=totals.gradient_norm * next(nonzero, False)), carry
+
+    training.steps.train = train  # type: ignore[method-assign]
+    with pytest.raises(StageError, match=r"the gradients of the last \d+ steps were beyond float16's range: use train"):
+        training.go()
+    assert training.skipped > 5
+
+
 def test_patience_ends_the_run(
     tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
