@@ -321,11 +321,13 @@ def test_diverging_loss_stops_the_run(tmp_path: Path, data: Path, on: On) -> Non
     assert checkpoint.best(training.run).val_nats < 6, "the kept checkpoint predates the divergence"
 
 
-def test_gradients_that_stay_beyond_float16_stop_the_run(
-    tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dtype", [tf.float16, tf.float32])
+def test_only_in_float16_gradients_that_stay_zero_stop_the_run(
+    tmp_path: Path, data: Path, on: On, monkeypatch: pytest.MonkeyPatch, dtype: tf.DType
 ) -> None:
     monkeypatch.setattr("trainers.training.loop.MOST_SKIPPED", 5)
     training = untrained(tiny_training(tmp_path / "run", data, on(), total=20))
+    training.steps.model.matmul_dtype = dtype
     used, nonzero = training.steps.train, iter([False, True])
 
     def train(*arguments: object) -> tuple[Totals, object]:
@@ -333,6 +335,10 @@ def test_gradients_that_stay_beyond_float16_stop_the_run(
         return totals._replace(gradient_norm=totals.gradient_norm * next(nonzero, False)), carry
 
     training.steps.train = train  # type: ignore[method-assign]
+    if dtype == tf.float32:
+        training.go()
+        assert checkpoint.last_step(training.run) == 20
+        return
     with pytest.raises(StageError, match=r"the gradients of the last \d+ steps were beyond float16's range: use train"):
         training.go()
     assert training.skipped > 5

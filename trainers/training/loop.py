@@ -166,7 +166,7 @@ class Training:
         self.state = State(model, optimizer, self.config.lanes)
         self.driver = Driver(callbacks, model, total, self.config.evaluate_every)
         self.lowest = math.inf  # the lowest reported train loss
-        self.skipped = 0  # last steps without a gradient
+        self.skipped = 0  # last steps in a row whose gradients were beyond float16's range
         self.vals: list[float] = []  # all validation losses
         self.stale = 0  # validations since the best one
         self.trained: dict[str, Any] | None = None  # the last train report
@@ -342,7 +342,9 @@ class Training:
         """Raise StageError if a loss or gradient norm is not finite, or the recent loss is far above its lowest."""
         for number in (*losses, *norms):
             self._check_number(step, number)
-        self.skipped = 0 if any(norms) else self.skipped + len(norms)
+        # In other types a gradient of 0 is a real one, such as that of a text of one symbol.
+        overflowed = self.steps.model.matmul_dtype == tf.float16 and not any(norms)
+        self.skipped = self.skipped + len(norms) if overflowed else 0
         if self.skipped > MOST_SKIPPED:
             raise StageError(
                 f"{self.run.folder}: the gradients of the last {self.skipped:,} steps were beyond float16's range: use "

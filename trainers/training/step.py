@@ -19,8 +19,8 @@ LOSS_SCALE = 1024.0
 
 
 class Totals(NamedTuple):
-    """Sums over a step: its targets' losses in nats, their number, and the gradient norm before clipping, 0 if it was
-    beyond float16's range and so was not used. For several steps: an array of each."""
+    """Sums over a step: its targets' losses in nats, their number, and the gradient norm before clipping, 0 if the
+    gradient was beyond float16's range. For several steps: an array of each."""
 
     nats: tf.Tensor
     targets: tf.Tensor
@@ -195,7 +195,7 @@ class Steps:
         nats, *gradients = [tf.add_n(parts) for parts in zip(*sums, strict=True)]
         nats, targets, *gradients = _all_reduce([nats, _real(batch), *gradients])
         gradients, norm = tf.clip_by_global_norm(gradients, self.config.clip)
-        if self.model.matmul_dtype == tf.float16:  # skip a gradient beyond its range
+        if self.model.matmul_dtype == tf.float16:  # a gradient beyond its range counts as zero
             norm = tf.where(tf.math.is_finite(norm), norm, 0)
             gradients = [tf.where(norm > 0, gradient, 0) for gradient in gradients]
         self.optimizer.apply(gradients, self.model.trainable_variables)

@@ -68,10 +68,18 @@ def test_in_bfloat16_only_the_recurrent_gradient_is_rounded(rng: np.random.Gener
 
 @pytest.mark.parametrize(("units", "compiled"), [(recurrence.WIDE - 1, True), (recurrence.WIDE, False)])
 def test_wide_layers_in_bfloat16_run_in_the_loop(monkeypatch: pytest.MonkeyPatch, units: int, compiled: bool) -> None:
-    calls: list[str] = []
-    monkeypatch.setattr(kernel, "lstm", lambda z, state, *_: (calls.append("compiled"), (z[..., :units], state))[1])
-    monkeypatch.setattr(recurrence, "loop", lambda cell, z, state, *_: (calls.append("loop"), (z, state))[1])
     z, state = tf.zeros([1, 1, 4 * units]), (tf.zeros([1, units]),) * 2
+    calls: list[str] = []
+
+    def recorder(name: str) -> Callable[..., Any]:
+        def record(*_: Any) -> Any:
+            calls.append(name)
+            return z[..., :units], state
+
+        return record
+
+    monkeypatch.setattr(kernel, "lstm", recorder("compiled"))
+    monkeypatch.setattr(recurrence, "loop", recorder("loop"))
     recurrence.recur(CELLS["lstm"], z, state, (tf.zeros([units, 4 * units]),), tf.bfloat16)
     assert calls == ["compiled" if compiled else "loop"]
 
