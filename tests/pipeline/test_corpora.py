@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import io
+import json
 import subprocess
 import tarfile
 import time
@@ -70,6 +71,18 @@ def test_kernel_from_sorted_tar(tmp_path: Path) -> None:
 
 def test_kernel_from_folder(tmp_path: Path) -> None:
     assert text_of(CORPORA["linux"], make_folder(tmp_path / "linux", KERNEL)) == KERNEL_TEXT
+
+
+@pytest.mark.parametrize("top", ["", "./", "linux-9.9/"])
+def test_core_of_kernel_is_its_folder_kernel(top: str, tmp_path: Path) -> None:
+    files = {
+        "kernel/sched/core.c": b"core;\n",
+        "kernel/acct.c": b"acct;\n",
+        "arch/x86/kernel/apm.c": b"no",
+        "a.c": b"no",
+    }
+    archive = make_tar(tmp_path / "x", {top + name: data for name, data in files.items()})
+    assert text_of(CORPORA["linux-core"], archive) == b"acct;\ncore;\n"
 
 
 MIXED = ["drivers/gpu/drm/amd/amd.c", "a/x.h", "b/z.c", "a/Y.h", "b.c"]
@@ -159,6 +172,20 @@ def test_html_is_converted_to_text(tmp_path: Path) -> None:
             archive.writestr(name, data)
     assert text_of(corpus, tmp_path / "x.zip").decode() == expected
     assert text_of(corpus, tmp_path / "folder" / "b.html").decode() == PAGE_TEXT
+
+
+def test_poems_are_converted_to_text(tmp_path: Path) -> None:
+    first = [
+        {"title": "靜夜思", "author": "李白", "paragraphs": ["床前看月光，", "疑是地上霜。"], "id": "1"},
+        {"title": "失題", "author": "無名", "paragraphs": []},
+    ]
+    second = [{"title": "登鸛雀樓", "author": "王之渙", "paragraphs": ["白日依山盡。"]}]
+    folder = tmp_path / "x" / "全唐诗"
+    for name, poems in (("poet.tang.1000", second), ("poet.tang.0", first), ("error/poet.tang.0", second)):
+        write(folder / f"{name}.json", json.dumps(poems))
+    corpus = dataclasses.replace(CORPORA["chinese-poetry"], cut=None, text_bytes=None, text_sha256=None)
+    text = "靜夜思\n李白\n床前看月光，\n疑是地上霜。\n\n失題\n無名\n\n\n登鸛雀樓\n王之渙\n白日依山盡。\n\n"
+    assert text_of(corpus, tmp_path / "x").decode() == text
 
 
 @pytest.mark.parametrize(

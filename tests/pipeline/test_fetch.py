@@ -537,6 +537,7 @@ def test_listing_has_all_corpora(capsys: pytest.CaptureFixture[str]) -> None:
         ("names", "names"),
         ("names", "names/input.txt"),
         ("latex", "latex/input.txt"),
+        ("chinese-poetry", "chinese-poetry/input.txt"),
     ],
 )
 def test_real_corpora_match_their_hashes(name: str, source: str, tmp_path: Path) -> None:
