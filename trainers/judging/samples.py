@@ -21,7 +21,7 @@ from common.types import Array
 from pipeline.shards import read_tokens
 from pipeline.vocab import Vocab
 from trainers import checkpoint
-from trainers.judging import coherence, copied, report
+from trainers.judging import coherence, copied, report, typeset
 from trainers.judging.evaluate import read_by, read_parts
 from trainers.judging.ngram_writer import NGramWriter
 from trainers.run import data_of, read_run
@@ -184,8 +184,9 @@ def _measure(groups: list[Texts], kind: str, train: bytes) -> list[dict[str, Any
     longest = iter(copied.longest(train, [text for group in groups for text in group.texts]))
     text = train.decode(errors="replace")
     words, known = set(_words(text)), coherence.known_of(kind, text)
+    compiled = typeset.accepted([group.strings for group in groups], text) if kind == "latex" else None
     rows = []
-    for group in groups:
+    for number, group in enumerate(groups):
         texts = group.strings
         joined = "\n".join(texts)
         row = {
@@ -194,7 +195,10 @@ def _measure(groups: list[Texts], kind: str, train: bytes) -> list[dict[str, Any
             "bits": abs(group.log_prob) / max(group.targets, 1) / math.log(2),  # abs, since -0.0 has a sign
             **({} if kind == "names" else variety(texts, words)),
             # Names are judged as one list, to find duplicates.
-            "coherence": coherence.coherence(kind, [joined] if kind == "names" else texts, known),
+            "coherence": {
+                **coherence.coherence(kind, [joined] if kind == "names" else texts, known),
+                **({"paragraphs_compiled": compiled[number]} if compiled and compiled[number]["of"] else {}),
+            },
             "copied": copied.shares([next(longest) for _ in texts]),
             "text": joined[:SHOWN],
         }
