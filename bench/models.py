@@ -31,8 +31,11 @@ WRITES = {
     "tinyshakespeare": "plays in the manner of Shakespeare",
     "warpeace": "prose in the manner of War and Peace",
     "linux": "C in the manner of the Linux kernel",
+    "linux-core": "C in the manner of the Linux kernel",
     "latex": "LaTeX in the manner of a book on algebraic geometry",
     "names": "first names",
+    "makemore": "first names",
+    "chinese-poetry": "poems in the manner of the Tang dynasty",
     "wikipedia-sample": "Wikipedia's XML",
 }
 
