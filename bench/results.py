@@ -29,12 +29,12 @@ PUBLISHED = {
 HEADLINES = {
     "tinyshakespeare": "tinyshakespeare, three minutes",
     "tinyshakespeare-best": "tinyshakespeare",
-    "warpeace-1x64": "War and Peace",
-    "warpeace-2x128": "War and Peace",
     "warpeace-2x240": "War and Peace",
-    "linux": "Linux source",
+    "chinese-poetry": "Tang poems",
+    "linux-core": "Linux, kernel/",
+    "latex": "a book in LaTeX",
     "wikipedia-sample": "Wikipedia, a sample",
-    "stdlib": "Python's standard library",
+    "stdlib-best": "Python's standard library",
 }
 
 
@@ -104,14 +104,15 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def headlines(results: list[dict[str, Any]]) -> str:
     """Return the table of README.md, in bits per character."""
-    lines = ["| corpus | model | held-out bits per character | published |", "|---|---|---|---|"]
+    lines = ["| corpus | model | held-out bits per character | n-gram | published |", "|---|---|---|---|---|"]
     named = {result["name"]: result for result in results}
     for name, corpus in HEADLINES.items():
         if result := named.get(name):
             model, (nats, size) = result["config"]["model"], PUBLISHED.get(name, ("", ""))
             published = f"{float(nats) / math.log(2):.2f}" + (f" ({size})" if size else "") if nats else ""
             shape = f"{model['cell'].upper()} {model['layers']} x {model['units']}"
-            lines.append(f"| {corpus} | {shape} | {result['nats'] / math.log(2):.2f} | {published} |")
+            counted = f"{result['ngram_nats'] / math.log(2):.2f}" if result["ngram_nats"] else ""
+            lines.append(f"| {corpus} | {shape} | {result['nats'] / math.log(2):.2f} | {counted} | {published} |")
     return "\n".join(lines)
 
 

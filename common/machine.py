@@ -19,7 +19,8 @@ def describe(gpu: bool = False) -> str:
     """Describe the processor and, with `gpu`, the GPUs, for a reader of figures measured on them."""
     name, flags = processor()
     known = ", ".join(flag for flag in CPU_FLAGS if flag in flags)
-    cores = f"{len(os.sched_getaffinity(0))} cores of {name or platform.machine()} ({known})"
+    count = len(os.sched_getaffinity(0))
+    cores = f"{count} core{'s' if count > 1 else ''} of {name or platform.machine()} ({known})"
     return "; ".join([cores, *(gpus() if gpu else ())])
 
 

@@ -107,7 +107,7 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
     \b
     Examples:
       python -m trainers evaluate runs/stdlib
-      python -m trainers evaluate runs/linux --ngram
+      python -m trainers evaluate runs/linux-core --ngram
     """
     keep_freed_memory()
     with console.quiet():
@@ -232,7 +232,7 @@ def neurons(
     \b
     Examples:
       python -m trainers neurons runs/stdlib
-      python -m trainers neurons runs/linux --text my.c --unit 37 --layer 2 --out my.html --png my.png
+      python -m trainers neurons runs/linux-core --text my.c --layer 2 --unit 37 --png my.png
       python -m trainers neurons runs/stdlib --length 1000000 --activations activations.npz
     """
     with console.quiet():

@@ -84,7 +84,7 @@ def test_tables_are_rebuilt_between_markers(tmp_path: Path) -> None:
     kept |= {"val_nats": 1.4567, "judged": "test", "nats": math.log(4), "interval": None, "ngram_nats": None}
     kept |= {"training_seconds": 125.6, "machine": "2 cores", "date": "2026-11-25", "commit": "0123456789abcdef"}
     write_json(tmp_path / "b.json", kept | {"name": "b"})
-    write_json(tmp_path / "a.json", kept | {"name": "warpeace-1x64", "interval": [1.0, 2.0], "ngram_nats": 1.25})
+    write_json(tmp_path / "a.json", kept | {"name": "warpeace-2x240", "interval": [1.0, 2.0], "ngram_nats": 1.25})
     write_json(
         tmp_path / "d.json",
         kept | {"name": "d", "ngram_nats": 1.5, "ngram_ahead": 0.25, "ngram_ahead_interval": [0.125, 0.5]},
@@ -93,8 +93,8 @@ def test_tables_are_rebuilt_between_markers(tmp_path: Path) -> None:
     write_json(tmp_path / "bench-train.json", {"name": "no run"})
     rows = results.table(results.read(tmp_path)).splitlines()
     assert rows[2:] == [
-        "| [warpeace-1x64](../configs/warpeace-1x64.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 "
-        "| 1.457 | 1.386 (1.000 to 2.000) | 2.000 | 1.250 |  | 1.449 | 2:06 min | 2 cores, float32 "
+        "| [warpeace-2x240](../configs/warpeace-2x240.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 "
+        "| 1.457 | 1.386 (1.000 to 2.000) | 2.000 | 1.250 |  | 1.092 (2 x 512) | 2:06 min | 2 cores, float32 "
         "| 2026-11-25, 0123456, 7 |",
         "| [b](../configs/b.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.457 | 1.386 | 2.000 |  "
         "|  |  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
@@ -105,7 +105,7 @@ def test_tables_are_rebuilt_between_markers(tmp_path: Path) -> None:
     ]
     assert len({row.count("|") for row in rows}) == 1
     short = results.headlines(results.read(tmp_path)).splitlines()
-    assert short[2:] == ["| War and Peace | GRU 1 x 64 | 2.00 | 2.09 |"]
+    assert short[2:] == ["| War and Peace | GRU 1 x 64 | 2.00 | 1.80 | 1.58 (2 x 512) |"]
     readme = tmp_path / "README.md"
     readme.write_text(f"Before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
     results.put(readme, "new\nrows")

@@ -25,7 +25,7 @@ from pipeline.vocab import Vocab, code_points
 Token = tuple[int, _TokenType, str]  # offset, type, text
 
 # Languages of the named corpora, whose files are all called input.txt.
-CORPORA = {"linux": "c", "latex": "tex", "wikipedia": "xml", "wikipedia-sample": "xml"}
+CORPORA = {"linux": "c", "linux-core": "c", "latex": "tex", "wikipedia": "xml", "wikipedia-sample": "xml"}
 # Prose, where quotes are quotation marks and not the lexer's strings.
 MARKUP = ("html", "markdown", "restructuredtext", "tex", "text", "xml")
 PAREN_IF = ("c", "cpp", "csharp", "java", "javascript", "objective-c", "php", "typescript")  # if (condition)

@@ -212,7 +212,7 @@ def test_bytes_and_characters_have_the_same_labels(text: str, language: str) -> 
 def test_language_is_chosen_by_bytes() -> None:
     assert language_of([("a.py", 10), ("b/c.c", 5), ("README", 3), ("d.py", 1)]) == "python"
     assert language_of([("a.py", 10), ("README", 11)]) == "text"
-    assert [language_of([(f"{name}/input.txt", 1)]) for name in ("linux", "wikipedia-sample", "warpeace")] == [
+    assert [language_of([(f"{name}/input.txt", 1)]) for name in ("linux-core", "wikipedia-sample", "warpeace")] == [
         "c",
         "xml",
         "text",
