@@ -51,6 +51,20 @@ class Corpus:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+LINUX = Corpus(
+    about="474 MB of the Linux kernel's C source and headers, ordered by path; pass another kernel's tar or folder "
+    "with --from",
+    licence="GPL-2.0",
+    essay="3-layer LSTMs of some 10 million parameters wrote C for days, on 474 MB of all *.c and *.h of 2015",
+    address="https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.1.tar.xz",
+    sha256="2ca1f17051a430f6fed1196e4952717507171acfd97d96577212502703b25deb",
+    files=(r"\.[ch]$",),
+    # Generated register maps: 395 MB of #define in 6.1, a third of the total.
+    without=r"(^|/)drivers/gpu/drm/amd/include/",
+    cut=474_000_000,
+    ceiling=4_000_000_000,
+)
+
 CORPORA = {
     "stdlib": Corpus(
         about="some 5 MB of the Python standard library that runs this program; nothing is downloaded",
@@ -101,28 +115,15 @@ CORPORA = {
         text_bytes=6_089_746,
         text_sha256="34c1c63050c87cc8477b9ae36b1cb0edf372612c92938b742e579a7109c20fa4",
     ),
-    "linux": Corpus(
-        about="474 MB of the Linux kernel's C source and headers, ordered by path; pass another kernel's tar or folder "
-        "with --from",
-        licence="GPL-2.0",
-        essay="3-layer LSTMs of some 10 million parameters wrote C for days, on 474 MB of all *.c and *.h of 2015",
-        address="https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.1.tar.xz",
-        sha256="2ca1f17051a430f6fed1196e4952717507171acfd97d96577212502703b25deb",
-        files=(r"\.[ch]$",),
-        # Generated register maps: 395 MB of #define in 6.1, a third of the total.
-        without=r"(^|/)drivers/gpu/drm/amd/include/",
-        cut=474_000_000,
-        ceiling=4_000_000_000,
-    ),
-    "linux-core": Corpus(
+    "linux": LINUX,
+    "linux-core": dataclasses.replace(
+        LINUX,
         about="the Linux kernel's own folder kernel/, 11 MB of C (scheduler, locks, BPF, tracing), ordered by path; "
         "pass another kernel's tar or folder with --from",
-        licence="GPL-2.0",
         essay="not in it; arXiv 1506.02078 trains on 6 MB of the kernel",
-        address="https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.1.tar.xz",
-        sha256="2ca1f17051a430f6fed1196e4952717507171acfd97d96577212502703b25deb",
         files=(r"^(\./)?([^/]+/)?kernel/.*\.[ch]$",),
-        ceiling=4_000_000_000,
+        without=None,
+        cut=None,
     ),
     "latex": Corpus(
         about="the Stacks project, a book on algebraic geometry in LaTeX, as of the day before the essay",
