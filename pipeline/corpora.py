@@ -118,7 +118,7 @@ CORPORA = {
     "linux": LINUX,
     "linux-core": dataclasses.replace(
         LINUX,
-        about="the Linux kernel's own folder kernel/, 11 MB of C (scheduler, locks, BPF, tracing), ordered by path; "
+        about="kernel/ of Linux, its core, 11.6 MB of C (scheduler, locks, BPF, tracing), ordered by path; "
         "pass another kernel's tar or folder with --from",
         essay="not in it; arXiv 1506.02078 trains on 6 MB of the kernel",
         files=(r"^(\./)?([^/]+/)?kernel/.*\.[ch]$",),
@@ -164,7 +164,7 @@ CORPORA = {
     ),
     "makemore": Corpus(
         about="32,033 first names given in the US in 2018, in lower case, one per line: the example of Karpathy's "
-        "makemore; four times as many as names",
+        "makemore, four times as many as in the corpus names",
         licence="public domain (US Social Security Administration)",
         essay="not in it; makemore's transformer of 200,000 parameters reaches 1.92 nats on test",
         address="https://raw.githubusercontent.com/karpathy/makemore/988aa59e4d8fefa526d06f3b453ad116258398d4/names.txt",
@@ -233,8 +233,11 @@ def _collect(corpus: Corpus, source: Path, spool: BinaryIO) -> Iterator[tuple[Ke
         start = spool.tell()
         if re.search(HTML, name):
             spool.write(_plain(file.read(corpus.ceiling)))
-        elif re.search(POEMS, name):
-            spool.write(_poems(file.read(corpus.ceiling)))
+        elif re.search(POEMS, name) and _rank(corpus, name) is not None:
+            try:
+                spool.write(_poems(file.read(corpus.ceiling)))
+            except (KeyError, TypeError, ValueError) as error:
+                raise StageError(f"{name} in {source} is not a list of poems in JSON: {error!r}") from error
         else:
             while data := file.read(1 << 20):
                 spool.write(data)
@@ -317,7 +320,7 @@ def _plain(page: bytes) -> bytes:
 def _poems(collection: bytes) -> bytes:
     """Title, author and lines of each poem in a file of chinese-poetry, in UTF-8, with a blank line after each."""
     poems = [(poem["title"], poem["author"], *(poem["paragraphs"] or [""])) for poem in json.loads(collection)]
-    return "".join("\n".join(poem) + "\n\n" for poem in poems).encode()
+    return "".join("\n".join(poem) + "\n\n" for poem in poems).encode(errors="replace")
 
 
 def _visible(text: str, in_pre: bool) -> str:

@@ -186,6 +186,14 @@ def test_poems_are_converted_to_text(tmp_path: Path) -> None:
     corpus = dataclasses.replace(CORPORA["chinese-poetry"], cut=None, text_bytes=None, text_sha256=None)
     text = "靜夜思\n李白\n床前看月光，\n疑是地上霜。\n\n失題\n無名\n\n\n登鸛雀樓\n王之渙\n白日依山盡。\n\n"
     assert text_of(corpus, tmp_path / "x").decode() == text
+    for damaged in ("[{]", "[1]", '[{"title": "", "author": ""}]', '{"title": 1}'):
+        write(folder / "poet.tang.0.json", damaged)
+        with pytest.raises(StageError, match=r"poet.tang.0.json in .*x is not a list of poems in JSON"):
+            text_of(corpus, tmp_path / "x")
+
+
+def test_file_of_another_corpus_is_not_read_as_poems(tmp_path: Path) -> None:
+    assert text_of(TWO_FILES, write(tmp_path / "a.json", "twoone")) == b"twoone"
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def sweep_run(folder: Path, data: Path | None, sweep: Sweep, force: bool, verify
     values = {**dataclasses.asdict(sweep), "temperatures": list(sweep.temperatures)}
     split = next(name for name in ("test", "val", "train") if name in manifest.splits)
     inputs = {"weights_sha256": checkpoint.weights_sha256(chosen), "data_sha256": run.data_sha256, **values}
+    inputs["engine"] = typeset.available()
     inputs["ngram"] = order = _order(folder, split, inputs["weights_sha256"])
     path, saved = folder / report.SAMPLES, read_json(folder / report.SAMPLES)
     if not force and saved.get("format_version") == report.SAMPLES_FORMAT and saved.get("inputs") == inputs:

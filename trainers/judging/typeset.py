@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from common import console
 from trainers.judging.coherence import Share
 
 ENGINE = "pdflatex"
-SECONDS = 20  # allowed for a paragraph: TeX is a programming language, and a sample may loop
+# TeX is a programming language, and a sample may loop: seconds of CPU, and blocks of 512 bytes per file.
+LIMITS = "ulimit -t 20; ulimit -f 40000"
 CLASS = r"""\documentclass{amsart}
 \usepackage{amssymb,verbatim}
 \IfFileExists{xy.sty}{\usepackage[all]{xy}}{}
@@ -21,48 +22,72 @@ CLASS = r"""\documentclass{amsart}
 _DEFINITION = re.compile(
     r"^\\(?:def|(?:re)?newcommand|newtheorem|newenvironment|DeclareMathOperator)\b[^\n]*$", re.MULTILINE
 )
-_BOUNDARY = re.compile(r"(?<!\\)\\(begin|end)\{[^{}\n]*\}|\n\s*\n")
+_THEOREM = re.compile(r"\\newtheorem\*?\{([^{}]*)\}")
+_BOUNDARY = re.compile(r"(?<!\\)(?:\\\\)*\\(begin|end)\{([^{}\n]*)\}|\n\s*\n")
 
 
-def paragraphs(text: str) -> Iterator[str]:
-    """Split a text at the blank lines outside environments; the first and the last piece may be cut off, and are
-    left out."""
-    start, depth = None, 0
+def available() -> bool:
+    """Check whether the engine is on the PATH."""
+    return shutil.which(ENGINE) is not None
+
+
+def paragraphs(text: str, theorems: Collection[str]) -> list[str]:
+    """Return the pieces between blank lines outside environments, without the first and the last, which may be cut off.
+
+    theorems: environments that never occur in another one. Where one begins, those still open were not closed, and
+    their piece ends.
+    """
+    pieces: list[str] = []
+    opened: list[str] = []
+    start, begun = None, False
     for boundary in _BOUNDARY.finditer(text):
-        if boundary[1]:
-            depth = max(depth + (1 if boundary[1] == "begin" else -1), 0)
-        elif depth == 0:
+        command, name = boundary.groups()
+        if command == "begin":
+            if opened and name in theorems:
+                if start is not None:
+                    pieces.append(text[start : boundary.start()])
+                start = boundary.start()
+                opened.clear()
+            opened.append(name)
+            begun = True
+        elif command and name in opened:
+            while opened.pop() != name:
+                pass
+        elif command and not begun:  # the text was cut off inside an environment
+            pieces.clear()
+            start = None
+        elif not command and not opened:
             if start is not None:
-                yield text[start : boundary.start()]
+                pieces.append(text[start : boundary.start()])
             start = boundary.end()
+    return pieces
 
 
 def accepted(groups: list[list[str]], train: str) -> list[Share] | None:
-    """Share of each group's paragraphs that compile without an error; None, with a note, if pdflatex cannot run.
+    """Share of each group's paragraphs that compile without an error; None, with a note, if the engine cannot run.
 
-    A paragraph is a document of its own, with the one-line definitions that occur in train: macros and theorems.
+    Each paragraph is compiled as its own document, after the one-line definitions found in train.
     """
-    if not shutil.which(ENGINE):
+    if not available():
         console.note(f"{ENGINE} is not on the PATH: paragraphs are not compiled (Debian: texlive-latex-base)")
         return None
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
-        folder = Path(scratch)
+    definitions = dict.fromkeys(line for line in _DEFINITION.findall(train) if line.count("{") == line.count("}"))
+    theorems = {"proof", *_THEOREM.findall("\n".join(definitions))}
+    pieces = [[piece for text in texts for piece in paragraphs(text, theorems)] for texts in groups]
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         # Loaded once and dumped, the packages cost each paragraph 0.1 s instead of 0.5.
-        definitions = (line for line in _DEFINITION.findall(train) if line.count("{") == line.count("}"))
-        (folder / "judged.tex").write_text("\n".join([CLASS, *dict.fromkeys(definitions), r"\dump"]), encoding="utf-8")
-        if not _run(folder, "-ini", f"&{ENGINE}", "judged.tex"):
-            console.note(
-                f"{ENGINE} cannot load amsart, amssymb and the definitions of train: paragraphs are not compiled"
-            )
+        dumped = Path(scratch, "judged.fmt")
+        _run(Path(scratch), "judged", "\n".join([CLASS, *definitions, r"\dump"]), "-ini", f"&{ENGINE}")
+        if not dumped.is_file():
+            console.note(f"{ENGINE} cannot load amsart and amssymb: paragraphs are not compiled")
             return None
 
         def compiles(numbered: tuple[int, str]) -> bool:
-            name = f"{numbered[0]}.tex"
+            folder = Path(scratch, str(numbered[0]))
+            folder.mkdir()
             document = f"\\begin{{document}}\n{numbered[1]}\n\\end{{document}}\n"
-            (folder / name).write_text(document, encoding="utf-8")
-            return _run(folder, "-fmt=judged", "-draftmode", "-halt-on-error", name)
+            return _run(folder, "piece", document, f"-fmt={dumped}", "-draftmode", "-halt-on-error")
 
-        pieces = [[piece for text in texts for piece in paragraphs(text)] for texts in groups]
         results = pool.map(compiles, enumerate(piece for group in pieces for piece in group))
         good = [sum(next(results) for _ in group) for group in pieces]
     return [
@@ -71,14 +96,13 @@ def accepted(groups: list[list[str]], train: str) -> list[Share] | None:
     ]
 
 
-def _run(folder: Path, *arguments: str) -> bool:
-    """Run the engine, which may start no program and write only in the folder."""
-    command = [ENGINE, "-no-shell-escape", "-interaction=batchmode", *arguments]
-    safe = {**os.environ, "openin_any": "p", "openout_any": "p"}
-    try:
-        ran = subprocess.run(
-            command, cwd=folder, env=safe, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return ran.returncode == 0
+def _run(folder: Path, name: str, document: str, *arguments: str) -> bool:
+    """Run the engine on a document without shell access, writing only to the folder."""
+    (folder / f"{name}.tex").write_text(document, encoding="utf-8")
+    command = [ENGINE, "-no-shell-escape", "-interaction=batchmode", *arguments, f"{name}.tex"]
+    safe = {**os.environ, "openin_any": "p", "openout_any": "p", "MKTEXTFM": "0", "MKTEXPK": "0"}
+    limited = ["sh", "-c", f'{LIMITS}; exec "$@"', "sh", *command]
+    code = subprocess.call(
+        limited, cwd=folder, env=safe, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    return code == 0
