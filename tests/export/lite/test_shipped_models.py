@@ -9,7 +9,7 @@ from export import checksums
 from export.lite.runner import LiteModel, Sampling
 
 MODELS = sorted(path.parent for path in Path("models").glob("*/model.json"))
-MOST_BYTES, MOST_BYTES_IN_ALL = 1_200_000, 8_000_000
+MOST_BYTES, MOST_BYTES_IN_ALL = 1_200_000, 8_500_000
 
 
 def size(folder: Path) -> int:
@@ -38,4 +38,4 @@ def test_model_is_intact_and_generates_text(folder: Path) -> None:
         assert (earlier.about["step"], earlier.vocab) == (snapshot, model.vocab)
     text = model.generate(b"", 100, Sampling(0.7, seed=3))
     assert text == model.generate(b"", 100, Sampling(0.7, seed=3))
-    assert text.decode(errors="replace").isprintable() or b"\n" in text
+    assert all(character.isprintable() or character.isspace() for character in text.decode(errors="replace"))
