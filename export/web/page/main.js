@@ -62,11 +62,16 @@ function enable() {
   writeButton.textContent = writing ? "Stop" : "Write";
 }
 
+/** Show one pane, or two named by temperature. */
+function showPanes() {
+  writers[1].pane.root.hidden = settings.beside === null;
+  for (const [text, { pane }] of writers.entries()) pane.name(`Temperature ${controls.sampling(text).temperature}`);
+}
+
 /** Show the settings and update everything that depends on them. */
 function changed() {
   controls.show();
-  writers[1].pane.root.hidden = settings.beside === null;
-  for (const [text, { pane }] of writers.entries()) pane.name(`Temperature ${controls.sampling(text).temperature}`);
+  showPanes();
   if (!ready || writing) return;
   engine.call("next", { text: 0, sampling: controls.sampling(0) }).then((next) => bars.show(next), fail);
   const before = compared;
@@ -250,6 +255,7 @@ async function copy(text, name) {
 /** Open the model of the address: at the start, and after navigation. */
 async function follow() {
   controls.read();
+  showPanes(); // before the model is open
   prompt.value = settings.prompt;
   await open(settings.model, settings.precision, settings.step);
 }
