@@ -197,7 +197,7 @@ class CharRNN(keras.Model):
         """Return x W + b of the first layer as a function of ids, [*ids.shape, G]."""
 
         def look_up(table: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-            return lambda ids: recurrence.look_up(table, ids, dtype)
+            return lambda ids: recurrence.look_up(table, ids, tf.float32)
 
         if self.embedding is None:
             return look_up(w.kernel_IxG + w.bias_G)

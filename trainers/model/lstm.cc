@@ -1,4 +1,5 @@
-// The recurrence of an LSTM over a window, its gradient, and matrix products, as TensorFlow ops on float32.
+// The recurrence of an LSTM over a window, its gradient, and matrix products, as TensorFlow ops on float32. With the
+// attribute `rounded`, the factors of products are rounded to bfloat16, and sums stay in float32.
 //
 // A step multiplies a few rows by one large matrix. General matrix products rearrange ("pack") that matrix on every
 // call, which costs as much as multiplying 25 rows by it. Here it is packed once per window and multiplied T times.
@@ -6,7 +7,8 @@
 //
 // The tests compare this file with trainers/model/recurrence.py and its Lstm cell. Gate columns are i, f, o, c.
 //
-// Legend: T time steps, B lanes, H units, G = 4 H gate columns; K inputs and N columns of a product of M rows.
+// Legend: T time steps, B lanes, H units, G = 4 H gate columns; K inputs and N columns of a product of M rows. A unit is
+// 4 bytes of a factor: a float32, or two bfloat16 of inputs k and k + 1, as the processor multiplies them; U units.
 
 #include <algorithm>
 #include <array>
@@ -16,6 +18,12 @@
 #include <memory>
 #include <type_traits>
 #include <utility>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "tensorflow/c/kernels.h"
 #include "tensorflow/c/ops.h"
@@ -31,8 +39,8 @@ constexpr int W = 8;
 #endif
 constexpr int PANEL = 2 * W;  // columns of a panel: with ROWS rows, their sums fill the registers
 constexpr int ROWS = 6;
-constexpr int DEPTH = 256;  // inputs of a block: DEPTH x PANEL numbers stay in the first-level cache
-constexpr int BLOCK = 96;   // rows of a block: BLOCK x DEPTH numbers stay in the second-level cache
+constexpr int DEPTH = 256;  // units of a block: DEPTH x PANEL units stay in the first-level cache
+constexpr int BLOCK = 96;   // rows of a block: BLOCK x DEPTH units stay in the second-level cache
 
 typedef float V __attribute__((vector_size(4 * W), aligned(4), may_alias));
 
@@ -49,7 +57,106 @@ Buffer allocate(int64_t count) {
 V load(const float* p) { return *reinterpret_cast<const V*>(p); }
 void store(float* p, V v) { *reinterpret_cast<V*>(p) = v; }
 
-// A matrix b_KxN laid out for `multiply`: blocks of DEPTH rows, in each of them panels of PANEL columns, row by row.
+// A vector of `count` numbers, padded with zeros.
+V load(const float* p, int count) {
+  if (count >= W) return load(p);
+  V v = {};
+  if (count > 0) std::memcpy(&v, p, 4 * count);
+  return v;
+}
+
+void store(float* p, V v, int count) {
+  if (count >= W)
+    store(p, v);
+  else if (count > 0)
+    std::memcpy(p, &v, 4 * count);
+}
+
+// Transposes W x W numbers: swaps the blocks off the diagonal, ever smaller ones.
+void transpose(V* rows) {
+  typedef int32_t Order __attribute__((vector_size(4 * W)));
+  for (int step = W / 2; step; step /= 2) {
+    Order upper, lower;
+    for (int i = 0; i < W; ++i) {
+      upper[i] = i & step ? W + i - step : i;
+      lower[i] = i & step ? W + i : i + step;
+    }
+    for (int row = 0; row < W; ++row)
+      if (!(row & step)) {
+        const V a = rows[row], b = rows[row + step];
+        rows[row] = __builtin_shuffle(a, b, upper);
+        rows[row + step] = __builtin_shuffle(a, b, lower);
+      }
+  }
+}
+
+// Factors in float32.
+struct Float32 {
+  static constexpr int INPUTS = 1;  // of a unit
+  static int units(int K) { return K; }
+
+  // The first W units of a row of `count` numbers.
+  static V along(const float* a, int count) { return load(a, count); }
+  // One unit of each of W rows, stored as columns: of their row k and, if there are two inputs, k + 1, or null.
+  static V across(const float* a, const float*, int count) { return load(a, count); }
+  // sum + x b for a unit x of a and W units b.
+  static V add(V sum, float x, V b) { return sum + (x - V{}) * b; }  // V{} + x would be an addition, since -0 + 0 is 0
+};
+
+#ifdef __AVX512BF16__
+struct Bfloat16 {
+  static constexpr int INPUTS = 2;
+  static int units(int K) { return (K + 31) / 32 * 16; }  // whole tiles
+
+  static V along(const float* a, int count) {
+    return (V)_mm512_cvtne2ps_pbh((__m512)load(a + W, count - W), (__m512)load(a, count));
+  }
+  static V across(const float* a, const float* next, int count) {
+    const auto half = [count](const float* p) {
+      return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(p, p ? count : 0)));
+    };
+    return (V)_mm512_or_si512(half(a), _mm512_slli_epi32(half(next), 16));
+  }
+  static V add(V sum, float x, V b) { return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(x), (__m512bh)b); }
+};
+#else
+// Rounded to bfloat16 and multiplied as float32, for the same results without the instructions.
+struct Bfloat16 : Float32 {
+  static V along(const float* a, int count) {
+    typedef uint32_t Bits __attribute__((vector_size(4 * W)));
+    const Bits bits = (Bits)load(a, count);
+    return (V)((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000);
+  }
+  static V across(const float* a, const float*, int count) { return along(a, count); }
+};
+#endif
+
+// Converts K numbers to units.
+template <class P>
+void convert(const float* a, int K, float* to) {
+  const int U = P::units(K);
+  for (int u = 0; u < U; u += W) store(to + u, P::along(a + u * P::INPUTS, K - u * P::INPUTS), U - u);
+}
+
+// Converts a_KxM, with rows of `lda` numbers, to M rows of units.
+template <class P>
+void turn(int M, int K, const float* a, int64_t lda, float* to) {
+  const int U = P::units(K);
+  for (int m = 0; m < M; m += W)
+    for (int u = 0; u < U; u += W) {
+      V rows[W];
+      for (int i = 0; i < W; ++i) {
+        const int k = (u + i) * P::INPUTS;
+        const float* from = a + k * lda + m;
+        rows[i] = k < K ? P::across(from, k + 1 < K ? from + lda : nullptr, M - m) : V{};
+      }
+      transpose(rows);
+      for (int i = 0; i < std::min(W, M - m); ++i) store(to + (m + i) * U + u, rows[i], U - u);
+    }
+}
+
+// A matrix b_KxN laid out for `multiply`: blocks of DEPTH units, in each of them panels of PANEL columns, unit by unit.
+template <class P>
 struct Packed {
   int K, N;
   int64_t width;  // of all panels
@@ -61,47 +168,43 @@ struct Packed {
       : K(K), N(N), width((N + PANEL - 1) / PANEL * PANEL) {
     thread_local Buffer buffer;
     thread_local int64_t size = 0;
-    if (size < K * width) buffer = allocate(size = K * width);
+    if (size < P::units(K) * width) buffer = allocate(size = P::units(K) * width);
     data = buffer.get();
-    for (int k0 = 0; k0 < K; k0 += DEPTH) {
-      const int depth = std::min(DEPTH, K - k0);
-      float* block = buffer.get() + k0 * width;
-      if (transposed) {  // reads b row by row, writes within a panel
-        for (int n = 0; n < width; ++n)
-          for (int k = 0; k < depth; ++k)
-            block[(n / PANEL * depth + k) * PANEL + n % PANEL] = n < N ? b[n * ldb + k0 + k] : 0;
-        continue;
-      }
-      for (int k = 0; k < depth; ++k)
-        for (int n0 = 0; n0 < N; n0 += PANEL) {
-          const float* from = b + (k0 + k) * ldb + n0;
-          float* to = block + n0 * depth + k * PANEL;
-          if (n0 + PANEL <= N) {
-            store(to, load(from)), store(to + W, load(from + W));
+    for (int u0 = 0; u0 < P::units(K); u0 += DEPTH) {
+      const int k0 = u0 * P::INPUTS, U = std::min(DEPTH, P::units(K) - u0);
+      float* block = buffer.get() + u0 * width;
+      const auto at = [=](int u, int n) { return block + (n / PANEL * U + u) * PANEL + n % PANEL; };
+      for (int u = 0; u < U; u += transposed ? W : 1)
+        for (int n = 0; n < width; n += W) {
+          const int k = k0 + u * P::INPUTS;
+          if (!transposed) {
+            const float* from = b + k * ldb + n;
+            store(at(u, n), k < K ? P::across(from, k + 1 < K ? from + ldb : nullptr, N - n) : V{});
             continue;
           }
-          std::memset(to, 0, 4 * PANEL);
-          std::memcpy(to, from, 4 * (N - n0));
+          V rows[W];
+          for (int i = 0; i < W; ++i) rows[i] = n + i < N ? P::along(b + (n + i) * ldb + k, K - k) : V{};
+          transpose(rows);
+          for (int i = 0; i < std::min(W, U - u); ++i) store(at(u + i, n), rows[i]);
         }
     }
   }
 };
 
-// c_MxPANEL = a_MxK b_KxPANEL + d_MxPANEL for one panel; d may be c, or null for zeros. Rows of a are `lda` numbers
-// apart, those of c and d `ldc`. TURNED: a is stored as KxM. d is read last, since it is in no cache yet.
-template <int M, bool TURNED>
-void multiply_tile(int K, const float* a, int64_t lda, const float* b, const float* d, float* c, int64_t ldc) {
+// c_MxPANEL = a_MxU b_UxPANEL + d_MxPANEL for one panel; d may be c, or null for zeros. Rows of a are `lda` units apart,
+// those of c and d `ldc`. d is read last, since it is in no cache yet.
+template <class P, int M>
+void multiply_tile(int U, const float* a, int64_t lda, const float* b, const float* d, float* c, int64_t ldc) {
   V sum[M][2];
   for (int m = 0; m < M; ++m) {
     __builtin_prefetch((d ? d : c) + m * ldc);
     sum[m][0] = sum[m][1] = V{};
   }
-  for (int k = 0; k < K; ++k, b += PANEL) {
+  for (int u = 0; u < U; ++u, b += PANEL) {
     const V b0 = load(b), b1 = load(b + W);
     for (int m = 0; m < M; ++m) {
-      const V x = (TURNED ? a[k * M + m] : a[m * lda + k]) - V{};  // V{} + a would be an addition, since -0 + 0 is 0
-      sum[m][0] += x * b0;
-      sum[m][1] += x * b1;
+      sum[m][0] = P::add(sum[m][0], a[m * lda + u], b0);
+      sum[m][1] = P::add(sum[m][1], a[m * lda + u], b1);
     }
   }
   for (int m = 0; m < M; ++m)
@@ -112,56 +215,125 @@ void multiply_tile(int K, const float* a, int64_t lda, const float* b, const flo
 }
 
 // `multiply_tile` for 1, 2, … rows.
-template <bool TURNED, int... M>
+template <class P, int... M>
 auto multiply_tiles(std::integer_sequence<int, M...>) {
-  return std::array{multiply_tile<M + 1, TURNED>...};
+  return std::array{multiply_tile<P, M + 1>...};
 }
+
+// Intel's AMX: products of bfloat16 in tile registers of up to 16 rows of 16 units. An op keeps one while it multiplies.
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+struct Amx {
+  static constexpr int ROWS = 32;  // of a product: two tiles of a, two of b, and four of sums
+  static inline thread_local int shape = 0;  // rows that the registers are set for
+
+  // Linux must allow a process to use the registers: ARCH_REQ_XCOMP_PERM of XTILEDATA.
+  static bool usable() {
+    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+    return allowed;
+  }
+  ~Amx() {
+    if (shape) _tile_release();
+    shape = 0;
+  }
+
+  // `multiply_tile` for 1 to ROWS rows.
+  static void multiply(int M, int U, const float* a, int64_t lda, const float* b, const float* d, float* c, int64_t ldc) {
+    const int top = M > ROWS / 2 ? (M + 1) / 2 : M;
+    if (shape != M) set(shape = M, top);
+    M > top ? multiply<true>(top, U, a, 4 * lda, b, d, c, 4 * ldc) : multiply<false>(top, U, a, 4 * lda, b, d, c, 4 * ldc);
+  }
+
+ private:
+  static void set(int M, int top) {
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};  // of a row
+      uint8_t rows[16] = {};
+    } config;
+    for (const int tile : {0, 1, 4}) config.rows[tile] = top;
+    for (const int tile : {2, 3, 5}) config.rows[tile] = std::max(1, M - top);
+    for (const int tile : {6, 7}) config.rows[tile] = 16;
+    _tile_loadconfig(&config);
+  }
+
+  // Strides in bytes. TWO: there are rows below `top`.
+  template <bool TWO>
+  static void multiply(int top, int U, const float* a, int64_t lda, const float* b, const float* d, float* c, int64_t ldc) {
+    const auto below = [top](auto* p, int64_t stride) { return p + top * stride / 4; };
+    if (d) {
+      _tile_loadd(0, d, ldc);
+      _tile_loadd(1, d + W, ldc);
+      if (TWO) _tile_loadd(2, below(d, ldc), ldc);
+      if (TWO) _tile_loadd(3, below(d, ldc) + W, ldc);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    for (int u = 0; u < U; u += 16, a += 16, b += 16 * PANEL) {
+      _tile_loadd(6, b, 4 * PANEL);
+      _tile_loadd(7, b + W, 4 * PANEL);
+      _tile_loadd(4, a, lda);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if (TWO) {
+        _tile_loadd(5, below(a, lda), lda);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, c, ldc);
+    _tile_stored(1, c + W, ldc);
+    if (TWO) _tile_stored(2, below(c, ldc), ldc);
+    if (TWO) _tile_stored(3, below(c, ldc) + W, ldc);
+  }
+};
+#else
+struct Amx {
+  static constexpr int ROWS = 1;
+  static bool usable() { return false; }
+  static void multiply(int, int, const float*, int64_t, const float*, const float*, float*, int64_t) {}
+};
+#endif
 
 // Rows first(i) to first(i + 1) form tile i. They are divided evenly: 25 rows make five tiles of five.
 struct Tiles {
-  int rows, count = (rows + ROWS - 1) / ROWS;
+  int rows, most = ROWS, count = (rows + most - 1) / most;
   int first(int tile) const { return tile * rows / count; }
 };
 
-// c_MxN = a_MxK b_KxN + d_MxN, like `multiply_tile`, for a block: K <= DEPTH. TURNED: each tile of a is stored as KxM.
-template <bool TURNED>
-void multiply_block(int M, int K, int N, const float* a, int64_t lda, const float* panel, const float* d, float* c) {
-  static const auto by_rows = multiply_tiles<TURNED>(std::make_integer_sequence<int, ROWS>());
-  const Tiles tiles{M};
-  for (int n0 = 0; n0 < N; n0 += PANEL, panel += K * PANEL)
+// c_MxN = a_MxU b_UxN + d_MxN, like `multiply_tile`, for a block: U <= DEPTH.
+template <class P>
+void multiply_block(int M, int U, int N, const float* a, int64_t lda, const float* panel, const float* d, float* c) {
+  static const auto by_rows = multiply_tiles<P>(std::make_integer_sequence<int, ROWS>());
+  const bool amx = P::INPUTS == 2 && Amx::usable();
+  const Tiles tiles{M, amx ? Amx::ROWS : ROWS};
+  const auto multiply = [&](int rows, const float* from, const float* d, float* c, int64_t ldc) {
+    amx ? Amx::multiply(rows, U, from, lda, panel, d, c, ldc) : by_rows[rows - 1](U, from, lda, panel, d, c, ldc);
+  };
+  for (int n0 = 0; n0 < N; n0 += PANEL, panel += U * PANEL)
     for (int tile = 0; tile < tiles.count; ++tile) {
       const int first = tiles.first(tile), rows = tiles.first(tile + 1) - first;
-      const auto multiply = by_rows[rows - 1];
-      const float* from = a + first * (TURNED ? K : lda);
+      const float* from = a + first * lda;
       const int64_t at = int64_t(first) * N + n0;
       if (n0 + PANEL <= N) {
-        multiply(K, from, lda, panel, d ? d + at : nullptr, c + at, N);
+        multiply(rows, from, d ? d + at : nullptr, c + at, N);
         continue;
       }
-      float edge[ROWS * PANEL] = {};
+      float edge[std::max(ROWS, Amx::ROWS) * PANEL] = {};
       for (int m = 0; d && m < rows; ++m) std::memcpy(edge + m * PANEL, d + at + int64_t(m) * N, 4 * (N - n0));
-      multiply(K, from, lda, panel, edge, edge, PANEL);
+      multiply(rows, from, edge, edge, PANEL);
       for (int m = 0; m < rows; ++m) std::memcpy(c + at + int64_t(m) * N, edge + m * PANEL, 4 * (N - n0));
     }
 }
 
-// Copies a_KxM, with rows of `lda` numbers, tile by tile for `multiply_block`.
-void turn(int M, int K, const float* a, int64_t lda, float* to) {
-  const Tiles tiles{M};
-  for (int k = 0; k < K; ++k, a += lda)
-    for (int tile = 0; tile < tiles.count; ++tile) {
-      const int first = tiles.first(tile), rows = tiles.first(tile + 1) - first;
-      const auto copy = [&](auto rows) {
-        for (int m = 0; m < rows; ++m) to[first * K + k * rows + m] = a[first + m];
-      };
-      rows == ROWS ? copy(std::integral_constant<int, ROWS>()) : copy(rows);  // a constant, for copies without a loop
-    }
-}
-
-// c_MxN = a_MxK b_KxN + d_MxN, like `multiply_tile`, for few rows.
-void multiply(int M, const float* a, const Packed& b, const float* d, float* c) {
-  for (int k = 0; k < b.K; k += DEPTH)
-    multiply_block<false>(M, std::min(DEPTH, b.K - k), b.N, a + k, b.K, b.data + k * b.width, k ? c : d, c);
+// c_MxN = a_MxU b_UxN + d_MxN, like `multiply_tile`, for few rows.
+template <class P>
+void multiply(int M, const float* a, const Packed<P>& b, const float* d, float* c) {
+  const int U = P::units(b.K);
+  for (int u = 0; u < U; u += DEPTH)
+    multiply_block<P>(M, std::min(DEPTH, U - u), b.N, a + u, U, b.data + u * b.width, u ? c : d, c);
 }
 
 V clamp(V x, float most) {
@@ -184,21 +356,6 @@ V tanh(V x) {
 }
 
 V sigmoid(V x) { return tanh(x * 0.5f) * 0.5f + 0.5f; }
-
-// A vector of `count` numbers, padded with zeros.
-V load(const float* p, int count) {
-  if (count == W) return load(p);
-  V v = {};
-  std::memcpy(&v, p, 4 * count);
-  return v;
-}
-
-void store(float* p, V v, int count) {
-  if (count == W)
-    store(p, v);
-  else
-    std::memcpy(p, &v, 4 * count);
-}
 
 // Calls f(unit, count) for all units, a vector at a time.
 template <class F>
@@ -243,20 +400,24 @@ struct Inputs {
 };
 
 // (z_TxBxG, r_HxG, h_BxH, c_BxH, keep_TxB) -> (h_T1xBxH from the state before on, c_TxBxH, gates_TxBxG)
-void forward(void*, TF_OpKernelContext* context) {
+template <class P>
+void forward(TF_OpKernelContext* context) {
   Inputs in(context);
+  const Amx amx;
   const int T = in.dim(0, 0), B = in.dim(0, 1), H = in.dim(2, 1), G = 4 * H;
   if (!in.has(0, {T, B, G}) || !in.has(1, {H, G}) || !in.has(2, {B, H}) || !in.has(3, {B, H}) || !in.has(4, {T, B})) return;
   const int64_t BH = int64_t(B) * H, BG = int64_t(B) * G;
   float *h = in.output(0, {T + 1, B, H}), *c = in.output(1, {T, B, H}), *gates = in.output(2, {T, B, G});
   const float *keep = in[4], *c_prev = in[3];
-  const Packed r(in[1], G, H, G, false);
-  const Buffer kept = allocate(BH);
+  const Packed<P> r(in[1], G, H, G, false);
+  const Buffer kept = allocate(H), units = allocate(int64_t(B) * P::units(H));
   std::memcpy(h, in[2], 4 * BH);
   for (int t = 0; t < T; ++t, keep += B, h += BH, c_prev = c, c += BH, gates += BG) {
-    for (int b = 0; b < B; ++b)
-      for (int u = 0; u < H; ++u) kept.get()[b * H + u] = h[b * H + u] * keep[b];
-    multiply(B, kept.get(), r, in[0] + t * BG, gates);
+    for (int b = 0; b < B; ++b) {
+      for (int u = 0; u < H; ++u) kept.get()[u] = h[b * H + u] * keep[b];
+      convert<P>(kept.get(), H, units.get() + int64_t(b) * P::units(H));
+    }
+    multiply(B, units.get(), r, in[0] + t * BG, gates);
     for (int b = 0; b < B; ++b) {
       float* z = gates + int64_t(b) * G;
       for_units(H, [&, b](int u, auto n) {
@@ -274,15 +435,18 @@ void forward(void*, TF_OpKernelContext* context) {
 
 // (r_HxG, c_BxH before, keep_TxB, c_TxBxH, gates_TxBxG, dh_TxBxH, dh_BxH after, dc_BxH after)
 //   -> (dz_TxBxG, dh_BxH before, dc_BxH before)
-void backward(void*, TF_OpKernelContext* context) {
+template <class P>
+void backward(TF_OpKernelContext* context) {
   Inputs in(context);
+  const Amx amx;
   const int T = in.dim(4, 0), B = in.dim(4, 1), H = in.dim(0, 0), G = 4 * H;
   if (!in.has(0, {H, G}) || !in.has(1, {B, H}) || !in.has(2, {T, B}) || !in.has(3, {T, B, H}) || !in.has(4, {T, B, G}) ||
       !in.has(5, {T, B, H}) || !in.has(6, {B, H}) || !in.has(7, {B, H}))
     return;
   const int64_t BH = int64_t(B) * H, BG = int64_t(B) * G;
   float *dz = in.output(0, {T, B, G}), *dh = in.output(1, {B, H}), *dc = in.output(2, {B, H});
-  const Packed r(in[0], G, G, H, true);
+  const Packed<P> r(in[0], G, G, H, true);
+  const Buffer units = allocate(int64_t(B) * P::units(G));
   std::memcpy(dh, in[6], 4 * BH);
   std::memcpy(dc, in[7], 4 * BH);
   for (int t = T - 1; t >= 0; --t) {
@@ -303,61 +467,101 @@ void backward(void*, TF_OpKernelContext* context) {
         store(d + 3 * H + u, dy_c * i * (1 - g * g), n);
         store(dc + at, dy_c * f * keep[b], n);
       });
+      convert<P>(d, G, units.get() + int64_t(b) * P::units(G));
     }
-    multiply(B, to, r, nullptr, dh);
+    multiply(B, units.get(), r, nullptr, dh);
     for (int b = 0; b < B; ++b)
       for (int u = 0; u < H; ++u) dh[b * H + u] *= keep[b];
   }
 }
 
 // (a, b) -> a b, where either may be stored transposed.
-template <bool A, bool B>
-void product(void*, TF_OpKernelContext* context) {
+template <class P, bool A, bool B>
+void product(TF_OpKernelContext* context) {
   Inputs in(context);
+  const Amx amx;
   const int M = in.dim(0, A), K = in.dim(0, !A), N = in.dim(1, !B);
   if (!in.has(1, {B ? N : K, B ? K : N})) return;
   float* c = in.output(0, {M, N});
   if (K == 0) std::memset(c, 0, 4 * int64_t(M) * N);
-  float turned[BLOCK * DEPTH];
-  for (int k0 = 0; k0 < K; k0 += DEPTH) {
-    const int depth = std::min(DEPTH, K - k0);
-    const Packed b(in[1] + (B ? k0 : int64_t(k0) * N), B ? K : N, depth, N, B);
+  alignas(64) float units[BLOCK * DEPTH];
+  for (int k0 = 0; k0 < K; k0 += DEPTH * P::INPUTS) {
+    const int depth = std::min(DEPTH * P::INPUTS, K - k0), U = P::units(depth);
+    const Packed<P> b(in[1] + (B ? k0 : int64_t(k0) * N), B ? K : N, depth, N, B);
     for (int m0 = 0; m0 < M; m0 += BLOCK) {
       const int rows = std::min(BLOCK, M - m0);
       const float* a = in[0] + (A ? int64_t(k0) * M + m0 : int64_t(m0) * K + k0);
-      if (A) {
-        turn(rows, depth, a, M, turned);
-        a = turned;
-      }
+      if (A)
+        turn<P>(rows, depth, a, M, units);
+      else
+        for (int m = 0; m < rows; ++m) convert<P>(a + int64_t(m) * K, depth, units + m * U);
       float* to = c + int64_t(m0) * N;
-      multiply_block<A>(rows, depth, N, a, K, b.data, k0 ? to : nullptr, to);
+      multiply_block<P>(rows, U, N, units, U, b.data, k0 ? to : nullptr, to);
     }
   }
 }
 
-void define(const char* name, std::initializer_list<const char*> inputs, std::initializer_list<const char*> outputs,
-            void (*compute)(void*, TF_OpKernelContext*)) {
+// (x_NxK, ids_N, table_VxK) -> sum_VxK of the rows of each id, the gradient of the table whose rows were looked up.
+void sum_rows(TF_OpKernelContext* context) {
+  Inputs in(context);
+  const int N = in.dim(0, 0), K = in.dim(0, 1), rows = in.dim(2, 0);
+  if (!in.has(1, {N}) || !in.has(2, {rows, K})) return;
+  const auto* ids = reinterpret_cast<const int32_t*>(in[1]);  // valid, since they were looked up
+  float* sum = in.output(0, {rows, K});
+  std::memset(sum, 0, 4 * int64_t(rows) * K);
+  for (int n = 0; n < N; ++n) {
+    const float* from = in[0] + int64_t(n) * K;
+    float* to = sum + int64_t(ids[n]) * K;
+    for (int k = 0; k < K; ++k) to[k] += from[k];
+  }
+}
+
+using Compute = void (*)(TF_OpKernelContext*);
+
+// Registers an op with the attribute `rounded`, off by default, which chooses between the two functions.
+template <Compute float32, Compute bfloat16>
+void define(const char* name, std::initializer_list<const char*> inputs, std::initializer_list<const char*> outputs) {
   TF_Status* status = TF_NewStatus();
   TF_OpDefinitionBuilder* op = TF_NewOpDefinitionBuilder(name);
+  TF_OpDefinitionBuilderAddAttr(op, "rounded: bool = false");
   for (const char* input : inputs) TF_OpDefinitionBuilderAddInput(op, input);
   for (const char* output : outputs) TF_OpDefinitionBuilderAddOutput(op, output);
   TF_OpDefinitionBuilderSetShapeInferenceFunction(
       op, [](TF_ShapeInferenceContext* context, TF_Status* status) { TF_ShapeInferenceContextSetUnknownShape(context, status); });
   TF_RegisterOpDefinition(op, status);
-  TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", nullptr, compute, nullptr), status);
+  const auto create = [](TF_OpKernelConstruction* construction) -> void* {
+    TF_Status* status = TF_NewStatus();
+    auto* chosen = new unsigned char;
+    TF_OpKernelConstruction_GetAttrBool(construction, "rounded", chosen, status);
+    TF_DeleteStatus(status);
+    return chosen;
+  };
+  const auto compute = [](void* chosen, TF_OpKernelContext* context) {
+    *static_cast<unsigned char*>(chosen) ? bfloat16(context) : float32(context);
+  };
+  const auto destroy = [](void* chosen) { delete static_cast<unsigned char*>(chosen); };
+  TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", create, compute, destroy), status);
   TF_DeleteStatus(status);
 }
 
 struct Register {
   Register() {
-    define("CharRnnLstm", {"z: float", "r: float", "h: float", "c: float", "keep: float"},
-           {"hs: float", "cs: float", "gates: float"}, forward);
-    define("CharRnnLstmGrad",
-           {"r: float", "c: float", "keep: float", "cs: float", "gates: float", "dhs: float", "dh_after: float", "dc_after: float"},
-           {"dz: float", "dh: float", "dc: float"}, backward);
-    define("CharRnnProduct", {"a: float", "b: float"}, {"c: float"}, product<false, false>);
-    define("CharRnnProductTransposedA", {"a: float", "b: float"}, {"c: float"}, product<true, false>);
-    define("CharRnnProductTransposedB", {"a: float", "b: float"}, {"c: float"}, product<false, true>);
+    define<forward<Float32>, forward<Bfloat16>>(
+        "CharRnnLstm", {"z: float", "r: float", "h: float", "c: float", "keep: float"},
+        {"hs: float", "cs: float", "gates: float"});
+    define<backward<Float32>, backward<Bfloat16>>(
+        "CharRnnLstmGrad",
+        {"r: float", "c: float", "keep: float", "cs: float", "gates: float", "dhs: float", "dh_after: float", "dc_after: float"},
+        {"dz: float", "dh: float", "dc: float"});
+    define<sum_rows, sum_rows>("CharRnnSumRows", {"x: float", "ids: int32", "table: float"}, {"sum: float"});
+    define_product<false, false>("CharRnnProduct");
+    define_product<true, false>("CharRnnProductTransposedA");
+    define_product<false, true>("CharRnnProductTransposedB");
+  }
+
+  template <bool A, bool B>
+  static void define_product(const char* name) {
+    define<product<Float32, A, B>, product<Bfloat16, A, B>>(name, {"a: float", "b: float"}, {"c: float"});
   }
 } registered;
 

@@ -1,7 +1,7 @@
 """A recurrent layer's weights, in Keras's own layout, run without Keras.
 
     cudnn    on a GPU: trainers.model.cudnn
-    kernel   an LSTM on a CPU, compiled, in bfloat16 only below WIDE units: trainers.model.kernel
+    kernel   an LSTM on a CPU, compiled: trainers.model.kernel
     loop     a graph loop for everything else, with a hand-written gradient: this file's `loop`
     step     a single time step for sampling and export: trainers.sampling.stepper
 
@@ -22,19 +22,16 @@ from trainers.model import kernel
 from trainers.model.cells import Cell, Lstm, State, Weights
 
 UNROLL = 10  # steps per turn of the loop: fewer do not hide its overhead, more only lengthen the first trace
-WIDE = 320  # units from which a step's products in bfloat16 are faster than the compiled ones, which are in float32
 TABLE = 2048  # largest vocabulary to project once as a whole; beyond, each window projects the rows it reads
 
 Recurrent = tuple[tf.Tensor, ...]  # trainers.model.cells.Weights.recurrent
 
 
 def matmul(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Multiply two float32 matrices in `dtype`, with a result in float32."""
-    return tf.cast(_matmul(tf.cast(a, dtype), tf.cast(b, dtype)), tf.float32)
-
-
-def _matmul(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    return kernel.matmul(a, b) if a.dtype == tf.float32 and kernel.ops() else tf.matmul(a, b)
+    """Multiply two matrices in `dtype`, with a result in float32."""
+    if kernel.ops() and dtype != tf.float16:  # on GPUs only
+        return kernel.matmul(tf.cast(a, tf.float32), tf.cast(b, tf.float32), dtype)
+    return tf.cast(tf.matmul(tf.cast(a, dtype), tf.cast(b, dtype)), tf.float32)
 
 
 def look_up(table_VxK: tf.Tensor, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -44,8 +41,10 @@ def look_up(table_VxK: tf.Tensor, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     @tf.custom_gradient
     def gather(table_VxK: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         def grad(dy: tf.Tensor) -> tf.Tensor:
-            dy_NxK = tf.cast(tf.reshape(dy, [-1, K]), tf.float32)
-            return tf.math.unsorted_segment_sum(dy_NxK, tf.reshape(ids, [-1]), V)
+            dy_NxK, ids_N = tf.cast(tf.reshape(dy, [-1, K]), tf.float32), tf.reshape(ids, [-1])
+            if kernel.ops():
+                return kernel.sum_rows(dy_NxK, ids_N, table_VxK)
+            return tf.math.unsorted_segment_sum(dy_NxK, ids_N, V)
 
         return tf.gather(tf.cast(table_VxK, dtype), ids), grad
 
@@ -53,10 +52,9 @@ def look_up(table_VxK: tf.Tensor, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 def project(x: tf.Tensor, w: Weights, dtype: tf.DType) -> tf.Tensor:
-    """Compute z = x W + b in one product, [..., G] in `dtype`, for x [..., I]."""
+    """Compute z = x W + b in one product in `dtype`, [..., G] in float32, for x [..., I]."""
     lengths = [tf.shape(x)[axis] for axis in range(len(x.shape) - 1)]
-    x_NxI = tf.cast(tf.reshape(x, [-1, x.shape[-1]]), dtype)
-    z_NxG = tf.nn.bias_add(_matmul(x_NxI, tf.cast(w.kernel_IxG, dtype)), tf.cast(w.bias_G, dtype))
+    z_NxG = tf.nn.bias_add(matmul(tf.reshape(x, [-1, x.shape[-1]]), w.kernel_IxG, dtype), w.bias_G)
     return tf.reshape(z_NxG, [*lengths, z_NxG.shape[-1]])
 
 
@@ -70,10 +68,8 @@ def recur(
 ) -> tuple[tf.Tensor, State]:
     """Run the recurrence over a window the fastest way: `kernel.lstm` or, with the same results (in bfloat16 to its
     rounding), `loop`."""
-    compiled = dtype == tf.float32 or recurrent[0].shape[0] < WIDE
-    if compiled and isinstance(cell, Lstm) and kernel.ops():
-        h_TxBxH, after = kernel.lstm(tf.cast(z_TxBxG, tf.float32), before, recurrent[0], keep_TxBx1, dtype)
-        return tf.cast(h_TxBxH, z_TxBxG.dtype), after
+    if isinstance(cell, Lstm) and kernel.ops():
+        return kernel.lstm(z_TxBxG, before, recurrent[0], keep_TxBx1, dtype)
     return loop(cell, z_TxBxG, before, recurrent, dtype, keep_TxBx1)
 
 
@@ -88,7 +84,7 @@ def loop(
     """Run the recurrence over a window in a graph loop. T must be static.
 
     keep: float32, 0 at the steps that start from an empty state, else 1; by default none does.
-    Returns h_TxBxH in the dtype of z, and the state after the window in float32; products run in `dtype`.
+    Returns h_TxBxH and the state after the window. Products run in `dtype`; all values are float32.
 
     The gradient is written by hand because that of tf.while_loop stacks every intermediate of every step. This one
     saves only h, in the products' dtype, and the cell's residuals, and computes the recurrent kernel's gradient in one
@@ -104,9 +100,9 @@ def loop(
         def grad(dhs_TxBxH: tf.Tensor, *dafter: tf.Tensor) -> list[tf.Tensor]:
             h_prev_TxBxH = h_T1xBxH[:-1] if keep_TxBx1 is None else h_T1xBxH[:-1] * tf.cast(keep_TxBx1, dtype)
             dz_TxBxG, *others = _backward(cell, dhs_TxBxH, dafter, h_prev_TxBxH, residuals, recurrent, keep_TxBx1)
-            return [tf.cast(dz_TxBxG, z_TxBxG.dtype), *others]
+            return [tf.cast(dz_TxBxG, tf.float32), *others]
 
-        return (tf.cast(h_T1xBxH[1:], z_TxBxG.dtype), *after), grad
+        return (tf.cast(h_T1xBxH[1:], tf.float32), *after), grad
 
     h_TxBxH, *after = window(z_TxBxG, *before, *recurrent)
     return h_TxBxH, tuple(after)
@@ -182,7 +178,7 @@ def _forward(
 
     def step(t: Any, state: Any, hs: Any, residuals: Any) -> tuple[Any, ...]:
         state = _masked(state, keep_TxBx1, t)
-        state, keeps = cell.forward(tf.cast(z_TxBxG[t], tf.float32), product(state[0]), state)
+        state, keeps = cell.forward(z_TxBxG[t], product(state[0]), state)
         hs = hs.write(t + 1, tf.cast(state[0], dtype))
         return state, hs, tuple(array.write(t, x_BxH) for array, x_BxH in zip(residuals, keeps, strict=True))
 
@@ -206,7 +202,7 @@ def _backward(
 
     def step(t: Any, dstate: Any, dzs: Any) -> tuple[Any, ...]:
         dh_BxH, *others = dstate
-        dh_BxH += tf.cast(dhs_TxBxH[t], tf.float32)
+        dh_BxH += dhs_TxBxH[t]
         dz_BxG, dhr_BxG, (direct, *others) = cell.backward(
             (dh_BxH, *others), tuple(array.read(t) for array in residuals)
         )

@@ -1,7 +1,9 @@
 """Compiled ops against float64 and the graph loop, at sizes that are not multiples of vectors and blocks."""
 
 import functools
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,31 +59,22 @@ def test_values_and_gradients_match_the_loop(rng: np.random.Generator, T: int, B
 
 
 @pytest.mark.parametrize("resets", [False, True])
-def test_in_bfloat16_only_the_recurrent_gradient_is_rounded(rng: np.random.Generator, resets: bool) -> None:
-    run = case(rng, 23, 5, 19, resets)
-    *exact, dr = run(kernel.lstm)
-    *rounded, rounded_dr = run(functools.partial(kernel.lstm, dtype=tf.bfloat16))
-    for actual, expected in zip(rounded, exact, strict=True):
-        np.testing.assert_array_equal(actual, expected)
-    assert 0 < np.linalg.norm(rounded_dr - dr) < 0.01 * np.linalg.norm(dr)
+@pytest.mark.parametrize(("T", "B", "H"), SIZES)
+def test_bfloat16_matches_the_loop_to_its_rounding(
+    rng: np.random.Generator, T: int, B: int, H: int, resets: bool
+) -> None:
+    run = case(rng, T, B, H, resets)
+    loop = run(lambda z, state, r, keep: recurrence.loop(CELLS["lstm"], z, state, (r,), tf.bfloat16, keep))
+    rounded = run(functools.partial(kernel.lstm, dtype=tf.bfloat16))
+    for actual, expected in zip(rounded, loop, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=0.01 * (1 + np.abs(expected).max()))
 
 
-@pytest.mark.parametrize(("units", "compiled"), [(recurrence.WIDE - 1, True), (recurrence.WIDE, False)])
-def test_wide_layers_in_bfloat16_run_in_the_loop(monkeypatch: pytest.MonkeyPatch, units: int, compiled: bool) -> None:
-    z, state = tf.zeros([1, 1, 4 * units]), (tf.zeros([1, units]),) * 2
-    calls: list[str] = []
-
-    def recorder(name: str) -> Callable[..., Any]:
-        def record(*_: Any) -> Any:
-            calls.append(name)
-            return z[..., :units], state
-
-        return record
-
-    monkeypatch.setattr(kernel, "lstm", recorder("compiled"))
-    monkeypatch.setattr(recurrence, "loop", recorder("loop"))
-    recurrence.recur(CELLS["lstm"], z, state, (tf.zeros([units, 4 * units]),), tf.bfloat16)
-    assert calls == ["compiled" if compiled else "loop"]
+def test_every_value_is_rounded_in_bfloat16(rng: np.random.Generator) -> None:
+    run = case(rng, 3, 2, 5, resets=False)
+    rounded = run(functools.partial(kernel.lstm, dtype=tf.bfloat16))
+    for actual, exact in zip(rounded, run(kernel.lstm), strict=True):
+        assert np.any(actual != exact)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon", "rmsprop", "sgd"])
@@ -107,17 +100,35 @@ def test_each_optimizer_trains_through_the_ops(name: Any, make_model: Callable[.
 
 
 @pytest.mark.parametrize(
-    ("M", "K", "N"), [(0, 3, 5), (1, 1, 1), (25, 300, 17), (97, 5, 64), (200, 257, 33), (600, 100, 50)]
+    ("M", "K", "N"), [(0, 3, 5), (1, 1, 1), (25, 300, 17), (97, 5, 64), (200, 257, 33), (600, 1100, 50)]
 )
-def test_matmul_and_its_gradients_match_float64(rng: np.random.Generator, M: int, K: int, N: int) -> None:
-    a, b, w = (rng.normal(size=shape) for shape in ((M, K), (K, N), (M, N)))
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_matmul_and_its_gradients_match_float64(
+    rng: np.random.Generator, M: int, K: int, N: int, dtype: tf.DType
+) -> None:
+    a, b, w = (rng.normal(size=shape).astype(dtype.as_numpy_dtype) for shape in ((M, K), (K, N), (M, N)))
     with tf.GradientTape() as tape:
         inputs = [tf.constant(x, tf.float32) for x in (a, b)]
         tape.watch(inputs)
-        c = kernel.matmul(*inputs)
+        c = kernel.matmul(*inputs, dtype)
         loss = tf.reduce_sum(c * tf.constant(w, tf.float32))
+    a, b, w = (x.astype(np.float64) for x in (a, b, w))
     for actual, expected in zip([c, *tape.gradient(loss, inputs)], [a @ b, w @ b.T, a.T @ w], strict=True):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * max(M, K, N) ** 0.5 * 10)
+
+
+def test_bfloat16_rounds_to_nearest_even() -> None:
+    x = np.array([1, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-8, 3e38, 0], np.float32)[:, None]
+    for product in (kernel.matmul(x, [[1.0]], tf.bfloat16), tf.transpose(kernel.matmul([[1.0]], x.T, tf.bfloat16))):
+        np.testing.assert_array_equal(product, tf.cast(tf.cast(x, tf.bfloat16), tf.float32))
+
+
+@pytest.mark.parametrize(("N", "V", "K"), [(0, 3, 2), (1, 1, 1), (50, 7, 33)])
+def test_sum_rows_matches_numpy(rng: np.random.Generator, N: int, V: int, K: int) -> None:
+    x, ids, expected = rng.normal(size=(N, K)), rng.integers(0, V, N), np.zeros((V, K))
+    np.add.at(expected, ids, x)
+    actual = kernel.sum_rows(tf.constant(x, tf.float32), tf.constant(ids), tf.zeros([V, K]))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_tanh_matches_float64() -> None:
@@ -172,3 +183,23 @@ def test_library_is_compiled_once_per_source_and_processor(monkeypatch: pytest.M
     assert len(calls) == 1
     monkeypatch.setattr(kernel, "processor", lambda: ("another", set()))
     assert kernel._build() != first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without", [["amx-bf16"], ["amx-bf16", "avx512bf16"], ["amx-bf16", "avx512f"]])
+def test_every_processor(tmp_path: Path, without: list[str]) -> None:
+    """Compile for a processor without some of this one's instructions, and run the other tests."""
+    compiler = tmp_path / "c++"
+    compiler.write_text(f'#!/bin/sh\nexec c++ "$@" {" ".join(f"-mno-{name}" for name in without)}\n')
+    compiler.chmod(0o755)
+    script = (
+        "import pathlib, sys, pytest; from trainers.model import kernel; kernel.BUILT = pathlib.Path(sys.argv[1]); "
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-m', 'not slow', sys.argv[2]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path, __file__],
+        env=os.environ | {"CXX": str(compiler)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
