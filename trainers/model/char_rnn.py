@@ -125,12 +125,11 @@ class CharRNN(keras.Model):
         """
         config = self.config
         rates = [config.dropout] * (config.layers - 1) + [config.output_dropout]
-        drawn = [layer for layer, rate in enumerate(rates) if rate]
         masks: list[tf.Tensor | None] = [None] * config.layers
-        if drawn:
-            draws_LxBxTxH = tf.random.stateless_uniform([len(drawn), lanes, window, config.units], seed)
-            for layer, draws_BxTxH in zip(drawn, tf.unstack(draws_LxBxTxH), strict=True):
-                masks[layer] = tf.cast(draws_BxTxH >= rates[layer], tf.float32) / (1 - rates[layer])
+        for layer, rate in enumerate(rates):
+            if rate:  # a draw for each layer, so that several cores draw
+                draws_BxTxH = tf.random.stateless_uniform([lanes, window, config.units], tf.random.fold_in(seed, layer))
+                masks[layer] = tf.cast(draws_BxTxH >= rate, tf.float32) / (1 - rate)
         return masks
 
     def call(

@@ -93,25 +93,25 @@ def lstm(
     return h_TxBxH, (h_BxH, c_BxH)
 
 
-def matmul(a_MxK: tf.Tensor, b_KxN: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor:
+def matmul(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType = tf.float32, transpose_b: bool = False) -> tf.Tensor:
     """Multiply two float32 matrices in `dtype` on one core, at about twice the speed of TensorFlow's own product."""
-    bfloat16 = dtype == tf.bfloat16
+    rounded = dtype == tf.bfloat16
+    names = ("char_rnn_product", "char_rnn_product_transposed_a", "char_rnn_product_transposed_b")
+    ab, atb, abt = (functools.partial(getattr(ops(), name), rounded=rounded) for name in names)
 
     @tf.custom_gradient
-    def product(
-        a_MxK: tf.Tensor, b_KxN: tf.Tensor
-    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
-        c_MxN = ops().char_rnn_product(a_MxK, b_KxN, bfloat16)
-        c_MxN.set_shape([a_MxK.shape[0], b_KxN.shape[1]])
+    def product(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
+        c_MxN = (abt if transpose_b else ab)(a, b)
+        c_MxN.set_shape([a.shape[0], b.shape[0 if transpose_b else 1]])
 
-        def grad(dc_MxN: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            da_MxK = ops().char_rnn_product_transposed_b(dc_MxN, b_KxN, bfloat16)
-            db_KxN = ops().char_rnn_product_transposed_a(a_MxK, dc_MxN, bfloat16)
-            return _shaped([da_MxK, db_KxN], like=[a_MxK, b_KxN])
+        def grad(dc_MxN: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            if transpose_b:
+                return _shaped([ab(dc_MxN, b), atb(dc_MxN, a)], like=[a, b])
+            return _shaped([abt(dc_MxN, b), atb(a, dc_MxN)], like=[a, b])
 
         return c_MxN, grad
 
-    return product(tf.convert_to_tensor(a_MxK), tf.convert_to_tensor(b_KxN))
+    return product(tf.convert_to_tensor(a), tf.convert_to_tensor(b))
 
 
 def sum_rows(x_NxK: tf.Tensor, ids_N: tf.Tensor, table_VxK: tf.Tensor) -> tf.Tensor:

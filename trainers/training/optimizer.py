@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from trainers.config import TrainConfig
+from trainers.model import recurrence
 
 DECAY_AFTER = 10  # epochs at the full rate under the char-rnn schedule, as in char-rnn
 MOMENTUM = 0.9  # of sgd
@@ -46,6 +47,27 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "LearningRate":
         return cls(**{**config, "config": TrainConfig(**config["config"])})
+
+
+@keras.saving.register_keras_serializable("unreasonable_rnn")
+class Muon(keras.optimizers.Muon):
+    """keras.optimizers.Muon with the model's matrix products: in bfloat16, as in Jordan et al. 2024, or float32."""
+
+    matmul_dtype = tf.float32
+
+    def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
+        wide = x.shape[0] <= x.shape[1]
+        x_MxN = x if wide else tf.transpose(x)
+        x_MxN /= tf.norm(x_MxN) + 1e-7
+
+        def multiply(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
+            return recurrence.matmul(a, b, self.matmul_dtype, transpose_b)
+
+        for _ in range(steps):
+            gram_MxM = multiply(x_MxN, x_MxN, transpose_b=True)
+            polynomial_MxM = self.muon_b * gram_MxM + self.muon_c * multiply(gram_MxM, gram_MxM)
+            x_MxN = self.muon_a * x_MxN + multiply(polynomial_MxM, x_MxN)
+        return x_MxN if wide else tf.transpose(x_MxN)
 
 
 class _Fused(keras.Optimizer):
@@ -93,8 +115,8 @@ class FusedAdam(_Fused, keras.optimizers.Adam):
 
 
 @keras.saving.register_keras_serializable("unreasonable_rnn")
-class FusedMuon(_Fused, keras.optimizers.Muon):
-    """keras.optimizers.Muon, fused for the weights that it leaves to Adam."""
+class FusedMuon(_Fused, Muon):
+    """Muon, fused for the weights that it leaves to Adam."""
 
     beta_names = "adam_beta_1", "adam_beta_2"
 
@@ -108,12 +130,19 @@ class FusedMuon(_Fused, keras.optimizers.Muon):
 
 
 def make_optimizer(
-    config: TrainConfig, total: int, epoch_steps: int, variables: list[Any], inner: Sequence[Any], fused: bool = False
+    config: TrainConfig,
+    total: int,
+    epoch_steps: int,
+    variables: list[Any],
+    inner: Sequence[Any],
+    fused: bool = False,
+    matmul_dtype: tf.DType = tf.float32,
 ) -> keras.Optimizer:
     """Create the config's Keras optimizer for these variables. It expects gradients summed over all replicas.
 
     inner: the variables for muon (`CharRNN.inner_kernels`); adam takes the others.
     fused: for GPUs; the same results to rounding, and the same slots.
+    matmul_dtype: of muon's products on a CPU. A GPU multiplies them in TF32 anyway.
     A constant learning rate is a variable that callbacks may set.
     """
     constant = config.schedule == "constant" and not config.warmup
@@ -121,7 +150,7 @@ def make_optimizer(
     kinds = {
         "adam": keras.optimizers.Adam,
         "adamw": keras.optimizers.AdamW,
-        "muon": keras.optimizers.Muon,
+        "muon": Muon,
         "rmsprop": keras.optimizers.RMSprop,
         "sgd": keras.optimizers.SGD,
     }
@@ -136,6 +165,8 @@ def make_optimizer(
         others = [f"^{re.escape(v.path)}$" for v in variables if v.path not in orthogonal]
         extra = {"exclude_layers": others, "adam_weight_decay": decay}
     optimizer = kinds[config.optimizer](rate, weight_decay=decay, **extra)
+    if isinstance(optimizer, Muon) and not fused:
+        optimizer.matmul_dtype = matmul_dtype
     # The step has already summed the gradients, to clip them by their global norm. Keras must not sum them again.
     optimizer._all_reduce_sum_gradients = list
     if config.weight_decay:

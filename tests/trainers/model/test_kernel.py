@@ -103,18 +103,21 @@ def test_each_optimizer_trains_through_the_ops(name: Any, make_model: Callable[.
     ("M", "K", "N"), [(0, 3, 5), (1, 1, 1), (25, 300, 17), (97, 5, 64), (200, 257, 33), (600, 1100, 50)]
 )
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+@pytest.mark.parametrize("transpose_b", [False, True])
 def test_matmul_and_its_gradients_match_float64(
-    rng: np.random.Generator, M: int, K: int, N: int, dtype: tf.DType
+    rng: np.random.Generator, M: int, K: int, N: int, transpose_b: bool, dtype: tf.DType
 ) -> None:
-    a, b, w = (rng.normal(size=shape).astype(dtype.as_numpy_dtype) for shape in ((M, K), (K, N), (M, N)))
+    shapes = (M, K), (N, K) if transpose_b else (K, N), (M, N)
+    a, b, w = (rng.normal(size=shape).astype(dtype.as_numpy_dtype) for shape in shapes)
     with tf.GradientTape() as tape:
         inputs = [tf.constant(x, tf.float32) for x in (a, b)]
         tape.watch(inputs)
-        c = kernel.matmul(*inputs, dtype)
+        c = kernel.matmul(*inputs, dtype, transpose_b)
         loss = tf.reduce_sum(c * tf.constant(w, tf.float32))
     a, b, w = (x.astype(np.float64) for x in (a, b, w))
-    for actual, expected in zip([c, *tape.gradient(loss, inputs)], [a @ b, w @ b.T, a.T @ w], strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * max(M, K, N) ** 0.5 * 10)
+    expected = [a @ b.T, w @ b, w.T @ a] if transpose_b else [a @ b, w @ b.T, a.T @ w]
+    for actual, value in zip([c, *tape.gradient(loss, inputs)], expected, strict=True):
+        np.testing.assert_allclose(actual, value, rtol=0, atol=1e-6 * max(M, K, N) ** 0.5 * 10)
 
 
 def test_bfloat16_rounds_to_nearest_even() -> None:

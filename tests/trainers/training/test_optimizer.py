@@ -132,6 +132,19 @@ def test_muon_updates_inner_kernels_and_adam_the_rest(cell: Any, rng: np.random.
         np.testing.assert_allclose(after["muon"][index], expected, rtol=1e-3, atol=1e-4, err_msg=weight.path)
 
 
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12)])
+def test_muon_multiplies_in_bfloat16(rng: np.random.Generator, shape: tuple[int, int]) -> None:
+    gradient, updates = rng.normal(size=shape).astype(np.float32), []
+    for dtype in (tf.float32, tf.bfloat16):
+        weight = keras.Variable(tf.zeros(shape), name="kernel")
+        config = TrainConfig(learning_rate=0.1, optimizer="muon")
+        optimizer = make_optimizer(config, TOTAL, EPOCH, [weight], [weight], matmul_dtype=dtype)
+        optimizer.apply([tf.constant(gradient)], [weight])
+        updates.append(weight.numpy())
+    exact, rounded = updates
+    assert 0 < np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
 def test_fused_optimizers_match_keras(name: Any, rng: np.random.Generator) -> None:
     model = CharRNN(ModelConfig(units=4, layers=2), 5)
