@@ -72,22 +72,20 @@ void store(float* p, V v, int count) {
     std::memcpy(p, &v, 4 * count);
 }
 
-// Transposes W x W numbers: swaps the blocks off the diagonal, ever smaller ones.
+// Swaps, of two rows STEP apart, the columns off the diagonal.
+template <int STEP, int... I>
+void swap_columns(V& a, V& b, std::integer_sequence<int, I...>) {
+  const V upper = {(I & STEP ? b : a)[I & STEP ? I - STEP : I]...};
+  b = V{(I & STEP ? b : a)[I & STEP ? I : I + STEP]...};
+  a = upper;
+}
+
+// Transposes W x W numbers: swaps blocks of STEP columns, then ever smaller ones.
+template <int STEP = W / 2>
 void transpose(V* rows) {
-  typedef int32_t Order __attribute__((vector_size(4 * W)));
-  for (int step = W / 2; step; step /= 2) {
-    Order upper, lower;
-    for (int i = 0; i < W; ++i) {
-      upper[i] = i & step ? W + i - step : i;
-      lower[i] = i & step ? W + i : i + step;
-    }
-    for (int row = 0; row < W; ++row)
-      if (!(row & step)) {
-        const V a = rows[row], b = rows[row + step];
-        rows[row] = __builtin_shuffle(a, b, upper);
-        rows[row + step] = __builtin_shuffle(a, b, lower);
-      }
-  }
+  for (int row = 0; row < W; ++row)
+    if (!(row & STEP)) swap_columns<STEP>(rows[row], rows[row + STEP], std::make_integer_sequence<int, W>());
+  if constexpr (STEP > 1) transpose<STEP / 2>(rows);
 }
 
 // Factors in float32.
