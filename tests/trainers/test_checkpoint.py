@@ -66,12 +66,13 @@ def training_state(training: Training) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "end", "optimizer"),
+    ("before", "after", "end", "optimizer", "precision"),
     [
-        ((1, 2), (1, 2), "newline", "adam"),
-        pytest.param((2, 1), (1, 1), "newline", "muon", marks=pytest.mark.slow),
-        pytest.param((2, 1), (2, 1), None, "muon", marks=pytest.mark.slow),
-        pytest.param((1, 1), (2, 1), None, "adam", marks=pytest.mark.slow),
+        ((1, 2), (1, 2), "newline", "adam", "float32"),
+        ((1, 2), (1, 2), None, "muon", "bfloat16"),
+        pytest.param((2, 1), (1, 1), "newline", "muon", "float32", marks=pytest.mark.slow),
+        pytest.param((2, 1), (2, 1), None, "muon", "float32", marks=pytest.mark.slow),
+        pytest.param((1, 1), (2, 1), None, "adam", "float32", marks=pytest.mark.slow),
     ],
 )
 def test_resumed_run_matches_uninterrupted_run(
@@ -82,16 +83,19 @@ def test_resumed_run_matches_uninterrupted_run(
     after: tuple[int, int],
     end: Literal["newline"] | None,
     optimizer: str,
+    precision: str,
 ) -> None:
     data = tmp_path / "data"
     make_data(data, 1000, byte_vocab(end), train=TEXT, val=TEXT[:101])
+    settings = {"optimizer": optimizer, "precision": precision}
     # 20 steps cross the end of epoch 1 (15 steps). The stop at step 7 is inside it, between two reports.
-    whole = tiny_training(tmp_path / "whole", data, on(*before), total=20, optimizer=optimizer)
+    whole = tiny_training(tmp_path / "whole", data, on(*before), total=20, **settings)
+    assert getattr(whole.steps.optimizer, "matmul_dtype", precision) == precision
     whole.go()
-    part = tiny_training(tmp_path / "parts", data, on(*before), total=20, optimizer=optimizer)
+    part = tiny_training(tmp_path / "parts", data, on(*before), total=20, **settings)
     with pytest.raises(Stopped, match="stopped at step 7, and saved"):
         interrupted(part, 7).go()
-    rest = tiny_training(tmp_path / "parts", data, on(*after), total=20, optimizer=optimizer)
+    rest = tiny_training(tmp_path / "parts", data, on(*after), total=20, **settings)
     rest.go()
     exact = before == after
     for a, b in zip(training_state(rest), training_state(whole), strict=True):

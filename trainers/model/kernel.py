@@ -1,4 +1,4 @@
-"""The LSTM's recurrence as a compiled TensorFlow op (lstm.cc), several times as fast on a CPU as a loop of ops.
+"""The LSTM's recurrence and products as compiled TensorFlow ops (lstm.cc), several times as fast as a graph on a CPU.
 
 It is compiled for the processor on first use, in a few seconds, and kept beside the environment's packages. Without a
 compiler, or without permission to write there, recurrence.py's graph loop is used instead.
@@ -64,24 +64,24 @@ def lstm(
     keep_TxBx1: tf.Tensor | None,
     dtype: tf.DType = tf.float32,
 ) -> tuple[tf.Tensor, State]:
-    """Run `recurrence.loop` of an LSTM. Arguments and results are the same."""
+    """Run `recurrence.loop` of an LSTM. Arguments and results are the same, in bfloat16 to its rounding."""
     T, B, G = tf.shape(z_TxBxG)[0], tf.shape(z_TxBxG)[1], z_TxBxG.shape[2]
     keep_TxB = tf.ones([T, B]) if keep_TxBx1 is None else keep_TxBx1[..., 0]
-    bfloat16 = dtype == tf.bfloat16
+    rounded = dtype == tf.bfloat16
 
     @tf.custom_gradient
     def window(
         z_TxBxG: tf.Tensor, h_BxH: tf.Tensor, c_BxH: tf.Tensor, r_HxG: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, ...], Callable[..., tuple[tf.Tensor, ...]]]:
-        h_T1xBxH, c_TxBxH, gates_TxBxG = ops().char_rnn_lstm(z_TxBxG, r_HxG, h_BxH, c_BxH, keep_TxB, bfloat16)
+        h_T1xBxH, c_TxBxH, gates_TxBxG = ops().char_rnn_lstm(z_TxBxG, r_HxG, h_BxH, c_BxH, keep_TxB, rounded)
 
         def grad(*dafter: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dz_TxBxG, *dbefore = ops().char_rnn_lstm_grad(
-                r_HxG, c_BxH, keep_TxB, c_TxBxH, gates_TxBxG, *dafter, bfloat16
+                r_HxG, c_BxH, keep_TxB, c_TxBxH, gates_TxBxG, *dafter, rounded
             )
             h_TxBxH = h_T1xBxH[:-1] if keep_TxBx1 is None else h_T1xBxH[:-1] * keep_TxBx1
             h_NxH, dz_NxG = tf.reshape(h_TxBxH, [-1, G // 4]), tf.reshape(dz_TxBxG, [-1, G])
-            dr_HxG = ops().char_rnn_product_transposed_a(h_NxH, dz_NxG, bfloat16)
+            dr_HxG = ops().char_rnn_product_transposed_a(h_NxH, dz_NxG, rounded)
             return _shaped([dz_TxBxG, *dbefore, dr_HxG], like=[z_TxBxG, h_BxH, c_BxH, r_HxG])
 
         return (h_T1xBxH[1:], h_T1xBxH[-1], c_TxBxH[-1]), grad
@@ -116,7 +116,7 @@ def matmul(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType = tf.float32, transpose_b
 
 def sum_rows(x_NxK: tf.Tensor, ids_N: tf.Tensor, table_VxK: tf.Tensor) -> tf.Tensor:
     """Sum the float32 rows of each id, into the shape of the table, at several times the speed of
-    tf.math.unsorted_segment_sum. Ids must be rows of the table."""
+    tf.math.unsorted_segment_sum."""
     sum_VxK = ops().char_rnn_sum_rows(x_NxK, tf.cast(ids_N, tf.int32), table_VxK)
     return _shaped([sum_VxK], like=[table_VxK])[0]
 

@@ -1,5 +1,5 @@
-// The recurrence of an LSTM over a window, its gradient, and matrix products, as TensorFlow ops on float32. With the
-// attribute `rounded`, the factors of products are rounded to bfloat16, and sums stay in float32.
+// The recurrence of an LSTM over a window, its gradient, matrix products and sums of rows, as TensorFlow ops on float32.
+// With the attribute `rounded`, the factors of products are rounded to bfloat16, and sums stay in float32.
 //
 // A step multiplies a few rows by one large matrix. General matrix products rearrange ("pack") that matrix on every
 // call, which costs as much as multiplying 25 rows by it. Here it is packed once per window and multiplied T times.
@@ -72,7 +72,7 @@ void store(float* p, V v, int count) {
     std::memcpy(p, &v, 4 * count);
 }
 
-// Swaps, of two rows STEP apart, the columns off the diagonal.
+// Swaps the blocks of STEP columns that are off the diagonal of two rows STEP apart.
 template <int STEP, int... I>
 void swap_columns(V& a, V& b, std::integer_sequence<int, I...>) {
   const V upper = {(I & STEP ? b : a)[I & STEP ? I - STEP : I]...};
@@ -80,7 +80,7 @@ void swap_columns(V& a, V& b, std::integer_sequence<int, I...>) {
   a = upper;
 }
 
-// Transposes W x W numbers: swaps blocks of STEP columns, then ever smaller ones.
+// Transposes W x W numbers by swapping blocks of STEP columns, then ever smaller ones.
 template <int STEP = W / 2>
 void transpose(V* rows) {
   for (int row = 0; row < W; ++row)
@@ -118,12 +118,14 @@ struct Bfloat16 {
   static V add(V sum, float x, V b) { return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(x), (__m512bh)b); }
 };
 #else
-// Rounded to bfloat16 and multiplied as float32, for the same results without the instructions.
+// Rounded to bfloat16 and multiplied as float32: without the instructions, the same results but for denormals and the
+// order of sums.
 struct Bfloat16 : Float32 {
   static V along(const float* a, int count) {
     typedef uint32_t Bits __attribute__((vector_size(4 * W)));
-    const Bits bits = (Bits)load(a, count);
-    return (V)((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000);
+    const V v = load(a, count);
+    const Bits bits = (Bits)v, nan = (Bits)(v != v);
+    return (V)((nan & bits) | (~nan & (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000));
   }
   static V across(const float* a, const float*, int count) { return along(a, count); }
 };
@@ -222,7 +224,7 @@ auto multiply_tiles(std::integer_sequence<int, M...>) {
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 struct Amx {
   static constexpr int ROWS = 32;  // of a product: two tiles of a, two of b, and four of sums
-  static inline thread_local int shape = 0;  // rows that the registers are set for
+  static inline thread_local int configured_rows = 0;  // of the thread's registers; 0: none
 
   // Linux must allow a process to use the registers: ARCH_REQ_XCOMP_PERM of XTILEDATA.
   static bool usable() {
@@ -230,19 +232,20 @@ struct Amx {
     return allowed;
   }
   ~Amx() {
-    if (shape) _tile_release();
-    shape = 0;
+    if (configured_rows) _tile_release();
+    configured_rows = 0;
   }
 
-  // `multiply_tile` for 1 to ROWS rows.
+  // `multiply_tile` for 1 to ROWS rows, but d is read first.
   static void multiply(int M, int U, const float* a, int64_t lda, const float* b, const float* d, float* c, int64_t ldc) {
     const int top = M > ROWS / 2 ? (M + 1) / 2 : M;
-    if (shape != M) set(shape = M, top);
+    if (configured_rows != M) configure(configured_rows = M, top);
+    asm volatile("" ::: "memory");  // the intrinsics do not tell GCC what they read
     M > top ? multiply<true>(top, U, a, 4 * lda, b, d, c, 4 * ldc) : multiply<false>(top, U, a, 4 * lda, b, d, c, 4 * ldc);
   }
 
  private:
-  static void set(int M, int top) {
+  static void configure(int M, int top) {
     struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};  // of a row
@@ -251,6 +254,7 @@ struct Amx {
     for (const int tile : {0, 1, 4}) config.rows[tile] = top;
     for (const int tile : {2, 3, 5}) config.rows[tile] = std::max(1, M - top);
     for (const int tile : {6, 7}) config.rows[tile] = 16;
+    asm volatile("" ::: "memory");
     _tile_loadconfig(&config);
   }
 
@@ -298,7 +302,7 @@ struct Amx {
 // Rows first(i) to first(i + 1) form tile i. They are divided evenly: 25 rows make five tiles of five.
 struct Tiles {
   int rows, most = ROWS, count = (rows + most - 1) / most;
-  int first(int tile) const { return tile * rows / count; }
+  int first(int tile) const { return int64_t(tile) * rows / count; }
 };
 
 // c_MxN = a_MxU b_UxN + d_MxN, like `multiply_tile`, for a block: U <= DEPTH.
@@ -382,10 +386,12 @@ struct Inputs {
   bool has(int i, std::initializer_list<int64_t> shape) {
     bool same = TF_NumDims(tensors[i]) == int(shape.size());
     for (int axis = 0; same && axis < int(shape.size()); ++axis) same = TF_Dim(tensors[i], axis) == shape.begin()[axis];
-    if (same) return true;
-    TF_SetStatus(status, TF_INVALID_ARGUMENT, "input of an unexpected shape");
+    if (!same) fail("input of an unexpected shape");
+    return same;
+  }
+  void fail(const char* reason) {
+    TF_SetStatus(status, TF_INVALID_ARGUMENT, reason);
     TF_OpKernelContext_Failure(context, status);
-    return false;
   }
   float* output(int i, std::initializer_list<int64_t> shape) {
     int64_t count = 1;
@@ -401,7 +407,7 @@ struct Inputs {
 template <class P>
 void forward(TF_OpKernelContext* context) {
   Inputs in(context);
-  const Amx amx;
+  [[maybe_unused]] const Amx amx;  // releases the tiles at the end
   const int T = in.dim(0, 0), B = in.dim(0, 1), H = in.dim(2, 1), G = 4 * H;
   if (!in.has(0, {T, B, G}) || !in.has(1, {H, G}) || !in.has(2, {B, H}) || !in.has(3, {B, H}) || !in.has(4, {T, B})) return;
   const int64_t BH = int64_t(B) * H, BG = int64_t(B) * G;
@@ -412,7 +418,7 @@ void forward(TF_OpKernelContext* context) {
   std::memcpy(h, in[2], 4 * BH);
   for (int t = 0; t < T; ++t, keep += B, h += BH, c_prev = c, c += BH, gates += BG) {
     for (int b = 0; b < B; ++b) {
-      for (int u = 0; u < H; ++u) kept.get()[u] = h[b * H + u] * keep[b];
+      for (int u = 0; u < H; ++u) kept.get()[u] = h[int64_t(b) * H + u] * keep[b];
       convert<P>(kept.get(), H, units.get() + int64_t(b) * P::units(H));
     }
     multiply(B, units.get(), r, in[0] + t * BG, gates);
@@ -436,7 +442,7 @@ void forward(TF_OpKernelContext* context) {
 template <class P>
 void backward(TF_OpKernelContext* context) {
   Inputs in(context);
-  const Amx amx;
+  [[maybe_unused]] const Amx amx;  // releases the tiles at the end
   const int T = in.dim(4, 0), B = in.dim(4, 1), H = in.dim(0, 0), G = 4 * H;
   if (!in.has(0, {H, G}) || !in.has(1, {B, H}) || !in.has(2, {T, B}) || !in.has(3, {T, B, H}) || !in.has(4, {T, B, G}) ||
       !in.has(5, {T, B, H}) || !in.has(6, {B, H}) || !in.has(7, {B, H}))
@@ -469,7 +475,7 @@ void backward(TF_OpKernelContext* context) {
     }
     multiply(B, units.get(), r, nullptr, dh);
     for (int b = 0; b < B; ++b)
-      for (int u = 0; u < H; ++u) dh[b * H + u] *= keep[b];
+      for (int u = 0; u < H; ++u) dh[int64_t(b) * H + u] *= keep[b];
   }
 }
 
@@ -477,9 +483,9 @@ void backward(TF_OpKernelContext* context) {
 template <class P, bool A, bool B>
 void product(TF_OpKernelContext* context) {
   Inputs in(context);
-  const Amx amx;
+  [[maybe_unused]] const Amx amx;  // releases the tiles at the end
   const int M = in.dim(0, A), K = in.dim(0, !A), N = in.dim(1, !B);
-  if (!in.has(1, {B ? N : K, B ? K : N})) return;
+  if (!in.has(0, {in.dim(0, 0), in.dim(0, 1)}) || !in.has(1, {B ? N : K, B ? K : N})) return;
   float* c = in.output(0, {M, N});
   if (K == 0) std::memset(c, 0, 4 * int64_t(M) * N);
   alignas(64) float units[BLOCK * DEPTH];
@@ -503,12 +509,13 @@ void product(TF_OpKernelContext* context) {
 void sum_rows(TF_OpKernelContext* context) {
   Inputs in(context);
   const int N = in.dim(0, 0), K = in.dim(0, 1), rows = in.dim(2, 0);
-  if (!in.has(1, {N}) || !in.has(2, {rows, K})) return;
-  const auto* ids = reinterpret_cast<const int32_t*>(in[1]);  // valid, since they were looked up
+  if (!in.has(0, {N, K}) || !in.has(1, {N}) || !in.has(2, {rows, K})) return;
+  const auto* ids = reinterpret_cast<const int32_t*>(in[1]);
   float* sum = in.output(0, {rows, K});
   std::memset(sum, 0, 4 * int64_t(rows) * K);
   for (int n = 0; n < N; ++n) {
     const float* from = in[0] + int64_t(n) * K;
+    if (ids[n] < 0 || ids[n] >= rows) return in.fail("id of no row of the table");
     float* to = sum + int64_t(ids[n]) * K;
     for (int k = 0; k < K; ++k) to[k] += from[k];
   }

@@ -142,7 +142,7 @@ def make_optimizer(
 
     inner: the variables for muon (`CharRNN.inner_kernels`); adam takes the others.
     fused: for GPUs; the same results to rounding, and the same slots.
-    matmul_dtype: of muon's products on a CPU. A GPU multiplies them in TF32 anyway.
+    matmul_dtype: of muon's products, unless fused: a GPU's are in float32, rounded to TF32 as `prepare` has set it.
     A constant learning rate is a variable that callbacks may set.
     """
     constant = config.schedule == "constant" and not config.warmup

@@ -70,11 +70,25 @@ def test_bfloat16_matches_the_loop_to_its_rounding(
         np.testing.assert_allclose(actual, expected, rtol=0, atol=0.01 * (1 + np.abs(expected).max()))
 
 
-def test_every_value_is_rounded_in_bfloat16(rng: np.random.Generator) -> None:
-    run = case(rng, 3, 2, 5, resets=False)
-    rounded = run(functools.partial(kernel.lstm, dtype=tf.bfloat16))
-    for actual, exact in zip(rounded, run(kernel.lstm), strict=True):
-        assert np.any(actual != exact)
+def test_each_gradient_is_rounded_in_bfloat16(rng: np.random.Generator) -> None:
+    T, B, H = 2, 3, 5
+    shapes = [(T, B, 4 * H), (H, 4 * H), (B, H), (B, H), (T, B, H), (B, H), (B, H)]
+    z, r, h0, c0, *dafter = (tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes)
+    keep = tf.ones([T, B])
+    _, c, gates = kernel.ops().char_rnn_lstm(z, r, h0, c0, keep)
+    backward = functools.partial(kernel.ops().char_rnn_lstm_grad, r, c0, keep, c, gates, *dafter)
+    for exact, rounded in zip(backward(), backward(rounded=True), strict=True):
+        assert 0 < np.abs(rounded - exact).max() < 0.02 * np.abs(exact).max()
+
+    gradients = []
+    for dtype in (tf.float32, tf.bfloat16):
+        no_r = tf.zeros([H, 4 * H])  # equal states, so that only the product of the last gradient differs
+        with tf.GradientTape() as tape:
+            tape.watch(no_r)
+            loss = tf.reduce_sum(kernel.lstm(z, (h0, c0), no_r, None, dtype)[0])
+        gradients.append(tape.gradient(loss, no_r).numpy())
+    exact, rounded = gradients
+    assert 0 < np.abs(rounded - exact).max() < 0.02 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon", "rmsprop", "sgd"])
@@ -122,6 +136,8 @@ def test_matmul_and_its_gradients_match_float64(
 
 def test_bfloat16_rounds_to_nearest_even() -> None:
     x = np.array([1, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-8, 3e38, 0], np.float32)[:, None]
+    nans = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)[:, None]
+    assert np.isnan(kernel.matmul(nans, [[1.0]], tf.bfloat16)).all()
     for product in (kernel.matmul(x, [[1.0]], tf.bfloat16), tf.transpose(kernel.matmul([[1.0]], x.T, tf.bfloat16))):
         np.testing.assert_array_equal(product, tf.cast(tf.cast(x, tf.bfloat16), tf.float32))
 
@@ -144,11 +160,15 @@ def test_tanh_matches_float64() -> None:
     np.testing.assert_allclose(c, np.tanh(x.astype(np.float64)), rtol=1e-6)
 
 
-def test_mismatched_shapes_raise() -> None:
+def test_mismatched_shapes_and_ids_raise() -> None:
     with pytest.raises(tf.errors.InvalidArgumentError):
         kernel.ops().char_rnn_lstm(
             tf.zeros([2, 3, 8]), tf.zeros([3, 8]), tf.zeros([3, 2]), tf.zeros([3, 2]), tf.ones([2, 3])
         )
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        kernel.ops().char_rnn_product(tf.zeros([2, 3, 1]), tf.zeros([3, 4]))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        kernel.sum_rows(tf.zeros([1, 2]), tf.constant([3]), tf.zeros([3, 2]))
 
 
 def test_missing_compiler_falls_back_to_the_loop(
