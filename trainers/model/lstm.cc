@@ -7,8 +7,8 @@
 //
 // The tests compare this file with trainers/model/recurrence.py and its Lstm cell. Gate columns are i, f, o, c.
 //
-// Legend: T time steps, B lanes, H units, G = 4 H gate columns; K inputs and N columns of a product of M rows. A unit is
-// 4 bytes of a factor: a float32, or two bfloat16 of inputs k and k + 1, as the processor multiplies them; U units.
+// Legend: T time steps, B lanes, H units, G = 4 H gate columns; K inputs and N columns of a product of M rows. A word is
+// 4 bytes of a factor: a float32, or two bfloat16 of inputs k and k + 1, as the processor multiplies them; U of them.
 
 #include <algorithm>
 #include <array>
@@ -39,8 +39,8 @@ constexpr int W = 8;
 #endif
 constexpr int PANEL = 2 * W;  // columns of a panel: with ROWS rows, their sums fill the registers
 constexpr int ROWS = 6;
-constexpr int DEPTH = 256;  // units of a block: DEPTH x PANEL units stay in the first-level cache
-constexpr int BLOCK = 96;   // rows of a block: BLOCK x DEPTH units stay in the second-level cache
+constexpr int DEPTH = 256;  // words of a block: DEPTH x PANEL words stay in the first-level cache
+constexpr int BLOCK = 96;   // rows of a block: BLOCK x DEPTH words stay in the second-level cache
 
 typedef float V __attribute__((vector_size(4 * W), aligned(4), may_alias));
 
@@ -90,26 +90,26 @@ void transpose(V* rows) {
 
 // Factors in float32.
 struct Float32 {
-  static constexpr int INPUTS = 1;  // of a unit
-  static int units(int K) { return K; }
+  static constexpr int INPUTS = 1;  // of a word
+  static int words(int K) { return K; }
 
-  // The first W units of a row of `count` numbers.
-  static V along(const float* a, int count) { return load(a, count); }
-  // One unit of each of W rows, stored as columns: of their row k and, if there are two inputs, k + 1, or null.
-  static V across(const float* a, const float*, int count) { return load(a, count); }
-  // sum + x b for a unit x of a and W units b.
+  // The first W words of a row of `count` numbers.
+  static V pack_row(const float* a, int count) { return load(a, count); }
+  // One word of each of W rows, stored as columns: of their row k and, if there are two inputs, k + 1, or null.
+  static V pack_column(const float* a, const float*, int count) { return load(a, count); }
+  // sum + x b for a word x of a and W words b.
   static V add(V sum, float x, V b) { return sum + (x - V{}) * b; }  // V{} + x would be an addition, since -0 + 0 is 0
 };
 
 #ifdef __AVX512BF16__
 struct Bfloat16 {
   static constexpr int INPUTS = 2;
-  static int units(int K) { return (K + 31) / 32 * 16; }  // whole tiles
+  static int words(int K) { return (K + 31) / 32 * 16; }  // whole tiles
 
-  static V along(const float* a, int count) {
+  static V pack_row(const float* a, int count) {
     return (V)_mm512_cvtne2ps_pbh((__m512)load(a + W, count - W), (__m512)load(a, count));
   }
-  static V across(const float* a, const float* next, int count) {
+  static V pack_column(const float* a, const float* next, int count) {
     const auto half = [count](const float* p) {
       return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(p, p ? count : 0)));
     };
@@ -121,41 +121,41 @@ struct Bfloat16 {
 // Rounded to bfloat16 and multiplied as float32: without the instructions, the same results but for denormals and the
 // order of sums.
 struct Bfloat16 : Float32 {
-  static V along(const float* a, int count) {
+  static V pack_row(const float* a, int count) {
     typedef uint32_t Bits __attribute__((vector_size(4 * W)));
     const V v = load(a, count);
     const Bits bits = (Bits)v, nan = (Bits)(v != v);
     return (V)((nan & bits) | (~nan & (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000));
   }
-  static V across(const float* a, const float*, int count) { return along(a, count); }
+  static V pack_column(const float* a, const float*, int count) { return pack_row(a, count); }
 };
 #endif
 
-// Converts K numbers to units.
+// Converts K numbers to words.
 template <class P>
 void convert(const float* a, int K, float* to) {
-  const int U = P::units(K);
-  for (int u = 0; u < U; u += W) store(to + u, P::along(a + u * P::INPUTS, K - u * P::INPUTS), U - u);
+  const int U = P::words(K);
+  for (int u = 0; u < U; u += W) store(to + u, P::pack_row(a + u * P::INPUTS, K - u * P::INPUTS), U - u);
 }
 
-// Converts a_KxM, with rows of `lda` numbers, to M rows of units.
+// Converts a_KxM, with rows of `lda` numbers, to M rows of words.
 template <class P>
-void turn(int M, int K, const float* a, int64_t lda, float* to) {
-  const int U = P::units(K);
+void convert_transposed(int M, int K, const float* a, int64_t lda, float* to) {
+  const int U = P::words(K);
   for (int m = 0; m < M; m += W)
     for (int u = 0; u < U; u += W) {
       V rows[W];
       for (int i = 0; i < W; ++i) {
         const int k = (u + i) * P::INPUTS;
         const float* from = a + k * lda + m;
-        rows[i] = k < K ? P::across(from, k + 1 < K ? from + lda : nullptr, M - m) : V{};
+        rows[i] = k < K ? P::pack_column(from, k + 1 < K ? from + lda : nullptr, M - m) : V{};
       }
       transpose(rows);
       for (int i = 0; i < std::min(W, M - m); ++i) store(to + (m + i) * U + u, rows[i], U - u);
     }
 }
 
-// A matrix b_KxN laid out for `multiply`: blocks of DEPTH units, in each of them panels of PANEL columns, unit by unit.
+// A matrix b_KxN laid out for `multiply`: blocks of DEPTH words, in each of them panels of PANEL columns, word by word.
 template <class P>
 struct Packed {
   int K, N;
@@ -168,10 +168,10 @@ struct Packed {
       : K(K), N(N), width((N + PANEL - 1) / PANEL * PANEL) {
     thread_local Buffer buffer;
     thread_local int64_t size = 0;
-    if (size < P::units(K) * width) buffer = allocate(size = P::units(K) * width);
+    if (size < P::words(K) * width) buffer = allocate(size = P::words(K) * width);
     data = buffer.get();
-    for (int u0 = 0; u0 < P::units(K); u0 += DEPTH) {
-      const int k0 = u0 * P::INPUTS, U = std::min(DEPTH, P::units(K) - u0);
+    for (int u0 = 0; u0 < P::words(K); u0 += DEPTH) {
+      const int k0 = u0 * P::INPUTS, U = std::min(DEPTH, P::words(K) - u0);
       float* block = buffer.get() + u0 * width;
       const auto at = [=](int u, int n) { return block + (n / PANEL * U + u) * PANEL + n % PANEL; };
       for (int u = 0; u < U; u += transposed ? W : 1)
@@ -179,11 +179,11 @@ struct Packed {
           const int k = k0 + u * P::INPUTS;
           if (!transposed) {
             const float* from = b + k * ldb + n;
-            store(at(u, n), k < K ? P::across(from, k + 1 < K ? from + ldb : nullptr, N - n) : V{});
+            store(at(u, n), k < K ? P::pack_column(from, k + 1 < K ? from + ldb : nullptr, N - n) : V{});
             continue;
           }
           V rows[W];
-          for (int i = 0; i < W; ++i) rows[i] = n + i < N ? P::along(b + (n + i) * ldb + k, K - k) : V{};
+          for (int i = 0; i < W; ++i) rows[i] = n + i < N ? P::pack_row(b + (n + i) * ldb + k, K - k) : V{};
           transpose(rows);
           for (int i = 0; i < std::min(W, U - u); ++i) store(at(u + i, n), rows[i]);
         }
@@ -191,7 +191,7 @@ struct Packed {
   }
 };
 
-// c_MxPANEL = a_MxU b_UxPANEL + d_MxPANEL for one panel; d may be c, or null for zeros. Rows of a are `lda` units apart,
+// c_MxPANEL = a_MxU b_UxPANEL + d_MxPANEL for one panel; d may be c, or null for zeros. Rows of a are `lda` words apart,
 // those of c and d `ldc`. d is read last, since it is in no cache yet.
 template <class P, int M>
 void multiply_tile(int U, const float* a, int64_t lda, const float* b, const float* d, float* c, int64_t ldc) {
@@ -220,7 +220,7 @@ auto multiply_tiles(std::integer_sequence<int, M...>) {
   return std::array{multiply_tile<P, M + 1>...};
 }
 
-// Intel's AMX: products of bfloat16 in tile registers of up to 16 rows of 16 units. An op keeps one while it multiplies.
+// Intel's AMX: products of bfloat16 in tile registers of up to 16 rows of 16 words. An op keeps one while it multiplies.
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 struct Amx {
   static constexpr int ROWS = 32;  // of a product: two tiles of a, two of b, and four of sums
@@ -311,8 +311,8 @@ void multiply_block(int M, int U, int N, const float* a, int64_t lda, const floa
   static const auto by_rows = multiply_tiles<P>(std::make_integer_sequence<int, ROWS>());
   const bool amx = P::INPUTS == 2 && Amx::usable();
   const Tiles tiles{M, amx ? Amx::ROWS : ROWS};
-  const auto multiply = [&](int rows, const float* from, const float* d, float* c, int64_t ldc) {
-    amx ? Amx::multiply(rows, U, from, lda, panel, d, c, ldc) : by_rows[rows - 1](U, from, lda, panel, d, c, ldc);
+  const auto one_tile = [&](int rows, const float* from, const float* add, float* to, int64_t ldc) {
+    amx ? Amx::multiply(rows, U, from, lda, panel, add, to, ldc) : by_rows[rows - 1](U, from, lda, panel, add, to, ldc);
   };
   for (int n0 = 0; n0 < N; n0 += PANEL, panel += U * PANEL)
     for (int tile = 0; tile < tiles.count; ++tile) {
@@ -320,12 +320,12 @@ void multiply_block(int M, int U, int N, const float* a, int64_t lda, const floa
       const float* from = a + first * lda;
       const int64_t at = int64_t(first) * N + n0;
       if (n0 + PANEL <= N) {
-        multiply(rows, from, d ? d + at : nullptr, c + at, N);
+        one_tile(rows, from, d ? d + at : nullptr, c + at, N);
         continue;
       }
       float edge[std::max(ROWS, Amx::ROWS) * PANEL] = {};
       for (int m = 0; d && m < rows; ++m) std::memcpy(edge + m * PANEL, d + at + int64_t(m) * N, 4 * (N - n0));
-      multiply(rows, from, edge, edge, PANEL);
+      one_tile(rows, from, edge, edge, PANEL);
       for (int m = 0; m < rows; ++m) std::memcpy(c + at + int64_t(m) * N, edge + m * PANEL, 4 * (N - n0));
     }
 }
@@ -333,7 +333,7 @@ void multiply_block(int M, int U, int N, const float* a, int64_t lda, const floa
 // c_MxN = a_MxU b_UxN + d_MxN, like `multiply_tile`, for few rows.
 template <class P>
 void multiply(int M, const float* a, const Packed<P>& b, const float* d, float* c) {
-  const int U = P::units(b.K);
+  const int U = P::words(b.K);
   for (int u = 0; u < U; u += DEPTH)
     multiply_block<P>(M, std::min(DEPTH, U - u), b.N, a + u, U, b.data + u * b.width, u ? c : d, c);
 }
@@ -393,10 +393,15 @@ struct Inputs {
     TF_SetStatus(status, TF_INVALID_ARGUMENT, reason);
     TF_OpKernelContext_Failure(context, status);
   }
+  // Allocates output i. Null, and the op has failed, if there is not enough memory.
   float* output(int i, std::initializer_list<int64_t> shape) {
     int64_t count = 1;
     for (const int64_t length : shape) count *= length;
     TF_Tensor* tensor = TF_AllocateOutput(context, i, TF_FLOAT, shape.begin(), shape.size(), 4 * count, status);
+    if (!tensor) {
+      TF_OpKernelContext_Failure(context, status);
+      return nullptr;
+    }
     float* data = static_cast<float*>(TF_TensorData(tensor));
     TF_DeleteTensor(tensor);  // the context holds it too
     return data;
@@ -412,16 +417,17 @@ void forward(TF_OpKernelContext* context) {
   if (!in.has(0, {T, B, G}) || !in.has(1, {H, G}) || !in.has(2, {B, H}) || !in.has(3, {B, H}) || !in.has(4, {T, B})) return;
   const int64_t BH = int64_t(B) * H, BG = int64_t(B) * G;
   float *h = in.output(0, {T + 1, B, H}), *c = in.output(1, {T, B, H}), *gates = in.output(2, {T, B, G});
+  if (!h || !c || !gates) return;
   const float *keep = in[4], *c_prev = in[3];
   const Packed<P> r(in[1], G, H, G, false);
-  const Buffer kept = allocate(H), units = allocate(int64_t(B) * P::units(H));
+  const Buffer kept = allocate(H), words = allocate(int64_t(B) * P::words(H));
   std::memcpy(h, in[2], 4 * BH);
   for (int t = 0; t < T; ++t, keep += B, h += BH, c_prev = c, c += BH, gates += BG) {
     for (int b = 0; b < B; ++b) {
       for (int u = 0; u < H; ++u) kept.get()[u] = h[int64_t(b) * H + u] * keep[b];
-      convert<P>(kept.get(), H, units.get() + int64_t(b) * P::units(H));
+      convert<P>(kept.get(), H, words.get() + int64_t(b) * P::words(H));
     }
-    multiply(B, units.get(), r, in[0] + t * BG, gates);
+    multiply(B, words.get(), r, in[0] + t * BG, gates);
     for (int b = 0; b < B; ++b) {
       float* z = gates + int64_t(b) * G;
       for_units(H, [&, b](int u, auto n) {
@@ -449,8 +455,9 @@ void backward(TF_OpKernelContext* context) {
     return;
   const int64_t BH = int64_t(B) * H, BG = int64_t(B) * G;
   float *dz = in.output(0, {T, B, G}), *dh = in.output(1, {B, H}), *dc = in.output(2, {B, H});
+  if (!dz || !dh || !dc) return;
   const Packed<P> r(in[0], G, G, H, true);
-  const Buffer units = allocate(int64_t(B) * P::units(G));
+  const Buffer words = allocate(int64_t(B) * P::words(G));
   std::memcpy(dh, in[6], 4 * BH);
   std::memcpy(dc, in[7], 4 * BH);
   for (int t = T - 1; t >= 0; --t) {
@@ -471,9 +478,9 @@ void backward(TF_OpKernelContext* context) {
         store(d + 3 * H + u, dy_c * i * (1 - g * g), n);
         store(dc + at, dy_c * f * keep[b], n);
       });
-      convert<P>(d, G, units.get() + int64_t(b) * P::units(G));
+      convert<P>(d, G, words.get() + int64_t(b) * P::words(G));
     }
-    multiply(B, units.get(), r, nullptr, dh);
+    multiply(B, words.get(), r, nullptr, dh);
     for (int b = 0; b < B; ++b)
       for (int u = 0; u < H; ++u) dh[int64_t(b) * H + u] *= keep[b];
   }
@@ -487,20 +494,21 @@ void product(TF_OpKernelContext* context) {
   const int M = in.dim(0, A), K = in.dim(0, !A), N = in.dim(1, !B);
   if (!in.has(0, {in.dim(0, 0), in.dim(0, 1)}) || !in.has(1, {B ? N : K, B ? K : N})) return;
   float* c = in.output(0, {M, N});
+  if (!c) return;
   if (K == 0) std::memset(c, 0, 4 * int64_t(M) * N);
-  alignas(64) float units[BLOCK * DEPTH];
+  alignas(64) float words[BLOCK * DEPTH];
   for (int k0 = 0; k0 < K; k0 += DEPTH * P::INPUTS) {
-    const int depth = std::min(DEPTH * P::INPUTS, K - k0), U = P::units(depth);
+    const int depth = std::min(DEPTH * P::INPUTS, K - k0), U = P::words(depth);
     const Packed<P> b(in[1] + (B ? k0 : int64_t(k0) * N), B ? K : N, depth, N, B);
     for (int m0 = 0; m0 < M; m0 += BLOCK) {
       const int rows = std::min(BLOCK, M - m0);
       const float* a = in[0] + (A ? int64_t(k0) * M + m0 : int64_t(m0) * K + k0);
       if (A)
-        turn<P>(rows, depth, a, M, units);
+        convert_transposed<P>(rows, depth, a, M, words);
       else
-        for (int m = 0; m < rows; ++m) convert<P>(a + int64_t(m) * K, depth, units + m * U);
+        for (int m = 0; m < rows; ++m) convert<P>(a + int64_t(m) * K, depth, words + m * U);
       float* to = c + int64_t(m0) * N;
-      multiply_block<P>(rows, U, N, units, U, b.data, k0 ? to : nullptr, to);
+      multiply_block<P>(rows, U, N, words, U, b.data, k0 ? to : nullptr, to);
     }
   }
 }
@@ -512,6 +520,7 @@ void sum_rows(TF_OpKernelContext* context) {
   if (!in.has(0, {N, K}) || !in.has(1, {N}) || !in.has(2, {rows, K})) return;
   const auto* ids = reinterpret_cast<const int32_t*>(in[1]);
   float* sum = in.output(0, {rows, K});
+  if (!sum) return;
   std::memset(sum, 0, 4 * int64_t(rows) * K);
   for (int n = 0; n < N; ++n) {
     const float* from = in[0] + int64_t(n) * K;

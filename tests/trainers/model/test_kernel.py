@@ -171,6 +171,11 @@ def test_mismatched_shapes_and_ids_raise() -> None:
         kernel.sum_rows(tf.zeros([1, 2]), tf.constant([3]), tf.zeros([3, 2]))
 
 
+def test_too_little_memory_raises() -> None:
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        kernel.matmul(tf.zeros([2**22, 0]), tf.zeros([0, 2**22]))
+
+
 def test_missing_compiler_falls_back_to_the_loop(
     make_model: Callable[..., CharRNN],
     monkeypatch: pytest.MonkeyPatch,
