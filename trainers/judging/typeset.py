@@ -18,6 +18,7 @@ LIMITS = "ulimit -t 20; ulimit -f 40000"
 CLASS = r"""\documentclass{amsart}
 \usepackage{amssymb,verbatim}
 \IfFileExists{xy.sty}{\usepackage[all]{xy}}{}
+\AtEndDocument{\ifdefined\readtotheend\else\errmessage{the paragraph ended the document}\fi}
 """
 _DEFINITION = re.compile(
     r"^\\(?:def|(?:re)?newcommand|newtheorem|newenvironment|DeclareMathOperator)\b[^\n]*$", re.MULTILINE
@@ -85,7 +86,7 @@ def accepted(groups: list[list[str]], train: str) -> list[Share] | None:
         def compiles(numbered: tuple[int, str]) -> bool:
             folder = Path(scratch, str(numbered[0]))
             folder.mkdir()
-            document = f"\\begin{{document}}\n{numbered[1]}\n\\end{{document}}\n"
+            document = f"\\begin{{document}}\n{numbered[1]}\n\\gdef\\readtotheend{{}}\\end{{document}}\n"
             return _run(folder, "piece", document, f"-fmt={dumped}", "-draftmode", "-halt-on-error")
 
         results = pool.map(compiles, enumerate(piece for group in pieces for piece in group))

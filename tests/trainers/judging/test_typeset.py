@@ -62,11 +62,13 @@ def test_real_engine_judges_paragraphs(tmp_path: Path, monkeypatch: pytest.Monke
         r"\undefined",
         r"\newwrite\f \immediate\openout\f=../judged.fmt ",
         r"\loop\message{endless}\iftrue\repeat",
+        r"\begin{center}\end{center}\end{document} \undefined",
+        r"\endinput \undefined",
     ]
     groups = [[TEXT], [f"\n\n{text}\n\n" for text in hostile], ["nothing whole"], ["", "\n\n$\\alpha$ \u00e9\n\n"]]
     assert typeset.accepted(groups, TRAIN) == [
         {"share": 1 / 2, "good": 1, "of": 2},
-        {"share": 1 / 8, "good": 1, "of": 8},  # \write18 is accepted, and runs nothing
+        {"share": 1 / 10, "good": 1, "of": 10},  # \write18 is accepted, and runs nothing
         {"share": 0.0, "good": 0, "of": 0},
         {"share": 1.0, "good": 1, "of": 1},
     ]
