@@ -28,7 +28,7 @@ _tanh_grad = tf.raw_ops.TanhGrad  # dy (1 - y y)
 
 
 class Weights(NamedTuple):
-    """Weights of a layer, with the gate columns in the order of the cell."""
+    """Weights of a layer, with the gate columns in Keras's order."""
 
     kernel_IxG: tf.Tensor
     bias_G: tf.Tensor
@@ -70,27 +70,27 @@ class Cell(Protocol):
         """
 
 
+def _read(layer: Any) -> list[tf.Tensor]:
+    """Read a built layer's kernel, recurrent kernel and bias."""
+    return [tf.convert_to_tensor(w) for w in (layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias)]
+
+
 class Lstm:
-    """Keras orders the gate columns i, f, c, o; here i, f, o, c: three sigmoids side by side, then one tanh."""
+    """Gate columns i, f, c, o, as in Keras."""
 
     layer, cudnn = keras.layers.LSTM, "lstm"
     states, residuals, separate_gradients = 2, 6, False
 
     def weights(self, layer: Any) -> Weights:
-        cell = layer.cell
-        kernel, recurrent, bias = (self._reorder(w) for w in (cell.kernel, cell.recurrent_kernel, cell.bias))
+        kernel, recurrent, bias = _read(layer)
         return Weights(kernel, bias, (recurrent,))
-
-    def _reorder(self, w_G: Any) -> tf.Tensor:
-        i, f, c, o = tf.split(tf.convert_to_tensor(w_G), 4, axis=-1)
-        return tf.concat([i, f, o, c], axis=-1)
 
     def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Residuals]:
         _, c_prev_BxH = before
         H = c_prev_BxH.shape[-1]
         # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: one tanh over all gates is faster than three sigmoids.
         half_G = self._half(H)
-        i, f, o, g = tf.split(tf.tanh((z_BxG + hr_BxG) * half_G) * half_G + (1 - half_G), 4, axis=1)
+        i, f, g, o = tf.split(tf.tanh((z_BxG + hr_BxG) * half_G) * half_G + (1 - half_G), 4, axis=1)
         c_BxH = f * c_prev_BxH + i * g
         tanh_c = tf.tanh(c_BxH)
         return (o * tanh_c, c_BxH), (i, f, o, g, c_prev_BxH, tanh_c)
@@ -100,7 +100,7 @@ class Lstm:
         return {"input": i, "forget": f, "output": o, "candidate": g, "c": f * c_prev + i * g}
 
     def _half(self, H: int) -> tf.Tensor:
-        return tf.constant([0.5] * (3 * H) + [1.0] * H)
+        return tf.constant([0.5] * (2 * H) + [1.0] * H + [0.5] * H)
 
     def fold(self, w: Weights) -> Weights:
         half_G = self._half(w.recurrent[0].shape[0])
@@ -111,7 +111,7 @@ class Lstm:
         rest_G = 1 - half_G
 
         def infer(z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> State:
-            i, f, o, g = tf.split(tf.tanh(z_BxG + hr_BxG) * half_G + rest_G, 4, axis=1)
+            i, f, g, o = tf.split(tf.tanh(z_BxG + hr_BxG) * half_G + rest_G, 4, axis=1)
             c_BxH = f * before[1] + i * g
             return (o * tf.tanh(c_BxH), c_BxH)
 
@@ -122,7 +122,7 @@ class Lstm:
         i, f, o, g, c_prev_BxH, tanh_c = residuals
         dc_BxH += _tanh_grad(y=tanh_c, dy=dh_BxH * o)
         dz = [_sigmoid_grad(y=i, dy=dc_BxH * g), _sigmoid_grad(y=f, dy=dc_BxH * c_prev_BxH)]
-        dz += [_sigmoid_grad(y=o, dy=dh_BxH * tanh_c), _tanh_grad(y=g, dy=dc_BxH * i)]
+        dz += [_tanh_grad(y=g, dy=dc_BxH * i), _sigmoid_grad(y=o, dy=dh_BxH * tanh_c)]
         dz_BxG = tf.concat(dz, 1)
         return dz_BxG, dz_BxG, (None, dc_BxH * f)
 
@@ -134,9 +134,8 @@ class Gru:
     states, residuals, separate_gradients = 1, 5, True
 
     def weights(self, layer: Any) -> Weights:
-        cell = layer.cell
-        bias_G, recurrent_bias_G = tf.unstack(tf.convert_to_tensor(cell.bias))
-        kernel, recurrent = (tf.convert_to_tensor(w) for w in (cell.kernel, cell.recurrent_kernel))
+        kernel, recurrent, bias = _read(layer)
+        bias_G, recurrent_bias_G = tf.unstack(bias)
         return Weights(kernel, bias_G, (recurrent, recurrent_bias_G))
 
     def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Residuals]:
@@ -183,9 +182,7 @@ class Rnn:
     states, residuals, separate_gradients = 1, 1, False
 
     def weights(self, layer: Any) -> Weights:
-        kernel, recurrent, bias = (
-            tf.convert_to_tensor(w) for w in (layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias)
-        )
+        kernel, recurrent, bias = _read(layer)
         return Weights(kernel, bias, (recurrent,))
 
     def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Residuals]:

@@ -5,7 +5,7 @@
 // call, which costs as much as multiplying 25 rows by it. Here it is packed once per window and multiplied T times.
 // Products follow Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
 //
-// The tests compare this file with trainers/model/recurrence.py and its Lstm cell. Gate columns are i, f, o, c.
+// The tests compare this file with trainers/model/recurrence.py and its Lstm cell. Gate columns are i, f, c, o.
 //
 // Legend: T time steps, B lanes, H units, G = 4 H gate columns; K inputs and N columns of a product of M rows. A word is
 // 4 bytes of a factor: a float32, or two bfloat16 of inputs k and k + 1, as the processor multiplies them; U of them.
@@ -433,9 +433,9 @@ void forward(TF_OpKernelContext* context) {
       for_units(H, [&, b](int u, auto n) {
         const int64_t at = int64_t(b) * H + u;
         const V i = sigmoid(load(z + u, n)), f = sigmoid(load(z + H + u, n));
-        const V o = sigmoid(load(z + 2 * H + u, n)), g = tanh(load(z + 3 * H + u, n));
+        const V g = tanh(load(z + 2 * H + u, n)), o = sigmoid(load(z + 3 * H + u, n));
         const V next = f * (load(c_prev + at, n) * keep[b]) + i * g;
-        store(z + u, i, n), store(z + H + u, f, n), store(z + 2 * H + u, o, n), store(z + 3 * H + u, g, n);
+        store(z + u, i, n), store(z + H + u, f, n), store(z + 2 * H + u, g, n), store(z + 3 * H + u, o, n);
         store(c + at, next, n);
         store(h + BH + at, o * tanh(next), n);
       });
@@ -469,13 +469,13 @@ void backward(TF_OpKernelContext* context) {
       float* d = to + int64_t(b) * G;
       for_units(H, [&, b](int u, auto n) {
         const int64_t at = int64_t(b) * H + u;
-        const V i = load(a + u, n), f = load(a + H + u, n), o = load(a + 2 * H + u, n), g = load(a + 3 * H + u, n);
+        const V i = load(a + u, n), f = load(a + H + u, n), g = load(a + 2 * H + u, n), o = load(a + 3 * H + u, n);
         const V tanh_c = tanh(load(c + at, n)), dy_h = load(dh + at, n) + load(dy + at, n);
         const V dy_c = load(dc + at, n) + dy_h * o * (1 - tanh_c * tanh_c);
         store(d + u, dy_c * g * i * (1 - i), n);
         store(d + H + u, dy_c * (load(c_prev + at, n) * keep[b]) * f * (1 - f), n);
-        store(d + 2 * H + u, dy_h * tanh_c * o * (1 - o), n);
-        store(d + 3 * H + u, dy_c * i * (1 - g * g), n);
+        store(d + 2 * H + u, dy_c * i * (1 - g * g), n);
+        store(d + 3 * H + u, dy_h * tanh_c * o * (1 - o), n);
         store(dc + at, dy_c * f * keep[b], n);
       });
       convert<P>(d, G, words.get() + int64_t(b) * P::words(G));

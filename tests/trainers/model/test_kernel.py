@@ -154,7 +154,7 @@ def test_tanh_matches_float64() -> None:
     """Read tanh from the op: with h = 0 and open gates, it returns c = tanh(candidate)."""
     x = np.concatenate([np.linspace(-12, 12, 4001), np.logspace(-30, 0, 100)]).astype(np.float32)[:, None]
     open_gates = np.full((len(x), 1), 20, np.float32)
-    z = np.concatenate([open_gates, -open_gates, open_gates, x], axis=1)[None]
+    z = np.concatenate([open_gates, -open_gates, x, open_gates], axis=1)[None]
     zero = tf.zeros([len(x), 1])
     _, (_, c) = kernel.lstm(tf.constant(z), (zero, zero), tf.zeros([1, 4]), None)
     np.testing.assert_allclose(c, np.tanh(x.astype(np.float64)), rtol=1e-6)

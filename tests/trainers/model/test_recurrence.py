@@ -26,7 +26,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def lstm_step(z: np.ndarray, hr: np.ndarray, h: np.ndarray, c: np.ndarray) -> Arrays:
-    i, f, o, g = np.split(z + hr, 4, axis=1)
+    i, f, g, o = np.split(z + hr, 4, axis=1)
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
     return [sigmoid(o) * np.tanh(c), c]
 
