@@ -345,9 +345,10 @@ class Training:
         for number in (*losses, *norms):
             self._check_number(step, number)
         # In other types a gradient of 0 is a real one, such as that of a text of one symbol.
-        overflowed = self.steps.model.matmul_dtype == tf.float16 and not any(norms)
-        self.skipped = self.skipped + len(norms) if overflowed else 0
-        if self.skipped > MOST_SKIPPED:
+        if self.steps.model.matmul_dtype == tf.float16:
+            for norm in norms:
+                self.skipped = 0 if norm else self.skipped + 1
+        if self.skipped >= MOST_SKIPPED:
             raise StageError(
                 f"{self.run.folder}: the gradients of the last {self.skipped:,} steps were beyond float16's range: use "
                 "train.precision=tf32, in another --out"
