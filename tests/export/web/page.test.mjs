@@ -782,6 +782,7 @@ async function problemOf(prepare) {
       await page.locator("#problem:visible").waitFor();
       problem = await page.textContent("#problem");
       assert.equal(await page.locator("#write:enabled:visible").count(), 0);
+      assert.ok((await page.locator(".pane:visible").count()) < 2, "there is no second text before the model is open");
     },
     { ready: false, prepare },
   );
