@@ -7,6 +7,8 @@ models/NAME/SHA256SUMS
 """
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ from common.settings import read_config
 from export import checksums
 from export.bundle import NEURONS
 from export.lite.lite import LiteSettings, export_lite
-from export.lite.runner import LiteModel, Sampling
 from pipeline.corpora import CORPORA
 
 PRECISION = "int8-dynamic"
-LENGTH, TEMPERATURE = 600, 0.7  # of the sample on the card
+SAMPLE = "export run-lite models/{name} --temperature 0.7"  # the command of the card's sample
+SHORT = " --count 10"  # if texts end with their document
 MOST_BYTES = 1_200_000  # of a model's folder
 
 # What a model of a corpus writes. Only texts with a licence that allows it may be published.
@@ -45,7 +47,7 @@ CARD = """# {name}
 
 {intro}
 
-    python -m export run-lite models/{name} --temperature {temperature}
+    python -m {command}
 
 {sample}
 
@@ -53,7 +55,7 @@ CARD = """# {name}
 |---|---|
 | trained on | {source} |
 | licence of the text | {licence} |
-| model | {shape}, {parameters:,} parameters, {bytes:,} bytes in 8 bits |
+{vocabulary}| model | {shape}, {parameters:,} parameters, {bytes:,} bytes in 8 bits |
 | loss on {judged} | {nats:.3f} nats, {bits:.3f} bits per {unit}; in 8 bits {lost:+.4f} bits |
 | n-gram on the same text | {ngram} |
 | training | {minutes:.0f} minutes on {machine}; {date}, commit {commit:.7} |{snapshots}
@@ -65,6 +67,7 @@ and nothing filters what it writes: the text resembles its source in every respe
 names of people included. Passages may be copied from the source word for word, and then have the
 source's licence.
 """
+UNKNOWN = "| vocabulary | {count:,} characters; every other one is read, and sometimes written, as � |\n"
 
 
 def export_model(run: Path, out: Path, results: Path, note: str = "") -> None:
@@ -89,9 +92,10 @@ def card(folder: Path, kept: dict[str, Any], note: str) -> str:
         raise StageError(f"{folder} and the figures of {kept['name']} are of different weights: record the run again")
     (source,) = read_config(Path("configs") / f"{kept['name']}.toml", ())["data"]["source"]
     model, corpus, file = kept["config"]["model"], CORPORA[source], about["files"][PRECISION]
-    text = (
-        LiteModel(folder / file["file"]).generate(b"", LENGTH, Sampling(TEMPERATURE, seed=1)).decode(errors="replace")
-    )
+    vocab = about["vocab"]
+    command = SAMPLE.format(name=folder.name) + (SHORT if "end_id" in vocab else "")
+    arguments = [str(folder) if word.startswith("models/") else word for word in command.split()]
+    text = subprocess.run([sys.executable, "-m", *arguments], check=True, capture_output=True).stdout
     shape = f"{model['cell'].upper()} of {model['layers']} x {model['units']} units"
     ngram = f"{kept['ngram_nats']:.3f} nats" if kept["ngram_nats"] else "not counted"
     if interval := kept["ngram_ahead_interval"]:
@@ -102,8 +106,9 @@ def card(folder: Path, kept: dict[str, Any], note: str) -> str:
         run=kept["name"],
         intro=wrapped(INTRO.format(shape=shape, writes=WRITES[source])),
         shape=shape,
-        temperature=TEMPERATURE,
-        sample="\n".join(f"    {line}".rstrip() for line in text.split("\n")),
+        command=command,
+        sample="\n".join(f"    {line}".rstrip() for line in text.decode(errors="replace").rstrip("\n").split("\n")),
+        vocabulary=UNKNOWN.format(count=len(vocab["symbols"]) - 1) if "unknown_id" in vocab else "",
         source=note or f"{source}: {corpus.about}",
         licence=corpus.licence,
         parameters=kept["parameters"],
@@ -111,7 +116,7 @@ def card(folder: Path, kept: dict[str, Any], note: str) -> str:
         judged=kept["judged"],
         nats=kept["nats"],
         bits=kept["nats"] / math.log(2),
-        unit=about["vocab"]["unit"],
+        unit=vocab["unit"],
         lost=file["lost_bits"],
         ngram=ngram,
         minutes=kept["training_seconds"] / 60,
