@@ -67,7 +67,7 @@ def train(
       python -m trainers train configs/stdlib.toml
       python -m trainers train configs/stdlib.toml --out runs/wide --set model.units=256 --set train.epochs=3
       python -m trainers train configs/stdlib.toml --set train.clip=1.0 --allow train.clip
-      python -m trainers train configs/stdlib.toml --data data/book --out runs/book --init-from runs/stdlib
+      python -m trainers train configs/stdlib.toml --data data/book --out runs/tuned --init-from runs/stdlib
     """
     from trainers.config import RunConfig
 

@@ -25,8 +25,7 @@ class ModelConfig:
     """Stack of recurrent layers between characters and logits."""
 
     cell: Literal["lstm", "gru", "rnn"] = "lstm"  # rnn: a plain tanh
-    # H, units per layer. On a CPU prefer 240 or 272 to 256, which trained slower than either (bench/LOG.md).
-    units: int = Field(128, gt=0, le=1 << 16)
+    units: int = Field(128, gt=0, le=1 << 16)  # H, per layer
     layers: int = Field(2, gt=0, le=1000)  # L
     embedding: int = Field(0, ge=0, le=1 << 16)  # E, units of a learned embedding; 0: one-hot
     dropout: float = Field(0.0, ge=0, lt=1)  # between layers
@@ -60,7 +59,7 @@ class TrainConfig:
     optimizer: Literal["adam", "adamw", "muon", "rmsprop", "sgd"] = "adam"
     learning_rate: float = Field(0.002, gt=0, le=1e3)  # the peak
     # After the peak: constant; exponential or cosine, falling to `decay` times the peak at the last step; char-rnn:
-    # multiplied by `decay` at the start of each epoch from the tenth on (char-rnn's decay is 0.97).
+    # multiplied by `decay` at the end of each epoch from the tenth on (char-rnn's decay is 0.97).
     schedule: Literal["constant", "exponential", "cosine", "char-rnn"] = "constant"
     decay: float = Field(1.0, gt=0, le=1)
     warmup: int = Field(0, ge=0, lt=2**31)  # steps over which the learning rate first rises linearly from 0

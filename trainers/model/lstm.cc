@@ -5,7 +5,7 @@
 // call, which costs as much as multiplying 25 rows by it. Here it is packed once per window and multiplied T times.
 // Products follow Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
 //
-// The tests compare this file with trainers/model/recurrence.py and its Lstm cell. Gate columns are i, f, c, o.
+// The tests compare this file with the loop of recurrence.py and the Lstm of cells.py. Gate columns are i, f, c, o.
 //
 // Legend: T time steps, B lanes, H units, G = 4 H gate columns; K inputs and N columns of a product of M rows. A word is
 // 4 bytes of a factor: a float32, or two bfloat16 of inputs k and k + 1, as the processor multiplies them; U of them.
@@ -408,7 +408,7 @@ struct Inputs {
   }
 };
 
-// (z_TxBxG, r_HxG, h_BxH, c_BxH, keep_TxB) -> (h_T1xBxH from the state before on, c_TxBxH, gates_TxBxG)
+// (z_TxBxG, r_HxG, h_BxH, c_BxH, keep_TxB) -> (h_T1xBxH, starting with the state before the window, c_TxBxH, gates_TxBxG)
 template <class P>
 void forward(TF_OpKernelContext* context) {
   Inputs in(context);

@@ -207,7 +207,7 @@ class Steps:
         if local == 1:
             return batch
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group % local
-        # On a GPU's host: there the batches are, and their integers are needed (see `take`).
+        # The batches are on a GPU's host, where their integers are needed (see `take`).
         with tf.device("/CPU:0") if self.devices.gpu else contextlib.nullcontext():
             return Batch(*(None if x is None else tf.reshape(x, [local, -1, *x.shape[1:]])[replica] for x in batch))
 
