@@ -35,8 +35,8 @@ def compare(config: Path, data: Path, out: Path) -> None:
         raise StageError("this benchmark compares with PyTorch: pip install torch")
     settings = RunConfig.read(config)
     model = settings.model
-    if model.cell != "lstm" or model.output_dropout or settings.train.schedule != "cosine":
-        raise StageError(f"the PyTorch peer needs an LSTM, a cosine schedule and no output_dropout: change {config}")
+    if model.cell != "lstm" or model.layer_norm or settings.train.schedule != "cosine":
+        raise StageError(f"the PyTorch peer needs an LSTM, a cosine schedule and no layer_norm: change {config}")
     origin = provenance()
     with tempfile.TemporaryDirectory() as scratch, console.progress("runs") as bar:
         task = bar.add_task("equal time", total=1 + len(PEERS))
@@ -44,7 +44,8 @@ def compare(config: Path, data: Path, out: Path) -> None:
         bar.advance(task)
         for name, (optimizer, rate) in PEERS.items():
             seconds, rate = entries["ours"]["training_seconds"], rate or settings.train.learning_rate
-            arguments = [str(config), str(data), repr(seconds), optimizer, repr(rate)]
+            precision = entries["ours"]["precision"]
+            arguments = [str(config), str(data), repr(seconds), optimizer, repr(rate), precision]
             output = measure([sys.executable, "-m", "bench.torch_clock", *arguments])[1]
             entries[name] = json.loads(output) | {"rate": rate}
             bar.advance(task)
@@ -87,4 +88,5 @@ def _ours(config: Path, data: Path, run: Path) -> dict[str, Any]:
         "training_seconds": sum(row["seconds"] for row in trained),
         "parameters": kept.build().count_params(),
         "rate": kept.config.train.learning_rate,
+        "precision": kept.config.train.precision,
     }

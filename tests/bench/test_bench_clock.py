@@ -10,8 +10,10 @@ import pytest
 from tiny_data import TEXT, make_config
 
 from bench import clock
+from bench.__main__ import clock as bench_clock
 from common.errors import StageError
 
+ROOT = Path(__file__).parents[2]
 CONFIG = """
 [model]
 units = 16
@@ -35,7 +37,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_torch_trains_for_as_many_seconds_as_ours(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    ours = {"val_nats": 1.5, "seen": 2_000_000, "training_seconds": 12.5, "parameters": 1234, "rate": 0.03}
+    ours = {"val_nats": 1.5, "seen": 2_000_000, "training_seconds": 12.5, "parameters": 1234}
+    ours |= {"rate": 0.03, "precision": "bfloat16"}
 
     def measure(command: list[str]) -> tuple[None, str]:
         calls.append(command[1:])
@@ -50,13 +53,13 @@ def test_torch_trains_for_as_many_seconds_as_ours(config: Path, monkeypatch: pyt
     monkeypatch.setattr(clock.importlib.metadata, "version", lambda name: f"{name} 1")
     other = config.with_name("other.toml")
     other.write_text(CONFIG.replace("cosine", "exponential"))
-    with pytest.raises(
-        StageError, match=r"needs an LSTM, a cosine schedule and no output_dropout: change .*other.toml"
-    ):
+    with pytest.raises(StageError, match=r"needs an LSTM, a cosine schedule and no layer_norm: change .*other.toml"):
         clock.compare(other, config.parent / "data", config.parent / "out")
+    clock.compare(ROOT / bench_clock.params[0].default, config.parent / "data", config.parent / "out")
+    calls.clear()
     clock.compare(config, config.parent / "data", config.parent / "out")
     command = ["-m", "bench.torch_clock", str(config), str(config.parent / "data"), "12.5"]
-    assert calls == [[*command, "adam", "0.01"], [*command, "muon", "0.03"]]
+    assert calls == [[*command, "adam", "0.01", "bfloat16"], [*command, "muon", "0.03", "bfloat16"]]
     result = json.loads((config.parent / "out" / "bench-clock-tiny.json").read_text(encoding="utf-8"))
     assert result["found"]["ours"] == ours
     assert [entry["rate"] for entry in result["found"].values()] == [0.03, 0.01, 0.03]
@@ -80,10 +83,10 @@ def test_ours_runs_the_train_command(config: Path) -> None:
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_torch_learns(config: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(("optimizer", "precision"), [("adam", "float32"), ("muon", "bfloat16")])
+def test_torch_learns(config: Path, optimizer: str, precision: str) -> None:
     command = [sys.executable, "-m", "bench.torch_clock", str(config), str(config.parent / "data"), "4", optimizer]
-    done = subprocess.run([*command, "0.03"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "0.03", precision], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["val_nats"] < 5.3  # 5.6 before training; busy cores take few steps in four seconds
