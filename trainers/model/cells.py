@@ -70,9 +70,11 @@ class Cell(Protocol):
         """
 
 
-def _read(layer: Any) -> list[tf.Tensor]:
-    """Read a built layer's kernel, recurrent kernel and bias."""
-    return [tf.convert_to_tensor(w) for w in (layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias)]
+def _read(layer: Any) -> Weights:
+    kernel, recurrent, bias = (
+        tf.convert_to_tensor(w) for w in (layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias)
+    )
+    return Weights(kernel, bias, (recurrent,))
 
 
 class Lstm:
@@ -82,8 +84,7 @@ class Lstm:
     states, residuals, separate_gradients = 2, 6, False
 
     def weights(self, layer: Any) -> Weights:
-        kernel, recurrent, bias = _read(layer)
-        return Weights(kernel, bias, (recurrent,))
+        return _read(layer)
 
     def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Residuals]:
         _, c_prev_BxH = before
@@ -134,9 +135,9 @@ class Gru:
     states, residuals, separate_gradients = 1, 5, True
 
     def weights(self, layer: Any) -> Weights:
-        kernel, recurrent, bias = _read(layer)
-        bias_G, recurrent_bias_G = tf.unstack(bias)
-        return Weights(kernel, bias_G, (recurrent, recurrent_bias_G))
+        w = _read(layer)
+        bias_G, recurrent_bias_G = tf.unstack(w.bias_G)
+        return Weights(w.kernel_IxG, bias_G, (*w.recurrent, recurrent_bias_G))
 
     def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Residuals]:
         (h_prev_BxH,) = before
@@ -182,8 +183,7 @@ class Rnn:
     states, residuals, separate_gradients = 1, 1, False
 
     def weights(self, layer: Any) -> Weights:
-        kernel, recurrent, bias = _read(layer)
-        return Weights(kernel, bias, (recurrent,))
+        return _read(layer)
 
     def forward(self, z_BxG: tf.Tensor, hr_BxG: tf.Tensor, before: State) -> tuple[State, Residuals]:
         h_BxH = tf.tanh(z_BxG + hr_BxG)

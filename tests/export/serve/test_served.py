@@ -57,7 +57,7 @@ def test_log_prob_of_generate_matches_score(model: ExportedModel, rng: np.random
         np.testing.assert_allclose(score["bits_per_char"], score["nats"] / max(n, 1) / np.log(2), rtol=1e-5)
         assert not char_scores["log_probs"][n:].any()
         assert {name: char_scores[name] for name in score} == score
-    assert sum(result["n_chars"] for result in results) > 40
+    assert sum(result["n_chars"] for result in results) > 10  # texts of the model with documents are short
     assert not np.signbit([score["nats"] for score in scores]).any(), "an empty text has 0 nats, not -0"
 
 
