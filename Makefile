@@ -69,8 +69,10 @@ site/.venv/.installed: requirements-site.lock
 		--only-binary :all: -r $<
 	@touch $@
 
+# The page opens with the first model.
+site: FIRST = models/shakespeare/
 site: site/.venv/.installed
-	@site/.venv/bin/python -m export web models/*/ --out site/all $(if $(SERVE),--serve)
+	@site/.venv/bin/python -m export web $(FIRST) $(filter-out $(FIRST),$(sort $(wildcard models/*/))) --out site/all --force $(if $(SERVE),--serve)
 
 demo:
 	@$(MAKE) --no-print-directory run CONFIG=configs/stdlib.toml
