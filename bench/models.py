@@ -22,8 +22,8 @@ from export.lite.lite import LiteSettings, export_lite
 from pipeline.corpora import CORPORA
 
 PRECISION = "int8-dynamic"
-SAMPLE = "export run-lite models/{name} --temperature 0.7"  # the command of the card's sample
-SHORT = " --count 10"  # if texts end with their document
+TEMPERATURE = 0.7  # of the sample on the card
+TEXTS = 10  # in the sample, if texts end with their document
 MOST_BYTES = 1_200_000  # of a model's folder
 
 # What a model of a corpus writes. Only texts with a licence that allows it may be published.
@@ -47,7 +47,7 @@ CARD = """# {name}
 
 {intro}
 
-    python -m {command}
+    python -m export run-lite models/{name} {options}
 
 {sample}
 
@@ -93,9 +93,9 @@ def card(folder: Path, kept: dict[str, Any], note: str) -> str:
     (source,) = read_config(Path("configs") / f"{kept['name']}.toml", ())["data"]["source"]
     model, corpus, file = kept["config"]["model"], CORPORA[source], about["files"][PRECISION]
     vocab = about["vocab"]
-    command = SAMPLE.format(name=folder.name) + (SHORT if "end_id" in vocab else "")
-    arguments = [str(folder) if word.startswith("models/") else word for word in command.split()]
-    text = subprocess.run([sys.executable, "-m", *arguments], check=True, capture_output=True).stdout
+    options = ["--temperature", str(TEMPERATURE), *(["--count", str(TEXTS)] if "end_id" in vocab else [])]
+    command = [sys.executable, "-m", "export", "run-lite", str(folder), *options]
+    text = subprocess.run(command, check=True, capture_output=True).stdout.decode(errors="replace")
     shape = f"{model['cell'].upper()} of {model['layers']} x {model['units']} units"
     ngram = f"{kept['ngram_nats']:.3f} nats" if kept["ngram_nats"] else "not counted"
     if interval := kept["ngram_ahead_interval"]:
@@ -106,8 +106,8 @@ def card(folder: Path, kept: dict[str, Any], note: str) -> str:
         run=kept["name"],
         intro=wrapped(INTRO.format(shape=shape, writes=WRITES[source])),
         shape=shape,
-        command=command,
-        sample="\n".join(f"    {line}".rstrip() for line in text.decode(errors="replace").rstrip("\n").split("\n")),
+        options=" ".join(options),
+        sample="\n".join(f"    {line}".rstrip() for line in text.rstrip("\n").split("\n")),
         vocabulary=UNKNOWN.format(count=len(vocab["symbols"]) - 1) if "unknown_id" in vocab else "",
         source=note or f"{source}: {corpus.about}",
         licence=corpus.licence,
