@@ -34,11 +34,12 @@ namespace {
 
 #ifdef __AVX512F__
 constexpr int W = 16;
+constexpr int ROWS = 13;
 #else
 constexpr int W = 8;
+constexpr int ROWS = 6;
 #endif
 constexpr int PANEL = 2 * W;  // columns of a panel: with ROWS rows, their sums fill the registers
-constexpr int ROWS = 6;
 constexpr int DEPTH = 256;  // words of a block: DEPTH x PANEL words stay in the first-level cache
 constexpr int BLOCK = 96;   // rows of a block: BLOCK x DEPTH words stay in the second-level cache
 
@@ -299,7 +300,7 @@ struct Amx {
 };
 #endif
 
-// Rows first(i) to first(i + 1) form tile i. They are divided evenly: 25 rows make five tiles of five.
+// Rows first(i) to first(i + 1) form tile i. They are divided evenly: with ROWS = 6, 25 rows make five tiles of five.
 struct Tiles {
   int rows, most = ROWS, count = (rows + most - 1) / most;
   int first(int tile) const { return int64_t(tile) * rows / count; }
