@@ -53,7 +53,12 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
 class Muon(keras.optimizers.Muon):
     """keras.optimizers.Muon with the model's matrix products: in bfloat16, as in Jordan et al. 2024, or float32."""
 
-    matmul_dtype = tf.float32
+    def __init__(self, *args: Any, matmul_dtype: str = "float32", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.matmul_dtype = tf.as_dtype(matmul_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"matmul_dtype": self.matmul_dtype.name}
 
     def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
         wide = x.shape[0] <= x.shape[1]
@@ -164,9 +169,9 @@ def make_optimizer(
         orthogonal = {variable.path for variable in inner}
         others = [f"^{re.escape(v.path)}$" for v in variables if v.path not in orthogonal]
         extra = {"exclude_layers": others, "adam_weight_decay": decay}
+        if not fused:
+            extra["matmul_dtype"] = matmul_dtype.name
     optimizer = kinds[config.optimizer](rate, weight_decay=decay, **extra)
-    if isinstance(optimizer, Muon) and not fused:
-        optimizer.matmul_dtype = matmul_dtype
     # The step has already summed the gradients, to clip them by their global norm. Keras must not sum them again.
     optimizer._all_reduce_sum_gradients = list
     if config.weight_decay:

@@ -48,9 +48,11 @@ def test_char_rnn_schedule_matches_train_lua() -> None:
     np.testing.assert_allclose([float(ours(step)) for step in range(13 * EPOCH)], expected, rtol=1e-6)
 
 
-def test_schedule_survives_serialization() -> None:
-    optimizer = make_optimizer(TrainConfig(schedule="cosine", decay=0.1, warmup=3), TOTAL, EPOCH, [], [])
+def test_schedule_and_precision_survive_serialization() -> None:
+    config = TrainConfig(optimizer="muon", schedule="cosine", decay=0.1, warmup=3)
+    optimizer = make_optimizer(config, TOTAL, EPOCH, [], [], matmul_dtype=tf.bfloat16)
     restored = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert restored.matmul_dtype == tf.bfloat16
     for step in (0, 7, 40):
         assert float(restored._learning_rate(step)) == float(optimizer._learning_rate(step))
 
