@@ -99,7 +99,7 @@ def card(folder: Path, kept: dict[str, Any], note: str) -> str:
     shape = f"{model['cell'].upper()} of {model['layers']} x {model['units']} units"
     ngram = f"{kept['ngram_nats']:.3f} nats" if kept["ngram_nats"] else "not counted"
     if interval := kept["ngram_ahead_interval"]:
-        ngram += f"; {kept['ngram_ahead']:.3f} ({interval[0]:.3f} to {interval[1]:.3f}) more than the network"
+        ngram += f"; {kept['ngram_ahead']:z.3f} ({interval[0]:z.3f} to {interval[1]:z.3f}) more than the network"
     steps = ", ".join(f"{step:,}" for step in about["config"]["train"]["snapshots"])
     return CARD.format(
         name=folder.name,

@@ -141,7 +141,7 @@ def row(result: dict[str, Any]) -> str:
 
 
 def _with_interval(nats: float, interval: list[float] | None) -> str:
-    return f"{nats:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+    return f"{nats:z.3f}" + (f" ({interval[0]:z.3f} to {interval[1]:z.3f})" if interval else "")
 
 
 def put(page: Path, table: str) -> None:

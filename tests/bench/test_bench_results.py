@@ -87,7 +87,7 @@ def test_tables_are_rebuilt_between_markers(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", kept | {"name": "warpeace-2x240", "interval": [1.0, 2.0], "ngram_nats": 1.25})
     write_json(
         tmp_path / "d.json",
-        kept | {"name": "d", "ngram_nats": 1.5, "ngram_ahead": 0.25, "ngram_ahead_interval": [0.125, 0.5]},
+        kept | {"name": "d", "ngram_nats": 1.5, "ngram_ahead": -0.0001, "ngram_ahead_interval": [-0.125, 0.125]},
     )
     write_json(tmp_path / "c.json", kept | {"name": "c", "judged": "val", "interval": [1.0, 2.0]})
     write_json(tmp_path / "bench-train.json", {"name": "no run"})
@@ -101,7 +101,7 @@ def test_tables_are_rebuilt_between_markers(tmp_path: Path) -> None:
         "| [c](../configs/c.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.386 (1.000 to 2.000) "
         "|  | 2.000 |  |  |  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
         "| [d](../configs/d.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.457 | 1.386 | 2.000 "
-        "| 1.500 | 0.250 (0.125 to 0.500) |  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
+        "| 1.500 | 0.000 (-0.125 to 0.125) |  | 2:06 min | 2 cores, float32 | 2026-11-25, 0123456, 7 |",
     ]
     assert len({row.count("|") for row in rows}) == 1
     short = results.headlines(results.read(tmp_path)).splitlines()
