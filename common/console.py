@@ -7,9 +7,8 @@ import gc
 import io
 import itertools
 import os
-import re
+import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -29,6 +28,14 @@ class Terminal(Console):
     def __init__(self, stderr: bool = False):
         super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=stderr)
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether this is a terminal, also if FORCE_COLOR or TTY_COMPATIBLE say otherwise."""
+        try:
+            return self.file.isatty()
+        except (AttributeError, ValueError):  # closed
+            return False
+
     def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(visible(text, keep="\n\t"), **settings)
 
@@ -38,13 +45,13 @@ out, err = Terminal(), Terminal(stderr=True)
 TRACEBACK = "--traceback"
 
 # Start-up chatter that libraries print whatever their log level, and that users cannot act on.
-CHATTER = re.compile(
-    rb"^I\d{4} "  # TensorFlow's C++: the CPU's features, no CUDA driver
-    rb"|^WARNING: All log messages before absl"  # announces the lines above
-    rb"|^INFO: Created TensorFlow Lite"
-    rb"|^fully_quantize: "  # TensorFlow Lite's converter, on each int8 conversion
-    rb"|^Unable to import IPython|^TFDV visualization APIs"  # useful only in a notebook
-    rb"|^WARNING:root:apitools not found"  # Beam, without Google Cloud's clients
+CHATTER = (
+    "^I[0-9]{4} "  # TensorFlow's C++: the CPU's features, no CUDA driver
+    "|^WARNING: All log messages before absl"  # announces the lines above
+    "|^INFO: Created TensorFlow Lite"
+    "|^fully_quantize: "  # TensorFlow Lite's converter, on each int8 conversion
+    "|^Unable to import IPython|^TFDV visualization APIs"  # useful only in a notebook
+    "|^WARNING:root:apitools not found"  # Beam, without Google Cloud's clients
 )
 
 # Keras imports these if they are installed, for features that are not used here: a quarter of its start-up.
@@ -118,8 +125,8 @@ def quiet_libraries() -> None:
 def quiet(withhold: Iterable[str] = UNUSED) -> Iterator[None]:
     """Quiet the libraries, and drop their start-up chatter while the block imports TensorFlow.
 
-    TensorFlow's C++ writes to file descriptor 2 before it reads any setting. So the block's standard error is buffered,
-    and everything but known chatter is written when it ends.
+    TensorFlow's C++ writes to file descriptor 2 before it reads any setting. So the block's standard error goes through
+    grep: a process of its own, which also passes on the last words of an abort.
 
     withhold: modules that cannot be imported within the block, unless they already were.
     """
@@ -128,8 +135,10 @@ def quiet(withhold: Iterable[str] = UNUSED) -> Iterator[None]:
     sys.modules.update(withheld)  # type: ignore[arg-type]
     sys.stderr.flush()
     real = os.dup(2)
-    with tempfile.TemporaryFile() as buffer:
-        os.dup2(buffer.fileno(), 2)
+    command = ["grep", "--line-buffered", "--text", "--invert-match", "--extended-regexp", CHATTER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=real, start_new_session=True) as grep:
+        assert grep.stdin
+        os.dup2(grep.stdin.fileno(), 2)
         try:
             yield
         finally:
@@ -138,9 +147,6 @@ def quiet(withhold: Iterable[str] = UNUSED) -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(real, 2)
             os.close(real)
-            buffer.seek(0)
-            lines = [line for line in buffer if not CHATTER.search(line)]
-            os.write(2, b"".join(lines))
 
 
 def run(cli: Callable[..., object]) -> None:
@@ -150,6 +156,9 @@ def run(cli: Callable[..., object]) -> None:
     """
     # Python collects garbage as it ends, which takes seconds once TensorFlow has been used.
     atexit.register(gc.freeze)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as some daemons leave them
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 it stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal in ASCII, and a name that is not

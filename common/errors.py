@@ -1,5 +1,7 @@
 """Errors that end a command. A message is one line: the rule, what was expected, what was given, and the fix."""
 
+import errno
+
 from common.printable import brief
 
 
@@ -26,7 +28,7 @@ _CAUSES = {
     "ResourceExhaustedError": "out of memory",
     "UnavailableError": "another process does not answer",
 }
-FULL = "No space left on device"
+FULL = {"No space left on device": errno.ENOSPC, "File too large": errno.EFBIG}
 
 
 def tensorflow_cause(error: BaseException) -> str:
@@ -35,8 +37,9 @@ def tensorflow_cause(error: BaseException) -> str:
     if "OpError" not in names:
         return ""
     reason = brief(_reason(str(getattr(error, "message", ""))))
-    cause = FULL if FULL in str(error) else next((_CAUSES[name] for name in names if name in _CAUSES), names[0])
-    return cause if cause == FULL else f"{cause}: {reason}"
+    if full := next((text for text in FULL if text in str(error)), None):
+        return full
+    return f"{next((_CAUSES[name] for name in names if name in _CAUSES), names[0])}: {reason}"
 
 
 def _reason(message: str) -> str:

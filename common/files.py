@@ -20,8 +20,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
+from common import console
 from common.errors import FULL, StageError, tensorflow_cause
 
 LOCK = ".lock"
@@ -38,8 +39,7 @@ def scratch(path: Path) -> Iterator[Path]:
     """Yield a private folder beside `path`, deleted after the block or, after a kill, by the next `recover`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path.parent, glob.escape(path.name))
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-    with _locked(folder, new=True):
+    with _locked_new(path) as folder:
         try:
             with naming(path):
                 yield folder
@@ -57,8 +57,8 @@ def naming(path: Path) -> Iterator[None]:
             error.filename, error.strerror = os.fspath(path), os.strerror(error.errno)
         raise
     except Exception as error:
-        if tensorflow_cause(error) == FULL:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from error
+        if code := FULL.get(tensorflow_cause(error)):
+            raise OSError(code, os.strerror(code), os.fspath(path)) from error
         raise
 
 
@@ -73,22 +73,39 @@ def recover(folder: Path, pattern: str = "*") -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, new: bool = False) -> Iterator[None]:
-    """Lock a scratch folder for the block. Raises OSError if one that is not `new` is locked."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a scratch folder for the block. Raises OSError if it is locked, or gone."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # A file system without locks: leftovers are never recovered.
-        with contextlib.suppress(OSError) if new else contextlib.nullcontext():
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def _locked_new(path: Path) -> Iterator[Path]:
+    """Create a scratch folder for `path`, locked for the block."""
+    with contextlib.ExitStack() as lock:
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+            try:
+                lock.enter_context(_locked(folder))
+            except (BlockingIOError, FileNotFoundError):
+                continue  # another process's `recover` came between
+            except OSError:
+                pass  # a file system without locks: leftovers are never recovered
+            if folder.exists():
+                break
+        yield folder
+
+
 def _settle(folder: Path) -> None:
     """Delete a scratch folder, after restoring the old folder in it if the swap stopped halfway."""
-    path = folder.with_name(folder.name[1:].rpartition(".partial-")[0])
-    new, old = folder / path.name, folder / f"{path.name}.old"
+    name = folder.name[1:].rpartition(".partial-")[0]
+    if name in ("", ".", ".."):  # not made by `scratch`: the paths below would be outside of it
+        return
+    path, new, old = folder.with_name(name), folder / name, folder / f"{name}.old"
     if old.exists() and new.exists() and not path.exists():
         os.rename(old, path)
     shutil.rmtree(new, ignore_errors=True)  # before `old`, which must be whole as long as both exist
@@ -97,7 +114,16 @@ def _settle(folder: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, and rename it to `path` if the block succeeds."""
+    """Yield a temporary path, and rename it to `path` if the block succeeds. A device or a pipe is written directly.
+
+    Raises StageError for a folder.
+    """
+    path = _place(path)
+    if path.is_dir():
+        raise StageError(f"{path} is a folder: pass the name of a file")
+    if path.exists() and not path.is_file():
+        yield path
+        return
     with scratch(path) as folder:
         yield folder / path.name
         _flush(path, folder / path.name)
@@ -109,8 +135,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     """Yield an empty folder, and replace `path` and its contents with it if the block succeeds.
 
-    Raises StageError if `replace` is False and another process has written to `path` in the meantime.
+    Raises StageError for the current folder and for a mount point, which cannot be renamed; and, if `replace` is False,
+    if another process has written to `path` in the meantime.
     """
+    path = _place(path)
+    if path.absolute() == Path.cwd() or os.path.ismount(path):
+        kind = "a mount point" if os.path.ismount(path) else "the current folder"
+        raise StageError(f"{path} is {kind}, which cannot be replaced: pass a new folder in it")
     with scratch(path) as folder:
         (new := folder / path.name).mkdir()
         yield new
@@ -125,8 +156,14 @@ def whole_folder(path: Path, replace: bool = True) -> Iterator[Path]:
 
 def remove_folder(path: Path) -> None:
     """Delete a folder atomically: after a kill it is whole, or gone."""
+    path = _place(path)
     with scratch(path) as folder:
         os.rename(path, folder / f"{path.name}.old")
+
+
+def _place(path: Path) -> Path:
+    """Follow a link, which may lead to another disk, and name `.` and `..`."""
+    return path.resolve() if path.is_symlink() or path.name in ("", "..") else path
 
 
 def _flush(path: Path, *parts: Path) -> None:
@@ -150,7 +187,8 @@ def check_replaceable(folder: Path, marker: str, kind: str, option: str = "--out
     Anything else is the user's own and is not replaced, even with --force. `recover` runs first, so leftovers of killed
     processes do not count. option: the option that names the folder.
     """
-    recover(folder.parent, glob.escape(folder.name))
+    place = _place(folder)
+    recover(place.parent, glob.escape(place.name))
     if folder.exists() and not folder.is_dir():
         raise StageError(f"{folder} is a file, but {kind} is a folder: pass another {option}")
     if folder.is_dir() and not (folder / marker).is_file():
@@ -163,11 +201,18 @@ def check_replaceable(folder: Path, marker: str, kind: str, option: str = "--out
 def exclusive(folder: Path) -> Iterator[None]:
     """Lock a folder for the block. Raises StageError if another process holds the lock."""
     with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StageError(f"another process is using {folder}: wait for it, or pass another --out") from None
+        hold(lock, f"another process is using {folder}: wait for it, or pass another --out")
         yield
+
+
+def hold(file: IO[Any], busy: str) -> None:
+    """Lock an open file until it is closed. Raises StageError, with the message `busy`, if another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StageError(busy) from None
+    except OSError as error:
+        console.note(f"{file.name} cannot be locked ({error.strerror}): do not start a second process on it")
 
 
 def write_json(path: Path, value: Any) -> None:

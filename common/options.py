@@ -11,6 +11,8 @@ from common.errors import UsageError
 from common.machine import gpus, hide_gpus, use_gpus
 
 SEED = click.IntRange(-(1 << 63), (1 << 63) - 1)
+VERSION = click.IntRange(0, (1 << 63) - 1)  # of a served model
+LARGEST = 1e30  # well within the range of float32
 
 count = click.option(
     "--count",
@@ -33,10 +35,12 @@ def _finite(context: click.Context, option: click.Parameter, value: float) -> fl
 
 
 _OPTIONS = (
-    click.option("--length", type=click.IntRange(0), default=500, show_default=True, help="Characters to write."),
+    click.option(
+        "--length", type=click.IntRange(0, 1 << 20), default=500, show_default=True, help="Characters to write."
+    ),
     click.option(
         "--temperature",
-        type=click.FloatRange(0),
+        type=click.FloatRange(0, LARGEST),
         callback=_finite,
         default=0.8,
         show_default=True,
@@ -57,7 +61,7 @@ _OPTIONS = (
     ),
     click.option(
         "--repetition-penalty",
-        type=click.FloatRange(0, min_open=True),
+        type=click.FloatRange(1 / LARGEST, LARGEST),
         callback=_finite,
         default=1.0,
         help="Above 1, make the last 64 characters less likely.",

@@ -55,7 +55,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("run", type=FOLDER, metavar="runs/NAME")
 @click.option("--out", type=FOLDER, help="TF Serving's base path.  [default: served/NAME]")
-@click.option("--version", type=click.IntRange(1), help="Version to write.  [default: the next]")
+@click.option("--version", type=click.IntRange(1, options.VERSION.max), help="Version to write.  [default: the next]")
 @click.option("--force", is_flag=True, help="Overwrite that version (without --version: the latest).")
 @click.option("--most-length", type=CAP, default=4096, show_default=True, help="Characters to write per row, at most.")
 @click.option("--most-prompt", type=CAP, default=4096, show_default=True, help="Characters of a row's prompt, at most.")
@@ -88,7 +88,7 @@ def savedmodel(
         from export.serve.saved_model import export_saved_model
         from trainers.sampling.rows import Limits
     limits = Limits(length=most_length, prompt=most_prompt, rows=most_rows)
-    out = out or Path("served") / run.name
+    out = out or Path("served") / run.resolve().name
     version = export_saved_model(run, out, version, force, limits)
     if wait := waiting(targets):
         label_canary(out, version, wait)
@@ -249,7 +249,7 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
     with console.quiet():
         from export.lite.lite import LiteSettings, export_lite
     settings = LiteSettings(tuple(name for name in precision.split(",") if name), allowed)
-    export_lite(run, out or Path("devices") / run.name, settings, data, force)
+    export_lite(run, out or Path("devices") / run.resolve().name, settings, data, force)
 
 
 @cli.command()
@@ -264,7 +264,7 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
     show_default=True,
     help="The same seed writes the same text; in float32, that of `trainers sample`.",
 )
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtime.")
+@click.option("--threads", type=click.IntRange(1, 128), default=1, show_default=True, help="Threads of the runtime.")
 def run_lite(file: Path, prompt: str, count: int, length: int, threads: int, seed: int, **sampling: Any) -> None:
     """Write text with a .tflite as a device does, without TensorFlow. In a folder, int8-dynamic.tflite is used.
 
@@ -343,7 +343,7 @@ def keras(run: Path, out: Path | None, batch: int, force: bool) -> None:
     """
     with console.quiet():
         from export.keras_model import export_keras
-    export_keras(run, out or Path("exported") / run.name, batch, force)
+    export_keras(run, out or Path("exported") / run.resolve().name, batch, force)
 
 
 @cli.command()
@@ -359,7 +359,7 @@ def show(run: Path, served: Path | None, devices: Path | None) -> None:
     """
     with console.quiet():
         from export.show import show as show_run
-    show_run(run, served or Path("served") / run.name, devices or Path("devices") / run.name)
+    show_run(run, served or Path("served") / run.resolve().name, devices or Path("devices") / run.resolve().name)
 
 
 @cli.command()

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import logging
 import re
 import shlex
@@ -16,7 +17,7 @@ from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import load_json, write_json
+from common.files import whole_file
 from common.processes import last_line
 
 RESULTS = ".results.json"
@@ -39,9 +40,9 @@ def run(stage: str, title: str = "", total: int = 0, options: str = "") -> Itera
     pass file positions between steps, never text.
     Raises UsageError for options or runners that Beam does not know; StageError, in one line, for any failure inside.
     """
-    parsed, runner = _parsed(options)
     # Beam logs each exception with its traceback, as well as raising it.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    parsed, runner = _parsed(options)
     try:
         with _bar(title, total), beam.Pipeline(runner=runner, options=parsed) as pipeline:
             yield pipeline
@@ -79,11 +80,16 @@ def each(
             | "Spread" >> beam.Reshuffle()
             | "Work" >> beam.Map(named)
             | "Gather" >> beam.GroupByKey()  # combiners.ToList would double Beam's own work
-            | "Report" >> beam.MapTuple(lambda _, results: write_json(folder / RESULTS, list(results)))
+            | "Report" >> beam.MapTuple(lambda _, results: _write(folder / RESULTS, list(results)))
         )
-    results = load_json(folder / RESULTS)
+    results = json.loads((folder / RESULTS).read_bytes())  # of any size: it is ours
     (folder / RESULTS).unlink()
     return results
+
+
+def _write(path: Path, results: list[Any]) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(results), encoding="utf-8")
 
 
 def _reason(error: Exception) -> str:
@@ -110,9 +116,14 @@ def _parsed(options: str) -> tuple[PipelineOptions, PipelineRunner]:
         # Beam parses options on first use, and argparse then exits the process on an invalid one.
         with contextlib.redirect_stderr(stderr):
             parsed = PipelineOptions(shlex.split(options))
-            parsed.get_all_options()
+            known = parsed.get_all_options()
             name = parsed.view_as(StandardOptions).runner
-            return parsed, create_runner(name) if name else FnApiRunner()
+            if name:
+                return parsed, create_runner(name)  # which may have options of its own
+            unknown = parsed.get_all_options(retain_unknown_options=True).keys() - known
+            if unknown:
+                raise ValueError(f"without a --runner, there is no --{min(unknown)}")
+            return parsed, FnApiRunner()
     except (AttributeError, ImportError, SystemExit, ValueError) as error:
         rule = f"Beam has no runner {name!r}" if name else f"invalid --beam options {options!r}"
         raise UsageError(f"{rule}: {last_line(stderr.getvalue() or str(error))}") from None

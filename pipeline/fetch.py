@@ -6,7 +6,6 @@ the server still has the same file.
 
 import contextlib
 import datetime
-import fcntl
 import http.client
 import logging
 import os
@@ -26,7 +25,16 @@ from rich.table import Table
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, load_json, read_json, sha256_file, whole_folder, write_json, write_record
+from common.files import (
+    check_replaceable,
+    hold,
+    load_json,
+    read_json,
+    sha256_file,
+    whole_folder,
+    write_json,
+    write_record,
+)
 from pipeline.corpora import CORPORA, Corpus, find, make_text
 from pipeline.sources import PROVENANCE, RAW
 
@@ -140,10 +148,7 @@ def _downloaded(url: str, corpus: Corpus, folder: Path) -> Iterator[Path]:
     known = corpus if url == corpus.address else None
     keep = False
     with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StageError(f"another process is fetching {folder}: wait for it, or pass a different --to") from None
+        hold(file, f"another process is fetching {folder}: wait for it, or pass a different --to")
         try:
             _download(url, file, known.bytes if known else None, corpus.ceiling)
             if known and known.sha256 not in (None, got := sha256_file(path)):

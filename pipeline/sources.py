@@ -17,7 +17,7 @@ import pydantic
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import load_json
+from common.files import load_json, read_json
 from common.files import scratch as temporary
 from common.printable import visible
 from pipeline.corpora import CORPORA
@@ -83,6 +83,8 @@ def defaults(sources: object) -> dict[str, Any]:
 
 
 def _files(source: str, include: list[str], exclude: list[str], out: Path) -> list[SourceFile]:
+    if not source:
+        raise UsageError("a source must not be empty: name a file, a folder or a corpus, or '.' for this folder")
     path = _path_of(source)
     if path.is_file():
         return [_source_file(path, path.name)]
@@ -113,7 +115,7 @@ def _walked(source: str, top: Path, pattern: tuple[str, ...], out: Path) -> dict
     for reason, paths in left_out.items():
         names = ", ".join(map(_printable, sorted(paths)[:NAMED])) + (", ..." if len(paths) > NAMED else "")
         console.note(f"{source}: left out {len(paths):,} ({reason}): {names}")
-    return {name.as_posix(): path for name, path in files.items() if name.as_posix() != PROVENANCE}
+    return {name.as_posix(): path for name, path in files.items() if name.as_posix() != PROVENANCE or _foreign(path)}
 
 
 def _path_of(source: str) -> Path:
@@ -125,13 +127,18 @@ def _path_of(source: str) -> Path:
 def _provenance(source: str) -> list[dict[str, Any]]:
     """Provenance that fetch recorded beside a text. Raises StageError if it is invalid."""
     file = _path_of(source) / PROVENANCE
-    if not file.is_file():
+    if not file.is_file() or _foreign(file):
         return []
     try:
         return [_Provenance.model_validate(load_json(file)).model_dump()]
     except ValueError as error:
         reason = error.errors()[0]["msg"].lower() if isinstance(error, pydantic.ValidationError) else str(error)
         raise StageError(f"{file} is invalid ({reason}): fetch the corpus again, or delete this file") from None
+
+
+def _foreign(file: Path) -> bool:
+    """Whether a provenance.json is another program's, and text like any other: an object without fetch's keys."""
+    return bool(found := read_json(file)) and not found.keys() & {"format_version", "text_sha256"}
 
 
 class _Provenance(pydantic.BaseModel, extra="allow"):

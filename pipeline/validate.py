@@ -20,6 +20,7 @@ import apache_beam as beam
 import pyarrow as pa
 import tensorflow_data_validation as tfdv
 from google.protobuf import text_format
+from google.protobuf.message import DecodeError
 from tensorflow_data_validation.statistics.generators.basic_stats_generator import BasicStatsGenerator
 from tensorflow_data_validation.statistics.generators.top_k_uniques_sketch_stats_generator import (
     TopKUniquesSketchStatsGenerator,
@@ -30,7 +31,7 @@ from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatistics
 
 from common import console
 from common.errors import StageError, UsageError
-from common.files import recover, sha256_file, sha256_json, whole_folder
+from common.files import WRONG_SHAPE, recover, sha256_file, sha256_json, whole_folder
 from common.printable import brief, one_line
 from pipeline.beam import advance, run
 from pipeline.config import ValidateSettings
@@ -90,12 +91,14 @@ def validate(
     against: a validated data set; train is compared with its train for drift, val and test for skew.
     options: Beam's own (pipeline.beam).
     A data set already stamped for all of these is skipped unless `force`. The stamp of an invalid one is removed.
-    Raises UsageError for an invalid schema and for an `against` with the same data; StageError for a missing data set
-    and, listing the findings, for an invalid one.
+    Raises UsageError for an invalid schema and for an `against` with the same data; StageError for a missing data set,
+    for an edited schema that `schema` does not name, unless `force`, and, listing the findings, for an invalid one.
     """
     manifest = read_manifest(folder)
     earlier = read_earlier(against, folder, manifest) if against else None
     rules = Rules(settings, read_schema(schema) if schema else None, earlier)
+    if not (schema or force):
+        _check_unedited(folder / FOLDER)
     report, digest = folder / FOLDER / REPORT, rules.sha256_with(manifest)
     if manifest.validation and manifest.validation.get("asked_sha256") == digest and report.exists() and not force:
         recover(folder)  # of a process killed after it wrote the stamp
@@ -126,7 +129,7 @@ def _examine(folder: Path, manifest: Manifest, rules: Rules, out: Path, options:
     """Count every split and apply the rules; write statistics, schema and report to `out`."""
     statistics = count(folder, manifest, out, options)
     schema = rules.schema or schema_of(statistics["train"])
-    (out / SCHEMA).write_text(text_format.MessageToString(schema, as_utf8=True), encoding="utf-8")
+    (out / SCHEMA).write_text(_text(schema), encoding="utf-8")
     checks = {name: check(name, statistics, schema, rules) for name in statistics}
     report = Report(
         title=folder.resolve().name,
@@ -142,6 +145,25 @@ def _examine(folder: Path, manifest: Manifest, rules: Rules, out: Path, options:
     )
     write_report(out / REPORT, report)
     return report.findings
+
+
+def _check_unedited(out: Path) -> None:
+    """Raise StageError if the schema in `out` is not the one inferred from train: an edit would be lost."""
+    path, statistics = out / SCHEMA, _statistics_file(out, "train")
+    if not path.is_file():
+        return
+    try:
+        inferred = _text(schema_of(tfdv.load_stats_binary(os.fspath(statistics)))).encode()
+    except (OSError, IndexError, DecodeError, *WRONG_SHAPE):
+        inferred = None
+    if path.read_bytes() != inferred:
+        raise StageError(
+            f"{path} is not the schema inferred from train: pass --schema {path} to use it, or --force to replace it"
+        )
+
+
+def _text(schema: Schema) -> str:
+    return text_format.MessageToString(schema, as_utf8=True)
 
 
 def read_schema(path: Path) -> Schema:

@@ -7,6 +7,7 @@ runs/NAME/checkpoints/        see trainers.checkpoint
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,12 @@ def open_run(run: Run, allow: tuple[str, ...] = ()) -> Run:
     """Check the run to start or resume, and resolve its precision. Writes nothing.
 
     allow: differences to accept on resume: "data", or a setting such as "train.clip".
-    Raises StageError if the folder contains something else, or a run with another vocabulary, data or config; the
-    message lists the differences.
+    Raises UsageError for names that are not UTF-8; StageError if the folder contains something else, or a run with
+    another vocabulary, data or config; the message lists the differences.
     """
+    for path in (run.data, run.folder):
+        if (name := os.fsencode(path).decode(errors="replace")) != str(path):
+            raise UsageError(f"TensorFlow needs file names in UTF-8, got {name}: rename it")
     if not (run.folder / "run.json").exists():
         check_replaceable(run.folder, "run.json", "a run")
         return _precise(run, default_precision())
@@ -99,7 +103,9 @@ def _check_same(before: Run, run: Run, allow: tuple[str, ...]) -> None:
         )
     if before.init_from != run.init_from:
         source = before.init_from or "new weights"
-        raise StageError(f"{folder} was started from {source}, not from {run.init_from}: {fix}")
+        raise StageError(
+            f"{folder} was started from {source}, not from {run.init_from}: omit --init-from to resume it, or {fix}"
+        )
     changes = {"data": (before.data_sha256[:12], run.data_sha256[:12])}
     # Unless the learning rate depends on the total number of steps, more epochs only extend the run.
     free = {f"train.{name}" for name in FREE}

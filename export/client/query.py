@@ -26,7 +26,7 @@ TLS = ("root_certificates", "key", "certificate", "server_name")
 TARGET_OPTIONS = (
     click.option("--target", default="localhost:8500", show_default=True, metavar="HOST:PORT", help="gRPC address."),
     click.option("--model", required=True, metavar="NAME", help="The model's name on the server."),
-    click.option("--version", type=click.IntRange(0), help="Model version."),
+    click.option("--version", type=options.VERSION, help="Model version."),
     click.option(
         "--label", metavar="NAME", help="Model version by its label.  [default: stable, if the server has it]"
     ),
@@ -117,8 +117,7 @@ def text(
     before = os.fsencode(prompt)  # the bytes as typed, in any locale
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
     if as_json or count > 1:
-        seeds = [options.later_seed(drawn, index) for index in range(count)]
-        for row in _rows(client, before, length, seeds, sampling):
+        for row in _rows(client, before, length, drawn, count, sampling):
             _print_json(row)
         return
     sampling["seed"] = drawn
@@ -133,12 +132,15 @@ def text(
 
 
 def _rows(
-    client: "Client", prompt: bytes, length: int, seeds: list[int], sampling: dict[str, Any]
+    client: "Client", prompt: bytes, length: int, seed: int, count: int, sampling: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Write a text per seed, in calls of as many rows as the model's limit. Raises StageError for a rejected row."""
-    most = client.info().get("limits", {}).get("rows", 1) if len(seeds) > 1 else 1
-    for first in range(0, len(seeds), most):
-        batch = seeds[first : first + most]
+    """Write texts, with seeds that count up from `seed`, in calls of as many rows as the model's limit.
+
+    Raises StageError for a rejected row.
+    """
+    most = client.info().get("limits", {}).get("rows", 1) if count > 1 else 1
+    for first in range(0, count, most):
+        batch = [options.later_seed(seed, index) for index in range(first, min(first + most, count))]
         texts = client.generate([prompt] * len(batch), length, seed=batch, **sampling)
         for seed, generated in zip(batch, texts, strict=True):
             if generated.error:

@@ -3,6 +3,8 @@
 import importlib
 import io
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,13 @@ from common.settings import make, read_config, settings
 TEXT = "a\x1b[31mb\r\x07\x9bc\td\né\x00".encode() + b"\xff"
 
 
-def test_piped_text_is_written_unchanged(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+@pytest.mark.parametrize("color", [False, True])
+def test_piped_text_is_written_unchanged(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, color: bool
+) -> None:
+    if color:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
     console.write_text(TEXT)
     assert capfdbinary.readouterr().out == TEXT + b"\n"
 
@@ -26,7 +34,7 @@ def test_piped_text_is_written_unchanged(capfdbinary: pytest.CaptureFixture[byte
 def test_terminal_output_replaces_control_characters(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console.out, "_force_terminal", True)
+    monkeypatch.setattr(console.Terminal, "is_terminal", True)
     console.write_text(TEXT)
     assert capsys.readouterr().out == "a\ufffd[31mb\ufffd\ufffd\ufffdc\td\né\ufffd\ufffd\n"
 
@@ -212,3 +220,24 @@ def test_quiet_replays_stderr_when_an_import_fails(capfd: pytest.CaptureFixture[
         os.write(2, b"the reason\n")
         raise ImportError
     assert capfd.readouterr().err == "the reason\n"
+
+
+def test_quiet_passes_on_the_last_words_of_an_abort() -> None:
+    code = "import os; from common import console\nwith console.quiet(): os.write(2, b'I0000 x\\nfatal'); os.abort()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGABRT, "fatal\n")
+
+
+def test_closed_streams_are_not_a_bug() -> None:
+    code = """
+import click, os, sys
+from common import console
+@click.command()
+def command():
+    console.write_text(b"x")
+    console.note("y")
+    assert sys.stdin.read() == ""
+console.run(command)
+"""
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    assert subprocess.run(closed, check=False).returncode == 0

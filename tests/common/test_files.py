@@ -85,6 +85,82 @@ def test_only_folders_with_marker_file_are_replaceable(tmp_path: Path) -> None:
     check_replaceable(tmp_path / "new", "run.json", "a run")
 
 
+def test_a_link_is_followed_to_the_folder_that_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "data"
+    link.symlink_to(tmp_path / "disk/data")
+    for name in ("old", "new"):
+        with whole_folder(link) as partial:
+            (partial / name).touch()
+    assert link.is_symlink()
+    assert names(tmp_path / "disk") == ["data", "new"]
+
+
+def test_a_file_is_written_through_a_link_and_into_a_device_but_not_over_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to("target")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("link", "pipe"):
+        with whole_file(tmp_path / name) as partial:
+            partial.write_text("new")
+    assert ((tmp_path / "target").read_text(), os.read(reader, 9)) == ("new", b"new")
+    os.close(reader)
+    assert names(tmp_path) == ["link", "pipe", "target"]
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/precious").touch()
+    monkeypatch.chdir(tmp_path / "work")
+    for path in (Path(".."), Path(".")):
+        with pytest.raises(StageError, match="is a folder: pass the name of a file"), whole_file(path):
+            raise AssertionError
+    assert names(tmp_path) == ["link", "pipe", "precious", "target", "work"]
+
+
+@pytest.mark.parametrize("leftover", ["..partial-abcdefgh", "...partial-abcdefgh", "....partial-abcdefgh"])
+def test_recovery_deletes_nothing_outside_a_scratch_folder(tmp_path: Path, leftover: str) -> None:
+    (tmp_path / leftover).mkdir()
+    (tmp_path / "precious").touch()
+    recover(tmp_path)
+    check_replaceable(tmp_path / "new", "run.json", "a run")
+    assert names(tmp_path) == sorted([leftover, "precious"])
+
+
+@pytest.mark.parametrize("path", [".", "inner/..", "/proc"])
+def test_a_folder_that_cannot_be_renamed_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path)
+    kind = "a mount point" if path == "/proc" else "the current folder"
+    with pytest.raises(StageError, match=f"is {kind}, which cannot be replaced"), whole_folder(Path(path)):
+        raise AssertionError
+    assert names(tmp_path) == ["inner"]
+
+
+def test_concurrent_writes_of_a_file_all_succeed(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from common.files import write_json\n"
+        "for _ in range(150): write_json(Path(sys.argv[1]), 1)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x.json")]
+    writers = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
+    assert [writer.communicate()[1] for writer in writers] == [b""] * 4
+    assert names(tmp_path) == ["x.json"]
+
+
+def test_a_file_system_without_locks_is_used_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with files.exclusive(tmp_path):
+        write_json(tmp_path / "x.json", 1)
+    note = f"{tmp_path}/.lock cannot be locked (Function not implemented): do not start a second process on it"
+    assert "".join(capsys.readouterr().err.split()) == "".join(note.split())
+    assert names(tmp_path) == [".lock", "x.json"]
+
+
 def test_failed_write_keeps_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "old.txt").touch()
@@ -180,11 +256,12 @@ def test_folder_with_only_leftovers_is_replaceable(tmp_path: Path) -> None:
 
 def test_full_disk_error_names_the_output(tmp_path: Path) -> None:
     for writing in (whole_file, whole_folder):
-        for full in (
-            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-            type("OpError", (Exception,), {})("x; No space left on device"),
+        for full, reason in (
+            (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left"),
+            (type("OpError", (Exception,), {})("x; No space left on device"), "No space left"),
+            (type("OpError", (Exception,), {})("a/b; File too large [Op:SaveV2]"), "File too large"),
         ):
-            with pytest.raises(OSError, match="No space left") as error, writing(tmp_path / "out"):
+            with pytest.raises(OSError, match=reason) as error, writing(tmp_path / "out"):
                 raise full
             assert (error.value.filename, names(tmp_path)) == (str(tmp_path / "out"), [])
 

@@ -53,3 +53,22 @@ def test_a_gpu_is_used_on_request_if_there_is_one(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "nvidia-smi").chmod(0o755)
     assert CliRunner().invoke(command, ["--device", "gpu"]).output == "true 0\n"
     assert HIDDEN not in os.environ
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--length", "4294967300"],
+        ["--temperature", "1e300"],
+        ["--temperature", "nan"],
+        ["--repetition-penalty", "1e-308"],
+        ["--repetition-penalty", "inf"],
+    ],
+)
+def test_values_beyond_the_models_types_are_usage_errors(arguments: list[str]) -> None:
+    @click.command()
+    @options.sampling
+    def command(**values: object) -> None:
+        raise AssertionError(values)
+
+    assert CliRunner().invoke(command, arguments).exit_code == 2

@@ -469,6 +469,7 @@ def test_cluster_gives_the_same_data(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ("--runner=NoSuch", "Beam has no runner 'NoSuch': Unexpected pipeline runner"),
+        ("--runnr=FlinkRunner", "'--runnr=FlinkRunner': without a --runner, there is no --runnr"),
         ("--direct_num_workers=x", "invalid --beam options '--direct_num_workers=x'"),
         ("'", 'invalid --beam options "\'": No closing quotation'),
     ],

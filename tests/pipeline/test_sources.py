@@ -214,7 +214,17 @@ def test_invalid_provenance_raises(text: str, tmp_path: Path) -> None:
         files(tmp_path / "raw")
 
 
+def test_another_programs_provenance_is_text(tmp_path: Path) -> None:
+    write(tmp_path / "mine/provenance.json", '{"builder": "npm"}')
+    write(tmp_path / "mine/a.txt", "text")
+    assert names(tmp_path / "mine") == ["mine/a.txt", "mine/provenance.json"]
+    with opened([str(tmp_path / "mine")], [], [], tmp_path / "out") as inputs:
+        assert inputs.provenance == []
+
+
 def test_unknown_source_raises() -> None:
+    with pytest.raises(UsageError, match="a source must not be empty"):
+        files("")
     with pytest.raises(UsageError, match=r"'no/such' is not a file, a folder or a named corpus \(stdlib"):
         files("no/such")
 

@@ -70,6 +70,23 @@ def test_other_requests_are_reported_by_character(
     compare_requests(data, log, ValidateSettings(waive=["requests.char.skew", "requests.char.unknown"]))
 
 
+def test_a_schema_with_a_skew_comparator_of_its_own_replaces_the_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "book"
+    make_data(folder, 10_000, train=ENGLISH)
+    validate(folder, SETTINGS)
+    (tmp_path / "edited").write_text(
+        (folder / "validation/schema.pbtxt")
+        .read_text()
+        .replace('name: "char"', 'name: "char" skew_comparator { infinity_norm { threshold: 1.0 } }', 1)
+    )
+    validate(folder, SETTINGS, schema=tmp_path / "edited")
+    capsys.readouterr()
+    compare_requests(folder, lines(tmp_path / "prompts.jsonl", [b"It was the best"]), SETTINGS)
+    assert "".join(capsys.readouterr().out.split()) == f"15charactersofrequestsfit{folder}"
+
+
 def test_both_kinds_of_log_give_the_same_counts(tmp_path: Path) -> None:
     texts = [b"It was", "Ἄνδρα".encode(), b"\xff\x00", b""]
     by_line = count(lines(tmp_path / "a.jsonl", texts[:2], texts[2:]))

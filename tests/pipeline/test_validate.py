@@ -320,6 +320,9 @@ def test_comparison_with_earlier_data_and_its_schema(
     assert parsed[0] == parsed[1]
     assert ">old: drift of train, skew of the others, bits<" in (folder / "validation/report.html").read_text("utf-8")
 
+    with pytest.raises(StageError, match=rf"not the schema inferred from train: pass --schema {schema} to use it, or"):
+        validate(old, ValidateSettings())
+    assert schema.read_text().startswith("# reviewed\n")
     capsys.readouterr()
     assert validate(folder, settings, schema=schema, against=old).validation == stamp
     assert "is already valid" in capsys.readouterr().out

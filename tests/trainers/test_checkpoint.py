@@ -431,7 +431,7 @@ def test_changed_data_or_settings_are_rejected_unless_allowed(
         open_tiny_run(folder, data, changed, "train.clap")
     with pytest.raises(StageError, match=r"cannot resume with another train.lanes \(train.lanes 4 -> 2\): pass"):
         open_tiny_run(folder, data, tiny_config(lanes=2), "train.lanes")
-    with pytest.raises(StageError, match=r"was started from new weights, not from x at step 3"):
+    with pytest.raises(StageError, match=r"from new weights, not from x at step 3: omit --init-from to resume it, or"):
         open_tiny_run(folder, data, tiny_config(), init_from="x at step 3")
     # A decaying learning rate depends on the total number of steps.
     decay = begin("decay", tiny_config(schedule="cosine", decay=0.5))

@@ -5,9 +5,12 @@ A row's result does not depend on the other rows: it equals that of a separate c
 Legend: R rows of a batch, padded (`stepper.padded_rows`); P ids of the longest.
 """
 
+import codecs
 import contextlib
+import itertools
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +58,7 @@ class SampledText(NamedTuple):
 
 def draw(
     sampler: Sampler,
-    starts: Sequence[Start],
+    starts: Iterable[Start],
     length: int,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -70,8 +73,8 @@ def draw(
     options: tuple[Any, ...] = (top_k, top_p, repetition_penalty, stop)
     if options == (0, 1.0, 1.0, b""):
         options = ()  # a graph without them takes less time
-    for first in range(0, len(starts), BATCH):
-        batch = starts[first : first + BATCH]
+    rest = iter(starts)
+    while batch := list(itertools.islice(rest, BATCH)):
         rows = ((start.prompt, length, start.temperature, start.seed, *options) for start in batch)
         generated = generate(Request(*map(tf.constant, zip(*rows, strict=True), REQUEST_TYPES)))
         reasons = [reason.decode() for reason in generated.finish_reason.numpy()]
@@ -121,11 +124,12 @@ def sample_lines(
     for number, start in enumerate(starts, 1):
         with _named(f"prompt {number}"):
             run.vocab.encode(start.prompt)
-    starts = [start._replace(seed=later_seed(start.seed, index)) for start in starts for index in range(count)]
+    later = (start._replace(seed=later_seed(start.seed, index)) for start in starts for index in range(count))
+    drawn, named = itertools.tee(later)  # billions of texts fit in memory
     sampler = Sampler(checkpoint.load_model(run, checkpoint.choose(run, choice)), run.vocab, frozen=True)
     with console.progress("texts") as bar:
-        task = bar.add_task("sampling", total=len(starts))
-        for start, text in zip(starts, draw(sampler, starts, length, **options), strict=True):
+        task = bar.add_task("sampling", total=len(starts) * count)
+        for start, text in zip(named, draw(sampler, drawn, length, **options), strict=True):
             written = {"prompt": bytes_to_json(start.prompt), "seed": start.seed, **text._asdict()}
             yield written | {"text": bytes_to_json(text.text)}
             bar.advance(task)
@@ -138,11 +142,12 @@ def score_lines(folder: Path, files: list[Path], by_line: bool, choice: str = "b
     """
     run, rows, ids_of_texts = read_run(folder), list[dict[str, Any]](), list[Array]()
     for file in files:
+        name = os.fsencode(file).decode(errors="replace")
         for number, text in enumerate(_lines(file) if by_line else [file.read_bytes()], 1):
             line = {"line": number} if by_line else {}
-            with _named(f"{file}:{number}" if by_line else str(file)):
+            with _named(f"{name}:{number}" if by_line else name):
                 ids_of_texts.append(run.vocab.encode(text))
-            rows.append({"file": str(file), **line, "characters": len(text.translate(None, CONTINUATION))})
+            rows.append({"file": name, **line, "characters": len(text.translate(None, CONTINUATION))})
     sampler = Sampler(checkpoint.load_model(run, checkpoint.choose(run, choice)), run.vocab, frozen=True)
     with console.progress("texts") as bar:
         task = bar.add_task("scoring", total=len(rows))
@@ -160,7 +165,8 @@ def read_prompts(path: Path, seed: int) -> Iterator[tuple[bytes, int]]:
     Raises StageError for an invalid line.
     """
     for number, line in enumerate(_lines(path), 1):
-        if path.suffix != ".jsonl":
+        line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).removesuffix(b"\r")  # from Windows
+        if path.suffix.lower() != ".jsonl":
             yield line, seed
             continue
         try:
@@ -183,7 +189,7 @@ def write_lines(rows: Iterable[dict[str, Any]], out: Path | None) -> None:
         return
     with whole_file(out) as partial, partial.open("wb") as file:
         count = sum(file.write(line + b"\n") > 0 for line in lines)
-    console.note(f"{out}: {count:,} rows")
+    console.note(f"{out}: {count:,} row{'s' * (count != 1)}")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from common.errors import UsageError
+from common.errors import StageError, Stopped, UsageError
 from trainers.config import TrainConfig
 
 # They set the optimizer's learning rate, which must then be a variable.
@@ -63,39 +63,50 @@ class Driver:
         self.list = keras.callbacks.CallbackList(list(callbacks), model=model, **params)
         self._begun = -1  # the interval that has begun
 
+    def _call(self, event: str, *arguments: Any) -> None:
+        try:
+            getattr(self.list, event)(*arguments)
+        except (StageError, Stopped, UsageError):
+            raise
+        except Exception as error:
+            names = ", ".join(type(callback).__name__ for callback in self.list.callbacks)
+            raise StageError(f"train.callbacks ({names}) failed ({type(error).__name__}: {error})") from error
+
     def begin(self) -> None:
-        self.list.on_train_begin()
+        self._call("on_train_begin")
 
     def steps(self, step: int, nats: list[float]) -> None:
         """Report finished steps up to `step`: the loss of each."""
         first = step - len(nats)
         self._open(first)
         for index, loss in enumerate(nats if self.any else (), start=first % self.every):
-            self.list.on_train_batch_begin(index)
-            self.list.on_train_batch_end(index, {"loss": loss})
+            self._call("on_train_batch_begin", index)
+            self._call("on_train_batch_end", index, {"loss": loss})
 
     def evaluating(self, step: int) -> None:
         """Report the start of the validation after `step` steps."""
         self._open(step - 1)  # in case the run resumed here
-        self.list.on_test_begin()
+        self._call("on_test_begin")
 
     def evaluated(self, step: int, train: dict[str, Any], val: dict[str, Any]) -> None:
         """Report the end of the validation and of the interval, with the last train report and the validation."""
         loss = {"loss": val["val_nats"], "bits": val["val_bits"]}
-        self.list.on_test_end(loss)
+        self._call("on_test_end", loss)
         logs = {"loss": train["train_nats"], "bits": train["train_bits"]}
         logs |= {name: train[name] for name in ("gradient_norm", "learning_rate", "per_second")}
-        self.list.on_epoch_end((step - 1) // self.every, logs | {f"val_{name}": value for name, value in loss.items()})
+        self._call(
+            "on_epoch_end", (step - 1) // self.every, logs | {f"val_{name}": value for name, value in loss.items()}
+        )
 
     def _open(self, step: int) -> None:
         """Begin the interval of step `step`, counted from 0, unless it has begun."""
         interval = step // self.every
         if self._begun != interval:
             self._begun = interval
-            self.list.on_epoch_begin(interval)
+            self._call("on_epoch_begin", interval)
 
     def end(self) -> None:
-        self.list.on_train_end()
+        self._call("on_train_end")
 
     @property
     def stop(self) -> bool:

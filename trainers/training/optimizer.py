@@ -28,7 +28,8 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> tf.Tensor:
         config, step = self.config, tf.cast(step, tf.float32)
-        share = tf.minimum(step / max(1, self.total - 1), 1.0)  # progress, 0 to 1
+        peak = max(0, config.warmup - 1)  # the step of the highest rate
+        share = tf.clip_by_value((step - peak) / max(1, self.total - 1 - peak), 0.0, 1.0)  # progress from there
         factor: Any = 1.0
         if config.schedule == "exponential":
             factor = config.decay**share

@@ -744,7 +744,7 @@ def test_query_count_writes_the_text_of_each_seed_in_few_calls(
 def test_terminal_output_has_whole_characters(
     query: Callable[..., tuple[int, bytes, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console.out, "_force_terminal", True)
+    monkeypatch.setattr(console.Terminal, "is_terminal", True)
     start = BOOK.index("あ".encode()) - 7  # so that the first piece of 8 bytes ends within the character
     code, out, err = query("text", "--prompt", "\x1b[2J", "--length", "13", "--seed", str(start - 4))
     assert (code, out.decode(), err) == (0, "\ufffd[2Jnaïve あい\n", "")

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,25 @@ def test_invalid_prompts_are_reported_with_their_line(tmp_path: Path, line: str,
     (file := tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n' + line)
     with pytest.raises(StageError, match=r"prompts.jsonl:2: expected an object such as .*" + message):
         list(batch.read_prompts(file, 1))
+
+
+def test_prompts_from_windows_are_read_as_meant(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    (tmp_path / "b.JSONL").write_bytes(b'\xef\xbb\xbf{"prompt": "one"}\r\n{"prompt": "two", "seed": 3}\r\n')
+    assert list(batch.read_prompts(tmp_path / "a.txt", 1)) == [(b"one", 1), (b"two", 1)]
+    assert list(batch.read_prompts(tmp_path / "b.JSONL", 1)) == [(b"one", 1), (b"two", 3)]
+
+
+def test_a_file_of_any_name_is_scored(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"bad\xff.txt")
+    file.write_bytes(b"the dog\n")
+    (row,) = rows_of("score", run, file)
+    assert (row["file"], row["characters"]) == (f"{tmp_path}/bad\ufffd.txt", 8)
+
+
+def test_billions_of_texts_are_drawn_as_they_are_asked_for(run: Path) -> None:
+    rows = batch.sample_lines(run, [batch.Start(b"", 1, 1.0)], 10**10, 2)
+    assert [next(rows)["seed"] for _ in range(3)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("piece", [8, batch.PIECE])

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import TEXT, interrupted, tiny_config, tiny_training
 
-from common.errors import Stopped, UsageError
+from common.errors import StageError, Stopped, UsageError
 from pipeline.manifest import Manifest
 from trainers import checkpoint, metrics
 from trainers.training.callbacks import make_callbacks
@@ -194,6 +194,12 @@ def test_learning_rate_set_by_callback_survives_resume(tmp_path: Path, data: Pat
     rates = [(row["step"], row["learning_rate"]) for row in metrics.read(training.run.folder) if "learning_rate" in row]
     full, half = float(np.float32(0.01)), float(np.float32(0.005))
     assert rates == [*((step, full) for step in (3, 5, 6, 9, 10)), (12, half), (15, half)]
+
+
+def test_the_error_of_a_callback_names_it(tmp_path: Path, data: Path, on: On) -> None:
+    stopping = make_callbacks(tiny_config(callbacks=[{"name": "EarlyStopping", "monitor": "nope"}]).train)
+    with pytest.raises(StageError, match=r"train\.callbacks \(EarlyStopping\) failed \(ValueError: .*monitor=nope"):
+        tiny_training(tmp_path / "run", data, on(), 10, stopping).go()
 
 
 def test_callback_can_stop_training_between_evaluations(tmp_path: Path, data: Path, on: On) -> None:
