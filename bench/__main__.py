@@ -76,8 +76,8 @@ def model(run: Path, out: Path | None, note: str) -> None:
 @click.option("--size", "sizes", multiple=True, metavar="LxH", help="Layers x units; repeatable.  [default: 2x128]")
 @click.option("--all", "every", is_flag=True, help="Every size of the tables.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns per peer; reports medians.")
-@click.option("--seconds", type=click.FloatRange(0.1), default=3, show_default=True, help="Seconds per turn.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per peer; reports medians.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=2, show_default=True, help="Seconds per turn.")
 @click.option("--commit", default="", metavar="HASH", help="Commit of the code, where there is no git repository.")
 @OUT
 def train(
