@@ -136,7 +136,8 @@ def quiet(withhold: Iterable[str] = UNUSED) -> Iterator[None]:
     sys.stderr.flush()
     real = os.dup(2)
     command = ["grep", "--line-buffered", "--text", "--invert-match", "--extended-regexp", CHATTER]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=real, start_new_session=True) as grep:
+    settings: Any = {"env": {"PATH": os.defpath}, "start_new_session": True}  # any PATH; Ctrl-C is not for grep
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=real, **settings) as grep:
         assert grep.stdin
         os.dup2(grep.stdin.fileno(), 2)
         try:

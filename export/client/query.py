@@ -132,15 +132,15 @@ def text(
 
 
 def _rows(
-    client: "Client", prompt: bytes, length: int, seed: int, count: int, sampling: dict[str, Any]
+    client: "Client", prompt: bytes, length: int, drawn: int, count: int, sampling: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Write texts, with seeds that count up from `seed`, in calls of as many rows as the model's limit.
+    """Write texts, with seeds that count up from `drawn`, in calls of as many rows as the model's limit.
 
     Raises StageError for a rejected row.
     """
     most = client.info().get("limits", {}).get("rows", 1) if count > 1 else 1
     for first in range(0, count, most):
-        batch = [options.later_seed(seed, index) for index in range(first, min(first + most, count))]
+        batch = [options.later_seed(drawn, index) for index in range(first, min(first + most, count))]
         texts = client.generate([prompt] * len(batch), length, seed=batch, **sampling)
         for seed, generated in zip(batch, texts, strict=True):
             if generated.error:

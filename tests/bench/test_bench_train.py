@@ -147,7 +147,7 @@ def test_a_copy_without_a_repository_takes_its_commit_from_an_option(monkeypatch
     monkeypatch.setattr(train, "compare", lambda *arguments: calls.append(arguments))
     done = CliRunner().invoke(cli, ["train", "--device", "gpu", "--size", "2x512", "--commit", "0123abc"])
     assert done.exit_code == 0, done.output
-    assert calls == [(Size(2, 512, 128, 128), "gpu", 3, 3.0, Path("results"), "0123abc")]
+    assert calls == [(Size(2, 512, 128, 128), "gpu", 5, 2.0, Path("results"), "0123abc")]
     monkeypatch.setattr("bench.machine.describe", lambda gpu: "with a GPU" if gpu else "without")
     assert provenance("0123abc", gpu=True).items() >= {"commit": "0123abc", "machine": "with a GPU"}.items()
 
