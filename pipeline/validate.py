@@ -21,6 +21,7 @@ import pyarrow as pa
 import tensorflow_data_validation as tfdv
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
+from tensorflow.errors import NotFoundError
 from tensorflow_data_validation.statistics.generators.basic_stats_generator import BasicStatsGenerator
 from tensorflow_data_validation.statistics.generators.top_k_uniques_sketch_stats_generator import (
     TopKUniquesSketchStatsGenerator,
@@ -152,14 +153,13 @@ def _check_unedited(out: Path) -> None:
     path, statistics = out / SCHEMA, _statistics_file(out, "train")
     if not path.is_file():
         return
+    reason = "is not the schema inferred from train"
     try:
-        inferred = _text(schema_of(tfdv.load_stats_binary(os.fspath(statistics)))).encode()
-    except (OSError, IndexError, DecodeError, *WRONG_SHAPE):
-        inferred = None
-    if path.read_bytes() != inferred:
-        raise StageError(
-            f"{path} is not the schema inferred from train: pass --schema {path} to use it, or --force to replace it"
-        )
+        if path.read_bytes() == _text(schema_of(tfdv.load_stats_binary(os.fspath(statistics)))).encode():
+            return
+    except (NotFoundError, IndexError, DecodeError, *WRONG_SHAPE):
+        reason = f"may have been edited, and {statistics} is missing or corrupted"
+    raise StageError(f"{path} {reason}: pass --schema {path} to use it, or --force to replace it")
 
 
 def _text(schema: Schema) -> str:
