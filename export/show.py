@@ -82,6 +82,12 @@ def _bits(run: Run) -> Table:
             table.add_row(f"after step {score['inputs']['step']:,}, {judged}", f"{score['bits']:.3f}")
             if ngram := score["baselines"].get("ngram"):
                 table.add_row(f"an n-gram model, {judged}", f"{ngram['nats'] / math.log(2):.3f}")
+                kinds = [kind for kind in score["by"]["class"] if kind["targets"] > score["targets"] / 100]
+                lines = []
+                for name, sign in (("network", 1), ("n-gram", -1)):
+                    ahead = [kind["name"] for kind in kinds if sign * (kind["ngram_nats"] - kind["nats"]) > 0]
+                    lines += [f"the {name} is ahead in {', '.join(ahead)}"] if ahead else []
+                table.caption, table.caption_justify, table.caption_style = "\n".join(lines), "left", "none"
     return table
 
 

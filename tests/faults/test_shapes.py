@@ -40,6 +40,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Mani
     inputs = {"step": 12, "weights_sha256": about["files"]["state.data-00000-of-00001"]}
     inputs |= {"data_sha256": manifest.data_sha256}
     evaluation = {"inputs": inputs, "bits": 1.5, "nats": 1.0, "targets": 9, "baselines": {"ngram": {"nats": 2.0}}}
+    letters = {"name": "letters", "targets": 9, "nats": 1.0, "ngram_nats": 2.0}
+    evaluation["by"] = {"class": [letters]}
     write_json(run / f"evaluation-{manifest.judged}.json", evaluation)
     write_json(run / "evaluation-test.json", evaluation)
     shutil.copytree(ROOT / "models" / "shakespeare", home / "devices")
