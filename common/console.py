@@ -30,7 +30,7 @@ class Terminal(Console):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether this is a terminal, also if FORCE_COLOR or TTY_COMPATIBLE say otherwise."""
+        """True for a terminal alone, whatever FORCE_COLOR and TTY_COMPATIBLE, which rich obeys, are set to."""
         try:
             return self.file.isatty()
         except (AttributeError, ValueError):  # closed

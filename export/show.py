@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 from rich.filesize import decimal
@@ -82,13 +83,17 @@ def _bits(run: Run) -> Table:
             table.add_row(f"after step {score['inputs']['step']:,}, {judged}", f"{score['bits']:.3f}")
             if ngram := score["baselines"].get("ngram"):
                 table.add_row(f"an n-gram model, {judged}", f"{ngram['nats'] / math.log(2):.3f}")
-                kinds = [kind for kind in score["by"]["class"] if kind["targets"] > score["targets"] / 100]
-                lines = []
-                for name, sign in (("network", 1), ("n-gram", -1)):
-                    ahead = [kind["name"] for kind in kinds if sign * (kind["ngram_nats"] - kind["nats"]) > 0]
-                    lines += [f"the {name} is ahead in {', '.join(ahead)}"] if ahead else []
-                table.caption, table.caption_justify, table.caption_style = "\n".join(lines), "left", "none"
+                table.caption, table.caption_justify, table.caption_style = _ahead(score), "left", "none"
     return table
+
+
+def _ahead(score: dict[str, Any]) -> str:
+    """State for which kinds of characters, each at least a hundredth of the text, which model is ahead."""
+    ahead: dict[str, list[str]] = {"network": [], "n-gram": []}
+    for kind in score["by"]["class"]:
+        if kind["targets"] >= score["targets"] / 100:
+            ahead["network" if kind["nats"] < kind["ngram_nats"] else "n-gram"].append(kind["name"])
+    return "\n".join(f"the {name} is ahead in {', '.join(kinds)}" for name, kinds in ahead.items() if kinds)
 
 
 def _samples(texts: list[bytes]) -> None:

@@ -137,7 +137,7 @@ def _provenance(source: str) -> list[dict[str, Any]]:
 
 
 def _foreign(file: Path) -> bool:
-    """Whether a provenance.json is another program's, and text like any other: an object without fetch's keys."""
+    """Check for another program's provenance.json, an object without our keys, which is text like any other."""
     return bool(found := read_json(file)) and not found.keys() & {"format_version", "text_sha256"}
 
 
