@@ -135,13 +135,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     """Yield an empty folder, and replace `path` and its contents with it if the block succeeds.
 
-    Raises StageError for the current folder and for a mount point, which cannot be renamed; and, if `replace` is False,
-    if another process has written to `path` in the meantime.
+    Raises StageError for a mount point and for a folder that contains the current one; and, if `replace` is False, if
+    another process has written to `path` in the meantime.
     """
     path = _place(path)
-    if path.absolute() == Path.cwd() or os.path.ismount(path):
-        kind = "a mount point" if os.path.ismount(path) else "the current folder"
-        raise StageError(f"{path} is {kind}, which cannot be replaced: pass a new folder in it")
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise StageError(f"{path} contains the current folder, so it cannot be replaced: pass another folder")
+    if os.path.ismount(path):
+        raise StageError(f"{path} is a mount point, so it cannot be replaced: pass a new folder in it")
     with scratch(path) as folder:
         (new := folder / path.name).mkdir()
         yield new

@@ -126,12 +126,12 @@ def test_recovery_deletes_nothing_outside_a_scratch_folder(tmp_path: Path, lefto
     assert names(tmp_path) == sorted([leftover, "precious"])
 
 
-@pytest.mark.parametrize("path", [".", "inner/..", "/proc"])
+@pytest.mark.parametrize("path", [".", "inner/..", "..", "/proc"])
 def test_a_folder_that_cannot_be_renamed_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     (tmp_path / "inner").mkdir()
     monkeypatch.chdir(tmp_path)
-    kind = "a mount point" if path == "/proc" else "the current folder"
-    with pytest.raises(StageError, match=f"is {kind}, which cannot be replaced"), whole_folder(Path(path)):
+    reason = "is a mount point" if path == "/proc" else "contains the current folder"
+    with pytest.raises(StageError, match=f"{reason}, so it cannot be replaced"), whole_folder(Path(path)):
         raise AssertionError
     assert names(tmp_path) == ["inner"]
 
