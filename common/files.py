@@ -183,7 +183,7 @@ def _flush(path: Path, *parts: Path) -> None:
 
 
 def check_replaceable(folder: Path, marker: str, kind: str, option: str = "--out") -> None:
-    """Raise StageError unless `folder` is missing, empty, or a `kind`, which contains a file `marker`.
+    """Raise StageError unless `folder` is writable, and missing, empty, or a `kind`, which contains a file `marker`.
 
     Anything else is the user's own and is not replaced, even with --force. `recover` runs first, so leftovers of killed
     processes do not count. option: the option that names the folder.
@@ -192,10 +192,12 @@ def check_replaceable(folder: Path, marker: str, kind: str, option: str = "--out
     recover(place.parent, glob.escape(place.name))
     if folder.exists() and not folder.is_dir():
         raise StageError(f"{folder} is a file, but {kind} is a folder: pass another {option}")
-    if folder.is_dir() and not (folder / marker).is_file():
-        if all(file.name == LOCK or _SCRATCH.fullmatch(file.name) for file in folder.iterdir()):
-            return
+    theirs = (file.name != LOCK and not _SCRATCH.fullmatch(file.name) for file in folder.glob("*"))
+    if not (folder / marker).is_file() and any(theirs):
         raise StageError(f"{folder} exists and is not {kind} (it has no {marker}): remove it, or pass another {option}")
+    present = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+    if not os.access(present, os.W_OK):
+        raise StageError(f"{present} is read-only: make it writable, or pass another {option}")
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ Doubles = npt.NDArray[np.float64]
 
 # As in trainers.sampling, which this module cannot import without TensorFlow.
 GREEDY = 1e-3  # temperatures below this take the likeliest character
-MEMORY = 64  # characters that the repetition penalty covers
+MEMORY = 64  # characters that the repetition penalty covers, and the longest stop
 LARGEST = 1e18  # limit of a penalised logit
 BLOCK = 256  # counter values per call of Philox; each yields four random numbers
 WORD, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -101,9 +101,11 @@ class LiteModel:
     def stream(self, prompt: bytes, length: int, sampling: Sampling = Sampling()) -> Iterator[bytes]:
         """Yield the text of `generate` character by character, holding back any that may begin the stop.
 
-        Raises StageError for a prompt or a stop with characters outside the vocabulary.
+        Raises StageError for a prompt or stop with characters outside the vocabulary, or a stop longer than MEMORY.
         """
         prompt_ids, stop = self.vocab.encode(prompt).tolist(), self.vocab.encode(sampling.stop).tolist()
+        if len(stop) > MEMORY:
+            raise StageError(f"stop: at most {MEMORY} characters are read, got {len(stop)}")
         random, recent = uniforms(sampling.seed), collections.deque(prompt_ids, MEMORY)
         logits_V, carry = self.read(self.vocab.prompt_ids(prompt), self.initial_carry())
         held: list[int] = []  # drawn but not yet yielded

@@ -85,6 +85,18 @@ def test_only_folders_with_marker_file_are_replaceable(tmp_path: Path) -> None:
     check_replaceable(tmp_path / "new", "run.json", "a run")
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    # As on a read-only disk. Permissions would not do: root, who may run the tests, ignores them.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "disk")
+    for folder in (tmp_path / "disk", tmp_path / "disk" / "runs" / "book"):
+        with pytest.raises(StageError, match=rf"^{tmp_path}/disk is read-only: make it writable, or pass another --to"):
+            check_replaceable(folder, "run.json", "a run", "--to")
+    check_replaceable(tmp_path / "other", "run.json", "a run")
+
+
 def test_a_link_is_followed_to_the_folder_that_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     link = tmp_path / "data"

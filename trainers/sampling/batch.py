@@ -135,7 +135,7 @@ def sample_lines(
             bar.advance(task)
 
 
-def score_lines(folder: Path, files: list[Path], by_line: bool, choice: str = "best") -> list[dict[str, Any]]:
+def score_lines(folder: Path, files: list[Path], by_line: bool, choice: str = "best") -> Iterator[dict[str, Any]]:
     """Score each file, or each of its lines without the newline, as a separate text; rows of a JSON lines file.
 
     Raises StageError for a text that the vocabulary cannot encode.
@@ -156,7 +156,7 @@ def score_lines(folder: Path, files: list[Path], by_line: bool, choice: str = "b
             bits = nats / math.log(2) / characters if characters else None
             rows[index] |= {"nats": nats, "bits_per_character": bits}
             bar.advance(task)
-    return rows
+    yield from rows
 
 
 def read_prompts(path: Path, seed: int) -> Iterator[tuple[bytes, int]]:

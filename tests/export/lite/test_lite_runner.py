@@ -84,6 +84,8 @@ def test_text_ends_at_stop_or_document_end(path: Path, names: Path) -> None:
     assert file.generate(b"a", 200, Sampling(1.0, 1, stop=b"no such text")) == text
     assert b"".join(file.stream(b"a", 50, Sampling(1.0, 1, stop=b"xyz"))) == text[:50]
     assert file.generate(b"a", 0, Sampling(1.0, 1)) == b""
+    with pytest.raises(StageError, match=r"^stop: at most 64 characters are read, got 65$"):
+        file.generate(b"a", 1, Sampling(1.0, 1, stop=b"x" * 65))
     file = LiteModel(names)
     texts = [file.generate(b"", 300, Sampling(1.0, seed)) for seed in range(10)]
     assert not any(b"\n" in text for text in texts)

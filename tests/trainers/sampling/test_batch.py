@@ -114,6 +114,12 @@ def test_a_file_of_any_name_is_scored(run: Path, tmp_path: Path) -> None:
     assert (row["file"], row["characters"]) == (f"{tmp_path}/bad\ufffd.txt", 8)
 
 
+def test_a_folder_as_output_is_refused_before_the_texts_are_read(tmp_path: Path) -> None:
+    rows = batch.score_lines(tmp_path / "no run", [tmp_path / "no text"], by_line=False)
+    with pytest.raises(StageError, match=f"^{tmp_path} is a folder: pass the name of a file$"):
+        batch.write_lines(rows, tmp_path)
+
+
 def test_billions_of_texts_are_drawn_as_they_are_asked_for(run: Path) -> None:
     rows = batch.sample_lines(run, [batch.Start(b"", 1, 1.0)], 10**10, 2)
     assert [next(rows)["seed"] for _ in range(3)] == [1, 2, 3]
