@@ -96,7 +96,7 @@ def table(result: dict[str, Any]) -> Table:
 
 def codes(calls: dict[str, Any]) -> str:
     """Describe how many calls were answered with which status."""
-    return ", ".join(f"{count:,} x {code}" for code, count in sorted(calls["codes"].items()))
+    return ", ".join(f"{count:,} answered {code}" for code, count in sorted(calls["codes"].items()))
 
 
 def take_turns(ways: Ways, rounds: int, seconds: float) -> dict[str, list[list[Load]]]:

@@ -12,8 +12,8 @@ FILE = "faults.json"
 HEADING = """# Reliability
 
 Generated from [results/faults.json](../results/faults.json) by `python -m bench results`; do not
-edit. `make test-faults` runs all trials, `make test` some. The tables show those of the recorded
-session of {minutes:.0f} minutes; commands that are not listed were not part of it.
+edit. `make test-faults` runs all trials; `make test` runs some. The tables show one recorded session
+of {minutes:.0f} minutes. Commands that are not listed were not part of it.
 
 A trial is survived if
 
@@ -50,5 +50,5 @@ def page(path: Path) -> str:
     lines += ["## Known limits", "", *(wrapped(f"- {reason}") for reason in reasons), ""] if reasons else []
     about = f"{result['machine']}, {result['date']}, commit {result['commit'][:7]}"
     limits = sum(sum(row["limits"].values()) for row in rows)
-    total = f"{tried:,} trials, {survived - limits:,} survived, {limits:,} known limits, {tried - survived:,} failed"
-    return "\n".join([*lines, wrapped(f"{total}. {about}."), ""])
+    outcomes = f"{survived - limits:,} survived, {limits:,} hit a known limit, {tried - survived:,} failed"
+    return "\n".join([*lines, wrapped(f"{tried:,} trials: {outcomes}. {about}."), ""])

@@ -233,7 +233,7 @@ def neurons(
     Examples:
       python -m trainers neurons runs/stdlib
       python -m trainers neurons runs/linux-core --text my.c --layer 2 --unit 37 --png my.png
-      python -m trainers neurons runs/stdlib --length 1000000 --activations activations.npz
+      python -m trainers neurons runs/stdlib --length 20000 --activations activations.npz
     """
     with console.quiet():
         from trainers.neurons.neurons import NeuronOptions, neurons_run

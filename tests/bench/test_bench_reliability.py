@@ -15,7 +15,7 @@ def test_page_has_a_table_per_kind(tmp_path: Path) -> None:
     about = {"machine": "2 cores of X", "commit": "abcdefghij", "date": "2026-01-02"}
     reliability.record(ROWS, 600.4, about, tmp_path / "faults.json")
     page = reliability.page(tmp_path / "faults.json")
-    assert "session of 10 minutes" in page
+    assert "session\nof 10 minutes." in page
     assert page.partition("## A full disk")[2].splitlines()[1:6] == [
         "",
         "| | tried | survived | known limit |",
@@ -25,5 +25,5 @@ def test_page_has_a_table_per_kind(tmp_path: Path) -> None:
     ]
     assert "## Hostile input\n\n| | tried" in page
     assert "## Known limits\n\n- Slow.\n" in page
-    total = "1,056 trials, 1,053 survived, 2 known limits, 1 failed. 2 cores of X, 2026-01-02, commit abcdefg.\n"
+    total = "1,056 trials: 1,053 survived, 2 hit a known limit, 1 failed. 2 cores of X, 2026-01-02, commit\nabcdefg.\n"
     assert page.endswith(total)
