@@ -63,7 +63,7 @@ def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def field_names(cls: type) -> list[str]:
     """Names of a dataclass's settings."""
-    return [field.name for field in dataclasses.fields(cls)]
+    return [field.name for field in dataclasses.fields(cls) if field.init]
 
 
 def read_config(path: Path, overrides: Iterable[str] = ()) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 | verify | show."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path)
 CAP = click.IntRange(1, 1 << 20)
+PAGE = click.option(
+    "--page",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="site/NAME",
+    help="Also serve this page of `export web`, at /.",
+)
 SERVER = click.option(
     "--target",
     "targets",
@@ -121,7 +128,7 @@ def label(base: Path, changes: tuple[str, ...], targets: tuple[str, ...]) -> Non
 @cli.command()
 @click.argument("folder", type=FOLDER, metavar="runs/NAME|served/NAME")
 @click.option("--port", type=click.IntRange(0, 65535), default=8501, show_default=True, help="0: any.")
-@click.option("--page", type=FOLDER, metavar="site/NAME", help="Also serve this page of `export web`, at /.")
+@PAGE
 def serve(folder: Path, port: int, page: Path | None) -> None:
     """Serve a run or an export on this machine, until Ctrl-C.
 
@@ -142,9 +149,9 @@ def serve(folder: Path, port: int, page: Path | None) -> None:
 
     base = folder
     if (folder / "run.json").exists():
-        base = Path("served") / folder.name
+        base = Path("served") / folder.resolve().name
         if (base / MODELS).exists():
-            console.note(f"serving {base} as it is; to export {folder} anew: python -m export savedmodel {folder}")
+            console.note(f"serving {base} as it is; to export {folder} again: python -m export savedmodel {folder}")
         else:
             with console.quiet():
                 from export.serve.saved_model import export_saved_model
@@ -167,7 +174,7 @@ def serve(folder: Path, port: int, page: Path | None) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any.")
 @click.option("--certificate", "pem", type=FOLDER, metavar="PEM", help="Serve TLS with this certificate and --key.")
 @click.option("--key", "pem_key", type=FOLDER, metavar="PEM", help="The certificate's key.")
-@click.option("--page", type=FOLDER, metavar="site/NAME", help="Also serve this page of `export web`, at /.")
+@PAGE
 @click.option("--allow-origin", multiple=True, metavar="URL", help="Origin of web pages that may call; repeatable.")
 @click.option("--record", type=FOLDER, metavar="FILE.jsonl", help="Append the callers' texts, for `pipeline validate`.")
 @click.option("--proxy", metavar="ADDRESS", help="Proxy whose X-Forwarded-For contains the client's address.")
@@ -242,7 +249,9 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
     for limit in allow:
         name, _, bits = limit.partition("=")
         try:
-            allowed[name] = float(bits)
+            if not math.isfinite(limit_bits := float(bits)):
+                raise ValueError
+            allowed[name] = limit_bits
         except ValueError:
             rule = "--allow must be PRECISION=BITS (such as int8-dynamic=0.1)"
             raise click.BadParameter(f"{rule}, got '{limit}'") from None

@@ -17,13 +17,18 @@ from common.files import parse_json
 
 ENTRY = "vocab.json"
 NEURONS = "neurons.json"  # optional, beside the bundles: the neurons that the page lists
+CARD = "MODEL_CARD.md"  # optional, beside the bundles: its table is shown by the page
 FORMAT_VERSION = 1
 
 
 def pack(flatbuffer: bytes, about: dict[str, Any]) -> bytes:
-    """Return the whole file. Equal arguments give equal bytes."""
+    """Return the whole file. Equal arguments give equal bytes, on every machine and at any time."""
     value = {**about, "flatbuffer_sha256": hashlib.sha256(flatbuffer).hexdigest()}
-    return flatbuffer + _archive(value, len(flatbuffer))
+    entry, file = zipfile.ZipInfo(ENTRY), io.BytesIO(flatbuffer)  # ZipInfo's default date is fixed: 1980
+    entry.create_system = 3
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(entry, json.dumps(value, ensure_ascii=False))
+    return file.getvalue()
 
 
 def unpack(path: Path) -> tuple[bytes, dict[str, Any]]:
@@ -40,8 +45,7 @@ def unpack(path: Path) -> tuple[bytes, dict[str, Any]]:
             entry = archive.getinfo(ENTRY)
             about = parse_json(archive.read(entry))
         flatbuffer = content[: entry.header_offset]
-        digest = hashlib.sha256(flatbuffer).hexdigest()
-        intact = about["flatbuffer_sha256"] == digest and content[len(flatbuffer) :] == _archive(about, len(flatbuffer))
+        intact = content == pack(flatbuffer, about)
     except Exception as error:  # zipfile raises many kinds for a corrupted archive
         raise StageError(_corrupted(path, str(error))) from None
     if not intact:
@@ -50,29 +54,6 @@ def unpack(path: Path) -> tuple[bytes, dict[str, Any]]:
         version = about.get("format_version")
         raise StageError(f"{path} has format_version {version}, this program reads {FORMAT_VERSION}: export it again")
     return flatbuffer, about
-
-
-class _Appended(io.BytesIO):
-    """Buffer for the end of a file, with offsets counted from the start of that file."""
-
-    def __init__(self, start: int):
-        super().__init__()
-        self.start = start
-
-    def tell(self) -> int:
-        return super().tell() + self.start
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return super().seek(offset - self.start, whence)
-
-
-def _archive(value: dict[str, Any], start: int) -> bytes:
-    """Return the archive to append at offset `start`, the same on every machine and at any time."""
-    entry, file = zipfile.ZipInfo(ENTRY), _Appended(start)  # ZipInfo's default date is fixed: 1980
-    entry.create_system = 3
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(entry, json.dumps(value, ensure_ascii=False))
-    return file.getvalue()
 
 
 def _corrupted(path: Path, reason: str) -> str:

@@ -80,7 +80,7 @@ def export_keras(folder: Path, out: Path, batch: int, force: bool) -> None:
     run = read_run(folder)
     chosen = checkpoint.best(run)
     origin = {**origin_of(run, chosen), "batch": batch}
-    check_replaceable(out, "model.json", "a Keras model")
+    check_replaceable(out, "model.keras", "a Keras model")
     if not force and is_current(out, "model.json", origin, "another --out"):
         return
     model = checkpoint.load_model(run, chosen)

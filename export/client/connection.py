@@ -11,7 +11,7 @@ import json
 import operator
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -94,7 +94,7 @@ class ConnectionSettings:
     model: Annotated[str, Field(min_length=1)]
     version: Annotated[int, Field(ge=0)] | None
     label: Annotated[str, Field(min_length=1)] | None
-    timeout: Annotated[float, Field(gt=0)]
+    timeout: Annotated[float, Field(gt=0, le=1e6)]  # gRPC overflows beyond
     tls: Tls | None
     retries: Annotated[int, Field(ge=0, le=4)]  # gRPC limits a call to five attempts
     max_message_bytes: Annotated[int, Field(gt=0, lt=1 << 31)]
@@ -113,8 +113,8 @@ class ConnectionSettings:
         if self.version is not None and self.label is not None:
             raise ValueError("pass a version or a label, not both")
 
-    def channel(self, extra_options: Sequence[tuple[str, Any]]) -> grpc.Channel:
-        """Open a channel with these settings and extra gRPC options."""
+    def channel(self) -> grpc.Channel:
+        """Open a channel with these settings."""
         retry_policy = {
             "maxAttempts": self.retries + 1,
             "initialBackoff": "0.1s",
@@ -131,7 +131,6 @@ class ConnectionSettings:
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.max_reconnect_backoff_ms", 2000),  # the default, two minutes, would outlast a server's restart
-            *extra_options,
         ]
         if self.tls is None:
             return grpc.insecure_channel(self.target, options)
@@ -174,7 +173,6 @@ class Connection:
     retries: attempts after the first while the server is unavailable, some 0.1, 0.2, 0.4 and 0.8 s apart. Unless 0, a
     call that failed because of a malformed call in its batch is repeated once.
     max_message_bytes: limit of a request and of an answer (those of `neurons` are large).
-    channel_options: more gRPC options, as (name, value).
     Raises UsageError for invalid settings, StageError for a TLS file that cannot be read.
     """
 
@@ -189,12 +187,11 @@ class Connection:
         tls: Tls | None = None,
         retries: int = 4,
         max_message_bytes: int = 1 << 28,
-        channel_options: Sequence[tuple[str, Any]] = (),
     ):
         values = {"target": target, "model": model, "version": version, "label": label, "timeout": timeout, "tls": tls}
         values |= {"retries": retries, "max_message_bytes": max_message_bytes}
         self.settings = make(ConnectionSettings, values, "the client's settings")
-        self._channel = self.settings.channel(channel_options)
+        self._channel = self.settings.channel()
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
 

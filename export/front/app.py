@@ -11,12 +11,14 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio.to_thread
 import uvicorn
 from google.protobuf.json_format import MessageToDict
 from grpc import StatusCode
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -39,7 +41,7 @@ BODY_BYTES = 2 << 20  # 64 carries of 2 x 512 units take 0.7 MB in base64
 BODY_SECONDS = 10
 ANSWER_BYTES = 2 << 20  # of the server's answer; its conversion to JSON takes some twenty times as much memory
 SIGNATURE_SECONDS = 10  # after which a version's signatures are requested again
-PATH = re.compile(r"([^/:]+)(?:/versions/(\d{1,18})|/labels/([^/:]+))?(:predict|/metadata)?")
+PATH = re.compile(r"([^/:]+)(?:/versions/([0-9]{1,18})|/labels/([^/:]+))?(:predict|/metadata)?")
 COUNTED = (":predict", "/v1/completions", "/v1/models", "/healthz", "/metrics")  # other paths are counted as /
 # The HTTP status of a gRPC code, and its message; empty: the server's own.
 FAILURES = {
@@ -93,8 +95,17 @@ class CheckedClient(Client):
         return answer
 
 
+def problem(path: str, status: int, message: str, wait: int = 1) -> JSONResponse:
+    """Answer an error in the form of the API that was called. wait: seconds, of a call that may be repeated."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    wrapped = {"message": message, "type": kind, "param": None, "code": None}
+    content = {"error": wrapped if path.startswith("/v1/completions") else message}
+    return JSONResponse(content, status, {"Retry-After": str(wait)} if status in (429, 503) else None)
+
+
 class Guard:
-    """ASGI middleware that limits calls below /v1/, and counts and times all requests. A stream runs until its end."""
+    """ASGI middleware that limits calls below /v1/, rejects those of other sites' pages, and counts and times all
+    requests. A stream runs until its end."""
 
     def __init__(self, app: Any, limits: FrontSettings):
         self.app, self.limits, self.running = app, limits, list[str]()  # the client of each call
@@ -102,7 +113,7 @@ class Guard:
         self.count, self.seconds = Counter[str](), defaultdict[str, float](float)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start, status, path, client = time.monotonic(), 0, scope["path"], scope["client"][0]
+        start, status, path, client = time.monotonic(), 0, scope["path"], (scope["client"] or [""])[0]  # none: gone
         route, limited = next((name for name in COUNTED if name in path), "/"), path.startswith("/v1/")
 
         async def send_and_record(message: Message) -> None:
@@ -110,9 +121,11 @@ class Guard:
             status = message.get("status", status)
             await send(message)
 
-        app, wait = self.app, self._wait(client) if limited else 0
-        if wait:
-            app = JSONResponse({"error": f"too many calls: try again in {wait} s"}, 429, {"Retry-After": str(wait)})
+        app = self.app
+        if limited and not self._may_call(Headers(scope=scope)):
+            app = problem(path, 403, "pages of this origin may not call: start the front with --allow-origin")
+        elif limited and (wait := self._wait(client)):
+            app = problem(path, 429, f"too many calls: try again in {wait} s", wait)
         self.running += [client] * limited
         try:
             await app(scope, receive, send_and_record)
@@ -125,6 +138,11 @@ class Guard:
                 self.running.remove(client)
             self.count[f'route="{route}",code="{status}"'] += 1
             self.seconds[route] += time.monotonic() - start
+
+    def _may_call(self, headers: Headers) -> bool:
+        """Report whether a caller is no web page, a page of this front, or one of an allowed origin."""
+        origin, allowed = headers.get("origin"), self.limits.origins
+        return origin is None or origin in allowed or "*" in allowed or urlsplit(origin).netloc == headers.get("host")
 
     def _wait(self, client: str) -> int:
         """Compute the seconds until the client may call again; 0: now."""
@@ -162,17 +180,16 @@ class Front:
         self.app = CORSMiddleware(self.guard, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"])
 
     def error(self, request: Request, error: Exception) -> Response:
-        """Answer an error in one line, in the form of the API that was called."""
-        status, message, path = 400, str(error).rpartition("rejects the request: ")[2], request.scope["path"]
+        """Answer an error in one line."""
+        _, rejected, message = str(error).rpartition("rejects the request: ")
+        status, path = 400 if rejected or isinstance(error, UsageError) else 502, request.scope["path"]
         if isinstance(error, HTTPException):
             status, message = error.status_code, error.detail
         elif isinstance(error, ServingError):
             status, known = (400, "") if "is too large" in message else FAILURES.get(error.code, FAILED)
             message = known or message.replace(f" at {self.client.settings.target}", "")
             console.note(f"{brief(path)}: {error.code.name}")
-        wrapped = {"message": error_line(message), "type": "invalid_request_error", "param": None, "code": None}
-        content = {"error": wrapped if path.startswith("/v1/completions") else wrapped["message"]}
-        return JSONResponse(content, status, {"Retry-After": "1"} if status in (429, 503) else None)
+        return problem(path, status, error_line(message))
 
     def in_thread(self, endpoint: Callable[[Request, bytes], Response]) -> Callable[[Request], Awaitable[Response]]:
         """Read the body, then run an endpoint in a thread of the calls."""
@@ -288,7 +305,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise StageError(f"{host}:{port} is not available ({error.strerror}): pass another --port") from None
+        raise StageError(f"{host}:{port} is not available ({error.strerror}): pass another --host or --port") from None
     # Otherwise an answer's body waits until the client acknowledges the headers, which takes 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

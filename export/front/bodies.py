@@ -69,9 +69,10 @@ def parse(body: bytes) -> dict[str, Any]:
 
 def read(body: dict[str, Any], signatures: Mapping[str, Signature]) -> tuple[str, dict[str, Array]]:
     """Convert a body in either form to a signature's name and its inputs, one value per row. Raises UsageError."""
-    name, forms = body.get("signature_name", "serving_default"), body.keys() - {"signature_name"}
+    name, forms = body.get("signature_name", ""), body.keys() - {"signature_name"}
     if len(forms) != 1 or not forms <= {"instances", "inputs"}:
         raise UsageError("a body has 'signature_name' and either 'instances' (rows) or 'inputs' (columns)")
+    name = "serving_default" if name == "" else name
     if not isinstance(name, str) or name not in signatures:
         raise UsageError(f"unknown signature; choose from: {', '.join(signatures)}")
     inputs, (form,) = signatures[name].inputs, forms

@@ -29,7 +29,7 @@ from common.errors import StageError, UsageError
 from common.files import check_replaceable, load_json, read_json, sha256_file, whole_file, whole_folder, write_json
 from common.machine import processor
 from export import checksums
-from export.bundle import NEURONS, pack
+from export.bundle import CARD, NEURONS, pack
 from export.lite.graph import PRECISIONS, RUNTIMES, convert
 from export.lite.quality import LANES, LENGTH, HeldOutText, Quality, lanes, measure, reader
 from export.lite.runner import LiteModel
@@ -85,7 +85,7 @@ def export_lite(folder: Path, out: Path, settings: LiteSettings, data: Path | No
 def _export(run: Run, chosen: Checkpoint, out: Path, settings: LiteSettings, data: Path | None, force: bool) -> None:
     """Write one checkpoint. Raises as `export_lite` does."""
     origin = origin_of(run, chosen)
-    check_replaceable(out, "model.json", "a device model")
+    check_replaceable(out, "report.json", "a device model")
     if not force:
         _check_precisions(out, settings)
         if is_current(out, "model.json", origin, "another --out"):
@@ -107,7 +107,10 @@ def _export(run: Run, chosen: Checkpoint, out: Path, settings: LiteSettings, dat
         write_json(partial / "model.json", {**origin, "files": _files(partial, report)})
         if neurons := _neurons(run.folder, out, origin):
             shutil.copyfile(neurons, partial / NEURONS)
-        checksums.write(partial, leave_out=[NEURONS])  # which you may edit
+        card, before = out / CARD, read_json(out / "model.json")
+        if card.is_file() and before.get("weights_sha256") == origin["weights_sha256"]:
+            shutil.copyfile(card, partial / CARD)
+        checksums.write(partial, leave_out=[NEURONS, CARD])  # which you may edit
     console.out.print(table(out, report, run.vocab.unit))
     console.out.print(f"{out}: step {chosen.step} of {run.folder}, {', '.join(settings.precisions)}; builtin ops only")
 

@@ -34,7 +34,7 @@ from export import checksums
 from export.origin import is_current, known, origin_of
 from export.serve.facts import facts_of
 from export.serve.labels import ORIGIN
-from export.serve.package import batch_sizes, model_name, read_facts, write_package
+from export.serve.package import batch_sizes, check_own, model_name, read_facts, write_package
 from export.serve.session import WARM_UP, decode_output
 from export.serve.signatures import DTYPES, INPUTS, Served
 from trainers import checkpoint
@@ -137,6 +137,7 @@ def export_saved_model(folder: Path, out: Path, version: int | None, force: bool
         version = max(latest, 1) if rewrite else latest + 1
     target = out / str(version)
     check_replaceable(target, "saved_model.pb", "a SavedModel")
+    check_own(out)
     current = not force and is_current(target, ORIGIN, about, f"--version {latest + 1}")
     if current and "warm_up_seconds" in read_facts(out, version):  # missing after a kill: write the version again
         write_package(out, version, facts_of(run, chosen))  # an evaluation may be new

@@ -25,7 +25,7 @@ from common.errors import StageError, UsageError
 from common.files import check_replaceable, load_json, sha256_file, whole_folder
 from common.headers import page_headers
 from export import checksums
-from export.bundle import NEURONS, unpack
+from export.bundle import CARD, NEURONS, unpack
 from pipeline.vocab import Vocab
 
 WEB = Path(__file__).parent
@@ -201,7 +201,7 @@ def _neurons(folder: Path) -> list[dict[str, Any]]:
 
 def _card(folder: Path) -> list[list[str]]:
     """Return the rows of the table in MODEL_CARD.md, if the file exists, with links as plain text."""
-    path = folder / "MODEL_CARD.md"
+    path = folder / CARD
     rows = re.findall(r"^\| (\w.*?) \| (.+) \|$", path.read_text(encoding="utf-8") if path.is_file() else "", re.M)
     return [[name, re.sub(r"\[(.+?)\]\(.+?\)", r"\1", value)] for name, value in rows]
 

@@ -314,6 +314,18 @@ MISTAKES = [
         "--allow must be PRECISION=BITS (such as int8-dynamic=0.1), got 'int8-dynamic'",
     ),
     (
+        "--allow without a limit",
+        "export tflite runs/tiny --out devices/b --allow float32=nan",
+        2,
+        "--allow must be PRECISION=BITS (such as int8-dynamic=0.1), got 'float32=nan'",
+    ),
+    (
+        "a page that is missing",
+        "export serve runs/tiny --page site/none",
+        2,
+        "Directory 'site/none' does not exist",
+    ),
+    (
         "quality loss over the limit",
         "export tflite runs/tiny --out devices/b --precision int8-dynamic --allow int8-dynamic=-1",
         1,

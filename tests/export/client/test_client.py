@@ -378,6 +378,7 @@ USAGE: list[tuple[Callable[[Client], object], str]] = [
     ),
     (lambda c: Client("a:1", ""), "'model': string should have at least 1 character, got ''"),
     (lambda c: Client("a:1", "fake", timeout=0), "'timeout': input should be greater than 0, got 0"),
+    (lambda c: Client("a:1", "fake", timeout=1e10), "'timeout': input should be less than or equal to 1000000, got 1"),
     (lambda c: Client("a:1", "fake", retries=5), "'retries': input should be less than or equal to 4, got 5"),
     (lambda c: Client("a:1", "fake", version=1, label="x"), "pass a version or a label, not both"),
 ]

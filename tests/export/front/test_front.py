@@ -1,5 +1,6 @@
 """The HTTP front of TF Serving or the stand-in, serving a predictable model."""
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -122,8 +123,6 @@ CALLS = {
 
 @pytest.mark.parametrize("signature", CALLS)
 def test_row_and_column_form_match_the_server(site: Site, server: Endpoint, signature: str) -> None:
-    from export.front import bodies
-
     row = CALLS[signature]
     rows, columns = [row, row], {name: [value, value] for name, value in row.items()}
     with Client(*server, label="stable") as client:
@@ -215,7 +214,6 @@ MALFORMED: list[tuple[Any, int, str]] = [
     ({"instances": [{}]}, 400, "'instances.0.text': Field required"),
     ({"instances": {"text": "a"}}, 400, "'instances': Input should be a valid list"),
     ({"inputs": ["a"] * 65}, 400, "a call must have 1 to 64 rows, got 65"),
-    ({"inputs": ["é" * 1000] * 64 + []}, 200, ""),
     ({"inputs": ["é" * 65_537]}, 400, "a call may read and write 65,536 characters in all rows, got 65,537"),
     (b" " * (2 << 20) + b"x", 413, "the body is larger than 2,097,152 bytes"),
 ]
@@ -231,6 +229,17 @@ def test_malformed_body_is_rejected(site: Site, body: Any, code: int, message: s
     error = response.json().get("error", "")
     assert error.startswith(message)
     assert "\n" not in error
+
+
+def test_a_call_at_the_limits_is_answered(site: Site) -> None:
+    assert site.predict("score", inputs=["é" * 1000] * 64).status_code == 200
+
+
+def test_an_empty_name_is_the_default_signature(site: Site) -> None:
+    answers = [site.post(f"{MODEL}:predict", {"inputs": {}} | name).json() for name in ({}, {"signature_name": ""})]
+    assert answers[0] == answers[1]
+    assert "unknown signature" not in answers[0]["error"]
+    assert site.get(f"{MODEL}/versions/\u0661").status_code == 404
 
 
 VALUES: list[tuple[dict[str, Any], str]] = [
@@ -434,7 +443,10 @@ def test_calls_per_minute_are_limited(server: Endpoint, monkeypatch: pytest.Monk
         answers = [site.predict("score", inputs=["a"]) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert answers[3].headers["Retry-After"] == "10"
-        assert answers[3].json() == {"error": "too many calls: try again in 10 s"}
+        message = "too many calls: try again in 10 s"
+        assert answers[3].json() == {"error": message}
+        wrapped = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+        assert site.post("/v1/completions", {}).json() == {"error": wrapped}
         assert site.get("/healthz").status_code == site.get("/metrics").status_code == 200
         clock.time = lambda: 1_000_000_020.0
         assert site.predict("score", inputs=["a"]).status_code == 200
@@ -530,6 +542,7 @@ INVALID_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": "hot"}, "the request: 'temperature': "),
     ({"stop": ["a", "b"]}, "the request: 'stop': "),
     ({"logprobs": 1}, "the request: unknown setting 'logprobs'"),
+    ({"id": "x"}, "the request: unknown setting 'id'; choose from:"),
     ({"echo": True}, "the request: unknown setting 'echo'"),
     ({"stream": True, "n": 2}, "the request: a stream has one prompt, and n is 1"),
 ]
@@ -646,6 +659,47 @@ def test_tls(server: Endpoint, pem: Path, tmp_path: Path) -> None:
     for cert_file, key_file in ((key, cert), (tmp_path / "none", key)):
         with Client(server.target, "fake") as client, pytest.raises(StageError, match="not a certificate and its key"):
             http_server(Front(client, FrontSettings()), ssl_certfile=cert_file, ssl_keyfile=key_file)
+
+
+def test_calls_of_other_pages_are_rejected_unless_allowed(site: Site, server: Endpoint) -> None:
+    body, other = {"signature_name": "score", "inputs": ["a"]}, {"Origin": "https://page.example"}
+    own = {"Origin": site.url}
+    assert [site.post(f"{MODEL}:predict", body, headers=page).status_code for page in (other, own)] == [403, 200]
+    message = "pages of this origin may not call: start the front with --allow-origin"
+    wrapped = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    assert site.post("/v1/completions", {}, headers=other).json() == {"error": wrapped}
+    assert site.get("/healthz", headers=other).status_code == 200
+    for origins in (("https://page.example",), ("*",)):
+        with running_front(server.target, origins=origins) as open_site:
+            assert open_site.post(f"{MODEL}:predict", body, headers=other).status_code == 200
+
+
+def test_a_caller_that_has_gone_is_counted(site: Site) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    front = Front(Client("localhost:1", "fake"), FrontSettings())
+    scope = {"type": "http", "method": "GET", "path": "/none", "headers": [], "query_string": b"", "client": None}
+    asyncio.run(front.guard(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 404
+    assert front.guard.count == {'route="/",code="404"': 1}
+
+
+def test_an_invalid_answer_of_the_server_is_not_the_callers_fault(fake: Path) -> None:
+    class Broken(StandIn):
+        def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
+            answer = super().Predict(request, context)
+            if request.model_spec.signature_name == "info":
+                answer.outputs["info"].string_val[:] = [b"{"]
+            return answer
+
+    with serving(Broken(fake, "fake")) as target, running_front(target, label=None) as site:
+        answer = site.post("/v1/completions", {"model": "fake", "prompt": "a"})
+    assert answer.status_code == 502
+    assert answer.json()["error"]["type"] == "server_error"
+    assert "to 'info' is not a description" in answer.json()["error"]["message"]
 
 
 def test_cors_is_off_by_default(site: Site, server: Endpoint) -> None:

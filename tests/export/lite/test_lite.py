@@ -15,7 +15,7 @@ from crash import damaged
 from unmeasured import unmeasured
 
 from common.errors import StageError, UsageError
-from common.files import load_json, write_record
+from common.files import load_json, read_json, write_json, write_record
 from export import checksums
 from export.bundle import pack, unpack
 from export.lite import lite
@@ -275,6 +275,27 @@ def test_neurons_are_copied_if_they_match_the_weights(run: Path, tmp_path: Path)
     assert exported(None, force=True) is None
     (out / "neurons.json").write_text("[]")
     assert exported(current) == "[]", "a list written by the user is kept"
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_card_is_kept_if_it_describes_the_same_weights(run: Path, tmp_path: Path) -> None:
+    folder, out = shutil.copytree(run, tmp_path / "run"), tmp_path / "out"
+    export_lite(folder, out, FLOAT32, data=run.parent / "data", force=False)
+    (out / "MODEL_CARD.md").write_text("| licence | public domain |\n")
+    export_lite(folder, out, FLOAT32, data=run.parent / "data", force=True)
+    assert (out / "MODEL_CARD.md").read_text() == "| licence | public domain |\n"
+    assert checksums.verify(out) == []
+    write_json(out / "model.json", read_json(out / "model.json") | {"weights_sha256": "of others"})
+    export_lite(folder, out, FLOAT32, data=run.parent / "data", force=True)
+    assert not (out / "MODEL_CARD.md").exists()
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_keras_model_is_not_replaced(run: Path, tmp_path: Path) -> None:
+    for name in ("model.json", "model.keras"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(StageError, match=r"exists and is not a device model \(it has no report.json\)"):
+        export_lite(run, tmp_path, FLOAT32, data=None, force=True)
 
 
 @pytest.mark.usefixtures("unmeasured")

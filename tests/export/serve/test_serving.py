@@ -320,6 +320,17 @@ def test_command_moves_and_prints_labels(tmp_path: Path) -> None:
         assert config(base) == expected_config("plays", {"stable": 2}, 1, 2)
 
 
+@pytest.mark.parametrize("name", [*package.TEMPLATES, "front/Dockerfile"])
+def test_files_of_the_user_are_not_overwritten(tmp_path: Path, name: str) -> None:
+    base = export_versions(tmp_path / "plays", 1, 2)
+    relabel(base, ["canary=2"])
+    (base / name).write_text("mine\n" + (base / name).read_text())
+    before = files(base)
+    with pytest.raises(StageError, match=f"{name} was not written by an export, which would overwrite it: move it$"):
+        relabel(base, ["stable=2"])
+    assert files(base) == before
+
+
 def test_package_is_reproducible_and_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, other = export_versions(tmp_path / "a" / "plays", 1, 2), export_versions(tmp_path / "b" / "plays", 1, 2)
     assert files(base) == files(other)
