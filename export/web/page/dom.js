@@ -31,3 +31,17 @@ export function make(tag, properties, ...children) {
 export function percent(p) {
   return p > 0 && p < 0.001 ? "<0.1%" : `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)}%`;
 }
+
+const LEVELS = 8; // shades each of blue and green
+
+/**
+ * Colour an element by a neuron, or remove its colour.
+ * @param {HTMLElement} element
+ * @param {number | undefined} activity -1 to 1
+ */
+export function paint(element, activity) {
+  const level = Math.round((activity ?? 0) * LEVELS);
+  if (level) element.dataset.level = String(level);
+  else delete element.dataset.level;
+  element.style.setProperty("--level", String(Math.abs(level)));
+}

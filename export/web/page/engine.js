@@ -130,7 +130,7 @@ export const calls = {
    */
   async explain({ ids }) {
     if (!model) throw new Error("no model is open");
-    return explain(model, ids);
+    return explain(model, ids, texts[0].endId);
   },
 
   /**

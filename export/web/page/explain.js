@@ -11,14 +11,15 @@
  * Read ids from the start of a text, and explain the step of the last one.
  * @param {Stepper} model
  * @param {number[]} ids
+ * @param {number} [endId] the id that ends a document: its step starts from zeros, which hides the gates
  * @returns {Promise<Explained>}
  */
-export async function explain(model, ids) {
+export async function explain(model, ids, endId) {
   let before = model.initialCarry();
   for (const id of ids.slice(0, -1)) ({ carry: before } = await model.step(id, before));
   const id = ids[ids.length - 1];
   const { logits, carry: after } = await model.step(id, before);
-  return { before, after, logits, gates: model.states === 2 ? await gates(model, id, before, after) : undefined };
+  return { before, after, logits, gates: model.states === 2 && id !== endId ? await gates(model, id, before, after) : undefined };
 }
 
 /**

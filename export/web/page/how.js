@@ -1,6 +1,6 @@
 // The tab that shows a step of the model in numbers, character by character.
 
-import { find, make, percent } from "./dom.js";
+import { find, make, paint, percent } from "./dom.js";
 import { PLAIN, likeliest, probabilities } from "./sample.js";
 
 /**
@@ -12,7 +12,6 @@ import { PLAIN, likeliest, probabilities } from "./sample.js";
 
 const LENGTH = 60; // characters of a word: each step reads it from the start
 const [UNITS, LIKELY] = [8, 8]; // rows of the tables
-const LEVELS = 8; // of colour
 
 export class How {
   /**
@@ -67,7 +66,8 @@ export class How {
 
   /** Read the word from its first character. */
   #begin() {
-    const vocab = /** @type {Vocab} */ (this.vocab);
+    const { vocab } = this;
+    if (!vocab) return; // `open` begins once there is a model
     try {
       this.ids = vocab.promptIds(this.word.value).ids;
       this.word.ariaInvalid = "false";
@@ -140,8 +140,7 @@ export class How {
     fill("how-units", ["Neuron", ...head], rows);
     const strip = Array.from(after.subarray(h, h + H), (value) => {
       const cell = make("i");
-      const level = Math.round(value * LEVELS);
-      if (level) cell.dataset.level = String(level);
+      paint(cell, value);
       return cell;
     });
     find("how-state", HTMLDivElement).replaceChildren(...strip);

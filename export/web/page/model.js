@@ -43,7 +43,8 @@ export class Model {
   /** @param {import("./litert/core.js").CompiledModel} compiled */
   constructor(compiled) {
     this.compiled = compiled;
-    this.runner = Object.values(compiled.signatures)[0]; // step is the first
+    this.runner = compiled.signatures.step;
+    if (!this.runner) throw new Error("the file has no signature step");
     const shapes = Object.fromEntries(
       [...this.runner.getInputDetails(), ...this.runner.getOutputDetails()].map(({ name, shape }) => [name, shape]),
     );

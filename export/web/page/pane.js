@@ -1,6 +1,6 @@
 // A text on the page: one span per character, coloured by a neuron, with a keyboard cursor.
 
-import { make } from "./dom.js";
+import { make, paint } from "./dom.js";
 import { perFrame } from "./frame.js";
 import { Decoder } from "./vocab.js";
 
@@ -9,7 +9,6 @@ import { Decoder } from "./vocab.js";
  * @typedef {import("./vocab.js").Vocab} Vocab
  */
 
-const LEVELS = 8; // shades each of blue and green
 const NEAR = 40; // a growing text scrolls along within this many pixels of its end
 
 export class Pane {
@@ -86,7 +85,7 @@ export class Pane {
     this.open = this.ids.length;
     this.decoder = this.vocab && new Decoder(this.vocab);
     for (const id of kept.slice(this.ids.length)) this.#push(id, undefined);
-    this.cursor = -1;
+    this.#leave();
     this.scheduleFlush(undefined);
   }
 
@@ -222,14 +221,4 @@ export class Pane {
     this.cursor = -1;
     this.point(-1, null, false);
   }
-}
-
-/**
- * @param {HTMLElement} span
- * @param {number | undefined} activity -1 to 1
- */
-function paint(span, activity) {
-  const level = Math.round((activity ?? 0) * LEVELS);
-  if (level) span.dataset.level = String(level);
-  else delete span.dataset.level;
 }

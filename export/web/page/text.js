@@ -51,6 +51,7 @@ export class Text {
    */
   begin(prompt) {
     this.prompt = prompt;
+    this.chosen.clear(); // what is kept is part of the prompt now
     const differs = this.ids.findIndex((id, index) => id !== prompt[index]); // true of anything written after it
     if (differs >= 0) this.cut(differs);
   }

@@ -59,10 +59,11 @@ export class Writer {
     this.until = until;
     return this.#edit(async () => {
       const length = await this.engine.call("begin", { text: this.text, prompt: ids });
+      const kept = ahead === this.pane.ahead ? Math.min(length, this.pane.prompt) : 0; // the rest is marked again
       this.pane.prompt = ids.length;
       this.pane.ahead = ahead;
       this.pane.chosen = new Set(chosen.map(([at]) => at));
-      this.pane.cut(length);
+      this.pane.cut(kept);
     });
   }
 

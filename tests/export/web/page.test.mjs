@@ -211,6 +211,10 @@ test("hovering over a character shows the five likeliest ones", () =>
     assert.deepEqual(await card.locator("li span").allTextContents(), five(5));
     await page.mouse.move(5, 5);
     await card.waitFor({ state: "hidden" });
+    await page.locator(".text span").nth(5).hover();
+    await card.waitFor();
+    await page.fill("#prompt", "x");
+    await card.waitFor({ state: "hidden" });
   }));
 
 test("the keyboard shows the likeliest characters too, and a screen reader announces them", () =>
@@ -619,6 +623,7 @@ test("a stopped text continues as if it had not stopped", () =>
 
 test("the network reads the prompt while it is typed", () =>
   on(async (page) => {
+    const empty = await bars(page);
     await page.locator("#neurons input").nth(1).check();
     await page.locator("#prompt").pressSequentially("The cat");
     await eventually(async () => assert.equal(await text(page), "The cat"));
@@ -626,9 +631,42 @@ test("the network reads the prompt while it is typed", () =>
     await page.keyboard.press("Backspace");
     await page.keyboard.type("fé");
     await eventually(async () => assert.equal(await text(page), "The café"));
+    assert.notDeepEqual(await bars(page), empty);
     await type(page, "");
-    await eventually(async () => assert.equal((await bars(page)).length, 10)); // an empty text starts after a newline
+    await eventually(async () => assert.deepEqual(await bars(page), empty)); // an empty text starts after a newline
+    for (const typed of ["\n", "\nabc", "\n", ""]) await type(page, typed);
   }));
+
+test("a chosen character that is typed again is part of the prompt", () =>
+  on(async (page) => {
+    await page.fill("#length", "30");
+    await type(page, "The ");
+    await page.locator("#bars button").first().click();
+    await page.locator(".text .chosen").waitFor();
+    const typed = `${await text(page)}x`;
+    const written = [];
+    for (const before of [typed, ""]) {
+      await type(page, before);
+      await type(page, typed);
+      assert.deepEqual([await page.locator(".chosen").count(), await page.locator(".first").count()], [0, 0]);
+      await page.click("#write");
+      await expectStatus(page, "Done.");
+      written.push(await text(page));
+      assert.equal(await page.locator(".first").count(), 1);
+    }
+    assert.equal(written[0], written[1]);
+  }));
+
+test("a word is read once a model is open", () =>
+  on(
+    async (page) => {
+      await page.click("#tab-how");
+      await page.fill("#word", "The");
+      assert.equal(await page.getAttribute("#word", "aria-invalid"), null);
+      assert.equal(await page.textContent("#how-status"), "");
+    },
+    { ready: false, prepare: (page) => page.route("**/*.tflite", (route) => route.abort()) },
+  ));
 
 slow("an unknown character is named", () =>
   on(

@@ -110,6 +110,9 @@ test("a text keeps its carries up to the first change", async () => {
   await text.write(GREEDY, 1, 0);
   await text.write(GREEDY, 1);
   assert.deepEqual([text.ids, [...text.chosen]], [[2, 3, 3, 0, 1], [3]]);
+  text.begin([2, 3, 3, 0]);
+  assert.deepEqual([text.ids, text.chosen.size], [[2, 3, 3, 0], 0], "what is typed was not chosen");
+  await text.write(GREEDY, 1, 0);
   text.cut(3);
   assert.deepEqual([text.ids, text.steps.length, text.chosen.size], [[2, 3, 3], 3, 0]);
 });
@@ -197,4 +200,6 @@ test("the gates measured from a model's steps match those that it computed", asy
   assert.deepEqual([after, logits], [carry, own]);
   const plain = await explain({ ...model, states: 1 }, [1]);
   assert.equal(plain.gates, undefined);
+  assert.equal((await explain(model, [1, 2], 2)).gates, undefined, "the step that ends a document");
+  assert.notEqual((await explain(model, [2, 1], 2)).gates, undefined);
 });
