@@ -44,9 +44,9 @@ def tensorflow_cause(error: BaseException) -> str:
 
 def _reason(message: str) -> str:
     """Line of a TensorFlow error's message that explains it: a graph's error starts with where the op was defined, and
-    ends with its node in brackets."""
+    ends with its node in brackets, and a hint if memory is exhausted."""
     lines = [line.strip() for line in message.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("[[")]
+    lines = [line for line in lines if line and not line.startswith(("[[", "[Op:", "Hint:"))]
     if not lines or lines[0] != "Graph execution error:":
         return lines[0] if lines else ""
     return next((line for line in lines if line.startswith("(0) ")), lines[-1]).removeprefix("(0) ")

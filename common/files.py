@@ -39,10 +39,9 @@ def scratch(path: Path) -> Iterator[Path]:
     """Yield a private folder beside `path`, deleted after the block or, after a kill, by the next `recover`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path.parent, glob.escape(path.name))
-    with _locked_new(path) as folder:
+    with naming(path), _locked_new(path) as folder:
         try:
-            with naming(path):
-                yield folder
+            yield folder
         finally:
             _settle(folder)
 
@@ -135,14 +134,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     """Yield an empty folder, and replace `path` and its contents with it if the block succeeds.
 
-    Raises StageError for a mount point and for a folder that contains the current one; and, if `replace` is False, if
-    another process has written to `path` in the meantime.
+    Raises StageError as `check_movable` does; and, if `replace` is False, if another process has written to `path` in
+    the meantime.
     """
     path = _place(path)
-    if Path.cwd().is_relative_to(path.resolve()):
-        raise StageError(f"{path} contains the current folder, so it cannot be replaced: pass another folder")
-    if os.path.ismount(path):
-        raise StageError(f"{path} is a mount point, so it cannot be replaced: pass a new folder in it")
+    check_movable(path)
     with scratch(path) as folder:
         (new := folder / path.name).mkdir()
         yield new
@@ -153,6 +149,14 @@ def whole_folder(path: Path, replace: bool = True) -> Iterator[Path]:
             os.rename(path, folder / f"{path.name}.old")  # rename() cannot replace a folder with contents
         os.rename(new, path)
         _flush(path, path.parent)
+
+
+def check_movable(path: Path) -> None:
+    """Raise StageError for a mount point and for a folder that contains the current one."""
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise StageError(f"{path} contains the current folder, so it cannot be replaced: pass another folder")
+    if os.path.ismount(path):
+        raise StageError(f"{path} is a mount point, so it cannot be replaced: pass a new folder in it")
 
 
 def remove_folder(path: Path) -> None:

@@ -1,20 +1,18 @@
 """Child processes whose failure is reported by the last line of their standard error."""
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import StageError
 
 
-def run(
-    command: Sequence[str], failure: str, cwd: Path | str | None = None, env: Mapping[str, str] | None = None
-) -> str:
+def run(command: Sequence[str], failure: str, cwd: Path | str | None = None) -> str:
     """Run a command and return its standard output.
 
     Raises StageError ("{failure}: {last line of standard error}") if its exit status is not 0.
     """
-    process = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if process.returncode:
         raise StageError(f"{failure}: {last_line(process.stderr)}")
     return process.stdout

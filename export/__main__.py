@@ -20,7 +20,7 @@ from export.client.query import query, target_options
 if TYPE_CHECKING:
     from export.client.client import Client
 
-FOLDER = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 CAP = click.IntRange(1, 1 << 20)
 PAGE = click.option(
     "--page",
@@ -60,8 +60,8 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--out", type=FOLDER, help="TF Serving's base path.  [default: served/NAME]")
+@click.argument("run", type=PATH, metavar="runs/NAME")
+@click.option("--out", type=PATH, help="TF Serving's base path.  [default: served/NAME]")
 @click.option("--version", type=click.IntRange(1, options.VERSION.max), help="Version to write.  [default: the next]")
 @click.option("--force", is_flag=True, help="Overwrite that version (without --version: the latest).")
 @click.option("--most-length", type=CAP, default=4096, show_default=True, help="Characters to write per row, at most.")
@@ -102,7 +102,7 @@ def savedmodel(
 
 
 @cli.command()
-@click.argument("base", type=FOLDER, metavar="served/NAME")
+@click.argument("base", type=PATH, metavar="served/NAME")
 @click.argument("changes", nargs=-1, metavar="[LABEL=VERSION|LABEL=|VERSION]...")
 @SERVER
 def label(base: Path, changes: tuple[str, ...], targets: tuple[str, ...]) -> None:
@@ -126,7 +126,7 @@ def label(base: Path, changes: tuple[str, ...], targets: tuple[str, ...]) -> Non
 
 
 @cli.command()
-@click.argument("folder", type=FOLDER, metavar="runs/NAME|served/NAME")
+@click.argument("folder", type=PATH, metavar="runs/NAME|served/NAME")
 @click.option("--port", type=click.IntRange(0, 65535), default=8501, show_default=True, help="0: any.")
 @PAGE
 def serve(folder: Path, port: int, page: Path | None) -> None:
@@ -172,11 +172,11 @@ def serve(folder: Path, port: int, page: Path | None) -> None:
 @target_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any.")
-@click.option("--certificate", "pem", type=FOLDER, metavar="PEM", help="Serve TLS with this certificate and --key.")
-@click.option("--key", "pem_key", type=FOLDER, metavar="PEM", help="The certificate's key.")
+@click.option("--certificate", "pem", type=PATH, metavar="PEM", help="Serve TLS with this certificate and --key.")
+@click.option("--key", "pem_key", type=PATH, metavar="PEM", help="The certificate's key.")
 @PAGE
 @click.option("--allow-origin", multiple=True, metavar="URL", help="Origin of web pages that may call; repeatable.")
-@click.option("--record", type=FOLDER, metavar="FILE.jsonl", help="Append the callers' texts, for `pipeline validate`.")
+@click.option("--record", type=PATH, metavar="FILE.jsonl", help="Append the callers' texts, for `pipeline validate`.")
 @click.option("--proxy", metavar="ADDRESS", help="Proxy whose X-Forwarded-For contains the client's address.")
 @click.option("--rows", type=CAP, default=64, show_default=True, help="Rows per call, at most.")
 @click.option("--characters", type=CAP, default=65536, show_default=True, help="Read and written per call, at most.")
@@ -217,8 +217,8 @@ def front(
 
 
 @cli.command()
-@click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--out", type=FOLDER, help="Output folder.  [default: devices/NAME]")
+@click.argument("run", type=PATH, metavar="runs/NAME")
+@click.option("--out", type=PATH, help="Output folder.  [default: devices/NAME]")
 @click.option(
     "--precision",
     default="float32,float16,int8-dynamic",
@@ -232,7 +232,7 @@ def front(
     metavar="PRECISION=BITS",
     help="Accepted loss in bits per character; may be repeated.  [default: 0.0001, 0.001, 0.02]",
 )
-@click.option("--data", type=FOLDER, help="Data set, if it has moved since training.")
+@click.option("--data", type=PATH, help="Data set, if it has moved since training.")
 @click.option("--force", is_flag=True, help="Overwrite a different model.")
 def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], data: Path | None, force: bool) -> None:
     """Export .tflite files for devices, one per precision.
@@ -262,7 +262,7 @@ def tflite(run: Path, out: Path | None, precision: str, allow: tuple[str, ...], 
 
 
 @cli.command()
-@click.argument("file", type=FOLDER, metavar="FILE|devices/NAME")
+@click.argument("file", type=PATH, metavar="FILE|devices/NAME")
 @click.option("--prompt", default="", help="Text to continue.  [default: start as after a newline]")
 @options.count
 @options.sampling
@@ -300,8 +300,8 @@ def run_lite(file: Path, prompt: str, count: int, length: int, threads: int, see
 
 
 @cli.command()
-@click.argument("folders", type=FOLDER, metavar="devices/NAME...", nargs=-1, required=True)
-@click.option("--out", type=FOLDER, help="Output folder.  [default: site/NAME; site/all for several models]")
+@click.argument("folders", type=PATH, metavar="devices/NAME...", nargs=-1, required=True)
+@click.option("--out", type=PATH, help="Output folder.  [default: site/NAME; site/all for several models]")
 @click.option("--force", is_flag=True, help="Overwrite a different page.")
 @click.option("--serve", is_flag=True, help="Serve the page on this machine until Ctrl-C.")
 @click.option("--port", type=click.IntRange(0, 65535), help="With --serve; 0: any.  [default: 8000]")
@@ -328,8 +328,8 @@ def web(folders: tuple[Path, ...], out: Path | None, force: bool, serve: bool, p
 
 
 @cli.command()
-@click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--out", type=FOLDER, help="Output folder.  [default: exported/NAME]")
+@click.argument("run", type=PATH, metavar="runs/NAME")
+@click.option("--out", type=PATH, help="Output folder.  [default: exported/NAME]")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows of every call.")
 @click.option("--force", is_flag=True, help="Overwrite a different model.")
 def keras(run: Path, out: Path | None, batch: int, force: bool) -> None:
@@ -356,9 +356,9 @@ def keras(run: Path, out: Path | None, batch: int, force: bool) -> None:
 
 
 @cli.command()
-@click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--served", type=FOLDER, help="TF Serving's base path.  [default: served/NAME]")
-@click.option("--devices", type=FOLDER, help="Folder of the .tflite files.  [default: devices/NAME]")
+@click.argument("run", type=PATH, metavar="runs/NAME")
+@click.option("--served", type=PATH, help="TF Serving's base path.  [default: served/NAME]")
+@click.option("--devices", type=PATH, help="Folder of the .tflite files.  [default: devices/NAME]")
 def show(run: Path, served: Path | None, devices: Path | None) -> None:
     """Print a run's results, exports and samples.
 
@@ -372,7 +372,7 @@ def show(run: Path, served: Path | None, devices: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("folders", type=FOLDER, metavar="FOLDER...", nargs=-1, required=True)
+@click.argument("folders", type=PATH, metavar="PATH...", nargs=-1, required=True)
 def verify(folders: tuple[Path, ...]) -> None:
     """Compare exports with the checksums that were written with them.
 

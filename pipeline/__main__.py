@@ -112,7 +112,7 @@ def ingest(
       python -m pipeline ingest --config configs/NAME.toml       (sources from the config, into data/NAME)
     """
     with console.quiet():
-        from pipeline.config import IngestSettings
+        from pipeline.config import OF_CHARACTERS, IngestSettings
         from pipeline.ingest import ingest as run
         from pipeline.sources import defaults
 
@@ -121,7 +121,10 @@ def ingest(
     if sources:
         overrides["source"] = list(sources)
     values = _section(config, "data") | overrides
-    values = defaults(values.get("source", [])) | values
+    recommended = defaults(values.get("source", []))
+    if values.get("unit") == "byte":
+        recommended = {name: value for name, value in recommended.items() if name not in OF_CHARACTERS}
+    values = recommended | values
     run(
         settings.make(IngestSettings, values, _where(config, "data")),
         _folder(out, config, "--out data/NAME"),

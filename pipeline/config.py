@@ -11,6 +11,8 @@ from pipeline.splits import SPLITS
 from pipeline.text import RAW, ReadingRules, check_encoding
 from pipeline.vocab import CODE_POINTS
 
+OF_CHARACTERS = ("max_vocab", "min_count", "unknown")  # settings that a vocabulary of bytes does not have
+
 
 @settings.settings
 class IngestSettings:

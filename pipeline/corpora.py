@@ -8,13 +8,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from common.errors import StageError, UsageError
 from pipeline.archives import is_archive, members, open_text
 
-Key = tuple[int, bytes]  # sort key of a file in the text: index of the expression it matches, path
+SortKey = tuple[int, bytes]  # sort key of a file in the text: index of the expression it matches, path
 HTML, POEMS = r"(?i)\.html?$", r"\.json$"
 BLOCKS = ("blockquote", "div", "dd", "dt", *(f"h{n}" for n in range(1, 7)), "li", "p", "pre", "table", "td", "ul", "ol")
 
@@ -197,19 +197,20 @@ def find(name: str) -> Corpus:
     return CORPORA[name]
 
 
-def make_text(corpus: Corpus, source: Path, text: Path) -> None:
+def make_text(corpus: Corpus, source: Path, text: Path, origin: str = "") -> None:
     """Build the corpus's `text` from `source`: an archive, a folder, or one file, compressed or not.
+
+    origin: address that `source` was downloaded from, if any.
 
     An archive is streamed once, into a spool beside `text`, and never unpacked. Raises StageError if it contains none
     of the corpus's files, is corrupted (pipeline.archives), or yields a text other than the known one.
     """
     spool = text.with_name(f".{text.name}.spool")
     with spool.open("wb+") as file:
-        pieces = list(_collect(corpus, source, file))
+        pieces = list(_collect(corpus, source, file, PurePosixPath(origin).name or source.name))
         if not pieces:
-            raise StageError(
-                f"{source} contains none of the corpus's files: expected paths like {' or '.join(corpus.files)}"
-            )
+            rule = f"expected paths like {' or '.join(corpus.files)}"
+            raise StageError(f"{origin or source} contains none of the corpus's files: {rule}")
         if pieces != sorted(pieces):
             with text.open("wb") as in_order:
                 for _, start, count in sorted(pieces):
@@ -222,11 +223,11 @@ def make_text(corpus: Corpus, source: Path, text: Path) -> None:
     _check(corpus, source, text)
 
 
-def _collect(corpus: Corpus, source: Path, spool: BinaryIO) -> Iterator[tuple[Key, int, int]]:
+def _collect(corpus: Corpus, source: Path, spool: BinaryIO, own_name: str) -> Iterator[tuple[SortKey, int, int]]:
     """Append the files of the text to `spool`; for each, yield its sort key, first byte and length."""
-    last: Key | None = None
-    highest: Key = (0, b"")
-    for rank, name, file in _files(corpus, source):
+    last: SortKey | None = None
+    highest: SortKey = (0, b"")
+    for rank, name, file in _files(corpus, source, own_name):
         key = (rank, os.fsencode(name))
         if last and key > last:
             continue
@@ -249,7 +250,7 @@ def _collect(corpus: Corpus, source: Path, spool: BinaryIO) -> Iterator[tuple[Ke
             last = highest  # enough text: later files are not needed
 
 
-def _files(corpus: Corpus, source: Path) -> Iterator[tuple[int, str, BinaryIO]]:
+def _files(corpus: Corpus, source: Path, own_name: str) -> Iterator[tuple[int, str, BinaryIO]]:
     """Iterate over the files of the text: index of the expression they match, path, content."""
     if source.is_dir() or is_archive(source):
         for name, _, file in members(source, corpus.ceiling):
@@ -257,9 +258,9 @@ def _files(corpus: Corpus, source: Path) -> Iterator[tuple[int, str, BinaryIO]]:
             if rank is not None and not (corpus.without and re.search(corpus.without, name)):
                 yield rank, name, file
     # A single file may be the finished text; if its content cannot prove that, its name must match.
-    elif corpus.text_bytes or _rank(corpus, source.name) is not None:
+    elif corpus.text_bytes or _rank(corpus, own_name) is not None:
         with open_text(source) as file:
-            yield 0, source.name, file
+            yield 0, own_name, file
 
 
 def _rank(corpus: Corpus, name: str) -> int | None:

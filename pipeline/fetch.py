@@ -26,6 +26,7 @@ from rich.table import Table
 from common import console
 from common.errors import StageError, UsageError
 from common.files import (
+    check_movable,
     check_replaceable,
     hold,
     load_json,
@@ -70,6 +71,7 @@ def fetch(name: str, source: str | None = None, to: Path | None = None, force: b
         _check_fetched(folder, name)
         console.note(f"{folder} already holds {name}; pass --force to fetch it again")
         return folder
+    check_movable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if "://" in source:
         with _downloaded(source, corpus, folder) as path:
@@ -112,7 +114,7 @@ def _make(name: str, corpus: Corpus, path: Path, origin: str, folder: Path) -> N
     console.note(f"building {folder / TEXT} from {origin}")
     with whole_folder(folder) as partial:
         text = partial / TEXT
-        make_text(corpus, path, text)
+        make_text(corpus, path, text, origin if "://" in origin else "")
         provenance = {
             "format_version": FORMAT_VERSION,
             "name": name,
@@ -142,7 +144,11 @@ class _InterruptedError(Exception):
 @contextlib.contextmanager
 def _downloaded(url: str, corpus: Corpus, folder: Path) -> Iterator[Path]:
     """Yield the verified file at `url`. It is deleted when the block ends, unless the block was interrupted."""
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    try:
+        scheme = urllib.parse.urlsplit(url).scheme
+    except ValueError as error:
+        raise UsageError(f"--from: '{url}' is not a URL ({error})") from None
+    if scheme not in ("http", "https"):
         raise UsageError(f"--from: a URL must begin with http:// or https://, got {_public(url)}")
     path = folder.with_name(f".{folder.name}.download")
     known = corpus if url == corpus.address else None

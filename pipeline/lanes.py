@@ -30,6 +30,7 @@ from pipeline.manifest import Manifest, Split, check_hashes, read_manifest
 # many windows, small enough that the few blocks in memory are negligible beside a model.
 BLOCK_TOKENS = 2 << 20
 BUFFER_BYTES = 1 << 16  # per lane's open file
+OTHER_FILES = 64  # of the process, at most
 # decode_raw lacks uint32; no id comes near 2**31.
 READ_AS = {1: tf.uint8, 2: tf.uint16, 4: tf.int32}
 
@@ -182,6 +183,8 @@ def _read(folder: Path, split: Split, item: int, plans: list[Plan]) -> tf.data.D
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if len(plans) + OTHER_FILES > hard != resource.RLIM_INFINITY:
+        raise StageError(f"{len(plans)} lanes need as many open files, at most {hard}: use fewer, or raise ulimit -Hn")
     lanes = tf.data.Dataset.from_tensor_slices(tf.ragged.constant(plans, tf.int64, ragged_rank=2, inner_shape=(4,)))
     B = len(plans)
     records = lanes.interleave(read_lane, cycle_length=B, num_parallel_calls=min(2, B), deterministic=True)

@@ -12,13 +12,12 @@ import pyarrow as pa
 
 from pipeline.manifest import Manifest, Split
 from pipeline.shards import read_tokens
-from pipeline.vocab import CODE_POINTS, Vocab, code_points
+from pipeline.vocab import CODE_POINTS, CONTINUATION, Vocab, code_points
 
 # Characters per record, over which shares and line lengths are computed: some hundred lines, and hundreds of records in
 # 1 MB of text.
 RECORD_CHARS = 4096
 ESCAPED_BYTE = 0xDC00  # what errors="surrogateescape" adds to a byte that is not UTF-8
-CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
 SHARES = ("non_ascii", "control", "space", "digit", "not_utf8")
 NUMBERS = ("bytes", "characters", "lines", "longest_line", "repeated_lines", "entropy", *SHARES)
 FEATURES = ("char", *NUMBERS)
@@ -46,7 +45,7 @@ def cut_at_characters(tokens: npt.NDArray[np.unsignedinteger], vocab: Vocab, len
 
 
 def _continuations(text: bytes) -> int:
-    return len(text) - len(text.lstrip(CONTINUATION_BYTES))
+    return len(text) - len(text.lstrip(CONTINUATION))
 
 
 def is_escaped_byte(code: int) -> bool:

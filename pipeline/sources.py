@@ -92,7 +92,8 @@ def _files(source: str, include: list[str], exclude: list[str], out: Path) -> li
         # The folder's own name comes first, even for "." or "..".
         top = path.resolve().name
         names = _walked(source, path, EVERYTHING, out)
-        return [_source_file(names[name], f"{top}/{name}") for name in names if _included(name, include, exclude)]
+        prefix = f"{top}/" if top else ""  # the root has no name
+        return [_source_file(names[name], prefix + name) for name in names if _included(name, include, exclude)]
     if source == "stdlib":
         return list(_standard_library())
     if glob.has_magic(source):
@@ -138,7 +139,7 @@ def _provenance(source: str) -> list[dict[str, Any]]:
 
 def _foreign(file: Path) -> bool:
     """Check for another program's provenance.json, an object without our keys, which is text like any other."""
-    return bool(found := read_json(file)) and not found.keys() & {"format_version", "text_sha256"}
+    return bool(value := read_json(file)) and not value.keys() & {"format_version", "text_sha256"}
 
 
 class _Provenance(pydantic.BaseModel, extra="allow"):

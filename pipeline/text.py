@@ -192,7 +192,7 @@ def _decoded(
         try:
             text = decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
-            if b"\0" in piece:
+            if b"\0" in piece and not rules.encoding.startswith(("utf-16", "utf-32")):
                 raise BinaryFileError(_nul(piece, offset)) from None
             at, byte = offset - len(pending) + error.start, error.object[error.start]
             raise StageError(

@@ -27,7 +27,7 @@ from pipeline.report import counts_of
 from pipeline.validate import (
     FOLDER,
     SCHEMA,
-    Earlier,
+    Reference,
     Rules,
     Statistics,
     check,
@@ -49,7 +49,7 @@ def compare_requests(folder: Path, log: str, settings: ValidateSettings, options
     without text, and, listing the findings, for requests that differ.
     """
     manifest = read_manifest(folder)
-    train = Earlier(folder.resolve().name, manifest.data_sha256, train_statistics(folder, manifest))
+    train = Reference(folder.resolve().name, manifest.data_sha256, train_statistics(folder, manifest))
     schema, statistics = read_schema(folder / FOLDER / SCHEMA), {"requests": count(log, options)}
     rules = Rules(settings, schema, train)
     anomalies = check("requests", statistics, schema, rules)
@@ -86,18 +86,22 @@ def count(log: str, options: str = "") -> Statistics:
 
 def _records(path: str) -> Iterator[pa.RecordBatch]:
     """Read a log: one record per call, or more for long texts."""
-    for texts in _lines(path) if path.endswith(".jsonl") else _calls(path):
+    for texts in _lines(path) if path.lower().endswith(".jsonl") else _calls(path):
         if text := b"".join(texts):
             yield record_batch(text, RECORD_CHARS)
 
 
 def _lines(path: str) -> Iterator[list[bytes]]:
+    """Yield the texts of each line. Others are skipped, and noted: a front that is killed may truncate its last one."""
+    skipped = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 yield [text.encode(errors="surrogateescape") for text in parse_json(line)["texts"]]
             except (ValueError, TypeError, KeyError, AttributeError):
-                raise StageError(f"{path}: a line has no texts: {brief(one_line(line), 80)}") from None
+                skipped.append(brief(one_line(line), 80))
+    if skipped:
+        console.note(f"{path}: lines without texts are skipped, {len(skipped):,} of them; the first: {skipped[0]}")
 
 
 def _calls(path: str) -> Iterator[list[bytes]]:

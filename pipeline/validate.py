@@ -51,7 +51,7 @@ NAMED = 5  # unknown characters listed in a finding
 
 
 @dataclasses.dataclass(frozen=True)
-class Earlier:
+class Reference:
     """Data set named by --against, with the statistics of its train split."""
 
     name: str
@@ -65,7 +65,7 @@ class Rules:
 
     settings: ValidateSettings
     schema: Schema | None
-    earlier: Earlier | None
+    earlier: Reference | None
 
     def sha256_with(self, manifest: Manifest) -> str:
         """Hash of these rules and the data: if it is unchanged, so are the findings."""
@@ -183,7 +183,7 @@ def read_schema(path: Path) -> Schema:
     return schema
 
 
-def read_earlier(against: Path, folder: Path, manifest: Manifest) -> Earlier:
+def read_earlier(against: Path, folder: Path, manifest: Manifest) -> Reference:
     """Read the data set to compare with.
 
     Raises UsageError if it has the same data; StageError if it has no valid statistics.
@@ -191,7 +191,7 @@ def read_earlier(against: Path, folder: Path, manifest: Manifest) -> Earlier:
     other = read_manifest(against)
     if other.data_sha256 == manifest.data_sha256:
         raise UsageError(f"--against takes a different data set: {against} has the same data as {folder}")
-    return Earlier(against.resolve().name, other.data_sha256, train_statistics(against, other))
+    return Reference(against.resolve().name, other.data_sha256, train_statistics(against, other))
 
 
 def train_statistics(folder: Path, manifest: Manifest) -> Statistics:

@@ -1,4 +1,4 @@
-"""Map between text and ids. Needs only NumPy, so training and serving can use it anywhere.
+"""Map between text and ids. Imports neither Beam nor TensorFlow, so training and serving can use it anywhere.
 
 Texts are UTF-8 bytes throughout, or any bytes if the unit is the byte.
 """
@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from common.errors import StageError
 from common.files import sha256_json
+from common.printable import REPLACEMENT
 
 UNITS = ("byte", "char")
 CODE_POINTS = 0x110000
-REPLACEMENT = "\ufffd"
+CONTINUATION = bytes(range(0x80, 0xC0))  # bytes that continue a UTF-8 character
 ASCII = 128
 NOT_ASCII = 0xFF
 IDENTITY = bytes(range(256))

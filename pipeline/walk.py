@@ -22,16 +22,16 @@ OUTPUTS = {
     "run.json": ("a run", {"format_version", "data_sha256", "config"}),
 }
 
-Key = tuple[int, int]  # device and inode
+Inode = tuple[int, int]  # device and inode
 States = frozenset[int]  # positions in a pattern: of the parts that the next part of a path may match
-_Folder = tuple[Path, Key, States, bool]  # the last: reached through a link
+_Folder = tuple[Path, Inode, States, bool]  # the last: reached through a link
 
 
 class _File(NamedTuple):
     linked: bool
     name: Path
     path: Path
-    key: Key
+    key: Inode
 
 
 class Walk(NamedTuple):
@@ -53,7 +53,7 @@ def walk(top: Path, pattern: tuple[str, ...] = EVERYTHING, out: Path | None = No
         raise StageError(f"{top} is {kind} that this program wrote, not a source: name the files it was made from")
     files: list[_File] = []
     left_out: dict[str, list[str]] = defaultdict(list)
-    seen: set[tuple[Key, States]] = set()
+    seen: set[tuple[Inode, States]] = set()
     links: list[_Folder] = []
     folders: list[_Folder] = [(top, _key(top.stat()), _closure(frozenset({0}), pattern), False)]
     while folders or links:
@@ -90,7 +90,7 @@ def walk(top: Path, pattern: tuple[str, ...] = EVERYTHING, out: Path | None = No
                 else:
                     left_out["pipes and devices"].append(name)
     kept: dict[Path, Path] = {}
-    read: set[Key] = set()
+    read: set[Inode] = set()
     for file in sorted(files):
         if file.linked and file.key in read:
             left_out["links to files already read"].append(_name(file.path, top))
@@ -118,7 +118,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
         raise StageError(f"{folder} cannot be read: {error.strerror}") from None
 
 
-def _key(status: os.stat_result) -> Key:
+def _key(status: os.stat_result) -> Inode:
     return status.st_dev, status.st_ino
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from common.files import write_json
 from pipeline.manifest import Manifest, read_manifest
-from trainers.checkpoint import State
+from trainers.checkpoint import TrainState
 from trainers.config import ModelConfig, RunConfig
 from trainers.run import Run, open_run
 from trainers.training.devices import Devices
@@ -40,7 +40,7 @@ def random_run(folder: Path, manifest: Manifest, text: bytes, step: int, model: 
     write_json(run.folder / "run.json", run.to_json())
     net, counts_V = run.build(), np.bincount(manifest.vocab.encode(text), minlength=manifest.vocab.size)
     net.dense.bias.assign(np.log(counts_V + 0.001))
-    State(net, keras.optimizers.SGD(), config.train.lanes).save(run, step, 1.0)
+    TrainState(net, keras.optimizers.SGD(), config.train.lanes).save(run, step, 1.0)
     return folder
 
 

@@ -9,7 +9,7 @@ import click
 from common import console, options
 from common.machine import hide_gpus, keep_freed_memory
 
-FOLDER = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 VERIFY = click.option(
     "--verify", is_flag=True, help="Check all data against its checksums, not only what changed since the last check."
 )
@@ -17,7 +17,7 @@ VERIFY = click.option(
 CHECKPOINT = click.option(
     "--checkpoint", default="best", show_default=True, metavar="best|last|STEP", help="Weights; best: by validation."
 )
-LINES = click.option("--out", type=FOLDER, metavar="FILE.jsonl", help="Write JSON lines to this file.")
+LINES = click.option("--out", type=PATH, metavar="FILE.jsonl", help="Write JSON lines to this file.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -26,9 +26,9 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("config", type=FOLDER, metavar="configs/NAME.toml")
-@click.option("--data", type=FOLDER, help="Data set.  [default: data/NAME]")
-@click.option("--out", type=FOLDER, help="Folder of the run.  [default: runs/NAME]")
+@click.argument("config", type=PATH, metavar="configs/NAME.toml")
+@click.option("--data", type=PATH, help="Data set.  [default: data/NAME]")
+@click.option("--out", type=PATH, help="Folder of the run.  [default: runs/NAME]")
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."
 )
@@ -36,7 +36,7 @@ def cli() -> None:
 @click.option("--share-gpus", is_flag=True, help="Allow more replicas than GPUs, for tests.")
 @click.option("--unvalidated", is_flag=True, help="Train on data that has not passed `pipeline validate`.")
 @VERIFY
-@click.option("--init-from", type=FOLDER, metavar="runs/OTHER", help="Start from the best weights of another run.")
+@click.option("--init-from", type=PATH, metavar="runs/OTHER", help="Start from the best weights of another run.")
 @click.option(
     "--allow",
     multiple=True,
@@ -85,11 +85,11 @@ def train(
 
 
 @cli.command()
-@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.argument("run", type=PATH, metavar="runs/NAME")
 @click.option(
     "--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if the data has no test split]"
 )
-@click.option("--data", type=FOLDER, help="Data set, if it has moved since training.")
+@click.option("--data", type=PATH, help="Data set, if it has moved since training.")
 @click.option(
     "--ngram/--no-ngram",
     default=None,
@@ -116,8 +116,8 @@ def evaluate(run: Path, split: str | None, data: Path | None, ngram: bool | None
 
 
 @cli.command()
-@click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.option("--data", type=FOLDER, help="Data set, if it has moved since training.")
+@click.argument("run", type=PATH, metavar="runs/NAME")
+@click.option("--data", type=PATH, help="Data set, if it has moved since training.")
 @click.option(
     "--temperatures", default="0.2,0.4,0.6,0.8,1,1.2,1.4", show_default=True, help="Comma-separated temperatures."
 )
@@ -170,15 +170,15 @@ def judge(
 
 
 @cli.command()
-@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.argument("run", type=PATH, metavar="runs/NAME")
 @click.option(
     "--text",
-    type=FOLDER,
+    type=PATH,
     metavar="FILE",
     help="Text to read. Its results go to the run's neurons.json, and so to the web page, unless you pass --out."
     "  [default: the run's test split]",
 )
-@click.option("--data", type=FOLDER, help="Data set, if it has moved since training.")
+@click.option("--data", type=PATH, help="Data set, if it has moved since training.")
 @click.option(
     "--length",
     type=click.IntRange(1),
@@ -201,10 +201,10 @@ def judge(
     metavar="START LENGTH",
     help="Part of the text to show, from 0.  [default: 3,000 bytes or characters of the second half]",
 )
-@click.option("--out", type=FOLDER, help="Page; a .json is written beside it.  [default: runs/NAME/neurons.html]")
-@click.option("--png", type=FOLDER, metavar="FILE", help="Draw the excerpt's first 800 characters: .png, .svg or .pdf.")
+@click.option("--out", type=PATH, help="Page; a .json is written beside it.  [default: runs/NAME/neurons.html]")
+@click.option("--png", type=PATH, metavar="FILE", help="Draw the excerpt's first 800 characters: .png, .svg or .pdf.")
 @click.option(
-    "--activations", type=FOLDER, metavar="FILE.npz", help="Write the activations of every unit as NumPy arrays."
+    "--activations", type=PATH, metavar="FILE.npz", help="Write the activations of every unit as NumPy arrays."
 )
 @options.device
 @VERIFY
@@ -244,11 +244,11 @@ def neurons(
 
 
 @cli.command()
-@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.argument("run", type=PATH, metavar="runs/NAME")
 @click.option("--prompt", default="", help="Text to continue.  [default: start as after a newline]")
 @click.option(
     "--prompts",
-    type=FOLDER,
+    type=PATH,
     metavar="FILE",
     help='A prompt per line or, in a .jsonl file, {"prompt": "...", "seed": 1}.',
 )
@@ -296,8 +296,8 @@ def sample(
 
 
 @cli.command()
-@click.argument("run", type=FOLDER, metavar="runs/NAME")
-@click.argument("files", nargs=-1, required=True, type=FOLDER, metavar="FILE...")
+@click.argument("run", type=PATH, metavar="runs/NAME")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @click.option("--by", type=click.Choice(["file", "line"]), default="file", show_default=True, help="Unit of a text.")
 @options.device
 @CHECKPOINT
@@ -318,7 +318,7 @@ def score(run: Path, files: tuple[Path, ...], by: str, checkpoint: str, out: Pat
 
 
 @cli.command()
-@click.argument("run", type=FOLDER, metavar="runs/NAME")
+@click.argument("run", type=PATH, metavar="runs/NAME")
 def info(run: Path) -> None:
     """Show a run's settings and progress.
 
@@ -333,8 +333,8 @@ def info(run: Path) -> None:
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, required=True, type=FOLDER, metavar="runs/NAME...")
-@click.option("--out", type=FOLDER, default=Path("curves.png"), show_default=True, help="A .png, .svg or .pdf file.")
+@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="runs/NAME...")
+@click.option("--out", type=PATH, default=Path("curves.png"), show_default=True, help="A .png, .svg or .pdf file.")
 @click.option(
     "--x", type=click.Choice(["step", "epoch", "seconds"]), default="step", show_default=True, help="Horizontal axis."
 )

@@ -11,6 +11,7 @@ The carry is saved as one carry_BxLxSxH over all lanes, so a run can resume on a
 import contextlib
 import dataclasses
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ class DamageError(StageError):
 
 
 @record
-class Since:
+class ReportSums:
     """Sums since the last report: losses, targets and time."""
 
     nats: float = 0.0
@@ -43,7 +44,7 @@ class Since:
     seconds: float = 0.0
 
 
-NOTHING = Since()
+NOTHING = ReportSums()
 
 
 @record
@@ -54,7 +55,7 @@ class Checkpoint:
     folder: Path
     step: int
     val_nats: float | None
-    since: Since = NOTHING
+    since: ReportSums = NOTHING
     learning_rate: float | None = None  # its value, if it is a variable that callbacks may set
     files: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 by name
 
@@ -72,7 +73,14 @@ def checkpoints(run: Run) -> list[Checkpoint]:
 
 def _folders(run: Run) -> list[Path]:
     """Folders of the run's checkpoints, by step."""
-    return sorted(path for path in (run.folder / "checkpoints").glob("step-*") if path.is_dir())
+    paths = (path for path in (run.folder / "checkpoints").glob("step-*") if path.is_dir())
+    return sorted((path for path in paths if _step(path) >= 0), key=_step)
+
+
+def _step(folder: Path) -> int:
+    """Step in a checkpoint's name; -1 for a folder of the user's."""
+    digits = folder.name.removeprefix("step-")
+    return int(digits) if re.fullmatch("[0-9]{8,18}", digits) else -1
 
 
 def _folder(run: Run, step: int) -> Path:
@@ -81,7 +89,7 @@ def _folder(run: Run, step: int) -> Path:
 
 def last_step(run: Run) -> int:
     """Step of the last checkpoint; 0 if there is none."""
-    return max((int(folder.name.removeprefix("step-")) for folder in _folders(run)), default=0)
+    return max(map(_step, _folders(run)), default=0)
 
 
 def _read(folder: Path, run: Run) -> Checkpoint:
@@ -91,7 +99,7 @@ def _read(folder: Path, run: Run) -> Checkpoint:
             raise ValueError(f"format_version {value['format_version']}, this program reads {FORMAT_VERSION}")
         previous, rate = value["run"]["config"]["train"]["learning_rate"], value["learning_rate"]
         rate = rate if previous == run.config.train.learning_rate else None  # a changed setting overrides it
-        since, files = Since(**value["since"]), value["files"]
+        since, files = ReportSums(**value["since"]), value["files"]
         saved = Checkpoint(folder, value["step"], value["val_nats"], since, rate, files)
         vocab_sha256 = value["vocab_sha256"]
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
@@ -146,7 +154,7 @@ def weights_sha256(checkpoint: Checkpoint) -> str:
         raise _damaged(checkpoint.folder, error) from None
 
 
-class State:
+class TrainState:
     """Training state: weights, optimizer, and the carry as one array over all lanes."""
 
     def __init__(self, model: CharRNN, optimizer: keras.Optimizer, lanes: int):
@@ -157,7 +165,7 @@ class State:
         slots.pop("learning_rate", None)
         self._tracked = _tracked(model, optimizer=slots, carry=self.carry_BxLxSxH)
 
-    def save(self, run: Run, step: int, val_nats: float | None, since: Since = NOTHING) -> Checkpoint:
+    def save(self, run: Run, step: int, val_nats: float | None, since: ReportSums = NOTHING) -> Checkpoint:
         """Write checkpoint `step`, then `prune`."""
         folder = _folder(run, step)
         with whole_folder(folder) as partial:
@@ -289,5 +297,7 @@ def _as_damage(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _damaged(folder: Path, error: Exception) -> DamageError:
+    if not folder.exists():
+        return DamageError(f"{folder} is gone, replaced by a later one of a running training: run the command again")
     reason = brief(str(error).splitlines()[0]) if str(error) else type(error).__name__
     return DamageError(f"{folder} is corrupted ({reason}): remove it to use another")

@@ -15,8 +15,8 @@ MOST_WEIGHTS = 10**10  # 40 GB in float32, and three times that with Adam's aver
 MOST_TARGETS = 1 << 26  # of a step; at 1 x 128 units their activations take 100 GB
 MOST_STEPS = 10**9
 
-# Of the matrix products; weights and sums are float32. tf32: float32, whose factors a GPU rounds to 10 bits. tf32 and
-# float16 need a GPU. auto: tf32 on a GPU, bfloat16 on a processor that supports it, else float32.
+# Precision of the matrix products; weights and sums stay in float32. tf32 rounds the factors to 10 bits; it and float16
+# need a GPU. auto: tf32 on a GPU, bfloat16 on a processor that supports it, else float32.
 Precision = Literal["auto", "float32", "tf32", "float16", "bfloat16"]
 
 

@@ -21,11 +21,19 @@ def read(folder: Path) -> list[dict[str, Any]]:
             row = parse_json(line)
         except ValueError:
             row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and _is_report(row):
             rows.append(row)
         elif number < len(lines):
             console.note(f"{path}:{number} is corrupted: that report is left out")
     return rows
+
+
+def _is_report(row: dict[str, Any]) -> bool:
+    def numbers(*names: str) -> bool:
+        return all(isinstance(row.get(name), int | float) for name in names)
+
+    losses = numbers("train_nats", "train_bits") or numbers("val_nats", "val_bits")
+    return isinstance(row.get("step"), int) and numbers("epoch") and losses
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:

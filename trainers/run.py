@@ -14,9 +14,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from common import console
 from common.errors import StageError, UsageError
-from common.files import check_replaceable, exclusive, load_json, recover, remove_folder, write_record
+from common.files import check_replaceable, exclusive, load_json, recover, write_record
 from common.machine import multiplies_bfloat16
 from common.settings import record
 from pipeline.manifest import Manifest, check_hashes, read_manifest
@@ -184,8 +183,4 @@ def hold(run: Run, chief: bool) -> Iterator[None]:
         write_record(run.folder / "run.json", run.to_json())
         for folder in (run.folder, run.folder / "checkpoints"):
             recover(folder)
-        for step in (run.folder / "checkpoints").glob("step-*"):
-            if not (step / "checkpoint.json").exists():
-                console.note(f"{step} has no checkpoint.json, and is removed")
-                remove_folder(step)
         yield

@@ -72,6 +72,12 @@ TWO_ERRORS = """2 root error(s) found.
 0 derived errors ignored."""
 
 
+EXHAUSTED = """OOM when allocating tensor with shape[9] and type float
+\t [[{{node Loss}}]]
+Hint: If you want to see a list of allocated tensors when OOM happens, add report_tensor_allocations_upon_oom.
+ [Op:__inference_f_11]"""
+
+
 def fail_with(error: BaseException) -> Callable[[], None]:
     def fail() -> None:
         raise error
@@ -121,6 +127,11 @@ def fail_with(error: BaseException) -> Callable[[], None]:
             tensorflow("UnimplementedError", GRAPH_ERROR.format(TWO_ERRORS)),
             1,
             "error: TensorFlow failed: UnimplementedError: UNIMPLEMENTED: no kernel (--traceback shows where)\n",
+        ),
+        (
+            tensorflow("ResourceExhaustedError", GRAPH_ERROR.format(EXHAUSTED)),
+            1,
+            f"error: TensorFlow failed: out of memory: {EXHAUSTED.splitlines()[0]} (--traceback shows where)\n",
         ),
     ],
 )

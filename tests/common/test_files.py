@@ -85,6 +85,15 @@ def test_only_folders_with_marker_file_are_replaceable(tmp_path: Path) -> None:
     check_replaceable(tmp_path / "new", "run.json", "a run")
 
 
+def test_a_read_only_disk_is_reported_with_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(prefix: str, dir: Path) -> str:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"{dir}/{prefix}j3u58874")
+
+    monkeypatch.setattr("tempfile.mkdtemp", fail)
+    with pytest.raises(OSError, match=rf"^\[Errno {errno.EROFS}\] Read-only file system: '{tmp_path}/a.png'$"):
+        write_json(tmp_path / "a.png", {})
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,9 @@ from common.errors import StageError
 
 
 def test_output_is_returned(tmp_path: Path) -> None:
-    program = "import os; print(os.getcwd(), os.environ['A'])"
-    output = processes.run([sys.executable, "-c", program], "failed", cwd=tmp_path, env={"A": "b"})
-    assert output == f"{tmp_path} b\n"
+    program = "import os; print(os.getcwd())"
+    output = processes.run([sys.executable, "-c", program], "failed", cwd=tmp_path)
+    assert output == f"{tmp_path}\n"
 
 
 @pytest.mark.parametrize(

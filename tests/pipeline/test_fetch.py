@@ -507,6 +507,23 @@ def test_other_protocols_raise(source: str, server: Server) -> None:
         fetch("books", source)
 
 
+def test_a_file_of_an_unknown_text_is_known_by_the_name_in_its_address(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_books(monkeypatch, address=None, bytes=None, sha256=None, text_bytes=None, text_sha256=None)
+    fetch("books", f"{server.url}/books.txt")
+    assert raw_files()["books/input.txt"] == TEXT
+    with pytest.raises(StageError, match=rf"^{server.url}/other.txt contains none of the corpus's files"):
+        fetch("books", f"{server.url}/other.txt", to=Path("other"))
+
+
+def test_the_current_folder_is_refused_before_the_download(server: Server) -> None:
+    for folder in (Path(), Path.cwd()):
+        with pytest.raises(StageError, match="contains the current folder, so it cannot be replaced"):
+            fetch("books", to=folder)
+    assert server.requests == []
+
+
 def test_unfetchable_sources_raise(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"unknown corpus 'x'; the corpora are stdlib"):
         fetch("x")
@@ -516,6 +533,8 @@ def test_unfetchable_sources_raise(server: Server, monkeypatch: pytest.MonkeyPat
         fetch("paul-graham")
     with pytest.raises(UsageError, match=r"--from: 'no/such' is not a file, a folder or a URL"):
         fetch("books", "no/such")
+    with pytest.raises(UsageError, match=r"--from: 'http://\[x' is not a URL \(Invalid IPv6 URL\)$"):
+        fetch("books", "http://[x")
     with pytest.raises(StageError, match=r"http:// cannot be fetched: Invalid URL"):
         fetch("books", "http://")
 

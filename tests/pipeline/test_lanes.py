@@ -229,6 +229,15 @@ def test_other_split(folder: Path) -> None:
     assert_epochs_equal(epoch, expected(TEXT[100:150], 2, 5))
 
 
+def test_more_lanes_than_open_files_raise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = make_data(folder, 9, train=TEXT)
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (60, 80))
+    monkeypatch.setattr("resource.setrlimit", lambda kind, limits: None)
+    batches(folder, manifest, "train", lanes=16, window=2)
+    with pytest.raises(StageError, match=r"^17 lanes need as many open files, at most 80: use fewer, or raise ulimit"):
+        batches(folder, manifest, "train", lanes=17, window=2)
+
+
 def test_too_short_split_raises(folder: Path) -> None:
     manifest = make_data(folder, 100, train=TEXT, val=TEXT[:80])
     with pytest.raises(StageError) as error:

@@ -9,6 +9,7 @@ import pytest
 from tiny_data import make_data
 
 from common import console
+from common.files import sha256_file
 from pipeline.__main__ import cli
 
 
@@ -53,6 +54,18 @@ def test_options_override_the_config(text: Path, monkeypatch: pytest.MonkeyPatch
     assert run(monkeypatch, "ingest", "--config", "hamlet.toml", "--train", "0.4", "--val", "0.35") == 0
     settings = json.loads(Path("data/hamlet/manifest.json").read_text())["settings"]
     assert (settings["train"], settings["val"], settings["test"]) == (0.4, 0.35, 0.25)
+
+
+def test_bytes_of_a_corpus_of_characters(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("data/raw/poems").mkdir(parents=True)
+    text.rename("data/raw/poems/input.txt")
+    recommended = {"unit": "char", "unknown": "replace", "max_vocab": 9, "min_count": 2, "documents": "line"}
+    sha256 = sha256_file(Path("data/raw/poems/input.txt"))
+    provenance = {"name": "poems", "text_sha256": sha256, "settings": recommended}
+    Path("data/raw/poems/provenance.json").write_text(json.dumps(provenance))
+    assert run(monkeypatch, "ingest", "data/raw/poems", "--unit", "byte", "--out", "data/poems") == 0
+    settings = json.loads(Path("data/poems/manifest.json").read_text())["settings"]
+    assert (settings["unit"], settings["max_vocab"], settings["documents"]) == ("byte", None, "line")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import StageError, UsageError
+from pipeline import sources
 from pipeline.sources import SourceFile, defaults, opened
 
 
@@ -227,6 +228,11 @@ def test_unknown_source_raises() -> None:
         files("")
     with pytest.raises(UsageError, match=r"'no/such' is not a file, a folder or a named corpus \(stdlib"):
         files("no/such")
+
+
+def test_files_below_the_root_have_no_leading_slash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_walked", lambda *_: {"bin/sh": Path("/bin/sh")})
+    assert names("/") == ["bin/sh"]
 
 
 def test_stdlib_source() -> None:

@@ -112,6 +112,11 @@ LEAVE_OUT = "leave the file out with --exclude or --errors skip"
             f"a.txt: byte 0x62 at offset 2 is not utf-16-le (truncated data): {SET_ENCODING}",
         ),
         (b"ab", rules("utf-16"), NO_MARK),
+        (
+            b"\x00\xd8a\0b\0",
+            rules("utf-16-le"),
+            f"a.txt: byte 0x00 at offset 0 is not utf-16-le (illegal UTF-16 surrogate): {SET_ENCODING}",
+        ),
         (b"+2AA-", rules("utf-7"), f"a.txt: utf-7 decodes to U+D800, a lone surrogate: {SET_ENCODING}"),
     ],
 )

@@ -21,7 +21,7 @@ from pipeline.vocab import char_vocab
 with quiet(withhold=()):
     from pipeline import validate as module
     from pipeline.validate import (
-        Earlier,
+        Reference,
         Rules,
         Statistics,
         check,
@@ -77,7 +77,7 @@ def find(statistics: dict[str, Statistics]) -> Callable[..., list[tuple[str, str
         rules = Rules(
             make(ValidateSettings, values, "test"),
             used if schema else None,
-            Earlier("old", "0", statistics[earlier]) if earlier else None,
+            Reference("old", "0", statistics[earlier]) if earlier else None,
         )
         splits = {"train": statistics["train"], split: statistics[text]}
         findings = findings_of(split, check(split, splits, used, rules), splits, used, rules)
@@ -286,7 +286,7 @@ def test_empty_split_is_a_finding(find: Callable[..., list[tuple[str, str, bool]
 
 def test_distances_match_definition(statistics: dict[str, Statistics]) -> None:
     schema = schema_of(statistics["train"])
-    rules = Rules(ValidateSettings(), None, Earlier("old", "0", statistics["mixed"]))
+    rules = Rules(ValidateSettings(), None, Reference("old", "0", statistics["mixed"]))
     splits = {"train": statistics["train"], "val": statistics["greek"]}
     distances = distances_of(check("val", splits, schema, rules))
     assert distances == {
@@ -334,7 +334,7 @@ def test_comparison_with_earlier_data_and_its_schema(
 
 def test_hash_depends_on_rules_and_data(tmp_path: Path, statistics: dict[str, Statistics]) -> None:
     data, other_data = (make_data(tmp_path / name, 100, train=name.encode()) for name in ("one", "other"))
-    schema, earlier = schema_of(statistics["train"]), Earlier("old", "0", statistics["mixed"])
+    schema, earlier = schema_of(statistics["train"]), Reference("old", "0", statistics["mixed"])
     hashes = [
         Rules(ValidateSettings(), None, None).sha256_with(data),
         Rules(ValidateSettings(), None, None).sha256_with(other_data),

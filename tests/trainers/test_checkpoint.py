@@ -20,7 +20,7 @@ from pipeline.manifest import Manifest, read_manifest
 from pipeline.vocab import Vocab, byte_vocab
 from trainers import checkpoint, metrics
 from trainers.__main__ import cli
-from trainers.checkpoint import Since, State
+from trainers.checkpoint import ReportSums, TrainState
 from trainers.config import ModelConfig, RunConfig
 from trainers.model.char_rnn import CharRNN
 from trainers.run import Run, data_of, hold, open_run, read_run
@@ -194,15 +194,26 @@ def test_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, dat
         assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
 
 
-def test_incomplete_checkpoints_of_earlier_versions_are_removed(
-    tmp_path: Path, data: Path, on: On, capsys: pytest.CaptureFixture[str]
-) -> None:
-    training = tiny_training(tmp_path / "run", data, on(), total=10)
-    whole, half = (training.state.save(training.run, step, 3.0).folder for step in (1, 2))
-    (half / "checkpoint.json").unlink()
+def test_folders_of_the_user_among_the_checkpoints_are_left_alone(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=10, keep=1)
+    own = [training.run.folder / "checkpoints" / name for name in ("step-00000001.bak", "step-16-exported")]
+    for folder in own:
+        folder.mkdir(parents=True)
+    for step in (99_999_999, 100_000_000):
+        training.state.save(training.run, step, 3.0)
     with hold(training.run, chief=True):
-        assert (whole.exists(), half.exists()) == (True, False)
-    assert "step-00000002 has no checkpoint.json, and is removed" in capsys.readouterr().err
+        assert [saved.step for saved in checkpoint.checkpoints(training.run)] == [99_999_999, 100_000_000]
+        checkpoint.prune(training.run)
+    assert checkpoint.last_step(training.run) == 100_000_000
+    assert all(folder.exists() for folder in own)
+
+
+def test_a_checkpoint_that_a_training_replaced_is_not_called_corrupted(tmp_path: Path, data: Path, on: On) -> None:
+    training = tiny_training(tmp_path / "run", data, on(), total=10)
+    saved = training.state.save(training.run, 1, 3.0)
+    shutil.rmtree(saved.folder)
+    with pytest.raises(StageError, match=rf"^{saved.folder} is gone, replaced by a later one of a running training"):
+        checkpoint.load_model(training.run, saved)
 
 
 def test_a_kill_while_saving_leaves_whole_checkpoints(tmp_path: Path, data: Path, on: On) -> None:
@@ -383,7 +394,7 @@ def test_init_from_copies_the_weights_of_another_run(
         source_run = dataclasses.replace(before.run, config=dataclasses.replace(before.run.config, model=model.config))
         optimizer = make_optimizer(source_run.config.train, 1, 1, model.trainable_variables, model.inner_kernels)
         initial = dataclasses.replace(
-            source, run=source_run, chosen=State(model, optimizer, 4).save(source_run, 7, 2.0)
+            source, run=source_run, chosen=TrainState(model, optimizer, 4).save(source_run, 7, 2.0)
         )
         target, fresh = (CharRNN(model.config, 4, seed=9) for _ in range(2))
         initial.copy_to(target, vocab)
@@ -507,7 +518,7 @@ def test_corrupted_last_checkpoint_is_skipped_on_restore(
 ) -> None:
     training = tiny_training(tmp_path / "run", data, on(), total=10)
     first = [weight.copy() for weight in training.steps.model.get_weights()]
-    training.state.save(training.run, 5, 3.0, Since(1.5, 3, 0.25))
+    training.state.save(training.run, 5, 3.0, ReportSums(1.5, 3, 0.25))
     training.steps.model.dense.bias.assign(np.ones(256))
     last = training.state.save(training.run, 10, 2.0)
     file = last.folder / ("checkpoint.json" if damage == "json" else "state.data-00000-of-00001")
@@ -519,7 +530,7 @@ def test_corrupted_last_checkpoint_is_skipped_on_restore(
         file.unlink()
     restored = training.state.restore_last(training.run)
     assert restored
-    assert (restored.step, restored.since) == (5, Since(1.5, 3, 0.25))
+    assert (restored.step, restored.since) == (5, ReportSums(1.5, 3, 0.25))
     for a, b in zip(training.steps.model.get_weights(), first, strict=True):
         np.testing.assert_array_equal(a, b)
     assert "step-00000010 is corrupted (" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import numpy as np
 
 from common.printable import symbol_name
 from common.types import Array
-from pipeline.vocab import ASCII, Vocab
+from pipeline.vocab import ASCII, CONTINUATION, Vocab
 
 # More than 30 batches gain little, and shorter batches are less independent of each other: B. Schmeiser, "Batch size
 # effects in the analysis of simulation output" (1982).
@@ -19,7 +19,6 @@ BATCHES, STUDENT = 30, 2.045  # STUDENT: the 97.5 % point of Student's t with 29
 MIN_BATCH = 100  # targets
 PIECE = 1 << 20  # ids counted at a time
 CLASSES = ("letters", "digits", "white space", "punctuation", "other", "not ASCII", "ends of documents")
-CONTINUATION = range(0x80, 0xC0)  # bytes that continue a UTF-8 character
 LIKELY = math.log(2)  # a loss below this many nats is a probability above one half
 LISTED, MIN_LISTED = 12, 100  # characters listed per side, and the targets that each needs
 

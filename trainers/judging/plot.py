@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
@@ -92,7 +91,6 @@ def draw(runs: list[Curves], x: X) -> Figure:
         {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
     ):
         figure = Figure(figsize=(10, 7.5 + 0.2 * len(runs)), dpi=120, layout="constrained")
-        FigureCanvasAgg(figure)
         panels = figure.subplot_mosaic([["loss"] * 3, list(BELOW)], height_ratios=[5, 2])
         for index, run in enumerate(runs):
             _draw(run, index, panels)

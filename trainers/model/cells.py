@@ -39,7 +39,7 @@ class Cell(Protocol):
     """Kind of layer. A step combines the projected input z = x W + b and the recurrent product h R (+ b_r)."""
 
     layer: type[keras.Layer]  # the stock layer that owns the weights
-    cudnn: str  # cuDNN's name of it
+    cudnn: str  # its name in cuDNN
     states: int  # S, tensors in its state
     residuals: int  # tensors, BxH each, that `forward` saves for `backward`
     separate_gradients: bool  # whether the gradient of the recurrent product differs from that of z

@@ -6,6 +6,7 @@ vocabulary. carry_BxLxSxH contains the state of every layer, one row per lane: h
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ class CharRNN(keras.Model):
         self.config, self.vocab_size, self.seed = config, vocab_size, seed
         self.matmul_dtype = tf.as_dtype(precision.replace("tf32", "float32"))  # tf32 is a mode of the GPU, not a type
         self.use_cudnn = bool(tf.config.list_logical_devices("GPU"))
-        seeds = iter(range(1000 * seed, 1000 * seed + 1000))  # one seed determines every initial value
+        seeds = itertools.count(1000 * seed)  # one seed determines every initial value
 
         def initializer(kind: type[keras.Initializer], **settings: float) -> keras.Initializer:
             return kind(seed=next(seeds), **settings)

@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -22,7 +21,7 @@ from common.files import whole_file
 from common.pages import render
 from common.printable import glyph
 from common.types import Array
-from pipeline.vocab import ASCII, Vocab
+from pipeline.vocab import Vocab
 from trainers.neurons.labels import documents_of
 
 LISTED = 40  # units listed without a label
@@ -86,9 +85,8 @@ class Excerpt:
             characters += [*text, *[""] * ended]
             lengths += [*lengths_C.tolist(), *[1] * ended]
         last_C = np.cumsum(lengths) - 1
-        symbols = [glyph(symbol.decode("utf-8" if vocab.unit == "char" else "latin-1")) for symbol in vocab.symbols]
-        if vocab.unit == "byte":
-            symbols = [f"{b[0]:02x}" if b and b[0] >= ASCII else glyph(b.decode()) for b in vocab.symbols]
+        by_byte = vocab.unit == "byte"
+        symbols = [b.hex() if by_byte and b >= b"\x80" else glyph(b.decode()) for b in vocab.symbols]
         return cls(start, characters, values_ExU[last_C], ids_ExK[last_C], p_ExK[last_C], symbols, cells)
 
 
@@ -171,7 +169,6 @@ def draw(path: Path, page: Page, excerpt: Excerpt, layer: int, unit: int) -> Non
     height = ROW[0] + excerpt.ids_CxK.shape[1] * ROW[1] + 0.7
     with mpl.rc_context({"font.family": "monospace", "svg.fonttype": "none"}):
         figure = Figure(figsize=(COLUMNS * 0.13, (len(lines) * height + 1.5) * 0.13), dpi=200)
-        FigureCanvasAgg(figure)
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         axes.set(xlim=(-0.5, COLUMNS + 0.5), ylim=(len(lines) * height + 1, -0.5))
         axes.axis("off")

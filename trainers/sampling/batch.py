@@ -23,6 +23,7 @@ from common.errors import StageError
 from common.files import bytes_from_json, bytes_to_json, parse_json, whole_file
 from common.options import later_seed
 from common.types import Array
+from pipeline.vocab import CONTINUATION
 from trainers import checkpoint
 from trainers.model.char_rnn import States
 from trainers.run import read_run
@@ -34,7 +35,7 @@ from trainers.sampling.stepper import padded_rows
 
 BATCH = 256  # rows at a time
 PIECE = 4096  # ids scored per call, a multiple of loop.READ_TURN
-CONTINUATION = bytes(range(0x80, 0xC0))  # bytes that continue a UTF-8 character
+BATCH_IDS = 1 << 20  # scored at a time, padding included
 
 
 class Start(NamedTuple):
@@ -95,10 +96,7 @@ def score(sampler: Sampler, ids_of_texts: Sequence[Array]) -> Iterator[tuple[int
         ids_SxR = loop.read_steps(ids_RxP)
         return loop.run_steps(loop.READ_TURN, step, states, [ids_SxR], loop.LOG_PROB_AND_ID, loop.log_probabilities)
 
-    # In the order of length, so that a batch has little padding.
-    order = sorted(range(len(ids_of_texts)), key=lambda index: len(ids_of_texts[index]))
-    for first in range(0, len(order), BATCH):
-        batch = order[first : first + BATCH]
+    for batch in _batches(ids_of_texts):
         length_R = np.zeros(int(padded_rows(tf.constant(len(batch)))), int)
         length_R[: len(batch)] = [len(ids_of_texts[index]) for index in batch]
         ids_RxP = np.full((len(length_R), 1 + length_R.max()), sampler.vocab.start_id, sampler.vocab.dtype)
@@ -111,6 +109,18 @@ def score(sampler: Sampler, ids_of_texts: Sequence[Array]) -> Iterator[tuple[int
             real_RxS = (position_S > 0) & (position_S <= length_R[:, None])
             nats_R -= np.where(real_RxS, log_prob_RxS.numpy(), 0).sum(1, dtype=np.float64)
         yield from zip(batch, nats_R[: len(batch)].tolist(), strict=True)
+
+
+def _batches(ids_of_texts: Sequence[Array]) -> Iterator[list[int]]:
+    """Divide texts into batches by length, so that they have little padding; a long text has its own."""
+    batch: list[int] = []
+    for index in sorted(range(len(ids_of_texts)), key=lambda index: len(ids_of_texts[index])):
+        if batch and (len(batch) == BATCH or (len(batch) + 1) * len(ids_of_texts[index]) > BATCH_IDS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def sample_lines(

@@ -49,7 +49,9 @@ def _make(table: dict[str, Any], allow_code: bool) -> keras.callbacks.Callback:
         if not (isinstance(factory, type) and issubclass(factory, keras.callbacks.Callback)):
             raise UsageError(f"[train] callbacks: '{name}' must be a keras.callbacks.Callback class, got {factory!r}")
         return factory(**settings)
-    except (AttributeError, ImportError, TypeError, ValueError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # the module and the class are the user's
         raise UsageError(f"[train] callbacks: '{name}' cannot be created ({type(error).__name__}: {error})") from None
 
 

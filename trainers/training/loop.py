@@ -29,7 +29,7 @@ from common.files import exclusive
 from pipeline.lanes import Batch, batches, check_fits, reading, windows_per_epoch
 from pipeline.manifest import Manifest, check_hashes, read_manifest
 from trainers import checkpoint, metrics
-from trainers.checkpoint import Checkpoint, Since, State
+from trainers.checkpoint import Checkpoint, ReportSums, TrainState
 from trainers.config import RunConfig
 from trainers.run import Run, hold, open_run
 from trainers.training.callbacks import Driver, make_callbacks
@@ -42,7 +42,7 @@ from trainers.training.watch import Watch, train_row, val_row
 
 DIVERGED = 3.0  # train loss, as a multiple of its lowest, that ends the run in an error
 PACE = 0.5  # seconds per call to the devices, and so the longest delay of Ctrl-C
-MOST_STEPS = 100  # per call
+MOST_STEPS_PER_CALL = 100
 MOST_SKIPPED = 100  # steps in a row whose gradients are beyond float16's range
 HISTOGRAM_LANES = 8  # enough values for a histogram
 
@@ -165,14 +165,14 @@ class Training:
             )
             model.compile(optimizer, jit_compile=False)  # for Keras callbacks, which read model.optimizer
         self.steps = Steps(devices, model, optimizer, self.config)
-        self.state = State(model, optimizer, self.config.lanes)
+        self.state = TrainState(model, optimizer, self.config.lanes)
         self.driver = Driver(callbacks, model, total, self.config.evaluate_every)
         self.lowest = math.inf  # the lowest reported train loss
         self.skipped = 0  # last steps in a row whose gradients were beyond float16's range
         self.vals: list[float] = []  # all validation losses
         self.stale = 0  # validations since the best one
         self.trained: dict[str, Any] | None = None  # the last train report
-        self.since, self.saved_at, self.pace = Since(), time.monotonic(), 1
+        self.since, self.saved_at, self.pace = ReportSums(), time.monotonic(), 1
         self.stop_request = StopRequest()
 
     def go(self) -> None:
@@ -212,7 +212,7 @@ class Training:
 
     def _run(self, last: Checkpoint | None, bar: Progress) -> None:
         step, config = last.step if last else 0, self.config
-        self.since = last.since if last else Since()
+        self.since = last.since if last else ReportSums()
         carry = self.steps.scatter(self.state.carry_BxLxSxH)
         iterator = self._batches(step % self.epoch_steps)
         if last is None or (last.val_nats is None and self._evaluates(step)):
@@ -244,7 +244,7 @@ class Training:
         if step % self.config.report_every == 0 or self._evaluates(step):
             self.watch.report(row)
             self._remember(row)
-            self.since = Since()
+            self.since = ReportSums()
         if stop:
             self._stop(step, carry, stop)
         if self._evaluates(step):
@@ -330,12 +330,12 @@ class Training:
     def _accumulate(self, totals: Totals, seconds: float) -> None:
         since = self.since
         nats, targets = float(np.sum(totals.nats, dtype=np.float64)), int(np.sum(totals.targets))
-        self.since = Since(since.nats + nats, since.targets + targets, since.seconds + seconds)
+        self.since = ReportSums(since.nats + nats, since.targets + targets, since.seconds + seconds)
 
     def _agreed(self, count: int, seconds: float) -> tuple[int, bool, int]:
         """Agree with all workers on the signal that requested a stop (0: none), whether a checkpoint is due, and the
         steps of the next call."""
-        pace = max(1, min(MOST_STEPS, 4 * count, int(PACE * count / seconds)))
+        pace = max(1, min(MOST_STEPS_PER_CALL, 4 * count, int(PACE * count / seconds)))
         late = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
         stop, save, slow = self.steps.agree([int(self.stop_request.signal), int(late), -pace])
         return stop, bool(save), -slow

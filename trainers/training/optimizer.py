@@ -1,4 +1,4 @@
-"""The optimizer, its learning rate at each step, and gradient clipping."""
+"""The optimizer, and its learning rate at each step."""
 
 import dataclasses
 import math
@@ -176,7 +176,7 @@ def make_optimizer(
     # The step has already summed the gradients, to clip them by their global norm. Keras must not sum them again.
     optimizer._all_reduce_sum_gradients = list
     if config.weight_decay:
-        # Decay only kernels: biases, norms and embeddings do not multiply the state.
+        # Decay only kernels, not biases, norms and embeddings.
         optimizer.exclude_from_weight_decay([v for v in variables if not v.path.endswith("kernel")])
     if variables:
         optimizer.build(variables)

@@ -133,7 +133,7 @@ def _where(row: dict[str, Any], split: str) -> str:
     return f"{row['step']:>9,}{row['epoch']:>8.2f}{row[f'{split}_nats']:>8.3f}{row[f'{split}_bits']:>8.3f}"
 
 
-def train_row(step: int, epoch_steps: int, since: checkpoint.Since, norm: float, rate: float) -> dict[str, Any]:
+def train_row(step: int, epoch_steps: int, since: checkpoint.ReportSums, norm: float, rate: float) -> dict[str, Any]:
     """Build a train report since the last one. Losses are means per target; norm: of the last step's gradient."""
     nats = since.nats / since.targets
     return {

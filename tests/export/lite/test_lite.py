@@ -305,7 +305,7 @@ def test_snapshots_are_exported_beside_the_best_checkpoint(run: Path, tmp_path: 
     value["config"]["train"]["snapshots"] = [0, 7, 12]
     write_record(folder / "run.json", value)
     loaded_run = read_run(folder)
-    checkpoint.State(loaded_run.build(), keras.optimizers.SGD(), 4).save(loaded_run, 0, val_nats=2.0)
+    checkpoint.TrainState(loaded_run.build(), keras.optimizers.SGD(), 4).save(loaded_run, 0, val_nats=2.0)
     for force in (False, True):
         export_lite(folder, out, FLOAT32, data=run.parent / "data", force=force)
     assert [path.name for path in out.glob("step-*")] == ["step-0"], "7 has no checkpoint, 12 is the best"

@@ -125,6 +125,14 @@ def test_billions_of_texts_are_drawn_as_they_are_asked_for(run: Path) -> None:
     assert [next(rows)["seed"] for _ in range(3)] == [1, 2, 3]
 
 
+def test_a_long_text_is_scored_in_a_batch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "BATCH", 3)
+    monkeypatch.setattr(batch, "BATCH_IDS", 20)
+    texts = [np.zeros(length, np.uint8) for length in (2, 30, 0, 9, 1, 10, 2, 11)]
+    assert list(batch._batches(texts)) == [[2, 4, 0], [6, 3], [5], [7], [1]]
+    assert list(batch._batches([])) == []
+
+
 @pytest.mark.parametrize("piece", [8, batch.PIECE])
 def test_scores_match_the_model(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     monkeypatch.setattr(batch, "PIECE", piece)

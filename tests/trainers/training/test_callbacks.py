@@ -1,6 +1,7 @@
 """Keras callbacks in the training loop: called in the same way as by `fit`, with the metrics of the run."""
 
 import csv
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,23 @@ def test_invalid_callback_is_rejected_before_creating_the_run(
         train_command(tiny_config(callbacks=[table]), data, tmp_path / "run", options)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("class Mine(", r"SyntaxError: '\(' was never closed \(broken.py, line 1\)"),
+        ("import keras\nclass Mine(keras.callbacks.Callback):\n def __init__(self): raise KeyError(1)", "KeyError: 1"),
+    ],
+)
+def test_an_error_in_the_users_code_is_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
+) -> None:
+    (tmp_path / "broken.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=rf"'broken:Mine' cannot be created \({reason}\)$"):
+        make_callbacks(tiny_config(callbacks=[{"name": "broken:Mine"}]).train, allow_code=True)
+    sys.modules.pop("broken", None)
 
 
 def test_code_of_a_config_runs_only_if_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
