@@ -15,7 +15,7 @@ from common.files import write_json
 from common.processes import last_line
 from export.web.build import PACKAGES, WEB, address, server, write_page
 
-MEASURE = ROOT / "tests" / "web" / "measure.mjs"
+MEASURE = ROOT / "tests" / "export" / "web" / "measure.mjs"
 CHROMIUM = "chromium"  # Debian's name of the executable
 
 

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,15 +163,16 @@ def _ingest(text: Path, unit: str, out: Path) -> list[str]:
 def measure(command: list[str]) -> tuple[Usage, str]:
     """Run a command and return its usage and output. Raises StageError with its last line of stderr if it fails."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    output, errors = process.stdout.read(), process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise StageError(f"{' '.join(command)} failed: {last_line(errors)}")
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert process.stdout is not None
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            raise StageError(f"{' '.join(command)} failed: {last_line(errors.read())}")
     return Usage(seconds, usage.ru_maxrss * 1024), output
 
 

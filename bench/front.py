@@ -138,7 +138,7 @@ def overload(url: str, model: str) -> dict[str, Any]:
 
     row = {"prompt": "x" * CHARACTERS, "length": CHARACTERS, "temperature": 1.0, "seed": 1}
     bodies: dict[str, list[Any]] = {
-        "empty": [{"inputs": {"prompt": []}}] * EMPTY,
+        "empty": [{"inputs": {"prompt": [], "length": [], "temperature": [], "seed": []}}] * EMPTY,
         "long": [{"instances": [row]}] * LONG,
     }
     with concurrent.futures.ThreadPoolExecutor(EMPTY + LONG + 1) as pool:

@@ -1,4 +1,4 @@
-"""Generation speed of a .tflite by precision, next to the SavedModel and PyTorch, eager and dynamically quantised.
+"""Generation speed of a .tflite by precision, next to the SavedModel and PyTorch, eager and dynamically quantized.
 
 Peers take turns within a round, and a ratio is the median over rounds, for the reasons given in bench.train.
 The table includes the browser's speed if bench.browser has written bench-lite-browser-LxH.json to the same folder.
@@ -15,19 +15,17 @@ import numpy as np
 from rich.table import Table
 
 from bench.lite_loops import LENGTH, PEERS, PRECISIONS
-from bench.loops import TEMPERATURE, VOCAB
+from bench.loops import TEMPERATURE, VOCAB, check_logits
 from bench.machine import provenance
 from bench.peers import Size
 from bench.served import export, model_of
 from bench.train import Rounds, Worker, has, ratios
 from common import console
-from common.errors import StageError
 from common.files import write_json
 from export.bundle import pack
 from export.lite.graph import convert
 from export.lite.lite import probe
 
-TOLERANCE = 1e-4  # largest difference between logits of float32 peers
 INT8 = "int8"
 TARGET = 5.0  # speed of int8-dynamic relative to torch's fastest eager loop at TARGET_SIZE
 OWN, TARGET_SIZE = "int8-dynamic", "2x512"
@@ -51,7 +49,9 @@ def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
             for name in names:
                 arguments = (name, str(base), str(size.layers), str(size.units))
                 workers[name] = Worker(name, "cpu", "bench.lite_loops", *arguments)
-            off = check_logits({name: np.array(worker.read()["logits"]) for name, worker in workers.items()})
+            logits = {name: np.array(worker.read()["logits"]) for name, worker in workers.items()}
+            rounded = [name for name in names if INT8 in name or name == "float16"]
+            off = check_logits(logits, "float32", rounded)
         turns: Rounds = {name: [] for name in names}
         with console.progress("rounds") as bar:
             for index in bar.track(range(rounds), description=size.name):
@@ -74,7 +74,11 @@ def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
         "peers": {name: {"us_a_step": statistics.median(turns[name]), "logits_off": off[name]} for name in names},
         "ratios": {own: ratios(rates, own) for own in PRECISIONS},
         "rounds": {"us_a_step": turns},
-        "versions": {name: importlib.metadata.version(name) for name in ("ai-edge-litert", "tensorflow", "torch")},
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("ai-edge-litert", "tensorflow", "torch")
+            if name != "torch" or has(name)
+        },
         **origin,
     }
     write_json(out / f"bench-lite-{size.name}.json", result)
@@ -90,16 +94,6 @@ def write_files(size: Size, folder: Path) -> dict[str, dict[str, float]]:
         path.write_bytes(pack(convert(model, None, name), about))
         costs[name] = {"bytes": path.stat().st_size, **probe(path)}
     return costs
-
-
-def check_logits(logits: dict[str, np.ndarray]) -> dict[str, float]:
-    """Return each peer's largest difference from the float32 logits. Raises StageError for different weights."""
-    off = {name: float(np.max(np.abs(each - logits["float32"]))) for name, each in logits.items()}
-    for name, difference in off.items():
-        if INT8 not in name and name != "float16" and not difference <= TOLERANCE:
-            rule = f"at most {TOLERANCE:g} is allowed"
-            raise StageError(f"{name} has different weights: its logits differ by {difference:.1g}, {rule}")
-    return off
 
 
 def browser(out: Path, size: Size) -> dict[str, Any] | None:

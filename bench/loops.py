@@ -17,7 +17,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +25,12 @@ import numpy as np
 
 from bench.peers import Size, reply
 from bench.random_model import VOCAB, WEIGHTS, model_of
+from common.errors import StageError
 
 ROWS = (1, 16)
 LENGTHS = (200, 500, 1000)
 TEMPERATURE = 0.8
+TOLERANCE = 1e-4  # largest difference between logits of equal weights
 PROMPT = b"def read(self):"
 
 Write = Callable[[int, int, int], list[bytes]]  # rows, length, seed
@@ -42,6 +44,19 @@ class Loop(NamedTuple):
 class LoopPeer(NamedTuple):
     make: Callable[[Path, Size], Loop]
     package: str
+
+
+def check_logits(logits: dict[str, np.ndarray], own: str, rounded: Collection[str] = ()) -> dict[str, float]:
+    """Return each peer's largest difference from our logits. Raises StageError for different weights.
+
+    rounded: peers whose weights are rounded, and so may differ.
+    """
+    off = {name: float(np.max(np.abs(each - logits[own]))) for name, each in logits.items()}
+    for name, difference in off.items():
+        if name not in rounded and not difference <= TOLERANCE:
+            rule = f"at most {TOLERANCE:g} is allowed"
+            raise StageError(f"{name} has different weights: its logits differ by {difference:.1g}, {rule}")
+    return off
 
 
 def served(base: Path, size: Size) -> Loop:
@@ -146,7 +161,7 @@ def ids(xla: bool) -> Callable[[Path, Size], Loop]:
 
 
 def torch_modules(weights: Path, size: Size, cells: bool, int8: bool) -> tuple[list[Any], Any]:
-    """Load the weights into LSTMCells, or an nn.LSTM, and a dense layer, dynamically quantised with `int8`."""
+    """Load the weights into LSTMCells, or an nn.LSTM, and a dense layer, dynamically quantized with `int8`."""
     import torch
     from torch import nn
 
@@ -176,7 +191,7 @@ def torch_modules(weights: Path, size: Size, cells: bool, int8: bool) -> tuple[l
 def torch(cells: bool, threads: int | None = None, int8: bool = False) -> Callable[[Path, Size], Loop]:
     """Return a factory of the loop over nn.LSTM, step by step, or over LSTMCells.
 
-    `threads`: None keeps PyTorch's default. `int8`: apply PyTorch's dynamic quantisation to the weights.
+    `threads`: None keeps PyTorch's default. `int8`: apply PyTorch's dynamic quantization to the weights.
     """
 
     def make(base: Path, size: Size) -> Loop:

@@ -1,7 +1,6 @@
 """Effect of bfloat16 products on the loss: equal runs in float32 and bfloat16 over several seeds."""
 
 import importlib.metadata
-import json
 import statistics
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from common.errors import StageError
 from common.files import write_json
 from pipeline.lanes import windows_per_epoch
 from pipeline.manifest import read_manifest
+from trainers import metrics
 from trainers.config import RunConfig
 
 PRECISIONS = ("float32", "bfloat16")
@@ -97,5 +97,4 @@ def _curve(config: Path, data: Path, settings: tuple[str, ...], run: Path) -> Cu
     options = [option for setting in settings for option in ("--set", setting)]
     command = [sys.executable, "-m", "trainers", "train", str(config), "--data", str(data), "--out", str(run)]
     measure([*command, "--unvalidated", *options])  # the text's quality does not matter here
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(row["step"], row["val_nats"]) for row in rows if "val_nats" in row]
+    return [(row["step"], row["val_nats"]) for row in metrics.evaluations(run)]

@@ -18,16 +18,14 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from bench.loops import LENGTHS, PEERS, ROWS, TEMPERATURE, VOCAB
+from bench.loops import LENGTHS, PEERS, ROWS, TEMPERATURE, VOCAB, check_logits
 from bench.machine import provenance
 from bench.peers import Size
 from bench.served import export
 from bench.train import Worker, has, ratios
 from common import console
-from common.errors import StageError
 from common.files import write_json
 
-TOLERANCE = 1e-4  # largest difference between logits
 TARGETS = {1: 4.0, 16: 2.0}  # by rows: speed relative to torch's fastest loop
 OWN = "ours"
 
@@ -54,7 +52,7 @@ def compare(size: Size, rounds: int, seconds: float, out: Path) -> None:
                 started[name] = workers[name].read()
             for reader in readers:
                 reader.read()
-        off = check_logits({name: np.array(each.pop("logits")) for name, each in started.items()})
+        off = check_logits({name: np.array(each.pop("logits")) for name, each in started.items()}, OWN)
         turns, bounds = _turns(workers, readers, rounds, seconds, size.name)
     finally:
         for worker in (*workers.values(), *readers):
@@ -96,16 +94,6 @@ def weight_bytes(size: Size) -> int:
     """Return the bytes of the weights that every step reads."""
     kernels = (2 * size.layers - 1) * size.units * 4 * size.units
     return 4 * (kernels + size.units * VOCAB.size)
-
-
-def check_logits(logits: dict[str, np.ndarray]) -> dict[str, float]:
-    """Return each peer's largest difference from our logits. Raises StageError for different weights."""
-    off = {name: float(np.max(np.abs(each - logits[OWN]))) for name, each in logits.items()}
-    for name, difference in off.items():
-        if not difference <= TOLERANCE:
-            rule = f"at most {TOLERANCE:g} is allowed"
-            raise StageError(f"{name} has different weights: its logits differ by {difference:.1g}, {rule}")
-    return off
 
 
 def better_torch(result: dict[str, Any], rows: int) -> float | None:

@@ -5,6 +5,8 @@ Each turn is one process. The two turns of a round are adjacent, in alternating 
 per-round ratios, for the reasons given in bench.train.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import importlib.metadata
 import itertools
@@ -90,14 +92,29 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def _turn(arm: str, config: Path, data: Path, steps: int, overrides: tuple[str, ...]) -> Turn:
-    """Train in a separate process. The watched arm sets FORCE_COLOR, so that it draws its bar as on a terminal."""
+    """Train in a separate process. The watched arm has a terminal, and draws its bar on it."""
     command = [sys.executable, "-m", "bench.watch", arm, str(config), str(data), str(steps), *overrides]
-    environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
-    environment |= {"FORCE_COLOR": "1", "COLUMNS": "100"} if arm == "watched" else {}
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, check=False)
-    if done.returncode:
-        raise StageError(f"a turn exited with code {done.returncode}: for its errors, run {shlex.join(command)}")
-    return json.loads(done.stdout)
+    screen, terminal = os.openpty()
+    errors = terminal if arm == "watched" else subprocess.DEVNULL
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:
+            os.close(terminal)
+            drawn = pool.submit(_drain, screen)
+            output = process.communicate()[0]
+        if process.returncode:
+            raise StageError(f"a turn exited with code {process.returncode}: for its errors, run {shlex.join(command)}")
+        if arm == "watched" and b"steps" not in drawn.result():
+            raise StageError("the watched turn drew no progress bar")
+    return json.loads(output)
+
+
+def _drain(screen: int) -> bytes:
+    """Read what is drawn on a terminal until its last process has ended."""
+    drawn = b""
+    with open(screen, "rb", buffering=0) as file, contextlib.suppress(OSError):
+        while part := file.read(1 << 16):
+            drawn += part
+    return drawn
 
 
 def _settings(arm: str, run: Path, steps: int) -> dict[str, Any]:

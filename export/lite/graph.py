@@ -2,7 +2,7 @@
 
 float32        the weights as trained
 float16        the weights in half precision; a CPU still computes in float32
-int8-dynamic   the weights in 8 bits, one scale per column; activations are quantised at run time
+int8-dynamic   the weights in 8 bits, one scale per column; activations are quantized at run time
 
 Every file has one signature, `step`, which reads one token of one text.
 """

@@ -327,6 +327,14 @@ def serving(
         server.stop(grace=None).wait()
 
 
+def follow(stand_in: StandIn) -> None:
+    """Poll and, like the server, report a models.config that cannot be followed, and keep what is loaded."""
+    try:
+        stand_in.poll()
+    except Exception as error:
+        print(f"models.config is not followed: {error}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Serve until Ctrl-C, and follow models.config."""
     about = "Stand-in for tensorflow_model_server, with its flags. Prints its port, or its socket."
@@ -355,10 +363,7 @@ def main() -> None:
         print(target.rpartition(":")[2], flush=True)
         while True:
             time.sleep(1)
-            try:
-                stand_in.poll()
-            except CallError as error:
-                print(f"models.config is not followed: {error}", file=sys.stderr, flush=True)
+            follow(stand_in)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_data import TEXT, make_config
 
-from bench import clock
+from bench import clock, data
 from bench.__main__ import clock as bench_clock
 from common.errors import StageError
 
@@ -93,3 +93,11 @@ def test_torch_learns(config: Path, optimizer: str, precision: str) -> None:
     assert result["training_seconds"] >= 4
     assert result["seen"] % (4 * 5) == 0
     assert result["parameters"] == 256 * 16 + 4 * 16 * (16 + 16 + 2) + 16 * 256 + 256
+
+
+def test_a_command_with_many_notes_is_measured() -> None:
+    noisy = "import sys; sys.stderr.write('x\\n' * 100_000); print('output'); sys.exit(int(sys.argv[1]))"
+    usage, output = data.measure([sys.executable, "-c", noisy, "0"])
+    assert (output, usage.seconds > 0, usage.peak > 1 << 20) == ("output\n", True, True)
+    with pytest.raises(StageError, match=r"1 failed: x$"):
+        data.measure([sys.executable, "-c", noisy, "1"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench import sampling
-from bench.loops import PEERS
+from bench.loops import PEERS, check_logits
 from bench.peers import Size
 from bench.random_model import VOCAB
 from bench.served import Exported
@@ -25,11 +25,12 @@ def test_weight_bytes_match_a_hand_count() -> None:
 
 
 def test_different_weights_are_rejected() -> None:
-    logits = {"ours": np.float32([1, 2]), "torch": np.float32([1, 2.00005])}
-    assert sampling.check_logits(logits) == {"ours": 0, "torch": pytest.approx(5e-5, rel=0.01)}
+    logits = {"ours": np.float32([1, 2]), "torch": np.float32([1, 2.00005]), "torch int8": np.float32([1, 3])}
+    off = {"ours": 0, "torch": pytest.approx(5e-5, rel=0.01), "torch int8": 1}
+    assert check_logits(logits, "ours", ["torch int8"]) == off
     for wrong in (2.001, np.nan):
         with pytest.raises(StageError, match="torch has different weights: its logits differ by"):
-            sampling.check_logits({**logits, "torch": np.float32([1, wrong])})
+            check_logits({**logits, "torch": np.float32([1, wrong])}, "ours", ["torch int8"])
 
 
 def test_share_of_the_bound_and_speed_relative_to_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from tensorflow_serving.apis import (
 
 from common.errors import StageError
 from export.client.client import Client, TextScore
-from export.serve.stand_in import LoadedVersion, StandIn, read_config, serving
+from export.serve.stand_in import LoadedVersion, StandIn, follow, read_config, serving
 from export.serve.stand_in_batching import Batcher, Batching, CallError
 
 ROOT = Path(__file__).parents[3]
@@ -174,6 +174,15 @@ def test_label_moves_only_to_a_loaded_version(fake: Path, tmp_path: Path) -> Non
     file.write_text(moved)
     stand_in.poll()
     assert (stand_in.labels, list(stand_in.versions)) == ({"stable": 2}, [1, 2])
+
+
+def test_an_invalid_config_changes_nothing(fake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(fake / "1", tmp_path / "fake" / "1")
+    stand_in = StandIn(tmp_path / "fake")
+    (tmp_path / "fake" / "models.config").write_text("garbage {")
+    follow(stand_in)
+    assert capsys.readouterr().err.startswith("models.config is not followed: 1:")
+    assert list(stand_in.versions) == [1]
 
 
 def test_damaged_canary_leaves_the_stable_version_answering(fake: Path, tmp_path: Path) -> None:
