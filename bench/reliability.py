@@ -12,8 +12,8 @@ FILE = "faults.json"
 HEADING = """# Reliability
 
 Generated from [results/faults.json](../results/faults.json) by `python -m bench results`; do not
-edit. `make test-faults` runs all trials; `make test` runs some. The tables show one recorded session
-of {minutes:.0f} minutes. Commands that are not listed were not part of it.
+edit. `make test-faults` runs all trials; `make test` runs some. The tables show one recorded
+session of {minutes:.0f} minutes. Commands that are not listed were not part of it.
 
 A trial is survived if
 

@@ -15,7 +15,7 @@ def test_page_has_a_table_per_kind(tmp_path: Path) -> None:
     about = {"machine": "2 cores of X", "commit": "abcdefghij", "date": "2026-01-02"}
     reliability.record(ROWS, 600.4, about, tmp_path / "faults.json")
     page = reliability.page(tmp_path / "faults.json")
-    assert "session\nof 10 minutes." in page
+    assert "\nsession of 10 minutes." in page
     assert page.partition("## A full disk")[2].splitlines()[1:6] == [
         "",
         "| | tried | survived | known limit |",
