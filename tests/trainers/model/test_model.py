@@ -70,6 +70,12 @@ def test_initial_weights_depend_only_on_the_seed(make_model: MakeModel) -> None:
     assert np.abs(kernels[0] - kernels[-1]).max() > 0, "layers must start from different weights"
 
 
+@pytest.mark.slow
+def test_hundreds_of_layers_have_their_own_seeds(make_model: MakeModel) -> None:
+    kernels = {layer.cell.kernel.numpy().tobytes() for layer in make_model(units=1, layers=500).rnns[1:]}
+    assert len(kernels) == 499
+
+
 def test_lstm_initialization(make_model: MakeModel) -> None:
     cell = make_model(units=6).rnns[1].cell
     np.testing.assert_array_equal(cell.bias.numpy(), np.repeat([0, 1, 0, 0], 6))
