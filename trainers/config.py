@@ -55,7 +55,7 @@ class TrainConfig:
     epochs: float = Field(1.0, gt=0, le=1e6)  # passes over the train split; may be a fraction
 
     # From keras.optimizers; the essay used rmsprop. muon orthogonalizes the updates of unit-to-unit matrices (Jordan
-    # 2024; Liu et al. 2025) and leaves everything else to adam: half the steps, each up to a third longer.
+    # 2024; Liu et al. 2025) and leaves everything else to adam: fewer, longer steps.
     optimizer: Literal["adam", "adamw", "muon", "rmsprop", "sgd"] = "adam"
     learning_rate: float = Field(0.002, gt=0, le=1e3)  # the peak
     # After the peak: constant; exponential or cosine, falling to `decay` times the peak at the last step; char-rnn:
