@@ -24,13 +24,13 @@ PUBLISHED = {
     "warpeace-2x128": ("1.227", ""),
     "warpeace-2x192": ("1.092", "2 x 512"),
     "warpeace-2x240": ("1.092", "2 x 512"),
-    "warpeace-2x272": ("1.092", "2 x 512"),
+    "warpeace-2x320": ("1.092", "2 x 512"),
 }
 # Rows of README.md.
 HEADLINES = {
     "tinyshakespeare": "tinyshakespeare, three minutes with AMX",
     "tinyshakespeare-best": "tinyshakespeare",
-    "warpeace-2x272": "War and Peace",
+    "warpeace-2x320": "War and Peace",
     "chinese-poetry": "Tang poems",
     "linux-core": "Linux, kernel/",
     "latex": "a book in LaTeX",

@@ -84,7 +84,7 @@ def test_tables_are_rebuilt_between_markers(tmp_path: Path) -> None:
     kept |= {"val_nats": 1.4567, "judged": "test", "nats": math.log(4), "interval": None, "ngram_nats": None}
     kept |= {"training_seconds": 125.6, "machine": "2 cores", "date": "2026-11-25", "commit": "0123456789abcdef"}
     write_json(tmp_path / "b.json", kept | {"name": "b"})
-    write_json(tmp_path / "a.json", kept | {"name": "warpeace-2x272", "interval": [1.0, 2.0], "ngram_nats": 1.25})
+    write_json(tmp_path / "a.json", kept | {"name": "warpeace-2x320", "interval": [1.0, 2.0], "ngram_nats": 1.25})
     write_json(
         tmp_path / "d.json",
         kept | {"name": "d", "ngram_nats": 1.5, "ngram_ahead": -0.0001, "ngram_ahead_interval": [-0.125, 0.125]},
@@ -93,7 +93,7 @@ def test_tables_are_rebuilt_between_markers(tmp_path: Path) -> None:
     write_json(tmp_path / "bench-train.json", {"name": "no run"})
     rows = results.table(results.read(tmp_path)).splitlines()
     assert rows[2:] == [
-        "| [warpeace-2x272](../configs/warpeace-2x272.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 "
+        "| [warpeace-2x320](../configs/warpeace-2x320.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 "
         "| 1.457 | 1.386 (1.000 to 2.000) | 2.000 | 1.250 |  | 1.092 (2 x 512) | 2:06 min | 2 cores, float32 "
         "| 2026-11-25, 0123456, 7 |",
         "| [b](../configs/b.toml) | chars, 80/10/10, as char-rnn | GRU 1 x 64, 43,604 | 130 | 1.457 | 1.386 | 2.000 |  "
