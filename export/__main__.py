@@ -1,6 +1,7 @@
 """The command line: python -m export savedmodel | label | serve | query | front | tflite | run-lite | web | keras
 | verify | show."""
 
+import ipaddress
 import json
 import math
 import os
@@ -36,6 +37,17 @@ SERVER = click.option(
     help="gRPC address of a running server that follows the folder; may be repeated. Labels wait until all have loaded "
     "the version.",
 )
+
+
+def _networks(value: str | None) -> list[str]:
+    """Split a list of addresses and networks. Raises click.BadParameter for anything else."""
+    parts = [part.strip() for part in value.split(",")] if value else []
+    for part in parts:
+        try:
+            ipaddress.ip_network(part)
+        except ValueError as error:
+            raise click.BadParameter(f"--proxy must be addresses or networks, comma-separated: {error}") from None
+    return parts
 
 
 def waiting(targets: tuple[str, ...]) -> Callable[[str, set[int]], None] | None:
@@ -177,7 +189,12 @@ def serve(folder: Path, port: int, page: Path | None) -> None:
 @PAGE
 @click.option("--allow-origin", multiple=True, metavar="URL", help="Origin of web pages that may call; repeatable.")
 @click.option("--record", type=PATH, metavar="FILE.jsonl", help="Append the callers' texts, for `pipeline validate`.")
-@click.option("--proxy", metavar="ADDRESS", help="Proxy whose X-Forwarded-For contains the client's address.")
+@click.option(
+    "--proxy",
+    metavar="ADDRESS,...",
+    callback=lambda context, option, value: _networks(value),
+    help="Proxies, or networks such as 10.0.0.0/8, whose X-Forwarded-For contains the client's address.",
+)
 @click.option("--rows", type=CAP, default=64, show_default=True, help="Rows per call, at most.")
 @click.option("--characters", type=CAP, default=65536, show_default=True, help="Read and written per call, at most.")
 @click.option(
@@ -193,7 +210,7 @@ def front(
     page: Path | None,
     allow_origin: tuple[str, ...],
     record: Path | None,
-    proxy: str | None,
+    proxy: list[str],
     **limits: int,
 ) -> None:
     """Serve a model over HTTP, in front of TF Serving.
@@ -213,7 +230,7 @@ def front(
     front = app.Front(client, app.FrontSettings(page=page, origins=allow_origin, record=record, **limits))
     tls = {"ssl_certfile": pem, "ssl_keyfile": pem_key}
     with app.listen(host, port) as listener:
-        app.serve(app.server(front, forwarded_allow_ips=proxy or [], **tls), listener, front.model)
+        app.serve(app.server(front, forwarded_allow_ips=proxy, **tls), listener, front.model)
 
 
 @cli.command()

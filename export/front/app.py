@@ -40,6 +40,7 @@ from export.front import bodies, completions
 BODY_BYTES = 2 << 20  # 64 carries of 2 x 512 units take 0.7 MB in base64
 BODY_SECONDS = 10
 ANSWER_BYTES = 2 << 20  # of the server's answer; its conversion to JSON takes some twenty times as much memory
+KEEP_ALIVE_SECONDS = 75  # longer than proxies keep a connection: a call on one that closes would fail
 SIGNATURE_SECONDS = 10  # after which a version's signatures are requested again
 PATH = re.compile(r"([^/:]+)(?:/versions/([0-9]{1,18})|/labels/([^/:]+))?(:predict|/metadata)?")
 COUNTED = (":predict", "/v1/completions", "/v1/models", "/healthz", "/metrics")  # other paths are counted as /
@@ -161,11 +162,13 @@ class Front:
     def __init__(self, client: Client, settings: FrontSettings):
         self.client = CheckedClient(**{**vars(client.settings), "max_message_bytes": ANSWER_BYTES})
         self.client.front, self.model, self.settings = self, client.settings.model, settings
+        self.uncounted = client  # for the front's own calls
         self.signatures: dict[Any, tuple[float, dict[str, Signature]]] = {}
         self.record_file = open_private(settings.record, "--record") if settings.record else None
-        self.unit, self.rows, self.answered = "", 0, 0.0
+        self.unit, self.rows, self.failed_streams, self.answered = "", 0, 0, 0.0
         self.healthy, self.probed, self.probing = False, 0.0, asyncio.Lock()
-        self.threads, self.converting = anyio.CapacityLimiter(settings.calls), threading.Lock()
+        self.threads = anyio.CapacityLimiter(settings.calls)
+        self.converting, self.counting = threading.Lock(), threading.Lock()
         models = [{"id": self.model, "object": "model", "created": 0, "owned_by": "unreasonable-rnn"}]
         routes: list[Any] = [
             Route("/healthz", self.health),
@@ -216,7 +219,9 @@ class Front:
 
     def record(self, inputs: Mapping[str, Array]) -> None:
         """Count an answered call, and append its texts to the record, if there is one."""
-        self.answered, self.rows = time.monotonic(), self.rows + len(next(iter(inputs.values())))
+        self.answered = time.monotonic()
+        with self.counting:
+            self.rows += len(next(iter(inputs.values())))
         texts = [text.decode(errors="surrogateescape") for name in ("prompt", "text") for text in inputs.get(name, ())]
         if self.record_file and any(texts):
             try:
@@ -256,7 +261,7 @@ class Front:
         """OpenAI's completions."""
         completion = completions.parse(bodies.parse(body), self.model)
         self.settings.check(*completion.size)
-        self.unit = self.unit or self.client.info()["unit"]
+        self.unit = self.unit or self.uncounted.info()["unit"]
         if not completion.stream:
             return JSONResponse(completion.answer(self.client, self.unit))
         events = completion.events(self.client, self.unit)
@@ -268,7 +273,9 @@ class Front:
         try:
             while event := await anyio.to_thread.run_sync(next, events, b"", limiter=self.threads):
                 yield event
-        except StageError:
+        except StageError as error:
+            console.note(f"a stream of /v1/completions: {brief(str(getattr(error, 'code', error)))}")
+            self.failed_streams += 1
             yield completions.event({"error": {"message": FAILED[1], "type": "server_error"}})
 
     async def health(self, request: Request) -> Response:
@@ -283,7 +290,8 @@ class Front:
         """Report whether the server answers or is busy; request a character if it has not answered for a second."""
         try:
             if time.monotonic() - self.answered > 1:
-                self.client.at(timeout=2).generate("", 1)
+                self.uncounted.at(timeout=2).generate("", 1)
+                self.answered = time.monotonic()
         except StageError:
             # The row may wait behind a long batch: a server that answers its calls in time is busy, not down.
             return time.monotonic() - self.answered < (self.client.settings.timeout if self.guard.running else 1)
@@ -296,6 +304,7 @@ class Front:
         lines += ["# TYPE front_seconds_total counter"]
         lines += [f'front_seconds_total{{route="{route}"}} {time:.6f}' for route, time in self.guard.seconds.items()]
         lines += ["# TYPE front_rows_total counter", f"front_rows_total {self.rows}"]
+        lines += ["# TYPE front_failed_streams_total counter", f"front_failed_streams_total {self.failed_streams}"]
         lines += ["# TYPE front_calls_running gauge", f"front_calls_running {len(self.guard.running)}", ""]
         return PlainTextResponse("\n".join(lines), media_type="text/plain; version=0.0.4")
 
@@ -316,6 +325,7 @@ def server(front: Front, **settings: Any) -> uvicorn.Server:
     settings |= {"log_level": "error", "access_log": False, "lifespan": "off", "ws": "none", "server_header": False}
     settings |= {"headers": list(page_headers(front.settings.page).items()) if front.settings.page else []}
     settings |= {"timeout_graceful_shutdown": int(front.client.settings.timeout) + 1}  # for the running calls
+    settings |= {"timeout_keep_alive": KEEP_ALIVE_SECONDS}
     config = uvicorn.Config(front.app, **{"forwarded_allow_ips": [], **settings})
     try:
         config.load()

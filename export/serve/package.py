@@ -240,6 +240,11 @@ def _write(base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any
         write_record(base / str(version) / FACTS, facts)
     facts_files = [path.relative_to(base).as_posix() for path in base.glob(f"*/{FACTS}")]
     checksums.write(base, [*files, *facts_files])
+    written = [base, base / "front", *(base / name for name in (*files, checksums.FILE))]
+    for version in new_facts:
+        written += [base / str(version), *(base / str(version)).rglob("*")]
+    for path in written:  # whatever the umask: the containers' user is another one
+        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
 
 
 def served_versions(

@@ -22,12 +22,14 @@ import grpc
 import pydantic
 import pytest
 import requests
+from click.testing import CliRunner
 from fake_model import text_of
 from serving import Endpoint, front_process, process, served
 
 from bench.front import overload
 from common.errors import StageError
 from common.files import open_private
+from export.__main__ import cli
 from export.client.client import Client
 from export.front import app as front_app
 from export.front import bodies, completions
@@ -572,7 +574,7 @@ def test_neutral_fields_are_accepted(site: Site) -> None:
     assert site.post("/v1/completions", body | {"seed": 3}).json()["choices"][0]["text"] == TEXT
 
 
-def test_error_in_a_stream_is_its_last_event(fake: Path) -> None:
+def test_error_in_a_stream_is_its_last_event(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stand_in = StandIn(fake)
     with serving(stand_in) as target, running_front(target, label=None) as site:
         answer = site.post(
@@ -582,8 +584,20 @@ def test_error_in_a_stream_is_its_last_event(fake: Path) -> None:
         next(lines)
         stand_in.versions = {}
         rest = [line for line in lines if line]
+        assert "front_failed_streams_total 1" in site.get("/metrics").text.splitlines()
     assert json.loads(rest[-1][6:])["error"]["message"] == "the server failed"
+    assert "a stream of /v1/completions: StatusCode.NOT_FOUND\n" in capsys.readouterr().err
     assert site.ended()
+
+
+def test_only_addresses_of_proxies_are_accepted() -> None:
+    result = CliRunner().invoke(
+        cli, ["front", "--target", "localhost:1", "--model", "m", "--proxy", "10.0.0.0/8,proxy"]
+    )
+    assert (
+        result.exit_code,
+        "--proxy must be addresses or networks, comma-separated: 'proxy' does" in result.output,
+    ) == (2, True)
 
 
 def test_dropped_stream_frees_its_slot(fake: Path) -> None:
@@ -616,10 +630,17 @@ def test_health_fails_without_a_server_and_recovers(fake: Path) -> None:
 
 
 def test_health_queries_the_model_at_most_once_per_second(fake: Path) -> None:
-    with serving(StandIn(fake)) as target, running_front(target, label=None) as site:
+    rows = []
+
+    class Counting(StandIn):
+        def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
+            rows.append(request)
+            return super().Predict(request, context)
+
+    with serving(Counting(fake)) as target, running_front(target, label=None) as site:
         assert {site.get("/healthz").status_code for _ in range(20)} == {200}
-        rows = site.front.rows
-        assert 1 <= rows <= 3
+        assert 1 <= len(rows) <= 3
+        assert "front_rows_total 0" in site.get("/metrics").text.splitlines()  # no caller's
 
 
 def test_health_passes_if_the_calls_of_a_long_batch_end_during_the_probe(
@@ -629,7 +650,7 @@ def test_health_passes_if_the_calls_of_a_long_batch_end_during_the_probe(
         site.front.answered = time.monotonic()
         raise StageError("no answer in time")
 
-    monkeypatch.setattr(front_app.CheckedClient, "generate", time_out)
+    monkeypatch.setattr(Client, "generate", time_out)
     site.front.answered = 0.0
     assert site.front.answers()
 

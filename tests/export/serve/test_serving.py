@@ -3,6 +3,7 @@ import dataclasses
 import http.server
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -320,6 +321,21 @@ def test_command_moves_and_prints_labels(tmp_path: Path) -> None:
         assert config(base) == expected_config("plays", {"stable": 2}, 1, 2)
 
 
+def test_all_users_can_read_the_package_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        base = export_versions(tmp_path / "plays", 1, 2)
+        (base / "secrets.env").write_text("mine")
+        relabel(base, ["canary=2"])
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(base).as_posix(): path.stat().st_mode & 0o777 for path in base.rglob("*")}
+    assert modes.pop("secrets.env") == 0o600
+    assert modes.pop(".lock") == 0o600
+    assert {mode & 0o555 for name, mode in modes.items() if (base / name).is_dir()} == {0o555}
+    assert {mode & 0o444 for name, mode in modes.items()} == {0o444}
+
+
 @pytest.mark.parametrize("name", [*package.TEMPLATES, "front/Dockerfile"])
 def test_files_of_the_user_are_not_overwritten(tmp_path: Path, name: str) -> None:
     base = export_versions(tmp_path / "plays", 1, 2)
@@ -484,6 +500,7 @@ def test_compose_file(tmp_path: Path) -> None:
                 "security_opt": ["no-new-privileges:true"],
                 "init": True,
                 "restart": "unless-stopped",
+                "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}},
                 "deploy": {"resources": {"limits": {"cpus": "2", "memory": "4G"}}},
                 "healthcheck": {
                     "interval": "10s",
@@ -504,6 +521,7 @@ def test_compose_file(tmp_path: Path) -> None:
                 "cap_drop": ["ALL"],
                 "security_opt": ["no-new-privileges:true"],
                 "restart": "unless-stopped",
+                "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}},
                 "stop_grace_period": "40s",
                 "deploy": {"resources": {"limits": {"cpus": "1", "memory": "1G"}}},
                 "healthcheck": {
@@ -529,6 +547,7 @@ def test_startup_probe_allows_all_versions_to_load_twice(tmp_path: Path) -> None
     pod = kubernetes(base)["Deployment char-rnn-plays"]["spec"]["template"]["spec"]
     probe = pod["containers"][0]["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == 1260
+    assert kubernetes(base)["Deployment char-rnn-plays"]["spec"]["progressDeadlineSeconds"] > 1260
 
 
 def kubernetes(base: Path) -> dict[str, Any]:
@@ -547,10 +566,15 @@ def test_kubernetes_objects_are_valid_and_consistent(tmp_path: Path) -> None:
         for release in ("1.30", "1.37"):
             kubernetes_validate.validate(each, release, strict=True)
     name = "char-rnn-plays"
-    assert set(objects) == {f"Deployment {name}", f"Service {name}", f"NetworkPolicy {name}"}
+    assert set(objects) == {
+        f"{kind} {name}" for kind in ("Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget")
+    }
     labels = {"app.kubernetes.io/name": "char-rnn", "app.kubernetes.io/instance": name}
     spec = objects[f"Deployment {name}"]["spec"]
     assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"] == labels
+    assert objects[f"PodDisruptionBudget {name}"]["spec"] == {"maxUnavailable": 1, "selector": {"matchLabels": labels}}
+    (spread,) = spec["template"]["spec"]["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["labelSelector"]) == ("kubernetes.io/hostname", {"matchLabels": labels})
     service = objects[f"Service {name}"]["spec"]
     assert service["selector"] == labels
     assert service["ports"] == [{"name": "http", "port": 8501, "targetPort": "http"}]
