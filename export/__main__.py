@@ -389,7 +389,7 @@ def show(run: Path, served: Path | None, devices: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("folders", type=PATH, metavar="PATH...", nargs=-1, required=True)
+@click.argument("folders", type=PATH, metavar="FOLDER...", nargs=-1, required=True)
 def verify(folders: tuple[Path, ...]) -> None:
     """Compare exports with the checksums that were written with them.
 
