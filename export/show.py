@@ -72,10 +72,10 @@ def _files(run: Run, served: Path, lite: list[Path]) -> Table:
 
 def _bits(run: Run) -> Table:
     table = _table(f"Bits per {run.vocab.unit} on held-out text", "")
-    rows = metrics.evaluations(run.folder)
-    best = min(rows, key=lambda row: row["val_nats"])
-    table.add_row("before training, val", f"{rows[0]['val_bits']:.3f}")
-    table.add_row(f"after step {best['step']:,}, val", f"{best['val_bits']:.3f}")
+    if rows := metrics.evaluations(run.folder):  # none without metrics.jsonl, which no result depends on
+        best = min(rows, key=lambda row: row["val_nats"])
+        table.add_row("before training, val", f"{rows[0]['val_bits']:.3f}")
+        table.add_row(f"after step {best['step']:,}, val", f"{best['val_bits']:.3f}")
     judged = read_manifest(run.data).judged
     path = run.folder / f"evaluation-{judged}.json"
     with reading(path, f"python -m trainers evaluate {run.folder} --force"):

@@ -19,8 +19,11 @@ import pytest
 from tiny_data import make_data
 
 from common import console
+from export import show
 from pipeline.manifest import write_manifest
 from pipeline.vocab import Vocab
+from trainers import metrics
+from trainers.run import read_run
 
 pytestmark = pytest.mark.processes
 ROOT = Path(__file__).parent.parent.parent
@@ -201,6 +204,14 @@ def test_training_lowers_the_loss_and_evaluation_counts_all_targets(home: Path, 
     shown = outputs["export show runs/tiny"].out
     assert f"{before:.3f}" in shown
     assert f"{test['bits']:.3f}" in shown
+
+
+@pytest.mark.usefixtures("outputs")
+def test_a_screen_without_metrics_has_the_test_loss(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(metrics, "evaluations", lambda folder: [])
+    step, ngram = show._bits(read_run(Path("runs/tiny"))).columns[0].cells
+    assert (str(step)[:10], ngram) == ("after step", "an n-gram model, test")
 
 
 def test_checkpoint_and_saved_model_generate_the_same_texts(outputs: dict[str, Result]) -> None:

@@ -35,7 +35,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Mani
     home = tmp_path_factory.mktemp("shapes")
     manifest = make_data(home / "data", 1000, train=TEXT, val=TEXT)
     run = tiny_run.random_run(home / "run", manifest, TEXT, 12)
-    (run / "metrics.jsonl").write_text(json.dumps({"step": 12, "val_nats": 1.0, "val_bits": 1.4427}) + "\n")
+    (run / "metrics.jsonl").write_text(
+        json.dumps({"step": 12, "epoch": 1.0, "val_nats": 1.0, "val_bits": 1.4427}) + "\n"
+    )
     about = load_json(next(run.glob("checkpoints/*/checkpoint.json")))
     inputs = {"step": 12, "weights_sha256": about["files"]["state.data-00000-of-00001"]}
     inputs |= {"data_sha256": manifest.data_sha256}
