@@ -29,11 +29,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_report(row: dict[str, Any]) -> bool:
-    def numbers(*names: str) -> bool:
-        return all(isinstance(row.get(name), int | float) for name in names)
-
-    losses = numbers("train_nats", "train_bits") or numbers("val_nats", "val_bits")
-    return isinstance(row.get("step"), int) and numbers("epoch") and losses
+    loss = row.get("train_nats", row.get("val_nats"))
+    return isinstance(row.get("step"), int) and isinstance(loss, int | float)
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
