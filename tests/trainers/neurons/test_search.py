@@ -75,7 +75,7 @@ def test_unrelated_labels_have_no_match(rng: np.random.Generator, repetitions: i
     for _ in range(repetitions):
         x_NxU = random_units(rng, 3000, 20)
         depth_N = random_units(rng, 3000, 1)[:, 0].round()
-        labels = [Label("quotes", binary_runs(rng, 3000, 60)), Label("depth", depth_N)]
+        labels = [Label("quotes", binary_runs(rng, 3000, 40)), Label("depth", depth_N)]  # each changes often enough
         results = search(x_NxU, labels, shifts=40)
         errors += sum(result.verdict != "not found" for result in results)
         assert all(0 < result.chance < 1 for result in results)
