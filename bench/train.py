@@ -185,7 +185,7 @@ def _caption(result: dict[str, Any]) -> str:
 
 def better_torch(result: dict[str, Any]) -> float | None:
     """Return our speed by default relative to torch in its faster precision; None without torch."""
-    peers = result["ratios"][f"ours, {result['default_precision']}"]
+    peers = result["ratios"].get(f"ours, {result['default_precision']}", {})  # none if that peer failed
     return min((each["median_of_ratios"] for name, each in peers.items() if name.startswith("torch")), default=None)
 
 

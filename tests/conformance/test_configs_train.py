@@ -21,7 +21,7 @@ def test_config_trains_evaluates_and_exports(config: Path, tmp_path: Path) -> No
         assert result.status == 0, result
         return result
 
-    text = Path(argparse.__file__).read_bytes()[:10_000] * 4  # repeated, so that each split has each character
+    text = Path(argparse.__file__).read_bytes()[:10_000] * 8  # repeated, so that each split has each character
     (tmp_path / "text.py").write_bytes(text)
     settings = make(IngestSettings, read_config(config)["data"], str(config))
     shares = "--train 0.8 --val 0.1 --test 0.1" if settings.train > 1 else ""  # instead of the first 90 MB
