@@ -93,15 +93,15 @@ def _records(path: str) -> Iterator[pa.RecordBatch]:
 
 def _lines(path: str) -> Iterator[list[bytes]]:
     """Yield the texts of each line. Others are skipped, and noted: a front that is killed may truncate its last one."""
-    skipped = []
+    skipped, first = 0, ""
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 yield [text.encode(errors="surrogateescape") for text in parse_json(line)["texts"]]
             except (ValueError, TypeError, KeyError, AttributeError):
-                skipped.append(brief(one_line(line), 80))
+                skipped, first = skipped + 1, first or brief(one_line(line), 80)
     if skipped:
-        console.note(f"{path}: lines without texts are skipped, {len(skipped):,} of them; the first: {skipped[0]}")
+        console.note(f"{path}: lines without texts are skipped, {skipped:,} of them; the first: {first}")
 
 
 def _calls(path: str) -> Iterator[list[bytes]]:

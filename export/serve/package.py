@@ -244,7 +244,9 @@ def _write(base: Path, served: ServingConfig, new_facts: dict[int, dict[str, Any
     for version in new_facts:
         written += [base / str(version), *(base / str(version)).rglob("*")]
     for path in written:  # whatever the umask: the containers' user is another one
-        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
+        mode, needed = path.stat().st_mode, 0o555 if path.is_dir() else 0o444
+        if mode & needed != needed:  # only the owner may
+            path.chmod(mode | needed)
 
 
 def served_versions(

@@ -41,7 +41,8 @@ const LEVELS = 8; // shades each of blue and green
  */
 export function paint(element, activity) {
   const level = Math.round((activity ?? 0) * LEVELS);
-  if (level) element.dataset.level = String(level);
-  else delete element.dataset.level;
+  delete element.dataset.level;
+  if (!level) return;
+  element.dataset.level = String(level);
   element.style.setProperty("--level", String(Math.abs(level)));
 }

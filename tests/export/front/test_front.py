@@ -690,6 +690,8 @@ def test_calls_of_other_pages_are_rejected_unless_allowed(site: Site, server: En
     wrapped = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
     assert site.post("/v1/completions", {}, headers=other).json() == {"error": wrapped}
     assert site.get("/healthz", headers=other).status_code == 200
+    for invalid in ("null", "http://[x"):
+        assert site.post(f"{MODEL}:predict", body, headers={"Origin": invalid}).status_code == 403
     for origins in (("https://page.example",), ("*",)):
         with running_front(server.target, origins=origins) as open_site:
             assert open_site.post(f"{MODEL}:predict", body, headers=other).status_code == 200
