@@ -42,6 +42,7 @@ constexpr int ROWS = 6;
 constexpr int PANEL = 2 * W;  // columns of a panel: with ROWS rows, their sums fill the registers
 constexpr int DEPTH = 256;  // words of a block: DEPTH x PANEL words stay in the first-level cache
 constexpr int BLOCK = 96;   // rows of a block: BLOCK x DEPTH words stay in the second-level cache
+constexpr int STRIDE = DEPTH + 16;  // words between rows of a left factor: a constant, so that rows need no registers
 
 typedef float V __attribute__((vector_size(4 * W), aligned(4), may_alias));
 
@@ -132,11 +133,12 @@ struct Bfloat16 : Float32 {
 };
 #endif
 
-// Converts K numbers to words.
+// Converts K numbers to words. `block`: words between blocks of DEPTH words.
 template <class P>
-void convert(const float* a, int K, float* to) {
+void convert(const float* a, int K, float* to, int64_t block) {
   const int U = P::words(K);
-  for (int u = 0; u < U; u += W) store(to + u, P::pack_row(a + u * P::INPUTS, K - u * P::INPUTS), U - u);
+  for (int u = 0; u < U; u += W)
+    store(to + u / DEPTH * block + u % DEPTH, P::pack_row(a + u * P::INPUTS, K - u * P::INPUTS), U - u);
 }
 
 // Converts a_KxM, with rows of `lda` numbers, to M rows of words.
@@ -152,7 +154,7 @@ void convert_transposed(int M, int K, const float* a, int64_t lda, float* to) {
         rows[i] = k < K ? P::pack_column(from, k + 1 < K ? from + lda : nullptr, M - m) : V{};
       }
       transpose(rows);
-      for (int i = 0; i < std::min(W, M - m); ++i) store(to + (m + i) * U + u, rows[i], U - u);
+      for (int i = 0; i < std::min(W, M - m); ++i) store(to + (m + i) * STRIDE + u, rows[i], U - u);
     }
 }
 
@@ -192,23 +194,27 @@ struct Packed {
   }
 };
 
-// c_MxPANEL = a_MxU b_UxPANEL + d_MxPANEL for one panel; d may be c, or null for zeros. Rows of a are `lda` words apart,
-// those of c and d `ldc`. d is read last, since it is in no cache yet.
+// c_MxPANEL = a_MxU b_UxPANEL + d_MxPANEL for one panel; d may be c, or null for zeros. Rows of c and d are `ldc` words
+// apart. d is read last, since it is in no cache yet. Unrolled by hand: GCC would do so too late to keep sums in registers.
 template <class P, int M>
-void multiply_tile(int U, const float* a, int64_t lda, const float* b, const float* d, float* c, int64_t ldc) {
+void multiply_tile(int U, const float* a, const float* b, const float* d, float* c, int64_t ldc) {
   V sum[M][2];
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
     __builtin_prefetch((d ? d : c) + m * ldc);
     sum[m][0] = sum[m][1] = V{};
   }
   for (int u = 0; u < U; ++u, b += PANEL) {
     const V b0 = load(b), b1 = load(b + W);
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      sum[m][0] = P::add(sum[m][0], a[m * lda + u], b0);
-      sum[m][1] = P::add(sum[m][1], a[m * lda + u], b1);
+      sum[m][0] = P::add(sum[m][0], a[m * STRIDE + u], b0);
+      sum[m][1] = P::add(sum[m][1], a[m * STRIDE + u], b1);
     }
   }
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
     for (int v = 0; v < 2; ++v) {
       const int64_t at = m * ldc + v * W;
       store(c + at, d ? sum[m][v] + load(d + at) : sum[m][v]);
@@ -238,11 +244,11 @@ struct Amx {
   }
 
   // `multiply_tile` for 1 to ROWS rows, but d is read first.
-  static void multiply(int M, int U, const float* a, int64_t lda, const float* b, const float* d, float* c, int64_t ldc) {
+  static void multiply(int M, int U, const float* a, const float* b, const float* d, float* c, int64_t ldc) {
     const int top = M > ROWS / 2 ? (M + 1) / 2 : M;
     if (configured_rows != M) configure(configured_rows = M, top);
     asm volatile("" ::: "memory");  // the intrinsics do not tell GCC what they read
-    M > top ? multiply<true>(top, U, a, 4 * lda, b, d, c, 4 * ldc) : multiply<false>(top, U, a, 4 * lda, b, d, c, 4 * ldc);
+    M > top ? multiply<true>(top, U, a, b, d, c, 4 * ldc) : multiply<false>(top, U, a, b, d, c, 4 * ldc);
   }
 
  private:
@@ -261,7 +267,7 @@ struct Amx {
 
   // Strides in bytes. TWO: there are rows below `top`.
   template <bool TWO>
-  static void multiply(int top, int U, const float* a, int64_t lda, const float* b, const float* d, float* c, int64_t ldc) {
+  static void multiply(int top, int U, const float* a, const float* b, const float* d, float* c, int64_t ldc) {
     const auto below = [top](auto* p, int64_t stride) { return p + top * stride / 4; };
     if (d) {
       _tile_loadd(0, d, ldc);
@@ -277,11 +283,11 @@ struct Amx {
     for (int u = 0; u < U; u += 16, a += 16, b += 16 * PANEL) {
       _tile_loadd(6, b, 4 * PANEL);
       _tile_loadd(7, b + W, 4 * PANEL);
-      _tile_loadd(4, a, lda);
+      _tile_loadd(4, a, 4 * STRIDE);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       if (TWO) {
-        _tile_loadd(5, below(a, lda), lda);
+        _tile_loadd(5, a + top * STRIDE, 4 * STRIDE);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }
@@ -296,7 +302,7 @@ struct Amx {
 struct Amx {
   static constexpr int ROWS = 1;
   static bool usable() { return false; }
-  static void multiply(int, int, const float*, int64_t, const float*, const float*, float*, int64_t) {}
+  static void multiply(int, int, const float*, const float*, const float*, float*, int64_t) {}
 };
 #endif
 
@@ -308,17 +314,17 @@ struct Tiles {
 
 // c_MxN = a_MxU b_UxN + d_MxN, like `multiply_tile`, for a block: U <= DEPTH.
 template <class P>
-void multiply_block(int M, int U, int N, const float* a, int64_t lda, const float* panel, const float* d, float* c) {
+void multiply_block(int M, int U, int N, const float* a, const float* panel, const float* d, float* c) {
   static const auto by_rows = multiply_tiles<P>(std::make_integer_sequence<int, ROWS>());
   const bool amx = P::INPUTS == 2 && Amx::usable();
   const Tiles tiles{M, amx ? Amx::ROWS : ROWS};
   const auto one_tile = [&](int rows, const float* from, const float* add, float* to, int64_t ldc) {
-    amx ? Amx::multiply(rows, U, from, lda, panel, add, to, ldc) : by_rows[rows - 1](U, from, lda, panel, add, to, ldc);
+    amx ? Amx::multiply(rows, U, from, panel, add, to, ldc) : by_rows[rows - 1](U, from, panel, add, to, ldc);
   };
   for (int n0 = 0; n0 < N; n0 += PANEL, panel += U * PANEL)
     for (int tile = 0; tile < tiles.count; ++tile) {
       const int first = tiles.first(tile), rows = tiles.first(tile + 1) - first;
-      const float* from = a + first * lda;
+      const float* from = a + first * STRIDE;
       const int64_t at = int64_t(first) * N + n0;
       if (n0 + PANEL <= N) {
         one_tile(rows, from, d ? d + at : nullptr, c + at, N);
@@ -331,13 +337,21 @@ void multiply_block(int M, int U, int N, const float* a, int64_t lda, const floa
     }
 }
 
-// c_MxN = a_MxU b_UxN + d_MxN, like `multiply_tile`, for few rows.
+// A left factor of few rows, in blocks of DEPTH words.
 template <class P>
-void multiply(int M, const float* a, const Packed<P>& b, const float* d, float* c) {
-  const int U = P::words(b.K);
-  for (int u = 0; u < U; u += DEPTH)
-    multiply_block<P>(M, std::min(DEPTH, U - u), b.N, a + u, U, b.data + u * b.width, u ? c : d, c);
-}
+struct Rows {
+  int M, U;
+  Buffer words = allocate(int64_t(M) * STRIDE * ((U + DEPTH - 1) / DEPTH));
+  Rows(int M, int K) : M(M), U(P::words(K)) {}
+
+  void set(int m, const float* a, int K) { convert<P>(a, K, words.get() + m * STRIDE, M * STRIDE); }
+
+  // c_MxN = this_MxU b_UxN + d_MxN, like `multiply_tile`.
+  void multiply(const Packed<P>& b, const float* d, float* c) const {
+    for (int u = 0; u < U; u += DEPTH)
+      multiply_block<P>(M, std::min(DEPTH, U - u), b.N, words.get() + u / DEPTH * M * STRIDE, b.data + u * b.width, u ? c : d, c);
+  }
+};
 
 V clamp(V x, float most) {
   const V high = V{} + most;
@@ -366,6 +380,11 @@ void for_units(int H, F f) {
   int u = 0;
   for (; u + W <= H; u += W) f(u, std::integral_constant<int, W>());  // a constant, for loads without branches
   if (u < H) f(u, H - u);
+}
+
+// Requests the four gates of a unit, which the next step needs and which are in no cache yet.
+void prefetch(const float* gates, int H) {
+  for (int g = 0; g < 4; ++g) __builtin_prefetch(gates + g * H, 1, 2);
 }
 
 struct Inputs {
@@ -398,7 +417,16 @@ struct Inputs {
   float* output(int i, std::initializer_list<int64_t> shape) {
     int64_t count = 1;
     for (const int64_t length : shape) count *= length;
-    TF_Tensor* tensor = TF_AllocateOutput(context, i, TF_FLOAT, shape.begin(), shape.size(), 4 * count, status);
+    return data(TF_AllocateOutput(context, i, TF_FLOAT, shape.begin(), shape.size(), 4 * count, status));
+  }
+  // The same, in the memory of an input that nothing else needs, if possible. After it, `in[input]` is not valid.
+  float* output(int i, std::initializer_list<int64_t> shape, int input) {
+    TF_DeleteTensor(std::exchange(tensors[input], nullptr));
+    return data(TF_ForwardInputOrAllocateOutput(context, &input, 1, i, shape.begin(), shape.size(), nullptr, status));
+  }
+
+ private:
+  float* data(TF_Tensor* tensor) {
     if (!tensor) {
       TF_OpKernelContext_Failure(context, status);
       return nullptr;
@@ -417,26 +445,30 @@ void forward(TF_OpKernelContext* context) {
   const int T = in.dim(0, 0), B = in.dim(0, 1), H = in.dim(2, 1), G = 4 * H;
   if (!in.has(0, {T, B, G}) || !in.has(1, {H, G}) || !in.has(2, {B, H}) || !in.has(3, {B, H}) || !in.has(4, {T, B})) return;
   const int64_t BH = int64_t(B) * H, BG = int64_t(B) * G;
-  float *h = in.output(0, {T + 1, B, H}), *c = in.output(1, {T, B, H}), *gates = in.output(2, {T, B, G});
+  const float* z_TxBxG = in[0];
+  float *h = in.output(0, {T + 1, B, H}), *c = in.output(1, {T, B, H}), *gates = in.output(2, {T, B, G}, 0);
   if (!h || !c || !gates) return;
   const float *keep = in[4], *c_prev = in[3];
   const Packed<P> r(in[1], G, H, G, false);
-  const Buffer kept = allocate(H), words = allocate(int64_t(B) * P::words(H));
+  const Buffer kept = allocate(H);
+  Rows<P> rows(B, H);
   std::memcpy(h, in[2], 4 * BH);
   for (int t = 0; t < T; ++t, keep += B, h += BH, c_prev = c, c += BH, gates += BG) {
+    const float *z = z_TxBxG + t * BG, *next_z = z + BG;
     for (int b = 0; b < B; ++b) {
       for (int u = 0; u < H; ++u) kept.get()[u] = h[int64_t(b) * H + u] * keep[b];
-      convert<P>(kept.get(), H, words.get() + int64_t(b) * P::words(H));
+      rows.set(b, kept.get(), H);
     }
-    multiply(B, words.get(), r, in[0] + t * BG, gates);
+    rows.multiply(r, z, gates);
     for (int b = 0; b < B; ++b) {
-      float* z = gates + int64_t(b) * G;
+      float* a = gates + int64_t(b) * G;
       for_units(H, [&, b](int u, auto n) {
         const int64_t at = int64_t(b) * H + u;
-        const V i = sigmoid(load(z + u, n)), f = sigmoid(load(z + H + u, n));
-        const V g = tanh(load(z + 2 * H + u, n)), o = sigmoid(load(z + 3 * H + u, n));
+        prefetch(next_z + int64_t(b) * G + u, H);
+        const V i = sigmoid(load(a + u, n)), f = sigmoid(load(a + H + u, n));
+        const V g = tanh(load(a + 2 * H + u, n)), o = sigmoid(load(a + 3 * H + u, n));
         const V next = f * (load(c_prev + at, n) * keep[b]) + i * g;
-        store(z + u, i, n), store(z + H + u, f, n), store(z + 2 * H + u, g, n), store(z + 3 * H + u, o, n);
+        store(a + u, i, n), store(a + H + u, f, n), store(a + 2 * H + u, g, n), store(a + 3 * H + u, o, n);
         store(c + at, next, n);
         store(h + BH + at, o * tanh(next), n);
       });
@@ -455,21 +487,23 @@ void backward(TF_OpKernelContext* context) {
       !in.has(5, {T, B, H}) || !in.has(6, {B, H}) || !in.has(7, {B, H}))
     return;
   const int64_t BH = int64_t(B) * H, BG = int64_t(B) * G;
-  float *dz = in.output(0, {T, B, G}), *dh = in.output(1, {B, H}), *dc = in.output(2, {B, H});
+  const float* gates_TxBxG = in[4];
+  float *dz = in.output(0, {T, B, G}, 4), *dh = in.output(1, {B, H}), *dc = in.output(2, {B, H});
   if (!dz || !dh || !dc) return;
   const Packed<P> r(in[0], G, G, H, true);
-  const Buffer words = allocate(int64_t(B) * P::words(G));
+  Rows<P> rows(B, G);
   std::memcpy(dh, in[6], 4 * BH);
   std::memcpy(dc, in[7], 4 * BH);
   for (int t = T - 1; t >= 0; --t) {
     const float *keep = in[2] + int64_t(t) * B, *c = in[3] + t * BH, *c_prev = t ? c - BH : in[1];
-    const float *gates = in[4] + t * BG, *dy = in[5] + t * BH;
+    const float *gates = gates_TxBxG + t * BG, *dy = in[5] + t * BH;
     float* to = dz + t * BG;
     for (int b = 0; b < B; ++b) {
       const float* a = gates + int64_t(b) * G;
       float* d = to + int64_t(b) * G;
       for_units(H, [&, b](int u, auto n) {
         const int64_t at = int64_t(b) * H + u;
+        prefetch(a - BG + u, H);
         const V i = load(a + u, n), f = load(a + H + u, n), g = load(a + 2 * H + u, n), o = load(a + 3 * H + u, n);
         const V tanh_c = tanh(load(c + at, n)), dy_h = load(dh + at, n) + load(dy + at, n);
         const V dy_c = load(dc + at, n) + dy_h * o * (1 - tanh_c * tanh_c);
@@ -479,9 +513,9 @@ void backward(TF_OpKernelContext* context) {
         store(d + 3 * H + u, dy_h * tanh_c * o * (1 - o), n);
         store(dc + at, dy_c * f * keep[b], n);
       });
-      convert<P>(d, G, words.get() + int64_t(b) * P::words(G));
+      rows.set(b, d, G);
     }
-    multiply(B, words.get(), r, nullptr, dh);
+    rows.multiply(r, nullptr, dh);
     for (int b = 0; b < B; ++b)
       for (int u = 0; u < H; ++u) dh[int64_t(b) * H + u] *= keep[b];
   }
@@ -497,7 +531,7 @@ void product(TF_OpKernelContext* context) {
   float* c = in.output(0, {M, N});
   if (!c) return;
   if (K == 0) std::memset(c, 0, 4 * int64_t(M) * N);
-  alignas(64) float words[BLOCK * DEPTH];
+  alignas(64) float words[BLOCK * STRIDE];
   for (int k0 = 0; k0 < K; k0 += DEPTH * P::INPUTS) {
     const int depth = std::min(DEPTH * P::INPUTS, K - k0), U = P::words(depth);
     const Packed<P> b(in[1] + (B ? k0 : int64_t(k0) * N), B ? K : N, depth, N, B);
@@ -507,9 +541,9 @@ void product(TF_OpKernelContext* context) {
       if (A)
         convert_transposed<P>(rows, depth, a, M, words);
       else
-        for (int m = 0; m < rows; ++m) convert<P>(a + int64_t(m) * K, depth, words + m * U);
+        for (int m = 0; m < rows; ++m) convert<P>(a + int64_t(m) * K, depth, words + m * STRIDE, 0);
       float* to = c + int64_t(m0) * N;
-      multiply_block<P>(rows, U, N, words, U, b.data, k0 ? to : nullptr, to);
+      multiply_block<P>(rows, U, N, words, b.data, k0 ? to : nullptr, to);
     }
   }
 }

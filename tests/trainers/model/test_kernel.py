@@ -30,13 +30,14 @@ def case(rng: np.random.Generator, T: int, B: int, H: int, resets: bool) -> Call
     """Return a function from a recurrence to its values and gradients, on random inputs."""
     keep = tf.constant(rng.random((T, B, 1)) < 0.7, tf.float32) if resets else None
     shapes = [(T, B, 4 * H), (B, H), (B, H), (H, 4 * H)]
-    z, h, c, r = (tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes)
+    half_z, h, c, r = (tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes)
     r /= H**0.5
     weights = [tf.constant(rng.normal(size=shape), tf.float32) for shape in ((T, B, H), (B, H), (B, H))]
 
     def run(recur: Callable[..., Any]) -> list[np.ndarray]:
         @tf.function(autograph=False)
         def values_and_gradients() -> list[tf.Tensor]:
+            z = half_z + half_z  # computed here, so that the op may write over it
             with tf.GradientTape() as tape:
                 tape.watch([z, h, c, r])
                 h_TxBxH, after = recur(z, (h, c), r, keep)
@@ -68,6 +69,24 @@ def test_bfloat16_matches_the_loop_to_its_rounding(
     rounded = run(functools.partial(kernel.lstm, dtype=tf.bfloat16))
     for actual, expected in zip(rounded, loop, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=0.01 * (1 + np.abs(expected).max()))
+
+
+def test_inputs_that_are_needed_later_stay(rng: np.random.Generator) -> None:
+    T, B, H = 3, 2, 5
+    half_z, r = (tf.constant(rng.normal(size=shape), tf.float32) for shape in [(T, B, 4 * H), (H, 4 * H)])
+    state, keep = tf.zeros([B, H]), tf.ones([T, B])
+
+    @tf.function(autograph=False)
+    def run(later: bool) -> tuple[tf.Tensor, ...]:
+        z = half_z + half_z
+        h, c, gates = kernel.ops().char_rnn_lstm(z, r, state, state, keep)
+        dz, *_ = kernel.ops().char_rnn_lstm_grad(r, state, keep, c, gates, h[1:], state, state)
+        return (dz, z, gates) if later else (dz,)
+
+    dz, z, gates = run(later=True)
+    np.testing.assert_array_equal(z, 2 * half_z)
+    np.testing.assert_array_equal(gates, kernel.ops().char_rnn_lstm(2 * half_z, r, state, state, keep)[2])
+    np.testing.assert_array_equal(dz, run(later=False)[0])
 
 
 def test_each_result_is_rounded_in_bfloat16(rng: np.random.Generator) -> None:
