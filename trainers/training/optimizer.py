@@ -61,7 +61,17 @@ class Muon(keras.optimizers.Muon):
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"matmul_dtype": self.matmul_dtype.name}
 
+    def lr_adjust(self, x: tf.Tensor) -> tf.Tensor:
+        """Leave the scaling to `zeropower_via_newtonschulz5`."""
+        return x
+
     def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
+        """Compute Keras's update, times the factor of its `lr_adjust`, which the last iteration includes.
+
+        If that factor followed, TensorFlow would rearrange its product with the learning rate, differently on each
+        replica, and their copies of a weight would drift apart.
+        """
+        factor = math.sqrt(max(x.shape)) * self.rms_rate if self.rms_rate else 1.0
         wide = x.shape[0] <= x.shape[1]
         x_MxN = x if wide else tf.transpose(x)
         x_MxN /= tf.norm(x_MxN) + 1e-7
@@ -69,10 +79,12 @@ class Muon(keras.optimizers.Muon):
         def multiply(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
             return recurrence.matmul(a, b, self.matmul_dtype, transpose_b)
 
-        for _ in range(steps):
+        for step in range(steps):
+            scale = factor if step == steps - 1 else 1.0
+            a, b, c = (scale * coefficient for coefficient in (self.muon_a, self.muon_b, self.muon_c))
             gram_MxM = multiply(x_MxN, x_MxN, transpose_b=True)
-            polynomial_MxM = self.muon_b * gram_MxM + self.muon_c * multiply(gram_MxM, gram_MxM)
-            x_MxN = self.muon_a * x_MxN + multiply(polynomial_MxM, x_MxN)
+            polynomial_MxM = b * gram_MxM + c * multiply(gram_MxM, gram_MxM)
+            x_MxN = a * x_MxN + multiply(polynomial_MxM, x_MxN)
         return x_MxN if wide else tf.transpose(x_MxN)
 
 

@@ -86,7 +86,8 @@ def test_replicas_and_towers_match_one_device(
     optimizer: str,
 ) -> None:
     batches = make(rng, 5)
-    single, parallel = (build(devices, dropout, optimizer=optimizer) for devices in (on(), on(*shape)))
+    settings = {"optimizer": optimizer, "schedule": "cosine", "decay": 0.1}
+    single, parallel = (build(devices, dropout, **settings) for devices in (on(), on(*shape)))
     (single_losses, single_carry), (losses, carry) = run(single, batches), run(parallel, batches)
     np.testing.assert_allclose(losses, single_losses, atol=1e-5)
     np.testing.assert_allclose(carry, single_carry, atol=1e-5)
