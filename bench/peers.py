@@ -99,7 +99,7 @@ def ours(precision: str, deterministic: bool = True) -> Callable[[Size, str], Ru
         with devices.strategy.scope():
             model = CharRNN(config.model, VOCAB, precision=precision)
             weights, inner = model.trainable_variables, model.inner_kernels
-            optimizer = make_optimizer(config.train, 1, 1, weights, inner, fused=devices.gpu)
+            optimizer = make_optimizer(config.train, 1, 1, weights, inner)
         steps = Steps(devices, model, optimizer, config.train)
         ids, targets = (x.astype(np.uint8) for x in windows(size))
         full = np.full(size.lanes, size.window, np.int32)

@@ -1,4 +1,4 @@
-// The recurrence of an LSTM over a window, its gradient, matrix products and sums of rows, as TensorFlow ops on float32.
+// The recurrence of an LSTM over a window, its gradient, products, sums of rows and Adam, as TensorFlow ops on float32.
 // With the attribute `rounded`, the factors of products are rounded to bfloat16, and sums stay in float32.
 //
 // A step multiplies a few rows by one large matrix. General matrix products rearrange ("pack") that matrix on every
@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -372,14 +373,19 @@ V tanh(V x) {
   return x * p / q;
 }
 
+V sqrt(V x) {
+  for (int i = 0; i < W; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+}
+
 V sigmoid(V x) { return tanh(x * 0.5f) * 0.5f + 0.5f; }
 
-// Calls f(unit, count) for all units, a vector at a time.
+// Calls f(first, count) for all numbers, a vector at a time.
 template <class F>
-void for_units(int H, F f) {
-  int u = 0;
-  for (; u + W <= H; u += W) f(u, std::integral_constant<int, W>());  // a constant, for loads without branches
-  if (u < H) f(u, H - u);
+void for_vectors(int64_t numbers, F f) {
+  int64_t first = 0;
+  for (; first + W <= numbers; first += W) f(first, std::integral_constant<int, W>());  // for loads without branches
+  if (first < numbers) f(first, int(numbers - first));
 }
 
 // Requests the four gates of a unit, which the next step needs and which are in no cache yet.
@@ -462,7 +468,7 @@ void forward(TF_OpKernelContext* context) {
     rows.multiply(r, z, gates);
     for (int b = 0; b < B; ++b) {
       float* a = gates + int64_t(b) * G;
-      for_units(H, [&, b](int u, auto n) {
+      for_vectors(H, [&, b](int64_t u, auto n) {
         const int64_t at = int64_t(b) * H + u;
         prefetch(next_z + int64_t(b) * G + u, H);
         const V i = sigmoid(load(a + u, n)), f = sigmoid(load(a + H + u, n));
@@ -501,7 +507,7 @@ void backward(TF_OpKernelContext* context) {
     for (int b = 0; b < B; ++b) {
       const float* a = gates + int64_t(b) * G;
       float* d = to + int64_t(b) * G;
-      for_units(H, [&, b](int u, auto n) {
+      for_vectors(H, [&, b](int64_t u, auto n) {
         const int64_t at = int64_t(b) * H + u;
         prefetch(a - BG + u, H);
         const V i = load(a + u, n), f = load(a + H + u, n), g = load(a + 2 * H + u, n), o = load(a + 3 * H + u, n);
@@ -565,6 +571,24 @@ void sum_rows(TF_OpKernelContext* context) {
   }
 }
 
+// (weight, m, v, gradient, [rate, 1 - beta_1, 1 - beta_2, epsilon]) -> (weight, m, v) after a step of Adam. The last numbers
+// are rounded like all others, so that replicas' copies stay equal.
+void adam(TF_OpKernelContext* context) {
+  Inputs in(context);
+  const int64_t count = TF_TensorElementCount(in.tensors[0]);
+  if (!in.has(0, {count}) || !in.has(1, {count}) || !in.has(2, {count}) || !in.has(3, {count}) || !in.has(4, {4})) return;
+  float *weight = in.output(0, {count}), *m = in.output(1, {count}), *v = in.output(2, {count});
+  if (!weight || !m || !v) return;
+  const float *weight_0 = in[0], *m_0 = in[1], *v_0 = in[2], *gradient = in[3];
+  const float rate = in[4][0], new_m = in[4][1], new_v = in[4][2], epsilon = in[4][3];
+  for_vectors(count, [&](int64_t at, auto n) {
+    const V g = load(gradient + at, n), mean = load(m_0 + at, n), square = load(v_0 + at, n);
+    const V next_mean = mean + (g - mean) * new_m, next_square = square + (g * g - square) * new_v;
+    store(m + at, next_mean, n), store(v + at, next_square, n);
+    store(weight + at, load(weight_0 + at, n) - next_mean * rate / (sqrt(next_square) + epsilon), n);
+  });
+}
+
 using Compute = void (*)(TF_OpKernelContext*);
 
 // Registers an op with the attribute `rounded`, off by default, which chooses between the two functions.
@@ -602,6 +626,8 @@ struct Register {
         "CharRnnLstmGrad",
         {"r: float", "c: float", "keep: float", "cs: float", "gates: float", "dhs: float", "dh_after: float", "dc_after: float"},
         {"dz: float", "dh: float", "dc: float"});
+    define<adam, adam>("CharRnnAdam", {"weight: float", "m: float", "v: float", "gradient: float", "settings: float"},
+                       {"new_weight: float", "new_m: float", "new_v: float"});
     define<sum_rows, sum_rows>("CharRnnSumRows", {"x: float", "ids: int32", "table: float"}, {"sum: float"});
     define_product<false, false>("CharRnnProduct");
     define_product<true, false>("CharRnnProductTransposedA");

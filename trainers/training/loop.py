@@ -160,9 +160,7 @@ class Training:
             if source:
                 source.copy_to(model, run.vocab)
             weights, inner = model.trainable_variables, model.inner_kernels
-            optimizer = make_optimizer(
-                self.config, total, epoch_steps, weights, inner, fused=devices.gpu, matmul_dtype=model.matmul_dtype
-            )
+            optimizer = make_optimizer(self.config, total, epoch_steps, weights, inner, matmul_dtype=model.matmul_dtype)
             model.compile(optimizer, jit_compile=False)  # for Keras callbacks, which read model.optimizer
         self.steps = Steps(devices, model, optimizer, self.config)
         self.state = TrainState(model, optimizer, self.config.lanes)

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from trainers.config import TrainConfig
-from trainers.model import recurrence
+from trainers.model import kernel, recurrence
 
 DECAY_AFTER = 10  # epochs at the full rate under the char-rnn schedule, as in char-rnn
 MOMENTUM = 0.9  # of sgd
@@ -91,7 +91,7 @@ class Muon(keras.optimizers.Muon):
 class _Fused(keras.Optimizer):
     """Adam's update of a weight in one kernel, and its scalars once for all weights.
 
-    The number of kernels bounds the speed of a small model on a GPU.
+    The number of kernels bounds the speed of a small model on a GPU, and that of passes over memory on a CPU.
     """
 
     beta_names: tuple[str, str]  # Adam's settings, as the Keras class names them
@@ -107,6 +107,13 @@ class _Fused(keras.Optimizer):
         super()._backend_update_step(grads, trainable_variables, scalars)
 
     def _adam(self, weight: Any, m: Any, v: Any, rate: tf.Tensor, powers: Sequence[tf.Tensor], g: tf.Tensor) -> None:
+        if kernel.ops():  # TensorFlow's on a CPU rounds some numbers differently on each replica
+            alpha = rate * tf.sqrt(1 - powers[1]) / (1 - powers[0])
+            settings = [alpha, *(1 - beta for beta in self.betas), self.epsilon]
+            updated = kernel.adam([tf.convert_to_tensor(x) for x in (weight, m, v)], g, settings)
+            for variable, value in zip((weight, m, v), updated, strict=True):
+                self.assign(variable, value)
+            return
         tf.raw_ops.ResourceApplyAdam(
             var=weight.handle,
             m=m.value.handle,
@@ -153,14 +160,14 @@ def make_optimizer(
     epoch_steps: int,
     variables: list[Any],
     inner: Sequence[Any],
-    fused: bool = False,
+    fused: bool | None = None,
     matmul_dtype: tf.DType = tf.float32,
 ) -> keras.Optimizer:
     """Create the config's Keras optimizer for these variables. It expects gradients summed over all replicas.
 
     inner: the variables for muon (`CharRNN.inner_kernels`); adam takes the others.
-    fused: for GPUs; the same results to rounding, and the same slots.
-    matmul_dtype: of muon's products, unless fused: a GPU's are in float32, rounded to TF32 as `prepare` has set it.
+    fused: Adam in one kernel, by default where there is one; the same results to rounding, and the same slots.
+    matmul_dtype: of muon's products on a CPU. A GPU's are in float32, rounded to TF32 as `prepare` has set it.
     A constant learning rate is a variable that callbacks may set.
     """
     constant = config.schedule == "constant" and not config.warmup
@@ -172,7 +179,8 @@ def make_optimizer(
         "rmsprop": keras.optimizers.RMSprop,
         "sgd": keras.optimizers.SGD,
     }
-    if fused:
+    gpu = bool(tf.config.list_logical_devices("GPU"))
+    if gpu or kernel.ops() if fused is None else fused:
         kinds |= {"adam": FusedAdam, "adamw": FusedAdam, "muon": FusedMuon}
     decay = config.weight_decay or None
     extra: dict[str, Any] = {}
@@ -182,7 +190,7 @@ def make_optimizer(
         orthogonal = {variable.path for variable in inner}
         others = [f"^{re.escape(v.path)}$" for v in variables if v.path not in orthogonal]
         extra = {"exclude_layers": others, "adam_weight_decay": decay}
-        if not fused:
+        if not gpu:
             extra["matmul_dtype"] = matmul_dtype.name
     optimizer = kinds[config.optimizer](rate, weight_decay=decay, **extra)
     # The step has already summed the gradients, to clip them by their global norm. Keras must not sum them again.

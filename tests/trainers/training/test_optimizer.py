@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from trainers.config import ModelConfig, TrainConfig
+from trainers.model import kernel
 from trainers.model.char_rnn import CharRNN
 from trainers.training.optimizer import LearningRate, make_optimizer
 
@@ -149,12 +150,17 @@ def test_muon_multiplies_in_bfloat16(rng: np.random.Generator, shape: tuple[int,
     assert 0 < np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
-def test_fused_optimizers_match_keras(name: Any, rng: np.random.Generator) -> None:
+def test_fused_optimizers_match_keras(
+    name: Any, compiled: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = CharRNN(ModelConfig(units=4, layers=2), 5)
     weights, inner = model.trainable_variables, model.inner_kernels
     config = TrainConfig(optimizer=name, learning_rate=0.1, warmup=2, weight_decay=0.1)
     pair = [make_optimizer(config, TOTAL, EPOCH, weights, inner, fused) for fused in (False, True)]
+    if not compiled:  # TensorFlow's op, as on a GPU
+        monkeypatch.setattr(kernel, "ops", lambda: None)
     start = [w.numpy() for w in weights]
     gradients = [[rng.normal(size=w.shape).astype(np.float32) for w in weights] for _ in range(3)]
     after = []
