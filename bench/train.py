@@ -30,7 +30,7 @@ from bench.peers import PEERS, Peer, Size, flops_per_character
 from common import console
 from common.errors import StageError, UsageError
 from common.files import write_json
-from common.machine import memory, multiplies_bfloat16
+from common.machine import memory, multiplies_bfloat16_faster
 
 SIZES = {
     "cpu": (Size(2, 128), Size(2, 256), Size(2, 512), Size(3, 512, lanes=100, window=100)),
@@ -102,7 +102,7 @@ def default_precision(device: str) -> str:
     """Return the default precision on this machine."""
     if device == "gpu":
         return "tf32"
-    return "bfloat16" if multiplies_bfloat16() else "float32"
+    return "bfloat16" if multiplies_bfloat16_faster() else "float32"
 
 
 def ratios(rates: Rounds, own: str) -> dict[str, dict[str, float]]:
@@ -293,8 +293,8 @@ def _import_once(package: str) -> None:
 def _usable(name: str, peer: Peer, device: str) -> bool:
     if device not in peer.devices:
         return False
-    if device == "cpu" and peer.precision == "bfloat16" and not multiplies_bfloat16():
-        console.note(f"{name}: this processor has no bfloat16 instructions, skipped")
+    if device == "cpu" and peer.precision == "bfloat16" and not multiplies_bfloat16_faster():
+        console.note(f"{name}: this processor multiplies float32 faster, skipped")
         return False
     if not has(peer.package):
         console.note(f"{name}: {peer.package} is not installed (pip install {peer.package}), skipped")

@@ -16,7 +16,7 @@ MOST_TARGETS = 1 << 26  # of a step; at 1 x 128 units their activations take 100
 MOST_STEPS = 10**9
 
 # Precision of the matrix products; weights and sums stay in float32. tf32 rounds the factors to 10 bits; it and float16
-# need a GPU. auto: tf32 on a GPU, bfloat16 on a processor that supports it, else float32.
+# need a GPU. auto: tf32 on a GPU, bfloat16 on a processor that multiplies it faster, else float32.
 Precision = Literal["auto", "float32", "tf32", "float16", "bfloat16"]
 
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from common.errors import StageError, UsageError
 from common.files import check_replaceable, exclusive, load_json, recover, write_record
-from common.machine import multiplies_bfloat16
+from common.machine import multiplies_bfloat16_faster
 from common.settings import record
 from pipeline.manifest import Manifest, check_hashes, read_manifest
 from pipeline.vocab import Vocab
@@ -162,10 +162,10 @@ def data_of(run: Run, data: Path | None, verify: bool = False) -> tuple[Path, Ma
 
 
 def default_precision() -> Precision:
-    """tf32 on a GPU, bfloat16 on a CPU that multiplies it natively, else float32."""
+    """tf32 on a GPU, bfloat16 on a CPU that multiplies it faster, else float32."""
     if tf.config.list_physical_devices("GPU"):
         return "tf32"
-    return "bfloat16" if multiplies_bfloat16() else "float32"
+    return "bfloat16" if multiplies_bfloat16_faster() else "float32"
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def test_ceiling_is_the_best_of_all_libraries_and_rounds() -> None:
 def test_default_precision_depends_on_the_processor(
     monkeypatch: pytest.MonkeyPatch, device: str, multiplies: bool, expected: str
 ) -> None:
-    monkeypatch.setattr(train, "multiplies_bfloat16", lambda: multiplies)
+    monkeypatch.setattr(train, "multiplies_bfloat16_faster", lambda: multiplies)
     assert train.default_precision(device) == expected
 
 
@@ -160,7 +160,7 @@ def test_all_and_a_size_exclude_each_other() -> None:
 
 def test_torch_is_skipped_if_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "has", lambda package: package != "torch")
-    monkeypatch.setattr(train, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(train, "multiplies_bfloat16_faster", lambda: True)
     with console.err.capture() as seen:
         usable = [name for name, peer in PEERS.items() if train._usable(name, peer, "cpu")]
     assert usable == ["ours, float32", "ours, bfloat16", "keras.layers.LSTM, fit"]
@@ -169,11 +169,11 @@ def test_torch_is_skipped_if_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_unsupported_precisions_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "has", lambda package: True)
-    monkeypatch.setattr(train, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(train, "multiplies_bfloat16_faster", lambda: False)
     with console.err.capture() as seen:
         usable = [name for name, peer in PEERS.items() if train._usable(name, peer, "cpu")]
     assert usable == ["ours, float32", "keras.layers.LSTM, fit", "torch nn.LSTM, float32"]
-    assert "torch nn.LSTM, bfloat16: this processor has no bfloat16 instructions, skipped" in seen.get()
+    assert "torch nn.LSTM, bfloat16: this processor multiplies float32 faster, skipped" in seen.get()
 
 
 def test_error_of_a_peer_includes_its_command() -> None:
@@ -214,13 +214,13 @@ def test_torch_learns_in_all_supported_precisions() -> None:
     """Run in a separate process, since torch's threads and TensorFlow's conflict."""
     code = """
 from bench.peers import Size, torch_lstm
-from common.machine import multiplies_bfloat16
+from common.machine import multiplies_bfloat16_faster
 import torch
 torch.manual_seed(1)
 losses = []
 item = torch.Tensor.item
 torch.Tensor.item = lambda tensor: losses.append(item(tensor)) or losses[-1]
-for precision in ("float32", *(["bfloat16"] if multiplies_bfloat16() else [])):
+for precision in ("float32", *(["bfloat16"] if multiplies_bfloat16_faster() else [])):
     run = torch_lstm(precision)(Size(1, 16, 4, 8), "cpu")
     run(1), run(60)
     assert losses[-1] < 0.9 * losses[-2], losses

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common import machine
 from common.machine import describe, gpus, memory
 
 
@@ -20,6 +21,23 @@ def test_memory_of_exited_process_is_zero() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     assert memory(process.pid) == 0
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "faster"),
+    [
+        ("GenuineIntel", "avx2 avx512f avx512_bf16 amx_bf16", True),
+        ("GenuineIntel", "avx2 avx512f avx512_bf16", False),
+        ("AuthenticAMD", "avx2 avx512f avx512_bf16", True),
+        ("AuthenticAMD", "avx2", False),
+    ],
+)
+def test_bfloat16_is_chosen_where_it_is_faster(
+    vendor: str, flags: str, faster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    assert machine.multiplies_bfloat16_faster() is faster
 
 
 def test_gpus_are_described_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
