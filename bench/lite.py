@@ -19,7 +19,7 @@ from bench.loops import TEMPERATURE, VOCAB, check_logits
 from bench.machine import provenance
 from bench.peers import Size
 from bench.served import export, model_of
-from bench.train import Rounds, Worker, has, ratios
+from bench.train import Rounds, Worker, has, over_torch, ratios
 from common import console
 from common.files import write_json
 from export.bundle import pack
@@ -102,12 +102,6 @@ def browser(out: Path, size: Size) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def better_torch(result: dict[str, Any], own: str, int8: bool) -> float | None:
-    """Return the speed of precision `own` relative to torch's fastest loop; None without torch."""
-    peers = {name: each for name, each in result["ratios"][own].items() if name.startswith("torch")}
-    return min((each["median_of_ratios"] for name, each in peers.items() if (INT8 in name) == int8), default=None)
-
-
 def table(result: dict[str, Any], in_browser: dict[str, Any] | None) -> Table:
     """Render the results for the terminal and docs/benchmarks.md."""
     work = result["work"]
@@ -133,7 +127,8 @@ def table(result: dict[str, Any], in_browser: dict[str, Any] | None) -> Table:
     if in_browser:
         us = in_browser["us_a_step"]
         shown.add_row(f"browser, {in_browser['precision']}", f"{us:,.1f}", f"{1e6 / us:,.0f}")
-    eager, int8 = (better_torch(result, OWN, kind) for kind in (False, True))
+    peers = result["ratios"][OWN].items()
+    eager, int8 = (over_torch({name: each for name, each in peers if (INT8 in name) == kind}) for kind in (False, True))
     if eager is not None and int8 is not None:
         target = f" (target: {TARGET:g} x)" if f"{work['layers']}x{work['units']}" == TARGET_SIZE else ""
         shown.caption = (

@@ -22,7 +22,7 @@ from bench.loops import LENGTHS, PEERS, ROWS, TEMPERATURE, VOCAB, check_logits
 from bench.machine import provenance
 from bench.peers import Size
 from bench.served import export
-from bench.train import Worker, has, ratios
+from bench.train import Worker, has, over_torch, ratios
 from common import console
 from common.files import write_json
 
@@ -96,12 +96,6 @@ def weight_bytes(size: Size) -> int:
     return 4 * (kernels + size.units * VOCAB.size)
 
 
-def better_torch(result: dict[str, Any], rows: int) -> float | None:
-    """Return our speed relative to torch's fastest loop; None without torch."""
-    peers = result["ratios"][str(rows)]
-    return min((each["median_of_ratios"] for name, each in peers.items() if name.startswith("torch")), default=None)
-
-
 def table(result: dict[str, Any]) -> Table:
     """Render the results for the terminal and docs/benchmarks.md."""
     work, bound = result["work"], result["bound"]
@@ -136,7 +130,7 @@ def table(result: dict[str, Any]) -> Table:
             f"{rows} row{'s' * (rows > 1)}: ours is {speed:.2f} x as fast as torch's fastest loop "
             f"(target: {TARGETS[rows]:g} x)"
             for rows in ROWS
-            if (speed := better_torch(result, rows)) is not None
+            if (speed := over_torch(result["ratios"][str(rows)])) is not None
         ),
     ]
     shown.caption = "\n".join(lines)

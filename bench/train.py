@@ -117,6 +117,11 @@ def ratios(rates: Rounds, own: str) -> dict[str, dict[str, float]]:
     }
 
 
+def over_torch(ratios: dict[str, dict[str, float]]) -> float | None:
+    """Return the speed relative to the fastest of torch's peers; None without torch."""
+    return min((each["median_of_ratios"] for name, each in ratios.items() if name.startswith("torch")), default=None)
+
+
 def ceiling(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]:
     """Return the best GFLOP/s of any library and round, per precision, and the library's name."""
     best = {}
@@ -178,15 +183,10 @@ def _caption(result: dict[str, Any]) -> str:
         "MB: peak memory of the process",
     ]
     lines += [f"{name} failed: {reason}" for name, reason in result.get("failed", {}).items()]
-    if (ratio := better_torch(result)) is not None:
+    peers = result["ratios"].get(f"ours, {result['default_precision']}", {})  # none if that peer failed
+    if (ratio := over_torch(peers)) is not None:
         lines.append(f"ours by default is {ratio:.2f} x as fast as torch in its faster precision")
     return "\n".join(lines)
-
-
-def better_torch(result: dict[str, Any]) -> float | None:
-    """Return our speed by default relative to torch in its faster precision; None without torch."""
-    peers = result["ratios"].get(f"ours, {result['default_precision']}", {})  # none if that peer failed
-    return min((each["median_of_ratios"] for name, each in peers.items() if name.startswith("torch")), default=None)
 
 
 class Worker:

@@ -42,9 +42,6 @@ def shown(result: dict, browser: dict | None) -> str:
 
 
 def test_ours_is_compared_with_torchs_fastest_loops(result: dict) -> None:
-    assert lite.better_torch(result, "int8-dynamic", int8=False) == pytest.approx(12.0)
-    assert lite.better_torch(result, "int8-dynamic", int8=True) == pytest.approx(2.5)
-    assert lite.better_torch(result, "float32", int8=False) == pytest.approx(3.0)
     text = shown(result, None)
     assert "12.00 x as fast as torch's fastest eager loop (target: 5 x)" in text
     assert "2.50 x as fast as its fastest int8 loop" in text

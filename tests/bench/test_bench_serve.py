@@ -55,7 +55,6 @@ def test_share_of_the_bound_and_speed_relative_to_torch(tmp_path: Path, monkeypa
         "share_of_read": pytest.approx(0.0816),
         "share_of_copy": pytest.approx(0.0408),
     }
-    assert sampling.better_torch(result, 1) == pytest.approx(2.0)
     assert "1 row: ours is 2.00 x as fast as torch's fastest loop (target: 4 x)" in str(sampling.table(result).caption)
     assert result["commit"] == "a commit"
 
