@@ -117,9 +117,9 @@ def ratios(rates: Rounds, own: str) -> dict[str, dict[str, float]]:
     }
 
 
-def over_torch(ratios: dict[str, dict[str, float]]) -> float | None:
-    """Return the speed relative to the fastest of torch's peers; None without torch."""
-    return min((each["median_of_ratios"] for name, each in ratios.items() if name.startswith("torch")), default=None)
+def over_torch(peers: dict[str, dict[str, float]]) -> float | None:
+    """Return the least of `ratios` over torch's peers; None without torch."""
+    return min((each["median_of_ratios"] for name, each in peers.items() if name.startswith("torch")), default=None)
 
 
 def ceiling(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]:

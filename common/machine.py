@@ -26,10 +26,8 @@ def describe(gpu: bool = False) -> str:
 
 
 def multiplies_bfloat16_faster() -> bool:
-    """Check whether the processor multiplies bfloat16 faster than float32: with AMX, or with AVX-512 on AMD's.
-
-    In Intel's AVX-512 one unit multiplies bfloat16, but two float32.
-    """
+    """Check whether the processor multiplies bfloat16 faster than float32: with AMX or, by AMD's manuals, with AMD's
+    AVX-512. Intel's AVX-512 has one unit for bfloat16, but two for float32."""
     fields = _fields(CPUINFO)
     flags = fields.get("flags", "").split()
     return "amx_bf16" in flags or ("avx512_bf16" in flags and fields.get("vendor_id") == "AuthenticAMD")

@@ -1,7 +1,7 @@
 """The LSTM's recurrence, its products and Adam as compiled ops (lstm.cc), 1.5 to 3 times as fast as a graph on a CPU.
 
 It is compiled for the processor on first use, in a few seconds, and kept beside the environment's packages. Without a
-compiler, or without permission to write there, recurrence.py's graph loop is used instead.
+compiler, or without permission to write there, recurrence.py's graph loop and Keras's Adam are used instead.
 
 Legend: T time steps, B lanes, H units, G gate columns.
 """
@@ -39,6 +39,14 @@ def ops() -> Any:
             f"an LSTM trains at about half the speed: {SOURCE.name} cannot be compiled ({', '.join(map(str, reason))})"
         )
         return None
+
+
+def multiplies(dtype: tf.DType) -> bool:
+    """Check whether to multiply over a window here. Float16 is for GPUs, and TensorFlow is faster for float32 where it
+    multiplies by oneDNN with AVX-512, which it does on processors with VNNI."""
+    if not ops() or dtype == tf.float16:
+        return False
+    return dtype == tf.bfloat16 or "avx512_vnni" not in processor()[1]
 
 
 def _build() -> Path:
@@ -81,7 +89,10 @@ def lstm(
             )
             h_TxBxH = h_T1xBxH[:-1] if keep_TxBx1 is None else h_T1xBxH[:-1] * keep_TxBx1
             h_NxH, dz_NxG = tf.reshape(h_TxBxH, [-1, G // 4]), tf.reshape(dz_TxBxG, [-1, G])
-            dr_HxG = ops().char_rnn_product_transposed_a(h_NxH, dz_NxG, rounded)
+            if multiplies(dtype):
+                dr_HxG = ops().char_rnn_product_transposed_a(h_NxH, dz_NxG, rounded)
+            else:
+                dr_HxG = tf.matmul(h_NxH, dz_NxG, transpose_a=True)
             return _shaped([dz_TxBxG, *dbefore, dr_HxG], like=[z_TxBxG, h_BxH, c_BxH, r_HxG])
 
         return (h_T1xBxH[1:], h_T1xBxH[-1], c_TxBxH[-1]), grad
@@ -94,7 +105,7 @@ def lstm(
 
 
 def matmul(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType = tf.float32, transpose_b: bool = False) -> tf.Tensor:
-    """Multiply two float32 matrices in `dtype` on one core, at about twice the speed of TensorFlow's own product."""
+    """Multiply two float32 matrices in `dtype` on one core, where `multiplies` at up to twice TensorFlow's speed."""
     rounded = dtype == tf.bfloat16
     names = ("char_rnn_product", "char_rnn_product_transposed_a", "char_rnn_product_transposed_b")
     ab, atb, abt = (functools.partial(getattr(ops(), name), rounded=rounded) for name in names)
@@ -127,7 +138,7 @@ def adam(values: Sequence[tf.Tensor], gradient: tf.Tensor, settings: Sequence[An
     settings: rate, 1 - beta_1, 1 - beta_2, epsilon.
     """
     flat = [tf.reshape(x, [-1]) for x in (*values, gradient)]
-    return [tf.reshape(x, gradient.shape) for x in ops().char_rnn_adam(*flat, tf.stack(settings))]
+    return [tf.reshape(x, values[0].shape) for x in ops().char_rnn_adam(*flat, tf.stack(settings))]
 
 
 def _shaped(gradients: list[tf.Tensor], like: list[tf.Tensor]) -> tuple[Any, ...]:

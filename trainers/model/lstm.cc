@@ -43,7 +43,9 @@ constexpr int ROWS = 6;
 constexpr int PANEL = 2 * W;  // columns of a panel: with ROWS rows, their sums fill the registers
 constexpr int DEPTH = 256;  // words of a block: DEPTH x PANEL words stay in the first-level cache
 constexpr int BLOCK = 96;   // rows of a block: BLOCK x DEPTH words stay in the second-level cache
-constexpr int STRIDE = DEPTH + 16;  // words between rows of a left factor: a constant, so that rows need no registers
+// Words between rows of a left factor: a constant, so that rows need no registers; 16 more, since rows a power of two apart
+// would share cache lines.
+constexpr int64_t STRIDE = DEPTH + 16;
 
 typedef float V __attribute__((vector_size(4 * W), aligned(4), may_alias));
 
@@ -195,8 +197,9 @@ struct Packed {
   }
 };
 
-// c_MxPANEL = a_MxU b_UxPANEL + d_MxPANEL for one panel; d may be c, or null for zeros. Rows of c and d are `ldc` words
-// apart. d is read last, since it is in no cache yet. Unrolled by hand: GCC would do so too late to keep sums in registers.
+// c_MxPANEL = a_MxU b_UxPANEL + d_MxPANEL for one panel; d may be c, or null for zeros. Rows of a are STRIDE words apart,
+// those of c and d `ldc`. d is read last, since it is in no cache yet. The pragmas unroll early enough for GCC to keep the
+// sums in registers.
 template <class P, int M>
 void multiply_tile(int U, const float* a, const float* b, const float* d, float* c, int64_t ldc) {
   V sum[M][2];
@@ -571,8 +574,7 @@ void sum_rows(TF_OpKernelContext* context) {
   }
 }
 
-// (weight, m, v, gradient, [rate, 1 - beta_1, 1 - beta_2, epsilon]) -> (weight, m, v) after a step of Adam. The last numbers
-// are rounded like all others, so that replicas' copies stay equal.
+// (weight, m, v, gradient, [rate, 1 - beta_1, 1 - beta_2, epsilon]) -> (weight, m, v) after a step of Adam.
 void adam(TF_OpKernelContext* context) {
   Inputs in(context);
   const int64_t count = TF_TensorElementCount(in.tensors[0]);

@@ -29,7 +29,7 @@ Recurrent = tuple[tf.Tensor, ...]  # trainers.model.cells.Weights.recurrent
 
 def matmul(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType, transpose_b: bool = False) -> tf.Tensor:
     """Multiply two matrices in `dtype`, with a result in float32."""
-    if kernel.ops() and dtype != tf.float16:  # which is for GPUs
+    if kernel.multiplies(dtype):
         return kernel.matmul(tf.cast(a, tf.float32), tf.cast(b, tf.float32), dtype, transpose_b)
     return tf.cast(tf.matmul(tf.cast(a, dtype), tf.cast(b, dtype), transpose_b=transpose_b), tf.float32)
 

@@ -71,7 +71,7 @@ class Muon(keras.optimizers.Muon):
         If that factor followed, TensorFlow would rearrange its product with the learning rate, differently on each
         replica, and their copies of a weight would drift apart.
         """
-        factor = math.sqrt(max(x.shape)) * self.rms_rate if self.rms_rate else 1.0
+        factor = math.sqrt(max(x.shape)) * self.rms_rate if self.rms_rate is not None else 1.0
         wide = x.shape[0] <= x.shape[1]
         x_MxN = x if wide else tf.transpose(x)
         x_MxN /= tf.norm(x_MxN) + 1e-7
@@ -89,9 +89,9 @@ class Muon(keras.optimizers.Muon):
 
 
 class _Fused(keras.Optimizer):
-    """Adam's update of a weight in one kernel, and its scalars once for all weights.
+    """Adam's update of a weight in one kernel, and the powers of its betas once for all weights.
 
-    The number of kernels bounds the speed of a small model on a GPU, and that of passes over memory on a CPU.
+    On a GPU the number of kernels bounds the speed of a small model; on a CPU each would be a pass over memory.
     """
 
     beta_names: tuple[str, str]  # Adam's settings, as the Keras class names them
@@ -180,7 +180,9 @@ def make_optimizer(
         "sgd": keras.optimizers.SGD,
     }
     gpu = bool(tf.config.list_logical_devices("GPU"))
-    if gpu or kernel.ops() if fused is None else fused:
+    if fused is None:
+        fused = gpu or kernel.ops() is not None
+    if fused:
         kinds |= {"adam": FusedAdam, "adamw": FusedAdam, "muon": FusedMuon}
     decay = config.weight_decay or None
     extra: dict[str, Any] = {}

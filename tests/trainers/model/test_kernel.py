@@ -50,9 +50,13 @@ def case(rng: np.random.Generator, T: int, B: int, H: int, resets: bool) -> Call
     return run
 
 
+@pytest.mark.parametrize("multiplies", [False, True])
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize(("T", "B", "H"), SIZES)
-def test_values_and_gradients_match_the_loop(rng: np.random.Generator, T: int, B: int, H: int, resets: bool) -> None:
+def test_values_and_gradients_match_the_loop(
+    rng: np.random.Generator, T: int, B: int, H: int, resets: bool, multiplies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "multiplies", lambda dtype: multiplies)
     run = case(rng, T, B, H, resets)
     loop = run(lambda z, state, r, keep: recurrence.loop(CELLS["lstm"], z, state, (r,), tf.float32, keep))
     for actual, expected in zip(run(kernel.lstm), loop, strict=True):
@@ -153,6 +157,23 @@ def test_matmul_and_its_gradients_match_float64(
     expected = [a @ b.T, w @ b, w.T @ a] if transpose_b else [a @ b, w @ b.T, a.T @ w]
     for actual, value in zip([c, *tape.gradient(loss, inputs)], expected, strict=True):
         np.testing.assert_allclose(actual, value, rtol=0, atol=1e-6 * max(M, K, N) ** 0.5 * 10)
+
+
+@pytest.mark.parametrize("count", [0, 1, 17, 37])
+def test_adam_matches_float64(rng: np.random.Generator, count: int) -> None:
+    weight, m, gradient = rng.normal(size=(3, count)).astype(np.float32)
+    v, (rate, new_m, new_v, epsilon) = m**2, (0.01, 0.1, 0.001, 1e-7)
+    actual = kernel.adam([tf.constant(x) for x in (weight, m, v)], tf.constant(gradient), [rate, new_m, new_v, epsilon])
+    weight, m, v, gradient = (x.astype(np.float64) for x in (weight, m, v, gradient))
+    m, v = m + (gradient - m) * new_m, v + (gradient**2 - v) * new_v
+    for value, expected in zip(actual, [weight - rate * m / (np.sqrt(v) + epsilon), m, v], strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_float32_is_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, chosen in [({"avx2"}, [tf.float32, tf.bfloat16]), ({"avx2", "avx512_vnni"}, [tf.bfloat16])]:
+        monkeypatch.setattr(kernel, "processor", lambda flags=flags: ("", flags))
+        assert [dtype for dtype in (tf.float32, tf.bfloat16, tf.float16) if kernel.multiplies(dtype)] == chosen
 
 
 def test_bfloat16_rounds_to_nearest_even() -> None:
