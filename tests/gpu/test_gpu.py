@@ -85,7 +85,7 @@ def build(devices: Devices, **settings: Any) -> Steps:
     with devices.strategy.scope():
         model = CharRNN(ModelConfig(units=32, layers=2, **settings), V, seed=3)
         model.use_cudnn = devices.gpu
-        optimizer = make_optimizer(config, 100, 10, model.trainable_variables, model.inner_kernels, devices.gpu)
+        optimizer = make_optimizer(config, 100, 10, model.trainable_variables, model.inner_kernels)
     return Steps(devices, model, optimizer, config)
 
 

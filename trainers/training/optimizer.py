@@ -160,13 +160,11 @@ def make_optimizer(
     epoch_steps: int,
     variables: list[Any],
     inner: Sequence[Any],
-    fused: bool | None = None,
     matmul_dtype: tf.DType = tf.float32,
 ) -> keras.Optimizer:
     """Create the config's Keras optimizer for these variables. It expects gradients summed over all replicas.
 
     inner: the variables for muon (`CharRNN.inner_kernels`); adam takes the others.
-    fused: Adam in one kernel, by default where there is one; the same results to rounding, and the same slots.
     matmul_dtype: of muon's products on a CPU. A GPU's are in float32, rounded to TF32 as `prepare` has set it.
     A constant learning rate is a variable that callbacks may set.
     """
@@ -180,9 +178,7 @@ def make_optimizer(
         "sgd": keras.optimizers.SGD,
     }
     gpu = bool(tf.config.list_logical_devices("GPU"))
-    if fused is None:
-        fused = gpu or kernel.ops() is not None
-    if fused:
+    if gpu or kernel.ops():  # the same results to rounding, and the same slots
         kinds |= {"adam": FusedAdam, "adamw": FusedAdam, "muon": FusedMuon}
     decay = config.weight_decay or None
     extra: dict[str, Any] = {}
