@@ -20,8 +20,10 @@
 #include <type_traits>
 #include <utility>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX__
 #include <immintrin.h>
+#endif
+#ifdef __AVX512BF16__
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -43,6 +45,7 @@ constexpr int ROWS = 6;
 constexpr int PANEL = 2 * W;  // columns of a panel: with ROWS rows, their sums fill the registers
 constexpr int DEPTH = 256;  // words of a block: DEPTH x PANEL words stay in the first-level cache
 constexpr int BLOCK = 96;   // rows of a block: BLOCK x DEPTH words stay in the second-level cache
+constexpr int AHEAD = 32;   // words of a panel to request ahead: the processor itself stops at each page's end
 // Words between rows of a left factor: a constant, so that rows need no registers; 16 more, since rows a power of two apart
 // would share cache lines.
 constexpr int64_t STRIDE = DEPTH + 16;
@@ -75,6 +78,13 @@ void store(float* p, V v, int count) {
     store(p, v);
   else if (count > 0)
     std::memcpy(p, &v, 4 * count);
+}
+
+// Requests COUNT numbers, a multiple of 16.
+template <int COUNT>
+void prefetch(const float* p) {
+#pragma GCC unroll 32
+  for (int i = 0; i < COUNT; i += 16) __builtin_prefetch(p + i);
 }
 
 // Swaps the blocks of STEP columns that are off the diagonal of two rows STEP apart.
@@ -180,14 +190,15 @@ struct Packed {
       const int k0 = u0 * P::INPUTS, U = std::min(DEPTH, P::words(K) - u0);
       float* block = buffer.get() + u0 * width;
       const auto at = [=](int u, int n) { return block + (n / PANEL * U + u) * PANEL + n % PANEL; };
-      for (int u = 0; u < U; u += transposed ? W : 1)
+      for (int u = 0; !transposed && u < U; ++u)
         for (int n = 0; n < width; n += W) {
           const int k = k0 + u * P::INPUTS;
-          if (!transposed) {
-            const float* from = b + k * ldb + n;
-            store(at(u, n), k < K ? P::pack_column(from, k + 1 < K ? from + ldb : nullptr, N - n) : V{});
-            continue;
-          }
+          const float* from = b + k * ldb + n;
+          store(at(u, n), k < K ? P::pack_column(from, k + 1 < K ? from + ldb : nullptr, N - n) : V{});
+        }
+      for (int n = 0; transposed && n < width; n += W)
+        for (int u = 0; u < U; u += W) {
+          const int k = k0 + u * P::INPUTS;
           V rows[W];
           for (int i = 0; i < W; ++i) rows[i] = n + i < N ? P::pack_row(b + (n + i) * ldb + k, K - k) : V{};
           transpose(rows);
@@ -205,11 +216,12 @@ void multiply_tile(int U, const float* a, const float* b, const float* d, float*
   V sum[M][2];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-    __builtin_prefetch((d ? d : c) + m * ldc);
+    prefetch<PANEL>((d ? d : c) + m * ldc);
     sum[m][0] = sum[m][1] = V{};
   }
   for (int u = 0; u < U; ++u, b += PANEL) {
     const V b0 = load(b), b1 = load(b + W);
+    prefetch<PANEL>(b + AHEAD * PANEL);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       sum[m][0] = P::add(sum[m][0], a[m * STRIDE + u], b0);
@@ -252,6 +264,7 @@ struct Amx {
     const int top = M > ROWS / 2 ? (M + 1) / 2 : M;
     if (configured_rows != M) configure(configured_rows = M, top);
     asm volatile("" ::: "memory");  // the intrinsics do not tell GCC what they read
+    for (int m = 0; m < M; ++m) prefetch<PANEL>((d ? d : c) + m * ldc + PANEL);
     M > top ? multiply<true>(top, U, a, b, d, c, 4 * ldc) : multiply<false>(top, U, a, b, d, c, 4 * ldc);
   }
 
@@ -285,6 +298,7 @@ struct Amx {
       _tile_zero(3);
     }
     for (int u = 0; u < U; u += 16, a += 16, b += 16 * PANEL) {
+      prefetch<16 * PANEL>(b + AHEAD * PANEL);
       _tile_loadd(6, b, 4 * PANEL);
       _tile_loadd(7, b + W, 4 * PANEL);
       _tile_loadd(4, a, 4 * STRIDE);
@@ -357,23 +371,26 @@ struct Rows {
   }
 };
 
-V clamp(V x, float most) {
-  const V high = V{} + most;
-  x = x > high ? high : x;
-  return x < -high ? -high : x;
-}
+#ifdef __AVX512F__
+V smaller(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); }
+V larger(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX__)
+V smaller(V a, V b) { return (V)_mm256_min_ps((__m256)a, (__m256)b); }
+V larger(V a, V b) { return (V)_mm256_max_ps((__m256)a, (__m256)b); }
+#else
+V smaller(V a, V b) { return a < b ? a : b; }
+V larger(V a, V b) { return a > b ? a : b; }
+#endif
 
-// The rational approximation that Eigen and XLA use, within a few units in the last place.
+// The rational approximation of Eigen, within a few units in the last place.
 V tanh(V x) {
-  x = clamp(x, 7.90531110763549805f);
+  const V most = V{} + 8.01773357f;
+  x = larger(-most, smaller(most, x));  // x last: the result is NaN if x is
   const V y = x * x;
-  V p = V{} - 2.76076847742355e-16f;
-  for (const float a : {2.00018790482477e-13f, -8.60467152213735e-11f, 5.12229709037114e-08f, 1.48572235717979e-05f,
-                        6.37261928875436e-04f, 4.89352455891786e-03f})
-    p = p * y + a;
-  V q = V{} + 1.19825839466702e-06f;
-  for (const float b : {1.18534705686654e-04f, 2.26843463243900e-03f, 4.89352518554385e-03f}) q = q * y + b;
-  return x * p / q;
+  V p = V{} + 1.394553628e-8f, q = V{} + 8.015776984e-7f;
+  for (const float a : {2.102733560e-5f, 3.520756727e-3f, 1.340216100e-1f}) p = p * y + a;
+  for (const float b : {3.326951409e-4f, 2.597254514e-2f, 4.673548340e-1f, 1.0f}) q = q * y + b;
+  return (x * y * p + x) / q;
 }
 
 V sqrt(V x) {
@@ -391,9 +408,9 @@ void for_vectors(int64_t numbers, F f) {
   if (first < numbers) f(first, int(numbers - first));
 }
 
-// Requests the four gates of a unit, which the next step needs and which are in no cache yet.
-void prefetch(const float* gates, int H) {
-  for (int g = 0; g < 4; ++g) __builtin_prefetch(gates + g * H, 1, 2);
+// Requests the four gates of a unit in the next lane, which are no longer in a cache close by.
+void prefetch_next(const float* gates, int H) {
+  for (int g = 4; g < 8; ++g) __builtin_prefetch(gates + g * H, 1, 2);
 }
 
 struct Inputs {
@@ -463,23 +480,22 @@ void forward(TF_OpKernelContext* context) {
   Rows<P> rows(B, H);
   std::memcpy(h, in[2], 4 * BH);
   for (int t = 0; t < T; ++t, keep += B, h += BH, c_prev = c, c += BH, gates += BG) {
-    const float *z = z_TxBxG + t * BG, *next_z = z + BG;
     for (int b = 0; b < B; ++b) {
       for (int u = 0; u < H; ++u) kept.get()[u] = h[int64_t(b) * H + u] * keep[b];
       rows.set(b, kept.get(), H);
     }
-    rows.multiply(r, z, gates);
+    rows.multiply(r, z_TxBxG + t * BG, gates);
     for (int b = 0; b < B; ++b) {
-      float* a = gates + int64_t(b) * G;
+      float *a = gates + int64_t(b) * G, *c_row = c + int64_t(b) * H, *h_row = h + BH + int64_t(b) * H;
       for_vectors(H, [&, b](int64_t u, auto n) {
-        const int64_t at = int64_t(b) * H + u;
-        prefetch(next_z + int64_t(b) * G + u, H);
+        prefetch_next(a + u, H);
         const V i = sigmoid(load(a + u, n)), f = sigmoid(load(a + H + u, n));
         const V g = tanh(load(a + 2 * H + u, n)), o = sigmoid(load(a + 3 * H + u, n));
-        const V next = f * (load(c_prev + at, n) * keep[b]) + i * g;
         store(a + u, i, n), store(a + H + u, f, n), store(a + 2 * H + u, g, n), store(a + 3 * H + u, o, n);
-        store(c + at, next, n);
-        store(h + BH + at, o * tanh(next), n);
+        store(c_row + u, f * (load(c_prev + int64_t(b) * H + u, n) * keep[b]) + i * g, n);
+      });
+      for_vectors(H, [&](int64_t u, auto n) {  // a loop of its own, since it waits for the results of the first
+        store(h_row + u, load(a + 3 * H + u, n) * tanh(load(c_row + u, n)), n);
       });
     }
   }
@@ -512,7 +528,7 @@ void backward(TF_OpKernelContext* context) {
       float* d = to + int64_t(b) * G;
       for_vectors(H, [&, b](int64_t u, auto n) {
         const int64_t at = int64_t(b) * H + u;
-        prefetch(a - BG + u, H);
+        prefetch_next(a + u, H);
         const V i = load(a + u, n), f = load(a + H + u, n), g = load(a + 2 * H + u, n), o = load(a + 3 * H + u, n);
         const V tanh_c = tanh(load(c + at, n)), dy_h = load(dh + at, n) + load(dy + at, n);
         const V dy_c = load(dc + at, n) + dy_h * o * (1 - tanh_c * tanh_c);

@@ -194,7 +194,8 @@ def test_sum_rows_matches_numpy(rng: np.random.Generator, N: int, V: int, K: int
 
 def test_tanh_matches_float64() -> None:
     """Read tanh from the op: with h = 0 and open gates, it returns c = tanh(candidate)."""
-    x = np.concatenate([np.linspace(-12, 12, 4001), np.logspace(-30, 0, 100)]).astype(np.float32)[:, None]
+    beyond = [-np.inf, np.inf, np.nan]
+    x = np.concatenate([np.linspace(-12, 12, 4001), np.logspace(-30, 0, 100), beyond]).astype(np.float32)[:, None]
     open_gates = np.full((len(x), 1), 20, np.float32)
     z = np.concatenate([open_gates, -open_gates, x, open_gates], axis=1)[None]
     zero = tf.zeros([len(x), 1])
