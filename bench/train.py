@@ -6,7 +6,7 @@ the same one. The ratio reported is therefore the median over rounds. A ratio of
 different rounds and includes the drift. The results contain it too: if the two differ much, the machine was too noisy
 to trust either.
 
-A share of the ceiling is the median rate over the fastest product of any round, so that drift can only make it smaller.
+A share of the ceiling is a median over rounds, too: the rate of a turn over the fastest product in the same round.
 """
 
 import functools
@@ -87,7 +87,6 @@ def compare(size: Size, device: str, rounds: int, seconds: float, out: Path, com
             for name, peer in peers.items()
         },
         "failed": failed,
-        "ceiling": ceiling({library: turns[library] for library in workers.keys() - peers.keys()}),
         "ratios": {own: ratios(rates, own) for own in peers if own.startswith("ours")},
         "rounds": turns,
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "torch") if has(name)},
@@ -122,14 +121,13 @@ def over_torch(peers: dict[str, dict[str, float]]) -> float | None:
     return min((each["median_of_ratios"] for name, each in peers.items() if name.startswith("torch")), default=None)
 
 
-def ceiling(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]:
-    """Return the best GFLOP/s of any library and round, per precision, and the library's name."""
-    best = {}
-    for precision in next(iter(turns.values()))[0]:
-        rates = {library: max(turn[precision] for turn in each) for library, each in turns.items()}
-        library = max(rates, key=lambda name: rates[name])
-        best[precision] = {"gflops": rates[library], "library": library}
-    return best
+def ceilings(result: dict[str, Any]) -> list[dict[str, float]]:
+    """Return the GFLOP/s of each round's fastest product in any library, by precision."""
+    libraries = [turns for name, turns in result["rounds"].items() if name not in result["peers"]]
+    return [
+        {precision: max(turn[precision] for turn in turns) for precision in turns[0]}
+        for turns in zip(*libraries, strict=True)
+    ]
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -141,15 +139,18 @@ def table(result: dict[str, Any]) -> Table:
     for column in columns:
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, peer in result["peers"].items():
-        precision = PEERS[name].precision
-        rate = peer["characters_per_second"] * peer["flops_a_character"] / 1e9
+        precision, gflops_a_character = PEERS[name].precision, peer["flops_a_character"] / 1e9
+        share = statistics.median(
+            turn["characters_per_second"] * gflops_a_character / top[precision]
+            for turn, top in zip(result["rounds"][name], ceilings(result), strict=True)
+        )
         shown.add_row(
             f"{name} *" if name == f"ours, {default}" else name,
             f"{peer['characters_per_second']:,.0f}",
             _speedup(result, f"ours, {default}", name),
             _speedup(result, f"ours, {precision}", name),
-            f"{rate:,.1f}",
-            f"{rate / result['ceiling'][precision]['gflops']:.1%}",
+            f"{peer['characters_per_second'] * gflops_a_character:,.1f}",
+            f"{share:.1%}",
             f"{peer['first_step_seconds']:.1f} s",
             f"{peer['warm_seconds']:.1f} s",
             f"{peer['peak_bytes'] / 1e6:,.0f}",
@@ -166,8 +167,10 @@ def _speedup(result: dict[str, Any], own: str, name: str) -> str:
 
 
 def _caption(result: dict[str, Any]) -> str:
-    tops = ", ".join(
-        f"{precision} {top['gflops']:,.0f} GFLOP/s ({top['library']})" for precision, top in result["ceiling"].items()
+    tops = ceilings(result)
+    ranges = ", ".join(
+        f"{precision} at {min(top[precision] for top in tops):,.0f} to {max(top[precision] for top in tops):,.0f}"
+        for precision in tops[0]
     )
     steps = "; ".join(
         f"{name} to step {peer['warm_steps']}" for name, peer in result["peers"].items() if peer["warm_steps"] < 20
@@ -176,7 +179,7 @@ def _caption(result: dict[str, Any]) -> str:
         "* gain, = gain: speedup over the row, of our default precision (*) and of ours in the row's precision (=); "
         "medians of per-round ratios",
         "GFLOP/s: 6 FLOPs per character and multiplied weight; gathered rows do not count",
-        f"share: of the fastest large matrix product, {tops}",
+        f"share: median share of the fastest large matrix product in the same round: {ranges} GFLOP/s",
         "first, warm: from process start to the end of step 1 and of step 20"
         + (f" ({steps})" if steps else "")
         + ("; all processes start at once" if result["work"]["device"] == "gpu" else ""),

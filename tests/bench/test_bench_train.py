@@ -39,11 +39,15 @@ def test_ratio_is_the_median_of_per_round_ratios() -> None:
     assert train.ratios(rates, "ours, float32")["peer"] == {"median_of_ratios": 2.0, "ratio_of_medians": 1.0}
 
 
-def test_ceiling_is_the_best_of_all_libraries_and_rounds() -> None:
-    tf = [{"float32": 4.0, "bfloat16": 5.0}, {"float32": 3.0, "bfloat16": 6.0}]
-    torch = [{"float32": 1.0, "bfloat16": 9.0}, {"float32": 2.0, "bfloat16": 8.0}]
-    expected = {"float32": {"gflops": 4.0, "library": "tensorflow"}, "bfloat16": {"gflops": 9.0, "library": "torch"}}
-    assert train.ceiling({"tensorflow": tf, "torch": torch}) == expected
+def test_share_is_the_median_over_the_fastest_product_of_each_round() -> None:
+    # The host is three times as fast in round 2, and only then does TensorFlow multiply faster than torch.
+    result = made_up("bfloat16")
+    assert train.ceilings(result) == [
+        {"float32": 4, "bfloat16": 10},
+        {"float32": 20, "bfloat16": 40},
+        {"float32": 10, "bfloat16": 40},
+    ]
+    assert "float32 at 4 to 20, bfloat16 at 10 to 40 GFLOP/s" in str(train.table(result).caption)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +78,18 @@ def made_up(default: str) -> dict[str, object]:
             name: {"characters_per_second": sorted(each)[1], "flops_a_character": 1, **started}
             for name, each in rates.items()
         },
-        "ceiling": {
-            "float32": {"gflops": 10.0, "library": "tensorflow"},
-            "bfloat16": {"gflops": 40.0, "library": "torch"},
+        "rounds": {name: [{"characters_per_second": rate} for rate in each] for name, each in rates.items()}
+        | {
+            "tensorflow": [
+                {"float32": 3.0, "bfloat16": 5.0},
+                {"float32": 20.0, "bfloat16": 40.0},
+                {"float32": 9.0, "bfloat16": 8.0},
+            ],
+            "torch": [
+                {"float32": 4.0, "bfloat16": 10.0},
+                {"float32": 8.0, "bfloat16": 9.0},
+                {"float32": 10.0, "bfloat16": 40.0},
+            ],
         },
         "ratios": {name: train.ratios(rates, name) for name in rates if name.startswith("ours")},
     }
@@ -205,7 +218,7 @@ def test_short_run_of_two_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert peer["peak_bytes"] > 50e6  # in bytes; each of these libraries alone takes more
         assert len(result["rounds"][name]) == 2
     assert set(result["ratios"]["ours, float32"]) == {names[1]}
-    assert all(top["gflops"] > 1 for top in result["ceiling"].values())
+    assert all(top["float32"] > 1 for top in train.ceilings(result))
     assert result["commit"] == "a commit"
 
 
