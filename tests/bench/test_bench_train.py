@@ -39,8 +39,7 @@ def test_ratio_is_the_median_of_per_round_ratios() -> None:
     assert train.ratios(rates, "ours, float32")["peer"] == {"median_of_ratios": 2.0, "ratio_of_medians": 1.0}
 
 
-def test_share_is_the_median_over_the_fastest_product_of_each_round() -> None:
-    # The host is three times as fast in round 2, and only then does TensorFlow multiply faster than torch.
+def test_ceilings_are_the_fastest_products_of_each_round() -> None:
     result = made_up("bfloat16")
     assert train.ceilings(result) == [
         {"float32": 4, "bfloat16": 10},

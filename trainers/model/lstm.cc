@@ -190,20 +190,24 @@ struct Packed {
       const int k0 = u0 * P::INPUTS, U = std::min(DEPTH, P::words(K) - u0);
       float* block = buffer.get() + u0 * width;
       const auto at = [=](int u, int n) { return block + (n / PANEL * U + u) * PANEL + n % PANEL; };
-      for (int u = 0; !transposed && u < U; ++u)
-        for (int n = 0; n < width; n += W) {
-          const int k = k0 + u * P::INPUTS;
-          const float* from = b + k * ldb + n;
-          store(at(u, n), k < K ? P::pack_column(from, k + 1 < K ? from + ldb : nullptr, N - n) : V{});
-        }
-      for (int n = 0; transposed && n < width; n += W)
-        for (int u = 0; u < U; u += W) {
-          const int k = k0 + u * P::INPUTS;
-          V rows[W];
-          for (int i = 0; i < W; ++i) rows[i] = n + i < N ? P::pack_row(b + (n + i) * ldb + k, K - k) : V{};
-          transpose(rows);
-          for (int i = 0; i < std::min(W, U - u); ++i) store(at(u + i, n), rows[i]);
-        }
+      // Either way the inner loop reads along the rows of memory.
+      if (transposed) {
+        for (int n = 0; n < width; n += W)
+          for (int u = 0; u < U; u += W) {
+            const int k = k0 + u * P::INPUTS;
+            V rows[W];
+            for (int i = 0; i < W; ++i) rows[i] = n + i < N ? P::pack_row(b + (n + i) * ldb + k, K - k) : V{};
+            transpose(rows);
+            for (int i = 0; i < std::min(W, U - u); ++i) store(at(u + i, n), rows[i]);
+          }
+      } else {
+        for (int u = 0; u < U; ++u)
+          for (int n = 0; n < width; n += W) {
+            const int k = k0 + u * P::INPUTS;
+            const float* from = b + k * ldb + n;
+            store(at(u, n), k < K ? P::pack_column(from, k + 1 < K ? from + ldb : nullptr, N - n) : V{});
+          }
+      }
     }
   }
 };
@@ -264,7 +268,7 @@ struct Amx {
     const int top = M > ROWS / 2 ? (M + 1) / 2 : M;
     if (configured_rows != M) configure(configured_rows = M, top);
     asm volatile("" ::: "memory");  // the intrinsics do not tell GCC what they read
-    for (int m = 0; m < M; ++m) prefetch<PANEL>((d ? d : c) + m * ldc + PANEL);
+    for (int m = 0; m < M; ++m) prefetch<PANEL>((d ? d : c) + m * ldc + PANEL);  // the next panel's: these are due now
     M > top ? multiply<true>(top, U, a, b, d, c, 4 * ldc) : multiply<false>(top, U, a, b, d, c, 4 * ldc);
   }
 
